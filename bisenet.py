@@ -1,0 +1,44 @@
+"""The ``bisenet`` command: the sub-commands of ``training`` and ``service``, each imported when used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import typer
+
+COMMANDS = {
+    "serve": ("service.cli.serve", "serve", "Start the HTTP service."),
+    "predict": ("service.cli.predict", "predict", "Segment pictures without a server."),
+    "train": ("training.cli", "train", "Train a model from a recipe or a configuration file."),
+    "models": ("service.cli.models", "app", "List, inspect, publish and verify models."),
+    "bench": ("service.cli.bench", "app", "Measure what this machine does."),
+    "doctor": ("service.cli.doctor", "doctor", "Say what this machine can run, and why not the rest."),
+}
+"""Name -> (module, its function or typer app, line for ``bisenet --help``)."""
+
+
+def main() -> None:
+    """Run the sub-command that the command line names; import no other."""
+    root = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Train, publish and serve real-time segmentation models.",
+    )
+    chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    for name, (module, attribute, line) in COMMANDS.items():
+        command = getattr(import_module(module), attribute) if name == chosen else _not_chosen
+        if isinstance(command, typer.Typer):
+            root.add_typer(command, name=name)
+        else:
+            root.command(name, help=line if command is _not_chosen else None)(command)
+    root(prog_name="bisenet")
+
+
+def _not_chosen() -> None:
+    """Stand in ``--help`` for a command that nobody called."""
+
+
+if __name__ == "__main__":
+    main()
