@@ -1,0 +1,130 @@
+"""Picture geometry before the network: sizes, reduction, padding. Pixels stay uint8 RGB.
+
+Axes: H height, W width, 3 = red green blue.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from model.labels import UInt8Array
+
+Rgb = tuple[float, float, float]
+
+PAD_MULTIPLE = 32
+"""BiSeNet's deepest feature is 1/32 of the input; both sides must divide by it."""
+
+DEFAULT_MAX_INFER_PIXELS = 4_194_304
+"""Pictures above this many pixels are area-reduced before the network (2048 x 2048)."""
+
+
+@dataclass(frozen=True, order=True)
+class ImageSize:
+    """Height and width in pixels, both at least 1."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        """Refuse empty sizes."""
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"an image has at least 1x1 pixels, not {self.height}x{self.width}")
+
+    @property
+    def pixels(self) -> int:
+        """Height times width."""
+        return self.height * self.width
+
+    def padded(self, multiple: int = PAD_MULTIPLE) -> ImageSize:
+        """Return the smallest size that holds this one and divides by ``multiple``."""
+        return ImageSize(-(-self.height // multiple) * multiple, -(-self.width // multiple) * multiple)
+
+    def reduced_to(self, max_pixels: int) -> ImageSize:
+        """Return the largest size of (nearly) this aspect with at most ``max_pixels`` pixels."""
+        if self.pixels <= max_pixels:
+            return self
+        scale = math.sqrt(max_pixels / self.pixels)
+        height = min(max(1, math.floor(self.height * scale)), max_pixels)
+        width = min(max(1, math.floor(self.width * scale)), max_pixels // height)
+        return ImageSize(height, width)
+
+    def __str__(self) -> str:
+        """Return ``HxW``."""
+        return f"{self.height}x{self.width}"
+
+
+def size_of(image_HW3: UInt8Array) -> ImageSize:
+    """Return the size of an array whose first two axes are H and W."""
+    return ImageSize(image_HW3.shape[0], image_HW3.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """A picture as the network wants it, and how to find the way back.
+
+    Attributes:
+        pixels_HW3: uint8 RGB, both sides multiples of 32.
+        content: the part of ``pixels_HW3`` (top left) that holds the picture.
+        original: the picture's own upright size; larger than ``content`` when it was reduced.
+    """
+
+    pixels_HW3: UInt8Array
+    content: ImageSize
+    original: ImageSize
+
+    @property
+    def padded(self) -> ImageSize:
+        """The size that the network sees."""
+        return size_of(self.pixels_HW3)
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How a model wants its pictures: the same for training, evaluation and serving.
+
+    Args:
+        mean: RGB mean of values 0..1, as the network's normalisation uses it.
+        max_infer_pixels: larger pictures are area-reduced first.
+    """
+
+    mean: Rgb
+    max_infer_pixels: int = DEFAULT_MAX_INFER_PIXELS
+
+    @property
+    def pad_color(self) -> tuple[int, int, int]:
+        """The mean colour in 0..255, rounded half up: what padding is filled with."""
+        red, green, blue = (math.floor(value * 255 + 0.5) for value in self.mean)
+        return red, green, blue
+
+    def prepare(self, image_HW3: UInt8Array) -> PreparedImage:
+        """Reduce a picture if it is too large, then pad it right and bottom to multiples of 32.
+
+        Args:
+            image_HW3: upright uint8 RGB of any size from 1x1.
+        """
+        original = size_of(image_HW3)
+        content = original.reduced_to(self.max_infer_pixels)
+        if content != original:
+            image_HW3 = _area_reduced(image_HW3, content)
+        padded = content.padded()
+        if padded != content:
+            image_HW3 = _padded(image_HW3, padded, self.pad_color)
+        return PreparedImage(np.ascontiguousarray(image_HW3), content, original)
+
+
+def _area_reduced(image_HW3: UInt8Array, size: ImageSize) -> UInt8Array:
+    reduced = Image.fromarray(image_HW3).resize((size.width, size.height), Image.Resampling.BOX)
+    return np.asarray(reduced)
+
+
+def _padded(image_HW3: UInt8Array, size: ImageSize, color: tuple[int, int, int]) -> UInt8Array:
+    canvas = np.empty((size.height, size.width, 3), np.uint8)
+    height, width = image_HW3.shape[:2]
+    canvas[:height, :width] = image_HW3
+    canvas[height:, :] = color
+    canvas[:height, width:] = color
+    return canvas

@@ -1,0 +1,79 @@
+"""What tests of several packages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model import decode
+from model.artifact import Artifact
+from model.labels import ClassPalette, UInt8Array
+from model.manifest import ModelManifest
+from model.registry import ModelRegistry
+
+TINY_PALETTE = ClassPalette(
+    names=("sky", "road", "car", "tree"),
+    colors=((70, 130, 180), (128, 64, 128), (0, 0, 142), (107, 142, 35)),
+)
+_MEAN = (0.25, 0.5, 0.75)
+_STD = (0.25, 0.25, 0.25)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Return a real artifact of a small network with random weights and four classes."""
+    import torch  # noqa: PLC0415 - only tests that need an artifact pay for it
+
+    from model.export import write_artifact  # noqa: PLC0415
+    from model.network import ARCHITECTURES, build  # noqa: PLC0415
+
+    parameters = {"head_channels": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = build(
+            "bisenetv2", TINY_PALETTE.num_classes, parameters, mean=_MEAN, std=_STD, with_auxiliary=False
+        ).eval()
+    architecture = ARCHITECTURES["bisenetv2"]
+    manifest = ModelManifest(
+        architecture="bisenetv2",
+        generation=architecture.generation,
+        parameters=parameters,
+        upsample=architecture.upsample,
+        stride=architecture.stride,
+        palette=TINY_PALETTE,
+        mean=_MEAN,
+        std=_STD,
+        precision="f16",
+    )
+    return write_artifact(_folder(tmp_path_factory), network, manifest)
+
+
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artifact") / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_registry(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a registry that holds ``tiny@1``."""
+    folder = tmp_path_factory.mktemp("registry")
+    ModelRegistry(folder).publish(tiny_artifact.folder, "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return one cache folder for all tests: compiling kernels and graphs takes seconds."""
+    decode.warm_up()  # beside its source, where the next session finds it; numba looks in one place only
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def photo() -> UInt8Array:
+    """Return a picture of soft shapes and some noise, 150x230 RGB."""
+    random = np.random.default_rng(7)
+    grid = random.integers(0, 256, (5, 7, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(grid).resize((230, 150), Image.Resampling.BICUBIC), np.int16)
+    return (smooth + random.integers(-8, 9, smooth.shape)).clip(0, 255).astype(np.uint8)

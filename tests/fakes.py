@@ -1,0 +1,187 @@
+"""Small real things that stand in for large ones, for tests of all packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.numpy
+
+from model.artifact import Artifact, pack_golden, read_artifact
+from model.labels import ClassPalette
+from model.manifest import (
+    ARTIFACT_FILES,
+    GOLDEN_FILE,
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    ModelManifest,
+)
+from model.openvino_graph import GRAPH_INPUT, GRAPH_OUTPUT, load_openvino
+from model.storage import Storage, StoredObject
+from service.core.engine import EngineInfo, Float32Array, ImageBatch
+
+T = TypeVar("T")
+
+POOLING_MANIFEST = ModelManifest(
+    architecture="pooling",
+    generation="test",
+    parameters={},
+    upsample="bilinear",
+    stride=8,
+    palette=ClassPalette(names=("dark", "bright"), colors=((0, 0, 0), (255, 255, 255))),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    precision="f32",
+)
+
+
+def write_pooling_artifact(folder: Path, *, seed: int = 0, **changes: Any) -> Artifact:
+    """Write a complete artifact without torch: scores are weighted means of 8x8 pixels.
+
+    It is a few kilobytes, and OpenVINO compiles it in milliseconds.
+    """
+    random = np.random.default_rng(seed)
+    weights_K3 = random.normal(size=(2, 3)).astype(np.float32)
+    image_HW3 = random.integers(0, 256, (128, 160, 3), np.uint8)
+    cells_hw3 = image_HW3.reshape(16, 8, 20, 8, 3).mean((1, 3))
+    raw_Khw = np.einsum("kc,hwc->khw", weights_K3, cells_hw3).astype(np.float32)
+    (folder / GRAPH_FILE).parent.mkdir(parents=True)
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save({"head.weight": weights_K3}))
+    (folder / GOLDEN_FILE).write_bytes(pack_golden(image_HW3, raw_Khw))
+    _save_pooling_graph(folder / GRAPH_FILE, weights_K3)
+    return seal(folder, dataclasses.replace(POOLING_MANIFEST, **changes))
+
+
+def seal(folder: Path, manifest: ModelManifest) -> Artifact:
+    """Write the manifest of the files that are in the folder now."""
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ARTIFACT_FILES}
+    sealed = dataclasses.replace(manifest, files=files)
+    (folder / MANIFEST_FILE).write_text(sealed.to_json())
+    return read_artifact(folder)
+
+
+def _save_pooling_graph(path: Path, weights_K3: np.ndarray[Any, Any]) -> None:
+    openvino = load_openvino()
+    ops = openvino.opset13
+    images = ops.parameter([-1, -1, -1, 3], np.float32)
+    planes = ops.transpose(images, ops.constant([0, 3, 1, 2]))
+    cells = ops.avg_pool(planes, [8, 8], [0, 0], [0, 0], [8, 8], True)
+    kernel = ops.constant(weights_K3[:, :, None, None])
+    scores = ops.convolution(cells, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+    graph = openvino.Model([scores], [images], "pooling")
+    graph.input().set_names({GRAPH_INPUT})
+    graph.output().set_names({GRAPH_OUTPUT})
+    openvino.save_model(graph, path, compress_to_fp16=False)
+
+
+class InterruptedStorage:
+    """A storage that fails at one operation, before or after it was carried out.
+
+    Args:
+        inner: what carries the operations out.
+        fail_at: number of the failing operation, from 1.
+        failure: raised there.
+        after: the operation happens, but its caller does not learn of it.
+    """
+
+    def __init__(self, inner: Storage, *, fail_at: int, failure: BaseException, after: bool) -> None:
+        self.operations = 0
+        self._inner = inner
+        self._fail_at = fail_at
+        self._failure = failure
+        self._after = after
+
+    def create(self, path: str, data: bytes) -> bool:
+        return self._interrupted(lambda: self._inner.create(path, data))
+
+    def read(self, path: str) -> bytes | None:
+        return self._interrupted(lambda: self._inner.read(path))
+
+    def objects(self, prefix: str) -> list[StoredObject]:
+        return self._interrupted(lambda: self._inner.objects(prefix))
+
+    def delete(self, path: str) -> None:
+        self._interrupted(lambda: self._inner.delete(path))
+
+    def local_folder(self, prefix: str) -> Path | None:
+        return self._inner.local_folder(prefix)
+
+    def _interrupted(self, operation: Callable[[], T]) -> T:
+        self.operations += 1
+        if self.operations != self._fail_at:
+            return operation()
+        if self._after:
+            operation()
+        raise self._failure
+
+
+PATIENCE_S = 30.0
+"""How long a test waits for another thread before it fails; nobody waits that long when all is well."""
+
+FAKE_MANIFEST = ModelManifest(
+    architecture="fake",
+    generation="test",
+    parameters={},
+    upsample="bilinear",
+    stride=8,
+    palette=ClassPalette(
+        names=("black", "dark", "light", "white"),
+        colors=((0, 0, 0), (85, 85, 85), (170, 170, 170), (255, 255, 255)),
+    ),
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    precision="f32",
+)
+"""Of a model whose class k is a red value near 85 k."""
+
+
+class FakeEngine:
+    """An engine that scores a cell by its mean red value; can be held, and told to fail.
+
+    Args:
+        held: each ``infer`` waits for a ``go_on`` of its own before it answers.
+        answer: computes the raw output instead; may raise.
+    """
+
+    def __init__(
+        self, *, held: bool = False, answer: Callable[[ImageBatch], Float32Array] | None = None
+    ) -> None:
+        self.info = EngineInfo("fake", "cpu", "f32")
+        self.seen: list[tuple[int, ...]] = []
+        self.closed = False
+        self._held = held
+        self._answer = answer or red_scores
+        self._begun = threading.Semaphore(0)
+        self._released = threading.Semaphore(0)
+
+    def infer(self, images_NHW3: ImageBatch) -> Float32Array:
+        self.seen.append(images_NHW3.shape)
+        if self._held:
+            self._begun.release()
+            assert self._released.acquire(timeout=PATIENCE_S)
+        return self._answer(images_NHW3)
+
+    def wait_until_busy(self) -> None:
+        """Return when the next ``infer`` has begun."""
+        assert self._begun.acquire(timeout=PATIENCE_S)
+
+    def go_on(self, times: int = 1) -> None:
+        """Let that many calls of ``infer`` answer."""
+        self._released.release(times)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def red_scores(images_NHW3: ImageBatch) -> Float32Array:
+    """Return raw_NKhw of ``FAKE_MANIFEST``'s model: class k scores highest where red is nearest to 85 k."""
+    count, height, width = images_NHW3.shape[:3]
+    red_Nhw = images_NHW3[..., 0].reshape(count, height // 8, 8, width // 8, 8).mean((2, 4), dtype=np.float32)
+    centres_K11 = 85.0 * np.arange(FAKE_MANIFEST.palette.num_classes, dtype=np.float32)[:, None, None]
+    return np.ascontiguousarray(-np.abs(red_Nhw[:, None] - centres_K11))

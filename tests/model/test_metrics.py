@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+from model.errors import LabelRangeError
+from model.labels import UInt8Array
+from model.metrics import ConfusionMatrix, confusion_matrix
+
+ROOT = Path(__file__).parents[2]
+
+
+def label_maps(seed: int, classes: int, size: tuple[int, ...]) -> tuple[UInt8Array, UInt8Array]:
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, classes, size, np.uint8)
+    guess = np.where(random.random(size) < 0.5, truth, random.integers(0, classes, size, np.uint8))
+    truth[random.random(size) < 0.2] = 255
+    return truth, guess.astype(np.uint8)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    classes=st.integers(2, 30),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+)
+@settings(deadline=None)
+def test_counts_are_those_of_torchmetrics(seed: int, classes: int, height: int, width: int) -> None:
+    truth, guess = label_maps(seed, classes, (height, width))
+    ours = confusion_matrix(truth, guess, num_classes=classes)
+    oracle = MulticlassConfusionMatrix(classes, ignore_index=255)
+    wanted = oracle(torch.from_numpy(guess).long(), torch.from_numpy(truth).long())
+    assert ours.counts_KK.tolist() == wanted.tolist()
+
+
+def test_miou_and_accuracy_are_those_of_torchmetrics() -> None:
+    truth, guess = label_maps(1, 11, (64, 64))
+    truth[truth == 4] = 255  # a class that is only guessed
+    guess[guess == 7] = 0
+    truth[truth == 7] = 255  # a class that is nowhere
+    matrix = confusion_matrix(truth, guess, num_classes=11)
+    oracle = MulticlassJaccardIndex(11, ignore_index=255)
+    assert matrix.miou == pytest.approx(
+        float(oracle(torch.from_numpy(guess), torch.from_numpy(truth))), abs=1e-6
+    )
+    scored = truth != 255
+    assert matrix.pixel_accuracy == (truth == guess)[scored].mean()
+
+
+def test_a_class_that_occurs_nowhere_has_no_iou_and_does_not_count() -> None:
+    matrix = ConfusionMatrix(np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]]))
+    assert matrix.iou == (6 / 8, 2 / 4, None)
+    assert matrix.miou == (6 / 8 + 2 / 4) / 2
+    assert matrix.pixel_accuracy == 8 / 10
+
+
+def test_no_pixel_at_all_has_no_score() -> None:
+    matrix = confusion_matrix(np.full((3, 3), 255, np.uint8), np.zeros((3, 3), np.uint8), num_classes=2)
+    assert matrix.iou == (None, None)
+    assert matrix.miou is None
+    assert matrix.pixel_accuracy is None
+
+
+@given(seed=st.integers(0, 2**32), cuts=st.lists(st.integers(0, 400), max_size=6))
+def test_parts_add_up_to_the_whole_in_any_order(seed: int, cuts: list[int]) -> None:
+    truth, guess = label_maps(seed, 5, (400,))
+    borders = [0, *sorted(cuts), 400]
+    parts = [confusion_matrix(truth[a:b], guess[a:b], num_classes=5) for a, b in itertools.pairwise(borders)]
+    whole = confusion_matrix(truth, guess, num_classes=5).counts_KK.tolist()
+    for ordered in (parts, parts[::-1]):
+        assert sum(ordered, ConfusionMatrix.zeros(5)).counts_KK.tolist() == whole
+
+
+def test_large_pictures_lose_no_pixel() -> None:
+    truth = np.zeros((1024, 1024), np.uint8)
+    truth[-1, -1] = 1
+    matrix = confusion_matrix(truth, np.zeros_like(truth), num_classes=2)
+    assert matrix.counts_KK.tolist() == [[2**20 - 1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize(("truth_id", "guess_id"), [(3, 0), (0, 3), (0, 255), (254, 1)])
+def test_an_id_that_is_no_class_is_named(truth_id: int, guess_id: int) -> None:
+    truth, guess = np.zeros((2, 4, 4), np.uint8)
+    truth[1, 1], guess[1, 1] = truth_id, guess_id
+    with pytest.raises(LabelRangeError, match=str(max(truth_id, guess_id))):
+        confusion_matrix(truth, guess, num_classes=3)
+
+
+def test_what_is_guessed_where_nothing_is_scored_does_not_matter() -> None:
+    truth, guess = np.zeros((2, 2, 2), np.uint8)
+    truth[0, 0], guess[0, 0] = 9, 200
+    matrix = confusion_matrix(truth, guess, num_classes=3, ignore_id=9)
+    assert matrix.counts_KK.sum() == 3
+
+
+def test_arrays_that_are_no_two_label_maps_are_refused() -> None:
+    ids = np.zeros((4, 4), np.uint8)
+    others: list[Any] = [ids[:2], ids.astype(np.int64)]
+    for other in others:
+        with pytest.raises(LabelRangeError, match="uint8 of one shape"):
+            confusion_matrix(ids, other, num_classes=2)
+
+
+def test_counts_are_integers_and_square() -> None:
+    wrong: list[Any] = [np.zeros((2, 2), np.float32), np.zeros((2, 3), np.int64), np.zeros(4, np.int64)]
+    for counts in wrong:
+        with pytest.raises(ValueError, match="int64 KxK"):
+            ConfusionMatrix(counts)
+    with pytest.raises(ValueError, match="do not add up"):
+        ConfusionMatrix.zeros(2) + ConfusionMatrix.zeros(3)
+
+
+def test_scoring_needs_no_torch() -> None:
+    program = "import sys, model.metrics, model.dataset; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
