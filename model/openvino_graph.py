@@ -1,0 +1,57 @@
+"""The portable graph of an artifact, and the one way to OpenVINO: without its usage reporting.
+
+Axes: N images in a batch, K channels of the head's raw output, h w = H/stride W/stride.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from model.artifact import Artifact, ComputePrecision, Float32Array, check_golden
+from model.errors import ArtifactError, GoldenMismatchError
+from model.labels import UInt8Array
+from model.manifest import GRAPH_FILE
+
+GRAPH_INPUT = "images"
+GRAPH_OUTPUT = "raw"
+
+
+def load_openvino() -> Any:
+    """Import OpenVINO and see to it that it reports nothing to anybody.
+
+    ``import openvino`` alone announces itself to its maker's analytics. Where ``openvino_telemetry`` cannot
+    be imported it falls back on a stub of its own, so that import is made to fail in this process. Nothing
+    is written to the user's home, and other programs keep what their user chose.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not importable
+    return importlib.import_module("openvino")
+
+
+def prove_graph(artifact: Artifact) -> None:
+    """Run the golden sample through the artifact's graph, by OpenVINO on the CPU in f32.
+
+    Raises:
+        GoldenMismatchError: the graph computes something else.
+        ArtifactError: OpenVINO cannot load or run the graph.
+    """
+    golden = artifact.golden()
+    # Int8 lies in the graph itself, whatever the engine computes in.
+    precision: ComputePrecision = "int8" if artifact.manifest.precision == "int8" else "f32"
+    check_golden(golden, _run(artifact, golden.image_HW3), precision)
+
+
+def _run(artifact: Artifact, image_HW3: UInt8Array) -> Float32Array:
+    openvino = load_openvino()
+    try:
+        compiled = openvino.Core().compile_model(
+            artifact.path(GRAPH_FILE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        raw_NKhw = compiled({GRAPH_INPUT: image_HW3[None].astype("float32")})[GRAPH_OUTPUT]
+    except RuntimeError as error:
+        raise ArtifactError(f"{GRAPH_FILE} does not run") from error
+    if raw_NKhw.ndim != 4 or raw_NKhw.dtype != "float32":  # noqa: PLR2004
+        raise GoldenMismatchError(f"{GRAPH_FILE} returns {raw_NKhw.dtype} {raw_NKhw.shape}, not raw_NKhw")
+    scores: Float32Array = raw_NKhw[0]
+    return scores
