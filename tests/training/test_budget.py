@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.budget import TimeBudget
+
+
+@given(
+    limit_s=st.floats(30, 1e5),
+    started_s=st.floats(0, 1e6),
+    share=st.floats(0, 0.9),
+    step_s=st.floats(1e-3, 10),
+)
+def test_the_steps_that_remain_end_in_time(
+    limit_s: float, started_s: float, share: float, step_s: float
+) -> None:
+    budget = TimeBudget(limit_s, started_s)
+    now_s = started_s + share * limit_s
+    steps = budget.remaining_steps(now_s, step_s)
+    assert steps >= 1
+    assert steps == 1 or now_s + steps * step_s <= started_s + limit_s
+
+
+def test_the_budget_is_nearly_used_up() -> None:
+    assert TimeBudget(1000, 0).remaining_steps(0, 0.5) > 1800
+
+
+def test_the_rate_counts_as_measured_after_a_share_of_the_time() -> None:
+    budget = TimeBudget(1000, 50)
+    assert not budget.is_measured(60)
+    assert budget.is_measured(71)
+
+
+def test_a_run_that_is_late_takes_one_more_step() -> None:
+    assert TimeBudget(60, 0).remaining_steps(1000, 1) == 1
+
+
+def test_no_limit_is_no_budget() -> None:
+    assert TimeBudget.of_minutes(None, 0) is None
+    assert TimeBudget.of_minutes(2, 7) == TimeBudget(120, 7)

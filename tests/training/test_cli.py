@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from training.cli import app
+from training.state import CheckpointFolder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such-recipe"], 2, "no recipe 'no-such-recipe'"),
+        (["camvid-v2", "--set", "optimizer.rate=1"], 2, "unknown keys: optimizer.rate"),
+        (["camvid-v2"], 1, "needs the folder where the data set lies"),
+        (["camvid-v2", "--set", "data.root=nowhere"], 1, "train.csv: cannot be read"),
+    ],
+)
+def test_what_cannot_start_says_why_and_with_which_code(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    result = CliRunner().invoke(app, ["train", *arguments, "--out", str(tmp_path)])
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = "import sys, training.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_sigterm_saves_the_state_and_exits_with_zero(config_file: Path, tmp_path: Path) -> None:
+    arguments = [str(config_file), "--set", "schedule.steps=1000000", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "training", "train", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any(line.startswith("step 20/") for line in lines)
+        process.send_signal(signal.SIGTERM)
+        assert any("--resume" in line for line in lines)
+        assert process.wait() == 0
+    state = CheckpointFolder(tmp_path / "checkpoints").load("last")
+    assert state is not None
+    assert state["position"]["step"] >= 20

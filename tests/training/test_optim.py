@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.network import SegmentationNetwork, build
+from training.errors import ConfigError
+from training.optim import (
+    MovingAverage,
+    OptimizerConfig,
+    OptimizerName,
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+)
+
+WEIGHT = "architecture.head.conv.conv.weight"
+MEAN = "architecture.head.conv.bn.running_mean"
+COUNTER = "architecture.head.conv.bn.num_batches_tracked"
+CONFIG = OptimizerConfig(
+    name="adamw",
+    lr=0.01,
+    weight_decay=0.05,
+    warmup=0.1,
+    poly_power=0.9,
+    head_lr_factor=10.0,
+    ema_decay=0.99,
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> SegmentationNetwork:
+    return build("bisenetv2", 3, {"head_channels": 8}, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_every_weight_is_in_exactly_one_of_four_groups(
+    network: SegmentationNetwork, name: OptimizerName
+) -> None:
+    optimizer = build_optimizer(network, dataclasses.replace(CONFIG, name=name))
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(optimizer.param_groups) == 4
+    assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
+
+
+def test_normalisation_and_biases_do_not_decay(network: SegmentationNetwork) -> None:
+    groups = build_optimizer(network, CONFIG).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        assert (id(parameter) in decayed) == (parameter.ndim == 4), name
+
+
+def test_heads_learn_faster_by_their_factor(network: SegmentationNetwork) -> None:
+    optimizer = build_optimizer(network, CONFIG)
+    set_learning_rate(optimizer, 0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in network.architecture.named_parameters():
+        is_head = name.startswith(("head.", "aux"))
+        assert rates[id(parameter)] == (5.0 if is_head else 0.5), name
+
+
+@given(total=st.integers(2, 10_000), warmup=st.floats(0, 0.5))
+def test_the_rate_rises_to_its_peak_and_then_only_falls(total: int, warmup: float) -> None:
+    config = dataclasses.replace(CONFIG, warmup=warmup)
+    rates = [learning_rate(config, step, total) for step in range(total)]
+    peak = rates.index(max(rates))
+    assert rates[peak] == pytest.approx(config.lr)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert min(rates) > 0
+
+
+def test_the_rate_follows_the_published_formula() -> None:
+    assert learning_rate(CONFIG, 0, 1000) == pytest.approx(0.01 / 100)
+    assert learning_rate(CONFIG, 550, 1000) == pytest.approx(0.01 * 0.5**0.9)
+
+
+def test_the_average_ramps_up_and_then_keeps_its_decay(network: SegmentationNetwork) -> None:
+    average = MovingAverage(network, 0.99)
+    value = average.network.state_dict()[WEIGHT]
+    start = value.clone()
+    moved = build("bisenetv2", 3, {"head_channels": 8}, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    target = moved.state_dict()[WEIGHT]
+    average.update(moved, 0)
+    torch.testing.assert_close(value, 0.1 * start + 0.9 * target)
+    before = value.clone()
+    average.update(moved, 1_000_000)
+    torch.testing.assert_close(value, 0.99 * before + 0.01 * target)
+
+
+def test_the_average_covers_statistics_and_copies_counters(network: SegmentationNetwork) -> None:
+    average = MovingAverage(network, 0.99)
+    moved = MovingAverage(network, 0.99).network
+    moved.state_dict()[MEAN].fill_(1.0)
+    moved.state_dict()[COUNTER].fill_(7)
+    average.update(moved, 0)
+    values = average.network.state_dict()
+    torch.testing.assert_close(values[MEAN], torch.full((8,), 0.9))
+    assert values[COUNTER] == 7
+
+
+def test_the_average_is_a_copy_that_does_not_train(network: SegmentationNetwork) -> None:
+    average = MovingAverage(network, 0.99)
+    assert not average.network.training
+    assert not any(parameter.requires_grad for parameter in average.network.parameters())
+    shared = {p.data_ptr() for p in network.parameters()} & {
+        p.data_ptr() for p in average.network.parameters()
+    }
+    assert not shared
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "adam"),
+        ("lr", 0.0),
+        ("weight_decay", -1.0),
+        ("warmup", 1.0),
+        ("poly_power", -1.0),
+        ("head_lr_factor", 0.0),
+        ("ema_decay", 1.0),
+        ("momentum", 1.0),
+    ],
+)
+def test_a_config_out_of_range_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key):
+        dataclasses.replace(CONFIG, **{key: value})

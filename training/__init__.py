@@ -1,0 +1,1 @@
+"""Makes segmentation models: data, losses, optimisation, checkpoints, artifacts."""

@@ -1,0 +1,30 @@
+"""Everything that can go wrong in ``training``, as one tree.
+
+TrainingError                     a run that cannot start or go on
+├── ConfigError                   a recipe or an override that is malformed, unknown or out of range
+├── ResumeError                   the state in the output folder does not belong to this run
+├── CheckpointError               a checkpoint is missing, damaged or cannot be written
+└── NonFiniteLossError            the loss is no number any more
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """A run cannot start or go on."""
+
+
+class ConfigError(TrainingError):
+    """A recipe or an override is malformed, unknown or out of range."""
+
+
+class ResumeError(TrainingError):
+    """The state in the output folder does not belong to this run."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is missing, damaged or cannot be written."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss is no number any more; the message names the step."""

@@ -1,0 +1,117 @@
+"""A finished run becomes an artifact: the averaged weights, and everything that led to them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.manifest import ModelManifest
+from model.metrics import ConfusionMatrix
+from model.network import ARCHITECTURES, SegmentationNetwork
+from model.preprocess import ImageSize
+from training.config import TrainingConfig, plain
+from training.data import TrainingData
+
+_DISTRIBUTION = "bisenet-service"
+_DIGITS = 4
+_DIGEST_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was made with.
+
+    Attributes:
+        command: what was typed.
+        code: ``code_version()`` when the run started.
+    """
+
+    command: str
+    code: str
+
+
+def build_manifest(
+    config: TrainingConfig, data: TrainingData, *, origin: Origin, steps: int, matrix: ConfusionMatrix
+) -> ModelManifest:
+    """Describe the model that a run made, and all that a reader needs to repeat and to judge it.
+
+    Args:
+        config: of the run.
+        data: that it learned from.
+        origin: what it was made with.
+        steps: that were taken.
+        matrix: of the averaged weights on the validation split.
+    """
+    architecture = ARCHITECTURES[config.network.architecture]
+    return ModelManifest(
+        architecture=config.network.architecture,
+        generation=architecture.generation,
+        parameters={**architecture.parameters, **config.network.parameters},
+        upsample=architecture.upsample,
+        stride=architecture.stride,
+        palette=data.spec.palette,
+        mean=data.mean,
+        std=data.std,
+        precision="f16",
+        training_size=ImageSize(*config.augment.crop),
+        provenance={
+            "command": origin.command,
+            "code_version": origin.code,
+            "config": plain(config),
+            "torch": torch.__version__,
+            "data_fingerprint": data.fingerprint,
+            "steps": steps,
+            "validation": _scores(config.data.val_split, data.spec.palette.names, matrix),
+        },
+    )
+
+
+def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> None:
+    """Write the artifact of a finished run.
+
+    Args:
+        folder: of the artifact; created.
+        network: the averaged weights, on any device.
+        manifest: without file digests.
+
+    Raises:
+        model.errors.ArtifactError: a file of the artifact does not reproduce the network.
+    """
+    # OpenVINO is needed here only: a machine that merely trains does not have it.
+    from model.export import write_artifact  # noqa: PLC0415
+
+    write_artifact(folder, network, manifest)
+
+
+def code_version() -> str:
+    """Return the package's version and a digest of the sources that train: they may be ahead of it."""
+    digest = hashlib.sha256()
+    for package in ("model", "training"):
+        for source in sorted(files(package).iterdir(), key=lambda entry: entry.name):
+            if source.name.endswith(".py"):
+                digest.update(source.read_bytes())
+    try:
+        version = importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        version = "uninstalled"
+    return f"{version}+sha256.{digest.hexdigest()[:_DIGEST_DIGITS]}"
+
+
+def _scores(split: str, names: tuple[str, ...], matrix: ConfusionMatrix) -> dict[str, Any]:
+    return {
+        "split": split,
+        "protocol": "ss, native size, averaged weights, bf16",
+        "miou": _rounded(matrix.miou),
+        "pixel_accuracy": _rounded(matrix.pixel_accuracy),
+        "iou": {name: _rounded(iou) for name, iou in zip(names, matrix.iou, strict=True)},
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DIGITS)

@@ -1,0 +1,118 @@
+"""Checkpoints that survive a killed machine: whole or absent, and checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from training.errors import CheckpointError
+
+CheckpointKind = Literal["last", "best"]
+
+_NAME = "{kind}-{step:08d}.pt"
+_PATTERN = re.compile(r"(last|best)-(\d{8,})\.pt")
+_DIGEST_SUFFIX = ".sha256"
+_PIECE_BYTES = 1 << 20
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    A checkpoint is a file of its own, ``last-00001200.pt``, with its SHA-256 beside it. The digest lies there
+    before the file gets its name and older files go only afterwards: at any moment there is a complete one.
+
+    Args:
+        folder: created when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no run has saved anything here."""
+        return not self._paths("last") and not self._paths("best")
+
+    def save(self, kind: CheckpointKind, step: int, state: dict[str, Any]) -> Path:
+        """Write a checkpoint, then remove the older ones of its kind.
+
+        Args:
+            kind: ``last`` or ``best``.
+            step: finished steps.
+            state: tensors and plain values only, so that it loads without unpickling objects.
+
+        Raises:
+            CheckpointError: the file system refused; older checkpoints are as they were.
+        """
+        path = self.folder / _NAME.format(kind=kind, step=step)
+        older = [p for p in self._paths(kind) if p != path]
+        try:
+            temporary = self._written(path, lambda target: torch.save(state, target))
+            line = f"{_sha256(temporary)}  {path.name}\n"
+            digest_path = _digest_path(path)
+            self._written(digest_path, lambda target: target.write_text(line)).replace(digest_path)
+            temporary.replace(path)
+            _sync_folder(self.folder)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise CheckpointError(f"cannot write {path}: {error}") from error
+        for old in older:
+            old.unlink(missing_ok=True)
+            _digest_path(old).unlink(missing_ok=True)
+        return path
+
+    def load(self, kind: CheckpointKind) -> dict[str, Any] | None:
+        """Read the newest checkpoint of a kind; None when there is none.
+
+        Raises:
+            CheckpointError: the file is not the one that was written.
+        """
+        paths = self._paths(kind)
+        if not paths:
+            return None
+        path = paths[-1]
+        try:
+            stated = _digest_path(path).read_text().split()[0]
+            if _sha256(path) != stated:
+                raise CheckpointError(f"{path} is damaged: its SHA-256 is not {stated}")
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, IndexError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from error
+        return state
+
+    def _paths(self, kind: CheckpointKind) -> list[Path]:
+        named = [(_PATTERN.fullmatch(p.name), p) for p in self.folder.iterdir()]
+        return [p for _, p in sorted((int(m[2]), p) for m, p in named if m and m[1] == kind)]
+
+    def _written(self, path: Path, write: Callable[[Path], object]) -> Path:
+        temporary = path.with_name(path.name + ".part")
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        return temporary
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(path.name + _DIGEST_SUFFIX)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
