@@ -1,0 +1,1 @@
+"""Runs segmentation models: engines, scheduling, HTTP and command line."""

@@ -1,0 +1,163 @@
+"""``bisenet bench``: what this machine does, with the context that makes a number worth writing down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Literal, cast, get_args
+
+import numpy as np
+import typer
+
+from model.artifact import Artifact
+from model.labels import UInt8Array
+from model.manifest import GRAPH_FILE
+from model.preprocess import ImageSize, size_of
+from service.cli.contest import BenchmarkApp, Contender, EngineContender, Figures, compete
+from service.cli.local import EXIT_FAILED, engine_options, exit_on_errors, local_settings, open_artifact
+from service.cli.machine import Machine, is_busy, this_machine
+from service.core.engine import EngineInfo, EngineOptions, InferenceEngine, PrecisionChoice, usable_cores
+from service.engines import engine_builder
+
+app = typer.Typer(no_args_is_help=True)
+
+_ROUNDS = 5
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure what this machine does."""
+
+
+@app.command()
+def engine(
+    *,
+    engines: Annotated[
+        list[str] | None, typer.Option("--engine", help="auto, openvino or torch; repeatable.")
+    ] = None,
+    precisions: Annotated[
+        list[str] | None, typer.Option("--precision", help="auto, f32 or bf16, for each engine; repeatable.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
+    registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Padded to multiples of 32.")] = "512x1024",
+    batch: Annotated[int, typer.Option(min=1, help="Pictures in one run.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="For each contender, in five rounds.")] = 10.0,
+    peer: Annotated[
+        Literal["benchmark_app"] | None,
+        typer.Option(help="Run OpenVINO's own benchmark beside, in each precision."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure even though the machine is busy.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
+) -> None:
+    """Time engines on one batch of noise, without reading pictures or making labels; contenders take turns.
+
+    Examples:
+        bisenet bench engine
+        bisenet bench engine --engine openvino --engine torch --precision f32 --precision bf16
+        bisenet bench engine --peer benchmark_app --size 512x1024 --seconds 20 --json
+    """
+    images_NHW3 = noise(batch, parse_size(size))
+    wanted = [parse_precision(precision) for precision in precisions or ["auto"]]
+    if is_busy() and not force:
+        typer.echo("error: the machine is busy with other work; wait, or measure with --force", err=True)
+        raise typer.Exit(EXIT_FAILED)
+    with exit_on_errors():
+        models = {"serve": model and [model], "device": device}
+        settings = local_settings({"models": models, "registry": {"url": registry}})
+        version, artifact = open_artifact(settings)
+        options = engine_options(settings)
+        choices = list(product(engines or ["auto"], wanted))
+        with _engines(artifact, choices, options) as built:
+            contenders: list[Contender] = [EngineContender(engine, images_NHW3) for engine in built]
+            if peer:
+                contenders += _peers(artifact, contenders, images_NHW3.shape, options)
+            results = compete(contenders, rounds=_ROUNDS, round_s=seconds / _ROUNDS, batch=batch)
+    report = Report(
+        str(version), str(size_of(images_NHW3[0])), batch, options.device, this_machine(), results
+    )
+    typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else str(report))
+
+
+def parse_size(text: str) -> ImageSize:
+    """Read ``HEIGHTxWIDTH`` and pad it as the network's pictures are.
+
+    Raises:
+        typer.BadParameter: it is written otherwise.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not HEIGHTxWIDTH")
+    return ImageSize(int(match[1]), int(match[2])).padded()
+
+
+def parse_precision(text: str) -> PrecisionChoice:
+    """Read a precision.
+
+    Raises:
+        typer.BadParameter: there is none of this name.
+    """
+    if text not in get_args(PrecisionChoice):
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(get_args(PrecisionChoice))}")
+    return cast("PrecisionChoice", text)
+
+
+def noise(batch: int, size: ImageSize) -> UInt8Array:
+    """Return images_NHW3 of seeded noise; the time of a network does not depend on what it sees."""
+    return np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), np.uint8)
+
+
+@contextmanager
+def _engines(
+    artifact: Artifact, choices: Sequence[tuple[str, PrecisionChoice]], options: EngineOptions
+) -> Iterator[list[InferenceEngine]]:
+    built: dict[EngineInfo, InferenceEngine] = {}
+    with ExitStack() as stack:
+        for choice, precision in choices:
+            build = engine_builder(choice, options.device)
+            one = build(artifact, dataclasses.replace(options, precision=precision))
+            stack.callback(one.close)
+            built.setdefault(one.info, one)  # auto and its meaning, asked for by name, are one contender
+        yield list(built.values())
+
+
+def _peers(
+    artifact: Artifact, contenders: Sequence[Contender], shape_NHW3: tuple[int, ...], options: EngineOptions
+) -> list[Contender]:
+    threads = options.threads or usable_cores()
+    precisions = dict.fromkeys(contender.precision for contender in contenders)
+    return [
+        BenchmarkApp(artifact.path(GRAPH_FILE), shape_NHW3, precision, threads) for precision in precisions
+    ]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures and everything without which they mean nothing; as a string a table."""
+
+    model: str
+    size: str
+    batch: int
+    device: str
+    machine: Machine
+    results: tuple[Figures, ...]
+
+    def __str__(self) -> str:
+        """Return the table."""
+        machine = self.machine
+        versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+        header = (
+            f"{self.model}, {self.size}, batch {self.batch}, {self.device}: {machine.processor}, "
+            f"{machine.cores} cores\n{versions}\n"
+        )
+        row = "{:<24}{:>6}{:>10}{:>10}{:>10}{:>12}   {}\n"
+        lines = [row.format("", "runs", "p50 ms", "p95 ms", "p99 ms", "pictures/s", "p50 by rounds")]
+        lines += [row.format(*result.cells()) for result in self.results]
+        return header + "".join(lines).rstrip()

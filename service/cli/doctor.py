@@ -1,0 +1,130 @@
+"""``bisenet doctor``: what this machine can run, and why not the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.errors import ModelError
+from service.cli.local import (
+    EXIT_FAILED,
+    engine_options,
+    exit_on_errors,
+    local_settings,
+    open_artifact,
+    open_registry,
+)
+from service.cli.machine import Machine, this_machine
+from service.core.engine import EngineUnavailableError, private_folder
+from service.engines import ENGINES, engine_builder, engine_precisions
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: of the thing.
+        ok: whether it can be used.
+        detail: how, or why not.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that was looked at; as a string for people."""
+
+    machine: Machine
+    engines: tuple[Finding, ...]
+    checks: tuple[Finding, ...]
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether all that serving needs is in order; an engine that cannot run matters to its model only."""
+        return all(finding.ok for finding in self.checks)
+
+    def __str__(self) -> str:
+        """Return one line a finding."""
+        machine = self.machine
+        flags = ", ".join(machine.vector_flags) or "no vector extensions that matter"
+        lines = [
+            f"{machine.processor}, {machine.cores} cores ({flags}), {machine.system}",
+            ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
+        ]
+        findings = [*self.engines, *self.checks]
+        return "\n".join([*lines, *(f"{'ok' if f.ok else 'no':<4}{f.name:<14}{f.detail}" for f in findings)])
+
+
+def doctor(
+    *,
+    registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
+) -> None:
+    """Say what this machine can run and, for each engine that it cannot, why; exit 1 if it cannot serve.
+
+    Examples:
+        bisenet doctor
+        bisenet doctor --json
+    """
+    with exit_on_errors():
+        diagnosis = examine(local_settings({"registry": {"url": registry}}))
+    typer.echo(json.dumps(dataclasses.asdict(diagnosis), indent=2) if as_json else str(diagnosis))
+    if not diagnosis.can_serve:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def examine(settings: Settings) -> Diagnosis:
+    """Look at everything that serving under these settings needs."""
+    engines = [_finding(name, partial(_precisions, name)) for name in ENGINES]
+    checks = {"cache folder": _cache_folder, "registry": _registry, "model": _model}
+    return Diagnosis(
+        machine=this_machine(),
+        engines=(*engines, _tensorrt()),
+        checks=tuple(_finding(name, partial(check, settings)) for name, check in checks.items()),
+    )
+
+
+def _finding(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, ok=True, detail=look())
+    except (EngineUnavailableError, ModelError) as error:
+        return Finding(name, ok=False, detail=str(error))
+
+
+def _precisions(name: str) -> str:
+    return f"{', '.join(engine_precisions(name, 'cpu'))} on the CPU"
+
+
+def _tensorrt() -> Finding:
+    has_gpu = Path("/proc/driver/nvidia/version").exists()
+    detail = "this version has no such engine" if has_gpu else "needs an NVIDIA GPU; this machine shows none"
+    return Finding("tensorrt", ok=False, detail=detail)
+
+
+def _cache_folder(settings: Settings) -> str:
+    folder = private_folder(settings.models.cache_folder / "openvino")
+    return f"{folder} is writable, by its owner only"
+
+
+def _registry(settings: Settings) -> str:
+    return f"{settings.registry.url} can be read: {len(open_registry(settings).models())} models"
+
+
+def _model(settings: Settings) -> str:
+    version, artifact = open_artifact(settings)
+    options = engine_options(settings)
+    engine = engine_builder(settings.models.engine, options.device)(artifact, options)
+    engine.close()
+    return f"{version} is intact, {engine.info.engine} {engine.info.precision} reproduces its golden sample"

@@ -1,0 +1,108 @@
+"""What the commands share that run a model in their own process: settings, artifact, engine, exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import typer
+
+from model.artifact import Artifact
+from model.errors import InvalidReferenceError, ModelError
+from model.image import ImageLimits
+from model.manifest import ModelVersion
+from model.registry import SHIPPED_MODELS, ModelRegistry
+from service.core.engine import EngineOptions, EngineUnavailableError, usable_cores
+from service.core.errors import ServiceError
+from service.core.host import ModelHost, ServedModel
+from service.core.segmenter import Segmenter, SegmenterLimits
+from service.core.worker import InferenceWorker
+from service.engines import engine_builder, resolve_device
+from service.settings import Layer, Settings, SettingsError, load_settings
+from service.telemetry import LogOptions, configure_logging
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+@contextmanager
+def exit_on_errors() -> Iterator[None]:
+    """Turn what users can cause into one line on stderr and an exit code; defects keep their traceback.
+
+    Raises:
+        typer.Exit: 2 for a wrong configuration or reference, 1 for what failed.
+    """
+    try:
+        yield
+    except (SettingsError, InvalidReferenceError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_USAGE) from error
+    except (ModelError, EngineUnavailableError, ServiceError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+
+
+def local_settings(flags: Layer) -> Settings:
+    """Return the settings under the given flags; from here on only warnings are logged, to stderr.
+
+    Raises:
+        SettingsError: a value is wrong.
+    """
+    configure_logging(LogOptions(level="warning"))
+    return load_settings(flags=flags)
+
+
+def open_registry(settings: Settings) -> ModelRegistry:
+    """Return the registry of the settings, over the shipped models.
+
+    Raises:
+        RegistryUrlError: the URL names no store.
+    """
+    cache_folder = settings.models.cache_folder / "models"
+    return ModelRegistry(settings.registry.url, shipped=SHIPPED_MODELS, cache_folder=cache_folder)
+
+
+def open_artifact(settings: Settings) -> tuple[ModelVersion, Artifact]:
+    """Return the first model of the settings, verified.
+
+    Raises:
+        RegistryError: there is no such model, or the registry failed.
+        ArtifactError: it is damaged.
+    """
+    registry = open_registry(settings)
+    version = registry.resolve(settings.models.serve[0])
+    return version, registry.open(version)
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """Return how the settings want engines to be built."""
+    models = settings.models
+    return EngineOptions(resolve_device(models.device), models.precision, models.cache_folder)
+
+
+@contextmanager
+def open_segmenter(settings: Settings) -> Iterator[tuple[Segmenter, ServedModel]]:
+    """Load the first model of the settings; yields what answers pictures, and what was loaded.
+
+    Raises:
+        ModelError: the model is not there, or must not be used.
+        EngineUnavailableError: this machine cannot run the engine.
+    """
+    version, artifact = open_artifact(settings)
+    options = engine_options(settings)
+    limits = settings.limits
+    with ExitStack() as stack:
+        host = ModelHost(engine_builder(settings.models.engine, options.device), options, InferenceWorker())
+        stack.callback(host.close)
+        pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
+        segmenter = Segmenter(
+            host,
+            pool,
+            SegmenterLimits(
+                ImageLimits(limits.max_pixels, limits.max_side),
+                limits.max_infer_pixels,
+                limits.max_pixels_in_flight,
+            ),
+        )
+        yield segmenter, host.load(version, artifact)

@@ -1,0 +1,167 @@
+"""``bisenet models``: what a registry holds, and how artifacts get into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from model.artifact import Artifact, read_artifact
+from model.manifest import ModelVersion
+from model.openvino_graph import prove_graph
+from model.registry import ModelRegistry
+from service.cli.local import exit_on_errors, local_settings, open_registry
+from service.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="List, inspect, publish and verify models.")
+
+Reference = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="NAME, NAME:ALIAS or NAME@VERSION; the shipped model if left out."
+    ),
+]
+RegistryUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--registry", metavar="URL", help="Folder, file://, s3://, gs:// or az://; else $BISENET_REGISTRY."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")]
+
+
+@app.command("list")
+def list_models(*, registry: RegistryUrl = None, as_json: AsJson = False) -> None:
+    """List every version, with the aliases that point at it.
+
+    Examples:
+        bisenet models list
+        bisenet models list --registry s3://bucket/models --json
+    """
+    with exit_on_errors():
+        rows = _rows(open_registry(_settings(registry)))
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        typer.echo("  ".join([f"{row['name']}@{row['version']}", *row["aliases"]]))
+
+
+@app.command()
+def show(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJson = False) -> None:
+    """Say what a model is: architecture, classes, normalisation, where it came from.
+
+    Examples:
+        bisenet models show
+        bisenet models show bisenetv2-camvid@1 --json
+    """
+    with exit_on_errors():
+        version, artifact = _open(_settings(registry, model))
+        described = _identity(version) | {"folder": str(artifact.folder)} | _manifest(artifact)
+    if as_json:
+        _print_json(described)
+    else:
+        _print_lines(described)
+
+
+@app.command()
+def publish(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="A complete artifact.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the model: a-z, 0-9, '.', '_' and '-'.")],
+    version: Annotated[int | None, typer.Option(min=1, help="Its number; the next one if left out.")] = None,
+    *,
+    registry: RegistryUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove an artifact and copy it into the registry as a new, immutable version.
+
+    Examples:
+        bisenet models publish runs/city/artifact --name city
+        bisenet models publish runs/city/artifact --name city --version 7 --registry s3://bucket/models
+    """
+    with exit_on_errors():
+        artifact = read_artifact(folder)
+        artifact.verify()
+        weights = _prove_weights(artifact)
+        published = open_registry(_settings(registry)).publish(folder, name, version)
+    if as_json:
+        _print_json(_identity(published) | {"weights": weights})
+    else:
+        typer.echo(f"published {published} (weights: {weights})")
+
+
+@app.command()
+def verify(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJson = False) -> None:
+    """Check a published model again: every byte, every weight, and its golden sample.
+
+    Examples:
+        bisenet models verify
+        bisenet models verify city@3 --registry s3://bucket/models
+    """
+    with exit_on_errors():
+        version, artifact = _open(_settings(registry, model))
+        prove_graph(artifact)
+        weights = _prove_weights(artifact)
+    report = _identity(version) | {"files": "intact", "graph": "proven", "weights": weights}
+    if as_json:
+        _print_json(report)
+    else:
+        typer.echo(f"{version}: files intact, graph proven, weights {weights}")
+
+
+def _settings(registry: str | None, model: str | None = None) -> Settings:
+    return local_settings({"registry": {"url": registry}, "models": {"serve": model and [model]}})
+
+
+def _open(settings: Settings) -> tuple[ModelVersion, Artifact]:
+    registry = open_registry(settings)
+    version = registry.resolve(settings.models.serve[0])
+    return version, registry.open(version)
+
+
+def _prove_weights(artifact: Artifact) -> str:
+    """Check keys, shapes and function of the weights, which takes the torch network."""
+    if find_spec("torch") is None:
+        return "not checked: torch is not installed"
+    import_module("model.export").prove_weights(artifact)
+    return "proven"
+
+
+def _rows(registry: ModelRegistry) -> list[dict[str, Any]]:
+    return [
+        _row(version, registry.aliases(name))
+        for name in registry.models()
+        for version in registry.versions(name)
+    ]
+
+
+def _row(version: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:
+    pointing = sorted(alias for alias, number in aliases.items() if number == version.number)
+    return _identity(version) | {"aliases": pointing}
+
+
+def _identity(version: ModelVersion) -> dict[str, Any]:
+    return {"name": version.name, "version": version.number}
+
+
+def _manifest(artifact: Artifact) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(artifact.manifest.to_json())
+    return plain
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _print_lines(values: Mapping[str, Any]) -> None:
+    width = max(map(len, values))
+    for key, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        typer.echo(f"{key:<{width}}  {text}")

@@ -1,0 +1,1 @@
+"""The service without its frontends: no FastAPI, no gRPC, no pydantic."""

@@ -1,0 +1,205 @@
+"""The application object behind every frontend: bytes of a picture in, its label map out."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import model.errors as image_errors
+from model.image import DEFAULT_LIMITS, ImageLimits, decode_image, peek_size
+from model.labels import LabelMap, UInt8Array
+from model.manifest import ModelVersion
+from model.preprocess import DEFAULT_MAX_INFER_PIXELS, ImageSize, PreparedImage, PreprocessSpec
+from service.core.admission import DEFAULT_MAX_PIXELS_IN_FLIGHT, PixelBudget
+from service.core.errors import (
+    DeadlineExceededError,
+    EmptyBodyError,
+    ServiceError,
+    TooManyPixelsError,
+    UndecodableImageError,
+    UnsupportedMediaError,
+)
+from service.core.host import ModelHost, ServedModel
+
+IMAGE_ERRORS: Mapping[type[image_errors.ImageError], type[ServiceError]] = {
+    image_errors.EmptyImageError: EmptyBodyError,
+    image_errors.UnsupportedImageError: UnsupportedMediaError,
+    image_errors.TooManyPixelsError: TooManyPixelsError,
+    image_errors.UndecodableImageError: UndecodableImageError,
+}
+"""What a picture that cannot be read is called by every protocol."""
+
+
+@dataclass(frozen=True)
+class SegmenterLimits:
+    """How much one picture, and all of them together, may cost.
+
+    Args:
+        image: what the header of a picture may declare.
+        max_infer_pixels: larger pictures are area-reduced before the network.
+        max_pixels_in_flight: decoded pixels in memory at the same time, all requests together.
+    """
+
+    image: ImageLimits = DEFAULT_LIMITS
+    max_infer_pixels: int = DEFAULT_MAX_INFER_PIXELS
+    max_pixels_in_flight: int = DEFAULT_MAX_PIXELS_IN_FLIGHT
+
+
+@dataclass(frozen=True)
+class StageTimings:
+    """Where the time went, in seconds."""
+
+    decode_s: float
+    preprocess_s: float
+    queue_s: float
+    infer_s: float
+    post_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The answer for one picture.
+
+    Attributes:
+        label_map: class ids at the picture's upright size.
+        image_HW3: the picture itself, upright uint8 RGB.
+        version: the model that answered.
+        timings: where the time went.
+        inference_size: what the network saw of it; smaller than ``image_HW3`` when it was reduced.
+    """
+
+    label_map: LabelMap
+    image_HW3: UInt8Array
+    version: ModelVersion
+    timings: StageTimings
+    inference_size: ImageSize
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    image_HW3: UInt8Array
+    prepared: PreparedImage
+    decode_s: float
+    preprocess_s: float
+
+
+class Segmenter:
+    """Reads pictures, has them answered by a model, and bounds the memory that this takes.
+
+    Belongs to one event loop. Pictures are read in a thread pool; nothing here blocks the loop.
+
+    Args:
+        host: the models.
+        pool: threads that read pictures; the caller closes it.
+        limits: of one picture and of all together.
+    """
+
+    def __init__(self, host: ModelHost, pool: Executor, limits: SegmenterLimits | None = None) -> None:
+        self._host = host
+        self._pool = pool
+        self._limits = limits or SegmenterLimits()
+        self._budget = PixelBudget(self._limits.max_pixels_in_flight)
+
+    @asynccontextmanager
+    async def segment(
+        self, data: bytes, *, deadline_s: float, model: str | None = None, version: int | None = None
+    ) -> AsyncIterator[Segmentation]:
+        """Answer one picture; its pixels count as in flight until the context is left.
+
+        Leaving early (an error, a cancelled task) withdraws what has not begun.
+
+        Args:
+            data: a JPEG, PNG or WebP file.
+            deadline_s: when nobody waits for the answer any more, on the clock of ``time.monotonic``.
+            model: name of a model; None = the default.
+            version: its number; None = the one that is served under the name.
+
+        Yields:
+            The answer, to be encoded inside the context.
+
+        Raises:
+            ModelNotFoundError: no such model is served.
+            VersionNotFoundError: not in this version.
+            LoadingError: it is not loaded yet.
+            EmptyBodyError: there are no bytes.
+            UnsupportedMediaError: neither JPEG, PNG nor WebP.
+            TooManyPixelsError: the header declares more than the limits allow.
+            UndecodableImageError: the picture does not decode.
+            BusyError: there was no memory for the picture before the deadline.
+            QueueFullError: too many pictures wait.
+            DrainingError: the service is about to stop.
+            DeadlineExceededError: the deadline passed.
+            ModelOutputInvalidError: the model produced values that are no scores.
+            InternalError: the engine failed.
+        """
+        served = self._host.find(model, version)
+        size = await self._peek(data, deadline_s)
+        pixels = await self._budget.acquire(size.pixels, timeout_s=deadline_s - time.monotonic())
+        reading = self._pool.submit(_read, data, self._limits.image, self._spec(served))
+        try:
+            yield await self._answer(reading, served, deadline_s)
+        finally:
+            # A thread cannot be interrupted: a picture that nobody waits for is in memory until it is read.
+            loop = asyncio.get_running_loop()
+            reading.add_done_callback(lambda _: loop.call_soon_threadsafe(self._budget.release, pixels))
+
+    async def _peek(self, data: bytes, deadline_s: float) -> ImageSize:
+        async with _until(deadline_s):
+            return await asyncio.wrap_future(self._pool.submit(_peek_size, data, self._limits.image))
+
+    def _spec(self, served: ServedModel) -> PreprocessSpec:
+        return dataclasses.replace(served.manifest.preprocess, max_infer_pixels=self._limits.max_infer_pixels)
+
+    async def _answer(
+        self, reading: Future[_Picture], served: ServedModel, deadline_s: float
+    ) -> Segmentation:
+        async with _until(deadline_s):
+            picture = await asyncio.wrap_future(reading)
+            answer = await asyncio.wrap_future(
+                self._host.submit(picture.prepared, version=served.version, deadline_s=deadline_s)
+            )
+        return Segmentation(
+            label_map=LabelMap(answer.labels_HW, served.manifest.palette),
+            image_HW3=picture.image_HW3,
+            version=served.version,
+            timings=StageTimings(
+                picture.decode_s, picture.preprocess_s, answer.queue_s, answer.infer_s, answer.post_s
+            ),
+            inference_size=picture.prepared.content,
+        )
+
+
+@asynccontextmanager
+async def _until(deadline_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(deadline_s - time.monotonic()):
+            yield
+    except TimeoutError:
+        raise DeadlineExceededError("the deadline passed before the answer was there") from None
+
+
+@contextmanager
+def _service_errors() -> Iterator[None]:
+    try:
+        yield
+    except image_errors.ImageError as error:
+        raise IMAGE_ERRORS[type(error)](str(error)) from error
+
+
+def _peek_size(data: bytes, limits: ImageLimits) -> ImageSize:
+    with _service_errors():
+        return peek_size(data, limits)
+
+
+def _read(data: bytes, limits: ImageLimits, spec: PreprocessSpec) -> _Picture:
+    started_s = time.monotonic()
+    with _service_errors():
+        image_HW3 = decode_image(data, limits)
+    decoded_s = time.monotonic()
+    prepared = spec.prepare(image_HW3)
+    return _Picture(image_HW3, prepared, decoded_s - started_s, time.monotonic() - decoded_s)

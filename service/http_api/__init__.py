@@ -1,0 +1,1 @@
+"""The HTTP frontend: a thin adapter around ``service.core``."""

@@ -1,0 +1,95 @@
+"""Who may ask: the host allow-list of a loopback service, and API keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.core.errors import ForbiddenError, ServiceError, UnauthenticatedError
+from service.http_api.edge import PROBE_PATHS
+from service.http_api.exchange import Exchange
+from service.http_api.problems import problem
+
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+OPEN_PATHS = PROBE_PATHS | {"/docs", "/openapi.json"}
+"""What needs no key; everything else does, unknown paths too."""
+
+
+@dataclass(frozen=True)
+class AccessPolicy:
+    """What a request must show.
+
+    Args:
+        key_digests: SHA-256 of each API key; empty = no key is asked for.
+        hosts: values of ``Host`` that are answered, lower case, without port; None = any. A page that
+            a browser loaded from elsewhere can reach a loopback service under a name of its own
+            (DNS rebinding), but it cannot forge this header.
+    """
+
+    key_digests: frozenset[bytes] = frozenset()
+    hosts: frozenset[str] | None = None
+
+    def check(self, headers: Headers, path: str) -> None:
+        """Let a request pass, or not.
+
+        Raises:
+            ForbiddenError: the host is not allowed.
+            UnauthenticatedError: there is no key, or a wrong one.
+        """
+        if self.hosts is not None and not self._is_host_allowed(headers.getlist("host")):
+            raise ForbiddenError("this service does not answer under this host name")
+        if self.key_digests and path not in OPEN_PATHS and not self._is_key_known(headers):
+            raise UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY")
+
+    def _is_host_allowed(self, hosts: list[str]) -> bool:
+        assert self.hosts is not None
+        return len(hosts) == 1 and _without_port(hosts[0].lower()) in self.hosts
+
+    def _is_key_known(self, headers: Headers) -> bool:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        digest = key_digest(key.strip())
+        matches = [hmac.compare_digest(digest, known) for known in self.key_digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def key_digest(key: str) -> bytes:
+    """Return what is kept of an API key; keys are long and random, so a fast hash is enough."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def key_digests(keys: Iterable[str]) -> frozenset[bytes]:
+    """Return what ``AccessPolicy`` compares with."""
+    return frozenset(key_digest(key) for key in keys)
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and (port.isdigit() or not port) else host
+
+
+class Gate:
+    """Refuses what the policy refuses, before any route is looked for.
+
+    Args:
+        app: what answers the rest.
+        policy: what a request must show.
+    """
+
+    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
+        self._app = app
+        self._policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401 or 403."""
+        answer = self._app
+        if scope["type"] == "http":
+            try:
+                self._policy.check(Headers(scope=scope), scope["path"])
+            except ServiceError as refusal:
+                answer = problem(refusal, Exchange.of(scope))
+        await answer(scope, receive, send)

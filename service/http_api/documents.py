@@ -1,0 +1,125 @@
+"""The JSON documents of the HTTP interface, as ``/openapi.json`` describes them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from service.core.host import ServedModel
+from service.http_api.parameters import MaskEncoding
+
+
+class ProblemDocument(BaseModel):
+    """An error (RFC 9457); ``code`` is what programs look at, ``request_id`` finds the log line."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+
+
+class ProbeDocument(BaseModel):
+    """A probe's good news."""
+
+    status: Literal["live", "started"]
+
+
+class EngineDocument(BaseModel):
+    """Which version is served, and what runs it."""
+
+    name: str
+    version: int
+    engine: str
+    device: str
+    precision: str
+
+
+class ReadinessDocument(BaseModel):
+    """The service may be given work: the first model is the default one."""
+
+    status: Literal["ready"] = "ready"
+    models: list[EngineDocument]
+
+
+class ClassDocument(BaseModel):
+    """What an id in a mask means."""
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+
+
+class ModelDocument(EngineDocument):
+    """A served version with its classes."""
+
+    default: bool
+    architecture: str
+    ignore_id: int
+    classes: list[ClassDocument]
+
+
+class ModelListDocument(BaseModel):
+    """All served versions: the first is the default one."""
+
+    models: list[ModelDocument]
+
+
+class ClassShareDocument(ClassDocument):
+    """How much of a picture a class covers."""
+
+    pixels: int
+    fraction: float
+
+
+class MaskDocument(BaseModel):
+    """A mask inside JSON: a base64 palette PNG, or one COCO run-length encoding for each class."""
+
+    encoding: MaskEncoding
+    data: str | list[dict[str, object]] | None
+
+
+class SegmentationDocument(BaseModel):
+    """The answer for one picture."""
+
+    model: str
+    version: int
+    width: int
+    height: int
+    classes: list[ClassShareDocument]
+    mask: MaskDocument
+    timings_ms: dict[str, float]
+
+
+def engine_document(served: ServedModel) -> EngineDocument:
+    """Describe what runs a version."""
+    return EngineDocument(
+        name=served.version.name,
+        version=served.version.number,
+        engine=served.engine.engine,
+        device=served.engine.device,
+        precision=served.engine.precision,
+    )
+
+
+def model_document(served: ServedModel, *, default: bool) -> ModelDocument:
+    """Describe a version.
+
+    Args:
+        served: the version.
+        default: whether it answers requests that name no model.
+    """
+    palette = served.manifest.palette
+    classes = [
+        ClassDocument(id=class_id, name=name, color=color)
+        for class_id, (name, color) in enumerate(zip(palette.names, palette.colors, strict=True))
+    ]
+    return ModelDocument(
+        **engine_document(served).model_dump(),
+        default=default,
+        architecture=served.manifest.architecture,
+        ignore_id=palette.ignore_id,
+        classes=classes,
+    )

@@ -1,0 +1,55 @@
+"""Probes: is the process alive, did it start, may it be given work?"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.core.errors import DrainingError, LoadingError
+from service.core.host import ModelHost
+from service.http_api.documents import ProbeDocument, ReadinessDocument, engine_document
+
+
+class Lifecycle:
+    """Where the process stands between its start and its end.
+
+    Attributes:
+        started: every model that was asked for has been loaded.
+        draining: it is about to stop; no new work should come.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.draining = False
+
+
+def health_router(host: ModelHost, lifecycle: Lifecycle) -> APIRouter:
+    """Return the routes ``/livez``, ``/startupz`` and ``/readyz``; they need no key.
+
+    Args:
+        host: whose models must be loaded.
+        lifecycle: read at each probe.
+    """
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez")
+    async def live() -> ProbeDocument:
+        """Tell whether the process answers at all; if not, restart it."""
+        return ProbeDocument(status="live")
+
+    @router.get("/startupz")
+    async def started() -> ProbeDocument:
+        """Tell whether the models were loaded; until then 503 `loading`."""
+        if not lifecycle.started:
+            raise LoadingError("the models are being loaded")
+        return ProbeDocument(status="started")
+
+    @router.get("/readyz")
+    async def ready() -> ReadinessDocument:
+        """Tell whether to send work here, and which engines run; else 503 `loading` or `draining`."""
+        if lifecycle.draining:
+            raise DrainingError("the service is about to stop")
+        if not host.ready:
+            raise LoadingError("the models are being loaded")
+        return ReadinessDocument(models=[engine_document(served) for served in host.models])
+
+    return router

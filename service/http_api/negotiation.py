@@ -1,0 +1,83 @@
+"""Which representation a client gets: ``Accept`` against what an output can be (RFC 9110, 12.5.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from service.core.errors import NotAcceptableError
+
+Output = Literal["labels", "color", "overlay"]
+
+PNG = "image/png"
+JPEG = "image/jpeg"
+JSON = "application/json"
+NPY = "application/x-npy"
+RAW = "application/octet-stream"
+
+OFFERS: dict[Output, tuple[str, ...]] = {
+    "labels": (PNG, JSON, NPY, RAW),
+    "color": (PNG, JPEG, JSON, NPY, RAW),
+    "overlay": (PNG, JPEG, JSON, NPY, RAW),
+}
+"""Media types of each output, the service's favourite first; a JPEG would change label ids."""
+
+_QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
+
+
+@dataclass(frozen=True)
+class _Range:
+    media_type: str
+    quality: float
+
+    @property
+    def specificity(self) -> int:
+        if self.media_type == "*/*":
+            return 0
+        return 1 if self.media_type.endswith("/*") else 2
+
+    def covers(self, media_type: str) -> bool:
+        kind = media_type.partition("/")[0]
+        return self.media_type in (media_type, f"{kind}/*", "*/*")
+
+
+def negotiate(accept: Sequence[str], output: Output) -> str:
+    """Choose the media type of an answer.
+
+    Args:
+        accept: the values of all ``Accept`` headers; none = anything will do.
+        output: what the client wants to see.
+
+    Returns:
+        The offered type with the highest quality; among equals the service's favourite.
+
+    Raises:
+        NotAcceptableError: nothing that this output can be is accepted.
+    """
+    ranges = _parse(",".join(accept))
+    offers = OFFERS[output]
+    if not ranges:
+        return offers[0]
+    best = max(offers, key=lambda offer: _quality(offer, ranges))
+    if _quality(best, ranges) == 0:
+        raise NotAcceptableError(f"output {output!r} is one of {', '.join(offers)}")
+    return best
+
+
+def _quality(offer: str, ranges: Sequence[_Range]) -> float:
+    """Return the quality that the most specific range which covers an offer gives it."""
+    covering = [r for r in ranges if r.covers(offer)]
+    return max(covering, key=lambda r: r.specificity).quality if covering else 0.0
+
+
+def _parse(accept: str) -> list[_Range]:
+    return [parsed for element in accept.split(",") if element.strip() and (parsed := _parse_range(element))]
+
+
+def _parse_range(element: str) -> _Range:
+    media_type, *parameters = (part.strip().lower() for part in element.split(";"))
+    quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
+    # A weight that is none gives the range no weight: the client gets what it asked for legibly, or a 406.
+    return _Range(media_type, float(quality) if _QUALITY.fullmatch(quality) else 0.0)

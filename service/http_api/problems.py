@@ -1,0 +1,141 @@
+"""Errors as ``application/problem+json`` (RFC 9457), and the one table from error code to HTTP status."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.core.errors import (
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    OverloadError,
+    ServiceError,
+    UnauthenticatedError,
+)
+from service.http_api.exchange import Exchange
+from service.http_api.parameters import invalid_parameter
+
+PROBLEM_TYPE = "application/problem+json"
+
+STATUS_OF_CODE: Mapping[str, HTTPStatus] = MappingProxyType(
+    {
+        "invalid_argument": HTTPStatus.BAD_REQUEST,
+        "empty_body": HTTPStatus.BAD_REQUEST,
+        "unauthenticated": HTTPStatus.UNAUTHORIZED,
+        "forbidden": HTTPStatus.FORBIDDEN,
+        "model_not_found": HTTPStatus.NOT_FOUND,
+        "version_not_found": HTTPStatus.NOT_FOUND,
+        "not_found": HTTPStatus.NOT_FOUND,
+        "not_acceptable": HTTPStatus.NOT_ACCEPTABLE,
+        "request_too_slow": HTTPStatus.REQUEST_TIMEOUT,
+        "conflict": HTTPStatus.CONFLICT,
+        "payload_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "too_many_pixels": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "unsupported_media": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "undecodable_image": HTTPStatus.UNPROCESSABLE_ENTITY,
+        "queue_full": HTTPStatus.TOO_MANY_REQUESTS,
+        "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
+        "model_output_invalid": HTTPStatus.INTERNAL_SERVER_ERROR,
+        "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+        "loading": HTTPStatus.SERVICE_UNAVAILABLE,
+        "draining": HTTPStatus.SERVICE_UNAVAILABLE,
+        "no_worker": HTTPStatus.SERVICE_UNAVAILABLE,
+        "busy": HTTPStatus.SERVICE_UNAVAILABLE,
+        "deadline_exceeded": HTTPStatus.GATEWAY_TIMEOUT,
+        "storage_full": HTTPStatus.INSUFFICIENT_STORAGE,
+    }
+)
+
+CLIENT_CLOSED_REQUEST = 499
+"""What the log says when nobody was left to answer; never sent."""
+
+
+class MethodNotAllowedError(InvalidArgumentError):
+    """The path exists, but not with this method: HTTP's own 405, whose code is ``invalid_argument``."""
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"{method} is not allowed here, only {allowed}")
+        self.allowed = allowed
+
+
+def problem(error: ServiceError, exchange: Exchange) -> Response:
+    """Render an error; the details of a defect stay in the log.
+
+    Args:
+        error: what went wrong; its message is written for the client, except that of ``InternalError``.
+        exchange: the request that failed; takes note of the code.
+    """
+    exchange.code = error.code
+    status = _status(error)
+    body = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "code": error.code,
+        "detail": _detail(error),
+        "request_id": exchange.request_id,
+    }
+    return Response(json.dumps(body), status.value, _headers(error), PROBLEM_TYPE)
+
+
+def _status(error: ServiceError) -> HTTPStatus:
+    if isinstance(error, MethodNotAllowedError):
+        return HTTPStatus.METHOD_NOT_ALLOWED
+    return STATUS_OF_CODE[error.code]
+
+
+def _detail(error: ServiceError) -> str:
+    return "the service failed, its log tells why" if isinstance(error, InternalError) else str(error)
+
+
+def _headers(error: ServiceError) -> dict[str, str]:
+    match error:
+        case OverloadError():
+            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        case UnauthenticatedError():
+            return {"WWW-Authenticate": "Bearer"}
+        case MethodNotAllowedError():
+            return {"Allow": error.allowed}
+    return {}
+
+
+async def service_error_response(request: Request, error: ServiceError) -> Response:
+    """Answer an error of the core's own tree."""
+    return problem(error, Exchange.of(request.scope))
+
+
+async def routing_error_response(request: Request, error: HTTPException) -> Response:
+    """Answer what the router refuses: an unknown path, or a method that a path does not have."""
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        refusal: ServiceError = MethodNotAllowedError(request.method, (error.headers or {}).get("Allow", ""))
+    elif error.status_code == HTTPStatus.NOT_FOUND:
+        refusal = NotFoundError("there is nothing at this path")
+    else:
+        refusal = InvalidArgumentError("the request is malformed")
+    return problem(refusal, Exchange.of(request.scope))
+
+
+async def invalid_query_response(request: Request, error: RequestValidationError) -> Response:
+    """Answer a query parameter that is unknown or out of range, and name it."""
+    return problem(invalid_parameter(error.errors()[0]), Exchange.of(request.scope))
+
+
+async def unexpected_error_response(request: Request, _error: Exception) -> Response:
+    """Answer a defect; the edge logs it."""
+    return problem(InternalError("unexpected"), Exchange.of(request.scope))
+
+
+async def disconnected_response(request: Request, _error: ClientDisconnect) -> Response:
+    """Take note that the client left; nobody reads this answer."""
+    Exchange.of(request.scope).code = "client_closed_request"
+    return Response(status_code=CLIENT_CLOSED_REQUEST)

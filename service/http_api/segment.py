@@ -1,0 +1,193 @@
+"""``POST /v1/segment`` and its two longer forms: a picture in, a mask out."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Coroutine
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from service.core.errors import VersionNotFoundError
+from service.core.host import ModelHost, ServedModel
+from service.core.segmenter import Segmenter
+from service.http_api.body import BodyLimits, read_picture
+from service.http_api.documents import SegmentationDocument
+from service.http_api.exchange import Exchange
+from service.http_api.form import FILE_FIELD
+from service.http_api.negotiation import JPEG, NPY, PNG, RAW, negotiate
+from service.http_api.parameters import SegmentQuery, class_ids, refuse_repeats, timeout_s
+from service.http_api.rendering import Rendering, RenderingRequest, render
+
+ResultT = TypeVar("ResultT")
+
+_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How segmentation requests are received.
+
+    Args:
+        body: what one may send.
+        default_timeout_s: how long a client waits that does not say so.
+    """
+
+    body: BodyLimits = field(default_factory=BodyLimits)
+    default_timeout_s: float = 30.0
+
+
+class SegmentEndpoint:
+    """Receives a picture, has it segmented and encodes the answer; one for all routes.
+
+    Args:
+        segmenter: answers pictures.
+        host: knows the served models.
+        pool: threads that encode.
+        options: limits of a request.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, host: ModelHost, pool: Executor, options: SegmentOptions
+    ) -> None:
+        self._segmenter = segmenter
+        self._host = host
+        self._pool = pool
+        self._options = options
+
+    async def segment(self, request: Request, query: Annotated[SegmentQuery, Query()]) -> Response:
+        """Segment a picture with the default model."""
+        return await self._answer(request, query, self._host.find())
+
+    async def segment_with_model(
+        self, request: Request, query: Annotated[SegmentQuery, Query()], model: str
+    ) -> Response:
+        """Segment a picture with a model by name."""
+        return await self._answer(request, query, self._host.find(model))
+
+    async def segment_with_version(
+        self, request: Request, query: Annotated[SegmentQuery, Query()], model: str, version: str
+    ) -> Response:
+        """Segment a picture with one version of a model."""
+        return await self._answer(request, query, self._host.find(model, _number(version)))
+
+    async def _answer(self, request: Request, query: SegmentQuery, served: ServedModel) -> Response:
+        """Refuse by the head alone what can be; then receive the body, and stop when the client leaves."""
+        refuse_repeats(request)
+        exchange = Exchange.of(request.scope)
+        deadline_s = exchange.started_s + timeout_s(request, query, default_s=self._options.default_timeout_s)
+        wanted = RenderingRequest(
+            media_type=negotiate(request.headers.getlist("accept"), query.output),
+            output=query.output,
+            alpha=query.alpha,
+            mask=query.mask,
+            keep=class_ids(query.classes, served.manifest.palette),
+        )
+        data = await read_picture(request, self._options.body)
+        receive_s = time.monotonic() - exchange.started_s
+        work = self._segment(data, served, wanted, receive_s=receive_s, deadline_s=deadline_s)
+        rendering = await while_connected(request.receive, work)
+        exchange.notes.update(rendering.notes, bytes_in=len(data), bytes_out=len(rendering.body))
+        return Response(rendering.body, headers=rendering.headers, media_type=wanted.media_type)
+
+    async def _segment(
+        self,
+        data: bytes,
+        served: ServedModel,
+        wanted: RenderingRequest,
+        *,
+        receive_s: float,
+        deadline_s: float,
+    ) -> Rendering:
+        version = served.version
+        async with self._segmenter.segment(
+            data, deadline_s=deadline_s, model=version.name, version=version.number
+        ) as segmentation:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._pool, render, segmentation, wanted, receive_s)
+
+
+def segment_router(endpoint: SegmentEndpoint) -> APIRouter:
+    """Return the three routes of an endpoint."""
+    router = APIRouter(prefix="/v1", tags=["segmentation"])
+    for path, handler in (
+        ("/segment", endpoint.segment),
+        ("/models/{model}:segment", endpoint.segment_with_model),
+        ("/models/{model}/versions/{version}:segment", endpoint.segment_with_version),
+    ):
+        router.add_api_route(
+            path,
+            handler,
+            methods=["POST"],
+            response_class=Response,
+            responses={200: _ANSWER},
+            openapi_extra={"requestBody": _BODY},
+        )
+    return router
+
+
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {
+    "schema": {"type": "object", "required": [FILE_FIELD], "properties": {FILE_FIELD: _PICTURE["schema"]}}
+}
+_BODY = {
+    "required": True,
+    "content": {
+        "image/jpeg": _PICTURE,
+        "image/png": _PICTURE,
+        "image/webp": _PICTURE,
+        "multipart/form-data": _FORM,
+    },
+}
+_ANSWER: dict[str, Any] = {
+    "model": SegmentationDocument,
+    "description": "The mask in the form that Accept asks for, PNG if it does not say. "
+    "Headers: X-Model-Name, X-Model-Version, Server-Timing; X-Inference-Size (height x width) when the "
+    "picture was reduced before the network; X-Image-Width and X-Image-Height for arrays.",
+    "content": {
+        PNG: _PICTURE,
+        JPEG: _PICTURE,
+        NPY: _PICTURE,
+        RAW: _PICTURE,
+    },
+}
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Await work, and cancel it when the client leaves.
+
+    Args:
+        receive: of a request whose body has been read to its end.
+        work: what the client waits for.
+
+    Raises:
+        ClientDisconnect: the client left first.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _number(version: str) -> int:
+    if not _VERSION_NUMBER.fullmatch(version):
+        raise VersionNotFoundError("a version is a number from 1")
+    return int(version)

@@ -1,0 +1,299 @@
+"""The configuration: TOML file < environment < flags; nothing else in the service reads the environment.
+
+Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores:
+Kubernetes puts variables with one (``BISENET_SERVICE_HOST``) into every pod beside a service of that name.
+Lists are separated by commas there. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from model.errors import InvalidReferenceError
+from model.image import ImageLimits
+from model.manifest import ModelReference
+from model.preprocess import DEFAULT_MAX_INFER_PIXELS
+from service.core.admission import DEFAULT_MAX_PIXELS_IN_FLIGHT
+from service.core.batching import DEFAULT_MAX_WAITING
+from service.core.engine import PrecisionChoice
+from service.http_api.body import BodyLimits
+from service.telemetry import LogFormat, LogLevel
+
+DEFAULT_MODEL = "bisenetv2-camvid"
+
+_PREFIX = "BISENET_"
+_DELIMITER = "__"
+_SHORTHANDS = {"BISENET_REGISTRY": "BISENET_REGISTRY__URL"}
+
+Layer = Mapping[str, Mapping[str, Any]]
+"""Values by section and key."""
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the message is one line that names the key."""
+
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic reports ValueError only
+    return value
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+_Number = BeforeValidator(_refuse_bool)
+_List = BeforeValidator(_split)
+Port = Annotated[int, _Number, Field(ge=0, le=65535)]
+Count = Annotated[int, _Number, Field(ge=1)]
+Seconds = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], _List]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ServerSettings(_Section):
+    """``[server]``: where it listens.
+
+    Attributes:
+        host: name or address; what is not loopback needs ``auth.keys`` or ``auth.allow_anonymous``.
+        http_port: 0 = a free one.
+        allowed_hosts: values of ``Host`` that are answered on loopback besides its own names.
+        grace_s: how long requests may take to finish after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    http_port: Port = 8000
+    allowed_hosts: Names = ()
+    grace_s: Count = 25
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class RegistrySettings(_Section):
+    """``[registry]``: where published models are; the shipped model is always there beside them."""
+
+    url: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        default_factory=lambda: str(_user_folder("XDG_DATA_HOME", ".local/share") / "registry")
+    )
+
+
+class ModelsSettings(_Section):
+    """``[models]``: what is served, and how it runs.
+
+    Attributes:
+        serve: model references; the first is the default model.
+        engine: ``auto`` takes the fastest that this machine has.
+        device: ``auto`` takes what the engine prefers.
+        precision: ``auto`` takes the fastest that reproduces the golden sample.
+        cache_folder: for compiled graphs.
+    """
+
+    serve: Names = (DEFAULT_MODEL,)
+    engine: Literal["auto", "openvino", "torch"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:[0-9]+)$")] = "auto"
+    precision: PrecisionChoice = "auto"
+    cache_folder: UserPath = Field(default_factory=lambda: _user_folder("XDG_CACHE_HOME", ".cache"))
+
+    @field_validator("serve")
+    @classmethod
+    def _are_references(cls, serve: tuple[str, ...]) -> tuple[str, ...]:
+        if not serve:
+            raise ValueError("names no model")
+        try:
+            for reference in serve:
+                ModelReference.parse(reference)
+        except InvalidReferenceError as error:
+            raise ValueError(str(error)) from None
+        return serve
+
+
+class LimitsSettings(_Section):
+    """``[limits]``: what one request, and all of them together, may cost.
+
+    Attributes:
+        max_body_bytes: of a request.
+        max_pixels: that a picture's header may declare.
+        max_side: longest side that it may declare, in pixels.
+        max_infer_pixels: larger pictures are reduced before the network.
+        max_pixels_in_flight: decoded pixels in memory at the same time.
+        max_waiting: requests in the queue.
+        receive_timeout_s: from the head of a request to its last byte.
+        default_timeout_s: how long a client waits for its answer that does not say so.
+    """
+
+    max_body_bytes: Count = BodyLimits.max_bytes
+    max_pixels: Count = ImageLimits.max_pixels
+    max_side: Count = ImageLimits.max_side
+    max_infer_pixels: Count = DEFAULT_MAX_INFER_PIXELS
+    max_pixels_in_flight: Count = DEFAULT_MAX_PIXELS_IN_FLIGHT
+    max_waiting: Count = DEFAULT_MAX_WAITING
+    receive_timeout_s: Seconds = BodyLimits.receive_timeout_s
+    default_timeout_s: Seconds = 30.0
+
+
+class AuthSettings(_Section):
+    """``[auth]``: who may ask.
+
+    Attributes:
+        keys: API keys, of which a client sends one as ``Authorization: Bearer KEY``.
+        keys_file: more of them, one a line.
+        allow_anonymous: listen beyond loopback without keys.
+    """
+
+    keys: Annotated[tuple[SecretStr, ...], _List] = ()
+    keys_file: UserPath | None = None
+    allow_anonymous: bool = False
+
+    def read_keys(self) -> tuple[str, ...]:
+        """Return all keys.
+
+        Raises:
+            SettingsError: the file cannot be read or holds none, or a key is not printable ASCII.
+        """
+        keys = [key.get_secret_value() for key in self.keys]
+        if self.keys_file is not None:
+            keys += _lines(self.keys_file)
+        if not all(key and key.isascii() and key.isprintable() and " " not in key for key in keys):
+            raise SettingsError("auth.keys: a key is printable ASCII without spaces, and not empty")
+        return tuple(keys)
+
+
+class LogSettings(_Section):
+    """``[log]``: what is written to stderr."""
+
+    level: LogLevel = "info"
+    format: LogFormat = "auto"
+
+
+class Settings(_Section):
+    """The whole configuration, checked."""
+
+    server: ServerSettings = ServerSettings()
+    registry: RegistrySettings = Field(default_factory=RegistrySettings)
+    models: ModelsSettings = Field(default_factory=ModelsSettings)
+    limits: LimitsSettings = LimitsSettings()
+    auth: AuthSettings = AuthSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _is_not_open_to_everybody(self) -> Self:
+        has_keys = self.auth.keys or self.auth.keys_file is not None
+        if not (self.server.is_loopback or has_keys or self.auth.allow_anonymous):
+            raise ValueError(
+                f"server.host: {self.server.host!r} is open to other machines: set auth.keys or "
+                "auth.keys_file, or say --allow-anonymous"
+            )
+        return self
+
+
+def load_settings(
+    config: Path | None = None,
+    flags: Layer | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Put the three layers together and check the result.
+
+    Args:
+        config: a TOML file; None = none.
+        flags: what the command line said; None values are what it did not say.
+        environment: None = that of the process.
+
+    Raises:
+        SettingsError: a key is unknown, a value is wrong, or the file cannot be read.
+    """
+    file_layer = {} if config is None else _read_toml(config)
+    environment_layer = _environment_layer(os.environ if environment is None else environment)
+    try:
+        return Settings.model_validate(_merged(file_layer, environment_layer, flags or {}))
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def _read_toml(path: Path) -> Layer:
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {error.strerror}") from None
+    except ValueError as error:  # neither UTF-8 nor TOML
+        raise SettingsError(f"--config {path}: {error}") from None
+    for section, values in content.items():
+        if not isinstance(values, dict):
+            raise SettingsError(f"{section}: is no section")
+    return content
+
+
+def _environment_layer(environment: Mapping[str, str]) -> Layer:
+    layer: dict[str, dict[str, str]] = {}
+    for name, value in environment.items():
+        section, delimiter, key = (
+            _SHORTHANDS.get(name, name).removeprefix(_PREFIX).lower().partition(_DELIMITER)
+        )
+        if name.startswith(_PREFIX) and delimiter:
+            layer.setdefault(section, {})[key] = value
+    return layer
+
+
+def _merged(*layers: Layer) -> dict[str, dict[str, Any]]:
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for section, values in layer.items():
+            said = {key: value for key, value in values.items() if value is not None}
+            merged[section] = merged.get(section, {}) | said
+    return merged
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"auth.keys_file: cannot read {path}") from None
+    keys = [line for line in lines if line]
+    if not keys:
+        raise SettingsError(f"auth.keys_file: {path} holds no key")
+    return keys
+
+
+def _user_folder(variable: str, fallback: str) -> Path:
+    base = os.environ.get(variable, "")
+    if base.startswith("/"):
+        return Path(base, "bisenet")
+    try:
+        return Path.home() / fallback / "bisenet"
+    except RuntimeError:
+        raise SettingsError("HOME is not set: set registry.url and models.cache_folder") from None

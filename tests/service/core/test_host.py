@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine
+
+from model import decode
+from model.artifact import Artifact
+from model.errors import GoldenMismatchError
+from model.manifest import ModelVersion
+from model.preprocess import PreparedImage, size_of
+from service.core.engine import EngineOptions
+from service.core.errors import DrainingError, LoadingError, ModelNotFoundError, VersionNotFoundError
+from service.core.host import ModelHost
+from service.core.worker import InferenceWorker
+
+ARTIFACT = Artifact(Path("nowhere"), FAKE_MANIFEST)
+CITY_1, CITY_2, ROAD_1 = ModelVersion("city", 1), ModelVersion("city", 2), ModelVersion("road", 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> None:
+    decode.warm_up()
+
+
+class Builder:
+    """Builds fake engines and keeps them."""
+
+    def __init__(self) -> None:
+        self.built: list[FakeEngine] = []
+        self.error: Exception | None = None
+
+    def __call__(self, artifact: Artifact, options: EngineOptions) -> FakeEngine:
+        assert artifact is ARTIFACT
+        assert options.device == "cpu"
+        if self.error:
+            raise self.error
+        self.built.append(FakeEngine())
+        return self.built[-1]
+
+
+@pytest.fixture
+def builder() -> Builder:
+    return Builder()
+
+
+@pytest.fixture
+def host(builder: Builder, tmp_path: Path) -> Iterator[ModelHost]:
+    host = ModelHost(builder, EngineOptions("cpu", "auto", tmp_path / "cache"), InferenceWorker())
+    yield host
+    host.close()
+
+
+def picture(value: int) -> PreparedImage:
+    pixels_HW3 = np.full((32, 32, 3), value, np.uint8)
+    return PreparedImage(pixels_HW3, size_of(pixels_HW3), size_of(pixels_HW3))
+
+
+def test_an_empty_host_is_loading(host: ModelHost) -> None:
+    assert not host.ready
+    assert host.models == ()
+    with pytest.raises(LoadingError):
+        host.find()
+
+
+def test_a_loaded_model_is_served_and_answers(host: ModelHost, builder: Builder) -> None:
+    served = host.load(CITY_1, ARTIFACT)
+    assert host.ready
+    assert served.engine == builder.built[0].info
+    assert served.manifest is FAKE_MANIFEST
+    future = host.submit(picture(255), version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)
+    assert (future.result(PATIENCE_S).labels_HW == 3).all()
+
+
+def test_each_version_is_answered_by_its_own_engine(host: ModelHost, builder: Builder) -> None:
+    for version in (CITY_1, CITY_2):
+        host.load(version, ARTIFACT)
+    host.submit(picture(0), version=CITY_2, deadline_s=time.monotonic() + PATIENCE_S).result(PATIENCE_S)
+    assert [len(engine.seen) for engine in builder.built] == [0, 1]
+
+
+def test_the_first_expected_model_is_the_default_whatever_loads_first(host: ModelHost) -> None:
+    for version in (ROAD_1, CITY_2, CITY_1):
+        host.expect(version)
+    for version in (CITY_1, CITY_2, ROAD_1):
+        host.load(version, ARTIFACT)
+    assert host.find().version == ROAD_1
+    assert host.find("city").version == CITY_2
+    assert host.find("city", 1).version == CITY_1
+    assert [served.version for served in host.models] == [ROAD_1, CITY_2, CITY_1]
+
+
+def test_what_is_not_served_is_named_by_the_error(host: ModelHost) -> None:
+    host.load(CITY_1, ARTIFACT)
+    with pytest.raises(ModelNotFoundError, match="village"):
+        host.find("village")
+    with pytest.raises(VersionNotFoundError, match="7"):
+        host.find("city", 7)
+    with pytest.raises(VersionNotFoundError, match="road@1"):
+        host.submit(picture(0), version=ROAD_1, deadline_s=0.0)
+
+
+def test_an_expected_model_is_loading_and_keeps_the_host_from_being_ready(host: ModelHost) -> None:
+    host.expect(CITY_1)
+    host.expect(ROAD_1)
+    host.load(CITY_1, ARTIFACT)
+    assert not host.ready
+    assert host.find("city").version == CITY_1
+    with pytest.raises(LoadingError, match="road@1"):
+        host.find("road")
+
+
+def test_a_model_that_does_not_prove_itself_is_not_served(host: ModelHost, builder: Builder) -> None:
+    builder.error = GoldenMismatchError("other scores")
+    with pytest.raises(GoldenMismatchError):
+        host.load(CITY_1, ARTIFACT)
+    assert host.models == ()
+
+
+def test_closing_frees_every_engine_and_refuses_pictures(host: ModelHost, builder: Builder) -> None:
+    host.load(CITY_1, ARTIFACT)
+    host.load(ROAD_1, ARTIFACT)
+    host.close()
+    assert all(engine.closed for engine in builder.built)
+    with pytest.raises(DrainingError):
+        host.submit(picture(0), version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)

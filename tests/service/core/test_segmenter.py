@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine
+from PIL import Image
+
+from model import decode
+from model.artifact import Artifact
+from model.errors import ImageError
+from model.image import ImageLimits, decode_image
+from model.labels import UInt8Array
+from model.manifest import ModelVersion
+from model.preprocess import ImageSize
+from service.core.engine import EngineOptions
+from service.core.errors import (
+    BusyError,
+    DeadlineExceededError,
+    EmptyBodyError,
+    LoadingError,
+    ModelNotFoundError,
+    TooManyPixelsError,
+    UndecodableImageError,
+    UnsupportedMediaError,
+    VersionNotFoundError,
+)
+from service.core.host import ModelHost
+from service.core.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits
+from service.core.worker import InferenceWorker
+
+CITY_1 = ModelVersion("city", 1)
+SHORT_S = 0.5  # long enough to read a small picture on a busy machine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> None:
+    decode.warm_up()
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def held() -> FakeEngine:
+    return FakeEngine(held=True)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+MakeSegmenter = Callable[..., Segmenter]
+
+
+@pytest.fixture
+def make(pool: ThreadPoolExecutor, tmp_path: Path) -> Iterator[MakeSegmenter]:
+    hosts = []
+
+    def make(engine: FakeEngine, limits: SegmenterLimits | None = None) -> Segmenter:
+        options = EngineOptions("cpu", "auto", tmp_path / "cache")
+        host = ModelHost(lambda *_: engine, options, InferenceWorker())
+        host.load(CITY_1, Artifact(Path("nowhere"), FAKE_MANIFEST))
+        hosts.append(host)
+        return Segmenter(host, pool, limits)
+
+    yield make
+    for host in hosts:
+        host.close()
+
+
+def soon() -> float:
+    return time.monotonic() + PATIENCE_S
+
+
+def png(height: int, width: int, value: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 50), (64, 96)])
+async def test_a_picture_of_any_size_is_answered_at_its_own_size(
+    make: MakeSegmenter, engine: FakeEngine, size: tuple[int, int]
+) -> None:
+    async with make(engine).segment(png(*size, value=170), deadline_s=soon()) as answer:
+        assert answer.label_map.ids_HW.shape == size
+        assert answer.image_HW3.shape == (*size, 3)
+        assert (answer.image_HW3 == [170, 0, 0]).all()
+        assert answer.inference_size == ImageSize(*size)
+    assert answer.version == CITY_1
+    assert answer.label_map.palette is FAKE_MANIFEST.palette
+
+
+async def test_labels_belong_to_the_picture(make: MakeSegmenter, engine: FakeEngine) -> None:
+    segmenter = make(engine)
+
+    async def label(value: int) -> int:
+        async with segmenter.segment(png(32, 32, value), deadline_s=soon()) as answer:
+            return int(answer.label_map.ids_HW[0, 0])
+
+    assert await asyncio.gather(*(label(85 * k) for k in (3, 0, 2, 1))) == [3, 0, 2, 1]
+
+
+async def test_a_large_picture_is_reduced_for_the_network_only(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    segmenter = make(engine, SegmenterLimits(max_infer_pixels=64 * 64))
+    async with segmenter.segment(png(128, 128), deadline_s=soon()) as answer:
+        assert answer.inference_size == ImageSize(64, 64)
+        assert answer.label_map.ids_HW.shape == (128, 128)
+    assert engine.seen == [(1, 64, 64, 3)]
+
+
+async def test_each_stage_is_timed(make: MakeSegmenter, engine: FakeEngine) -> None:
+    began_s = time.monotonic()
+    async with make(engine).segment(png(64, 64), deadline_s=soon()) as answer:
+        timings = answer.timings
+    stages = (timings.decode_s, timings.preprocess_s, timings.queue_s, timings.infer_s, timings.post_s)
+    assert all(stage >= 0 for stage in stages)
+    assert 0 < sum(stages) <= time.monotonic() - began_s
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", EmptyBodyError),
+        (b"GIF89a...", UnsupportedMediaError),
+        (png(32, 32)[:60], UndecodableImageError),
+        (png(32, 33), TooManyPixelsError),
+    ],
+)
+async def test_bytes_that_are_no_picture_never_reach_the_engine(
+    make: MakeSegmenter, engine: FakeEngine, data: bytes, error: type[Exception]
+) -> None:
+    limits = SegmenterLimits(image=ImageLimits(max_pixels=32 * 32))
+    with pytest.raises(error):
+        async with make(engine, limits).segment(data, deadline_s=soon()):
+            pass
+    assert engine.seen == []
+
+
+def test_every_error_of_a_picture_has_a_name_of_the_service() -> None:
+    assert set(IMAGE_ERRORS) == set(ImageError.__subclasses__())
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "error"),
+    [
+        ("village", None, ModelNotFoundError),
+        ("city", 2, VersionNotFoundError),
+        (None, 2, VersionNotFoundError),
+    ],
+)
+async def test_an_unknown_model_is_refused_before_anything_is_read(
+    make: MakeSegmenter, engine: FakeEngine, model: str | None, version: int | None, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        async with make(engine).segment(b"", deadline_s=soon(), model=model, version=version):
+            pass
+
+
+async def test_a_model_that_is_not_loaded_yet_is_loading(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+    options = EngineOptions("cpu", "auto", tmp_path)
+    host = ModelHost(lambda *_: FakeEngine(), options, InferenceWorker())
+    with pytest.raises(LoadingError):
+        async with Segmenter(host, pool).segment(png(32, 32), deadline_s=soon()):
+            pass
+    host.close()
+
+
+async def in_thread(call: Callable[[], object]) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, call)
+
+
+async def test_a_deadline_that_passes_in_the_engine_is_answered_without_waiting_for_it(
+    make: MakeSegmenter, held: FakeEngine
+) -> None:
+    with pytest.raises(DeadlineExceededError):
+        async with make(held).segment(png(32, 32), deadline_s=time.monotonic() + 0.05):
+            pass
+    held.go_on()
+
+
+async def test_a_deadline_in_the_past_is_exceeded_before_the_picture_is_read(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    with pytest.raises(DeadlineExceededError):
+        async with make(engine).segment(png(32, 32), deadline_s=time.monotonic() - 1):
+            pass
+    assert engine.seen == []
+
+
+async def test_a_cancelled_request_withdraws_its_picture(make: MakeSegmenter, held: FakeEngine) -> None:
+    segmenter = make(held)
+
+    async def request() -> None:
+        async with segmenter.segment(png(32, 32), deadline_s=soon()):
+            pass
+
+    running = asyncio.ensure_future(request())
+    await in_thread(held.wait_until_busy)
+    waiting = asyncio.ensure_future(request())
+    while not segmenter._host._worker._room:  # noqa: ASYNC110 - a thread fills it, no event says so
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert not segmenter._host._worker._room
+    held.go_on()
+    await running
+    assert len(held.seen) == 1
+
+
+async def test_pixels_count_as_in_flight_until_the_answer_is_encoded(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
+    async with segmenter.segment(png(64, 64), deadline_s=soon()):
+        with pytest.raises(BusyError):
+            async with segmenter.segment(png(1, 1), deadline_s=time.monotonic() + SHORT_S):
+                pass
+    async with segmenter.segment(png(64, 64), deadline_s=soon()) as answer:
+        assert answer.version == CITY_1
+
+
+async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
+    make: MakeSegmenter, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow_decode(data: bytes, limits: ImageLimits) -> UInt8Array:
+        reading.set()
+        assert go_on.wait(PATIENCE_S)
+        return decode_image(data, limits)
+
+    monkeypatch.setattr("service.core.segmenter.decode_image", slow_decode)
+
+    async def segment(deadline_s: float) -> None:
+        async with segmenter.segment(png(64, 64), deadline_s=deadline_s):
+            pass
+
+    abandoned = asyncio.ensure_future(segment(soon()))
+    await in_thread(lambda: reading.wait(PATIENCE_S))
+    abandoned.cancel()
+    await asyncio.wait([abandoned])
+    with pytest.raises(BusyError):
+        await segment(time.monotonic() + SHORT_S)
+    go_on.set()
+    await segment(soon())
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_a_picture_is_out_of_memory_when_its_request_is_over(
+    make: MakeSegmenter,
+    engine: FakeEngine,
+    held: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    in_time: bool,
+) -> None:
+    pictures: list[weakref.ref[UInt8Array]] = []
+
+    def watched_decode(data: bytes, limits: ImageLimits) -> UInt8Array:
+        image_HW3 = decode_image(data, limits)
+        pictures.append(weakref.ref(image_HW3))
+        return image_HW3
+
+    monkeypatch.setattr("service.core.segmenter.decode_image", watched_decode)
+    segmenter = make(engine if in_time else held)
+    gc.disable()  # reference counts alone must do it
+    try:
+        with nullcontext() if in_time else pytest.raises(DeadlineExceededError):
+            async with segmenter.segment(png(64, 64), deadline_s=time.monotonic() + SHORT_S):
+                pass
+        held.go_on()
+        given_up_s = soon()
+        while pictures[0]() is not None and time.monotonic() < given_up_s:  # noqa: ASYNC110 - no event says so
+            await asyncio.sleep(0)
+        assert pictures[0]() is None
+    finally:
+        gc.enable()

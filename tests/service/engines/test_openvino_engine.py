@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import _save_pooling_graph, seal, write_pooling_artifact
+
+from model.artifact import Artifact, pack_golden
+from model.errors import DigestMismatchError, GoldenMismatchError
+from model.manifest import GOLDEN_FILE, GRAPH_FILE
+from service.core.engine import EngineOptions, EngineUnavailableError
+from service.engines.openvino import OpenVinoEngine, _candidates, build, precisions
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return write_pooling_artifact(tmp_path / "artifact")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> EngineOptions:
+    return EngineOptions("cpu", "f32", tmp_path / "cache", threads=1)
+
+
+def blobs(options: EngineOptions) -> list[Path]:
+    return sorted((options.cache_folder / "openvino").iterdir())
+
+
+def test_a_compiled_graph_is_kept_and_loaded_without_the_artifacts_graph(
+    artifact: Artifact, options: EngineOptions
+) -> None:
+    build(artifact, options).close()
+    artifact.path(GRAPH_FILE).unlink()
+    build(artifact, options).close()
+    assert len(blobs(options)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", hashlib.sha256(b"garbage").digest() + b"garbage"])
+def test_a_corrupt_or_foreign_compiled_graph_is_made_anew(
+    artifact: Artifact, options: EngineOptions, content: bytes
+) -> None:
+    build(artifact, options).close()
+    (blob,) = blobs(options)
+    compiled = blob.read_bytes()
+    blob.write_bytes(content)
+    build(artifact, options).close()
+    assert blob.read_bytes() == compiled
+
+
+def test_other_weights_are_another_compiled_graph(
+    artifact: Artifact, options: EngineOptions, tmp_path: Path
+) -> None:
+    build(artifact, options).close()
+    build(write_pooling_artifact(tmp_path / "other", seed=1), options).close()
+    assert len(blobs(options)) == 2
+
+
+def test_a_graph_for_float_pixels_is_compiled_when_it_is_first_needed(
+    artifact: Artifact, options: EngineOptions
+) -> None:
+    engine = build(artifact, options)
+    assert len(blobs(options)) == 1
+    engine.infer(np.zeros((1, 32, 32, 3), np.float32))
+    engine.infer(np.ones((1, 32, 32, 3), np.float32))
+    assert len(blobs(options)) == 2
+
+
+def test_a_graph_that_is_not_the_manifests_is_refused(artifact: Artifact, options: EngineOptions) -> None:
+    path = artifact.path(GRAPH_FILE)
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(DigestMismatchError):
+        build(artifact, options)
+
+
+def test_it_computes_in_the_precision_and_with_the_threads_that_were_asked_for(
+    artifact: Artifact, options: EngineOptions
+) -> None:
+    engine = OpenVinoEngine(artifact, options, "f32")
+    compiled = engine._requests["uint8"].get_compiled_model()
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_auto_is_bf16_where_the_processor_has_it_and_f32_elsewhere() -> None:
+    assert _candidates("auto", ("bf16", "f32", "f16")) == ("bf16", "f32")
+    assert _candidates("auto", ("f32", "f16")) == ("f32",)
+
+
+def test_a_precision_is_asked_for_by_name_or_refused() -> None:
+    assert _candidates("f16", ("f32", "f16")) == ("f16",)
+    with pytest.raises(EngineUnavailableError, match="f32, not in bf16"):
+        _candidates("bf16", ("f32",))
+
+
+def test_auto_is_the_processors_fastest_where_that_reproduces_the_golden_sample(
+    artifact: Artifact, options: EngineOptions
+) -> None:
+    auto = EngineOptions("cpu", "auto", options.cache_folder)
+    assert build(artifact, auto).info.precision == precisions("cpu")[0]
+
+
+@pytest.mark.skipif("bf16" not in precisions("cpu"), reason="this processor has no bf16")
+def test_auto_takes_f32_where_bf16_misses_the_golden_sample(
+    artifact: Artifact, options: EngineOptions
+) -> None:
+    # Scores are small differences of large values, which bf16 rounds away.
+    weights_K3 = np.float32([[1, -1, 0], [0, 1, -1]])
+    image_HW3 = np.random.default_rng(0).integers(200, 202, (128, 160, 3), np.uint8)
+    cells_hw3 = image_HW3.reshape(16, 8, 20, 8, 3).mean((1, 3))
+    raw_Khw = np.einsum("kc,hwc->khw", weights_K3, cells_hw3).astype(np.float32)
+    artifact.path(GOLDEN_FILE).write_bytes(pack_golden(image_HW3, raw_Khw))
+    _save_pooling_graph(artifact.path(GRAPH_FILE), weights_K3)
+    delicate = seal(artifact.folder, artifact.manifest)
+    auto = EngineOptions("cpu", "auto", options.cache_folder)
+    assert build(delicate, auto).info.precision == "f32"
+    with pytest.raises(GoldenMismatchError):
+        build(delicate, EngineOptions("cpu", "bf16", options.cache_folder))
+
+
+def test_nothing_is_reported_to_anybody_and_the_home_stays_empty(
+    artifact: Artifact, options: EngineOptions, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    program = f"""
+import sys
+from pathlib import Path
+from model.artifact import read_artifact
+from service.core.engine import EngineOptions
+from service.engines import engine_builder
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "os.fork", "subprocess.Popen"):
+        print(event, arguments)
+        raise SystemExit(event)
+
+sys.addaudithook(refuse)
+options = EngineOptions("cpu", "f32", Path({str(options.cache_folder)!r}))
+engine_builder("auto", "cpu")(read_artifact(Path({str(artifact.folder)!r})), options).close()
+"""
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("CI", None)  # its telemetry is off there
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, ""), run.stderr
+    assert list(home.iterdir()) == []

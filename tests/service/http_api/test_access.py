@@ -1,0 +1,75 @@
+"""Who may ask."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.datastructures import Headers
+
+from service.core.errors import ForbiddenError, UnauthenticatedError
+from service.http_api.access import LOOPBACK_HOSTS, OPEN_PATHS, AccessPolicy, key_digests
+
+KEYED = AccessPolicy(key_digests=key_digests(["first-key", "second-key"]))
+LOOPBACK = AccessPolicy(hosts=LOOPBACK_HOSTS)
+
+
+def headers(*pairs: tuple[str, str]) -> Headers:
+    return Headers(raw=[(name.encode(), value.encode("latin-1")) for name, value in pairs])
+
+
+@pytest.mark.parametrize("value", ["Bearer first-key", "bearer second-key", "Bearer  first-key "])
+def test_each_key_opens_the_service(value: str) -> None:
+    KEYED.check(headers(("authorization", value)), "/v1/segment")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "Bearer", "Bearer first-ke", "Bearer first-key2", "Basic first-key", "first-key", "Bearer é"],
+)
+def test_nothing_else_does(value: str) -> None:
+    with pytest.raises(UnauthenticatedError):
+        KEYED.check(headers(("authorization", value)), "/v1/segment")
+
+
+def test_a_missing_key_is_missed_on_every_path_that_is_not_open() -> None:
+    for path in ("/", "/v1/models", "/v1/segment", "/livez/", "/docs/x", "/unknown"):
+        with pytest.raises(UnauthenticatedError):
+            KEYED.check(headers(), path)
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+def test_probes_and_docs_need_no_key(path: str) -> None:
+    KEYED.check(headers(), path)
+
+
+@given(value=st.text(st.characters(max_codepoint=255)))
+def test_a_policy_without_keys_asks_for_none(value: str) -> None:
+    AccessPolicy().check(headers(("authorization", value)), "/v1/segment")
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000", "localhost:"]
+)
+def test_loopback_answers_to_its_own_names_on_any_port(host: str) -> None:
+    LOOPBACK.check(headers(("host", host)), "/v1/segment")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil:80", "x/healthz?", "::1", "localhost:x"],
+)
+def test_loopback_answers_to_no_other_name_not_even_a_probe(host: str) -> None:
+    with pytest.raises(ForbiddenError):
+        LOOPBACK.check(headers(("host", host)), "/livez")
+
+
+def test_a_request_with_no_host_or_with_two_is_refused() -> None:
+    for pairs in ((), (("host", "localhost"), ("host", "evil.example")), (("host", "localhost"),) * 2):
+        with pytest.raises(ForbiddenError):
+            LOOPBACK.check(headers(*pairs), "/livez")
+
+
+def test_keys_are_not_kept() -> None:
+    assert b"first-key" not in b"".join(KEYED.key_digests)
+    assert "first-key" not in repr(KEYED)

@@ -1,0 +1,273 @@
+"""The application as a whole: ids, log lines, unknown paths, access, probes, models, docs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import structlog
+from fakes import FAKE_MANIFEST
+from http_site import Site, open_site
+from starlette.types import Receive, Scope, Send
+from structlog.testing import LogCapture
+
+from model.manifest import ModelVersion
+from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy, key_digests
+from service.http_api.app import HttpOptions
+from service.http_api.docs import docs_page
+from service.http_api.edge import Edge
+from service.http_api.problems import STATUS_OF_CODE
+
+KEY = "a-long-random-key"
+
+
+@pytest_asyncio.fixture
+async def site() -> AsyncIterator[Site]:
+    async with open_site() as site:
+        yield site
+
+
+@pytest.fixture
+def log() -> Iterator[LogCapture]:
+    capture = LogCapture()
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, capture])
+    yield capture
+    structlog.reset_defaults()
+
+
+def request_lines(log: LogCapture) -> list[dict[str, Any]]:
+    return [dict(entry) for entry in log.entries if entry["event"] == "request"]
+
+
+async def test_the_id_of_a_sane_client_is_used(site: Site) -> None:
+    response = await site.client.get("/nothing", headers={"X-Request-Id": "Trace-1.a:b_c"})
+    assert response.headers["x-request-id"] == response.json()["request_id"] == "Trace-1.a:b_c"
+
+
+@pytest.mark.parametrize("insane", ["", "a b", "a\tb", "<b>", "x" * 129, "\u00e9"])
+async def test_any_other_client_gets_an_id(site: Site, insane: str) -> None:
+    headers = {b"X-Request-Id": insane.encode("latin-1")}
+    ids = [(await site.client.get("/livez", headers=headers)).headers["x-request-id"] for _ in range(2)]
+    assert all(re.fullmatch(r"[0-9a-f]{32}", request_id) for request_id in ids)
+    assert ids[0] != ids[1]
+
+
+async def test_a_request_is_one_line_of_facts_without_what_the_user_sent(site: Site, log: LogCapture) -> None:
+    await site.client.post(
+        "/v1/models/secret-model:segment",
+        files={"file": ("secret-name.jpg", b"secret-bytes")},
+        params={"output": "labels"},
+        headers={"X-Request-Id": "id-1"},
+    )
+    (line,) = request_lines(log)
+    assert (line["method"], line["route"], line["status"]) == ("POST", "/v1/models/{model}:segment", 404)
+    assert (line["code"], line["request_id"]) == ("model_not_found", "id-1")
+    assert line["duration_ms"] > 0
+    assert "secret" not in repr(line)
+
+
+async def test_an_unknown_path_is_not_logged(site: Site, log: LogCapture) -> None:
+    await site.client.get("/secret/path")
+    (line,) = request_lines(log)
+    assert line["route"] == "unmatched"
+    assert "secret" not in repr(line)
+
+
+async def test_a_probe_that_succeeds_is_logged_for_debugging_only(log: LogCapture) -> None:
+    async with open_site(versions=()) as site:
+        await site.client.get("/livez")
+        await site.client.get("/readyz")
+    assert [(line["route"], line["log_level"]) for line in request_lines(log)] == [
+        ("/livez", "debug"),
+        ("/readyz", "info"),
+    ]
+
+
+async def test_a_defect_of_the_application_is_logged_once_and_survived(log: LogCapture) -> None:
+    async def broken(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise RuntimeError("broken")
+
+    await Edge(broken)(
+        {"type": "http", "method": "GET", "path": "/", "headers": []}, _never_called, _never_called
+    )
+    assert [entry["event"] for entry in log.entries] == ["request failed", "request"]
+
+
+async def _never_called(*_args: object) -> Any:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/segment/", "/V1/SEGMENT", "/redoc", "/metrics", "/livez/x"]
+)
+async def test_an_unknown_path_is_not_found(site: Site, path: str) -> None:
+    response = await site.client.get(path)
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", "/v1/segment", "POST"), ("POST", "/v1/models", "GET"), ("DELETE", "/livez", "GET")],
+)
+async def test_a_wrong_method_is_told_the_right_one(site: Site, method: str, path: str, allowed: str) -> None:
+    response = await site.client.request(method, path)
+    assert (response.status_code, response.json()["code"]) == (405, "invalid_argument")
+    assert response.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/v1/models", "/docs"])
+async def test_what_can_be_got_has_a_head(site: Site, path: str) -> None:
+    response = await site.client.head(path)
+    assert response.status_code == 200
+    assert int(response.headers["content-length"]) > 0
+
+
+async def test_probes_follow_the_life_of_the_process() -> None:
+    async with open_site(versions=()) as site:
+
+        async def probe() -> list[int | str]:
+            answers = [await site.client.get(path) for path in ("/livez", "/startupz", "/readyz")]
+            return [a.json().get("code", a.status_code) for a in answers]
+
+        site.host.expect(ModelVersion("fake", 3))
+        assert await probe() == [200, "loading", "loading"]
+        site.load(ModelVersion("fake", 3))
+        site.lifecycle.started = True
+        assert await probe() == [200, 200, 200]
+        site.lifecycle.draining = True
+        assert await probe() == [200, 200, "draining"]
+
+
+async def test_a_probe_that_fails_is_a_503_that_says_when_to_come_back() -> None:
+    async with open_site(versions=()) as site:
+        for path in ("/readyz", "/startupz"):
+            response = await site.client.get(path)
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_readiness_tells_what_runs(site: Site) -> None:
+    document = (await site.client.get("/readyz")).json()
+    engine = {"engine": "fake", "device": "cpu", "precision": "f32"}
+    assert document == {
+        "status": "ready",
+        "models": [{"name": "fake", "version": 3, **engine}, {"name": "other", "version": 1, **engine}],
+    }
+
+
+async def test_models_are_listed_with_their_classes_the_default_one_first(site: Site) -> None:
+    models = (await site.client.get("/v1/models")).json()["models"]
+    assert [(m["name"], m["version"], m["default"]) for m in models] == [
+        ("fake", 3, True),
+        ("other", 1, False),
+    ]
+    palette = FAKE_MANIFEST.palette
+    assert models[0]["classes"] == [
+        {"id": i, "name": name, "color": list(color)}
+        for i, (name, color) in enumerate(zip(palette.names, palette.colors, strict=True))
+    ]
+    assert models[0]["ignore_id"] == 255
+
+
+async def test_a_model_is_described_as_in_the_list(site: Site) -> None:
+    listed = (await site.client.get("/v1/models")).json()["models"]
+    for document in listed:
+        assert (await site.client.get(f"/v1/models/{document['name']}")).json() == document
+
+
+async def test_a_model_that_is_not_served_is_not_described(site: Site) -> None:
+    response = await site.client.get("/v1/models/none")
+    assert (response.status_code, response.json()["code"]) == (404, "model_not_found")
+
+
+async def test_without_the_key_there_is_no_answer_but_probes_and_docs() -> None:
+    options = HttpOptions(access=AccessPolicy(key_digests=key_digests([KEY])))
+    async with open_site(options=options) as site:
+        for path in ("/v1/models", "/v1/segment", "/unknown"):
+            response = await site.client.get(path)
+            assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
+            assert response.headers["www-authenticate"] == "Bearer"
+        for path in ("/livez", "/readyz", "/startupz", "/docs", "/openapi.json"):
+            assert (await site.client.get(path)).status_code == 200
+        answer = await site.client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+        assert answer.status_code == 200
+
+
+async def test_a_page_from_elsewhere_cannot_reach_a_loopback_service_by_another_name() -> None:
+    async with open_site(options=HttpOptions(access=AccessPolicy(hosts=LOOPBACK_HOSTS))) as site:
+        response = await site.client.get("/livez", headers={"Host": "rebound.example:8000"})
+        assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+        assert (await site.client.get("/livez", headers={"Host": "localhost:8000"})).status_code == 200
+
+
+async def test_no_answer_allows_other_origins(site: Site) -> None:
+    response = await site.client.post("/v1/segment", headers={"Origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in response.headers
+
+
+class Page(HTMLParser):
+    """Collects the tags and addresses of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+async def test_the_docs_describe_every_route_and_code_and_need_no_network(site: Site) -> None:
+    response = await site.client.get("/docs")
+    paths = (await site.client.get("/openapi.json")).json()["paths"]
+    page = Page(response.text)
+    assert all(path in response.text for path in paths)
+    assert all(f"{code} ({status.value})" in response.text for code, status in STATUS_OF_CODE.items())
+    assert page.addresses == ["/openapi.json"]
+    assert "script" not in page.tags
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_the_docs_escape_what_they_show() -> None:
+    openapi = {"info": {"title": "<img onerror>", "version": "1"}, "paths": {}}
+    assert "img" not in Page(docs_page(openapi)).tags
+
+
+async def test_the_openapi_document_names_the_forms_of_a_picture_and_of_a_mask(site: Site) -> None:
+    operation = (await site.client.get("/openapi.json")).json()["paths"]["/v1/segment"]["post"]
+    assert set(operation["requestBody"]["content"]) == {
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+        "multipart/form-data",
+    }
+    assert set(operation["responses"]["200"]["content"]) == {
+        "image/png",
+        "image/jpeg",
+        "application/json",
+        "application/x-npy",
+        "application/octet-stream",
+    }
+    assert {p["name"] for p in operation["parameters"]} == {
+        "output",
+        "alpha",
+        "classes",
+        "mask",
+        "timeout_ms",
+    }
+    assert "application/problem+json" in operation["responses"]["default"]["content"]
+
+
+async def test_the_openapi_document_refers_to_nothing_that_it_lacks(site: Site) -> None:
+    text = (await site.client.get("/openapi.json")).text
+    names = set(re.findall(r'"\$ref":"#/components/schemas/(\w+)"', text))
+    assert "SegmentationDocument" in names
+    assert names <= set(json.loads(text)["components"]["schemas"])
+    assert text.count('"$ref"') == len(re.findall(r'"\$ref":"#/components/schemas/', text))

@@ -1,0 +1,127 @@
+"""A body is received within its limits, or refused as early as possible."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from service.core.errors import (
+    EmptyBodyError,
+    InvalidArgumentError,
+    PayloadTooLargeError,
+    RequestTooSlowError,
+    UnsupportedMediaError,
+)
+from service.http_api.body import BodyLimits, read_picture
+
+LIMITS = BodyLimits(max_bytes=10)
+
+
+class Sender:
+    """A client that sends some messages and then stays silent."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.unread = list(messages)
+
+    async def __call__(self) -> Message:
+        if not self.unread:
+            await asyncio.Event().wait()
+        return self.unread.pop(0)
+
+
+def chunks(*bodies: bytes) -> Sender:
+    last = len(bodies) - 1
+    return Sender(
+        [{"type": "http.request", "body": body, "more_body": i < last} for i, body in enumerate(bodies)]
+    )
+
+
+def request(sender: Sender, **headers: str) -> Request:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": raw}, sender)
+
+
+async def test_the_chunks_of_a_body_are_joined() -> None:
+    assert await read_picture(request(chunks(b"abc", b"", b"de")), LIMITS) == b"abcde"
+
+
+async def test_the_content_type_of_a_raw_body_does_not_matter() -> None:
+    assert await read_picture(request(chunks(b"abc"), content_type="text/plain"), LIMITS) == b"abc"
+
+
+async def test_a_body_of_exactly_the_limit_passes() -> None:
+    assert (
+        await read_picture(request(chunks(b"01234", b"56789"), content_length="10"), LIMITS) == b"0123456789"
+    )
+
+
+@pytest.mark.parametrize("declared", ["11", "99999999999999999999"])
+async def test_a_body_that_declares_too_much_is_refused_before_it_is_read(declared: str) -> None:
+    sender = chunks(b"abc")
+    with pytest.raises(PayloadTooLargeError, match="10 bytes"):
+        await read_picture(request(sender, content_length=declared), LIMITS)
+    assert len(sender.unread) == 1
+
+
+async def test_a_body_that_hides_its_size_is_refused_when_it_passes_the_limit() -> None:
+    sender = chunks(b"01234", b"56789", b"x", b"never read")
+    with pytest.raises(PayloadTooLargeError):
+        await read_picture(request(sender), LIMITS)
+    assert len(sender.unread) == 1
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "GZIP"])
+async def test_a_compressed_body_is_refused_before_it_is_read(encoding: str) -> None:
+    sender = chunks(b"abc")
+    with pytest.raises(UnsupportedMediaError, match="compressed"):
+        await read_picture(request(sender, content_encoding=encoding), LIMITS)
+    assert len(sender.unread) == 1
+
+
+async def test_identity_is_no_compression() -> None:
+    assert await read_picture(request(chunks(b"abc"), content_encoding="Identity"), LIMITS) == b"abc"
+
+
+async def test_a_request_without_bytes_is_refused() -> None:
+    with pytest.raises(EmptyBodyError):
+        await read_picture(request(chunks(b"")), LIMITS)
+
+
+async def test_a_form_with_an_empty_file_is_refused_as_empty() -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n\r\n--b--'
+    with pytest.raises(EmptyBodyError):
+        await read_picture(
+            request(chunks(body), content_type="multipart/form-data; boundary=b"), BodyLimits(max_bytes=100)
+        )
+
+
+async def test_the_limit_holds_for_forms_too() -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+    with pytest.raises(PayloadTooLargeError):
+        await read_picture(request(chunks(body), content_type="multipart/form-data; boundary=b"), LIMITS)
+
+
+async def test_a_form_without_boundary_is_refused_before_it_is_read() -> None:
+    sender = chunks(b"abc")
+    with pytest.raises(InvalidArgumentError, match="boundary"):
+        await read_picture(request(sender, content_type="multipart/form-data"), LIMITS)
+    assert len(sender.unread) == 1
+
+
+async def test_a_client_that_leaves_ends_the_reading() -> None:
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"abc", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    with pytest.raises(ClientDisconnect):
+        await read_picture(request(Sender(messages)), LIMITS)
+
+
+async def test_a_client_that_falls_silent_is_told_that_it_is_too_slow() -> None:
+    sender = Sender([{"type": "http.request", "body": b"abc", "more_body": True}])
+    with pytest.raises(RequestTooSlowError, match=r"0\.001 s"):
+        await read_picture(request(sender), BodyLimits(receive_timeout_s=0.001))

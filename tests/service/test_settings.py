@@ -1,0 +1,205 @@
+"""The configuration: three layers, and one line that names the key when it cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.settings import DEFAULT_MODEL, Layer, Settings, SettingsError, load_settings
+
+
+def load(
+    *, toml: str | None = None, folder: Path | None = None, flags: Layer | None = None, **environment: str
+) -> Settings:
+    config = None
+    if toml is not None:
+        assert folder is not None
+        config = folder / "bisenet.toml"
+        config.write_text(toml)
+    return load_settings(config, flags, environment)
+
+
+def test_without_any_layer_the_service_is_private_and_serves_the_shipped_model() -> None:
+    settings = load()
+    assert settings.server.is_loopback
+    assert settings.models.serve == (DEFAULT_MODEL,)
+    assert settings.auth.read_keys() == ()
+
+
+def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
+    toml = "[server]\nhttp_port = 1\ngrace_s = 1\n[limits]\nmax_side = 1\n"
+    settings = load(
+        toml=toml,
+        folder=tmp_path,
+        flags={"server": {"http_port": 3, "host": None}},
+        BISENET_SERVER__HTTP_PORT="2",
+        BISENET_SERVER__GRACE_S="2",
+    )
+    assert (settings.server.http_port, settings.server.grace_s, settings.limits.max_side) == (3, 2, 1)
+    assert settings.server.host == "127.0.0.1"
+
+
+def test_lists_are_separated_by_commas_in_the_environment(tmp_path: Path) -> None:
+    assert load(BISENET_MODELS__SERVE="a, b@3").models.serve == ("a", "b@3")
+    assert load(toml='[models]\nserve = ["a", "b@3"]', folder=tmp_path).models.serve == ("a", "b@3")
+
+
+def test_the_registry_has_a_short_name_in_the_environment() -> None:
+    assert load(BISENET_REGISTRY="s3://bucket/models").registry.url == "s3://bucket/models"
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load(BISENET_REGISTRY="~/registry", BISENET_MODELS__CACHE_FOLDER="~/cache")
+    assert settings.registry.url == str(tmp_path / "registry")
+    assert settings.models.cache_folder == tmp_path / "cache"
+
+
+def test_default_folders_are_where_the_desktop_keeps_such_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    settings = load()
+    assert settings.registry.url == "/data/bisenet/registry"
+    assert settings.models.cache_folder == tmp_path / ".cache/bisenet"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError
+
+    for variable in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(SettingsError, match=r"registry\.url and models\.cache_folder"):
+        load()
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    load(
+        BISENET_DATA_ROOT="/data",
+        BISENET_SERVICE_HOST="10.0.0.1",
+        BISENET_PORT="tcp://10.0.0.1:80",
+        OTHER__A="b",
+    )
+
+
+@pytest.mark.parametrize(
+    ("toml", "key"),
+    [
+        ("[server]\nhttp_prot = 1", "server.http_prot: unknown key"),
+        ("[servr]\nhost = 'x'", "servr: unknown key"),
+        ("server = 1", "server: "),
+        ("[server]\nhttp_port = 'x'", "server.http_port"),
+        ("[server]\nhttp_port = true", "server.http_port"),
+        ("[server]\nhttp_port = 65536", "server.http_port"),
+        ("[server]\nhttp_port = -1", "server.http_port"),
+        ("[server]\nhttp_port = 1.5", "server.http_port"),
+        ("[server]\ngrace_s = 0", "server.grace_s"),
+        ("[server]\nhost = 1", "server.host"),
+        ("[server]\nallowed_hosts = [1]", "server.allowed_hosts"),
+        ("[server]\nhost = '0.0.0.0'", "server.host"),
+        ("[registry]\nurl = 1", "registry.url"),
+        ("[models]\nserve = []", "models.serve"),
+        ("[models]\nserve = ['A b']", "models.serve"),
+        ("[models]\nserve = ['a@0']", "models.serve"),
+        ("[models]\nengine = 'tflite'", "models.engine"),
+        ("[models]\ndevice = 'gpu'", "models.device"),
+        ("[models]\nprecision = 'f64'", "models.precision"),
+        ("[models]\ncache_folder = 1", "models.cache_folder"),
+        ("[limits]\nmax_body_bytes = 0", "limits.max_body_bytes"),
+        ("[limits]\nmax_pixels = -5", "limits.max_pixels"),
+        ("[limits]\nmax_side = 'big'", "limits.max_side"),
+        ("[limits]\nmax_infer_pixels = 0", "limits.max_infer_pixels"),
+        ("[limits]\nmax_pixels_in_flight = 0", "limits.max_pixels_in_flight"),
+        ("[limits]\nmax_waiting = 0", "limits.max_waiting"),
+        ("[limits]\nreceive_timeout_s = 0", "limits.receive_timeout_s"),
+        ("[limits]\ndefault_timeout_s = inf", "limits.default_timeout_s"),
+        ("[auth]\nkeys = [1]", "auth.keys"),
+        ("[auth]\nkeys_file = 1", "auth.keys_file"),
+        ("[auth]\nallow_anonymous = 'perhaps'", "auth.allow_anonymous"),
+        ("[auth]\npassword = 'x'", "auth.password: unknown key"),
+        ("[log]\nlevel = 'loud'", "log.level"),
+        ("[log]\nformat = 'xml'", "log.format"),
+        ("this is no toml", "bisenet.toml"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_refused_in_one_line_that_names_the_key(
+    toml: str, key: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(toml=toml, folder=tmp_path)
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_in_the_environment_is_refused_too() -> None:
+    for name in ("BISENET_SERVR__HOST", "BISENET_SERVER__HOSTS"):
+        with pytest.raises(SettingsError, match="unknown key"):
+            load_settings(environment={name: "x"})
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.toml"):
+        load_settings(tmp_path / "none.toml", environment={})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", "", "127.0.0.1.example.org"])
+def test_other_machines_are_not_let_in_without_a_key(host: str) -> None:
+    with pytest.raises(SettingsError, match="allow-anonymous"):
+        load(flags={"server": {"host": host}})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_needs_no_key(host: str) -> None:
+    assert load(flags={"server": {"host": host}}).server.is_loopback
+
+
+@pytest.mark.parametrize("auth", [{"keys": "secret"}, {"keys_file": "/run/keys"}, {"allow_anonymous": True}])
+def test_a_key_or_a_word_lets_other_machines_in(auth: dict[str, object]) -> None:
+    assert not load(flags={"server": {"host": "0.0.0.0"}, "auth": auth}).server.is_loopback
+
+
+def test_keys_come_from_the_list_and_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("three\n\n  four  \n")
+    settings = load(BISENET_AUTH__KEYS="one,two", BISENET_AUTH__KEYS_FILE=str(path))
+    assert settings.auth.read_keys() == ("one", "two", "three", "four")
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "two words\n", "caf\u00e9\n", "bell\a"])
+def test_a_keys_file_without_a_usable_key_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(content, "utf-8")
+    with pytest.raises(SettingsError, match=r"auth\.keys"):
+        load(BISENET_AUTH__KEYS_FILE=str(path)).auth.read_keys()
+
+
+def test_a_keys_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"auth\.keys_file"):
+        load(BISENET_AUTH__KEYS_FILE=str(tmp_path / "none")).auth.read_keys()
+
+
+def test_keys_are_never_printed() -> None:
+    settings = load(BISENET_AUTH__KEYS="hush-hush")
+    assert "hush-hush" not in repr(settings)
+    with pytest.raises(SettingsError) as caught:
+        load(BISENET_AUTH__KEYS="hush-hush", BISENET_AUTH__OTHER="1")
+    assert "hush-hush" not in str(caught.value)
+
+
+@given(
+    section=st.sampled_from(["server", "models", "limits", "auth", "log", "registry"]),
+    key=st.from_regex(r"[a-z_]{1,12}", fullmatch=True),
+    value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text())),
+)
+def test_any_value_gives_settings_or_one_line(section: str, key: str, value: object) -> None:
+    try:
+        load(flags={section: {key: value}})
+    except SettingsError as error:
+        assert "\n" not in str(error)  # noqa: PT017
