@@ -135,7 +135,7 @@ def _canvas(
         rows, columns = label.shape
         torch.sub(image, pad, out=place[:3, :rows, :columns])
         place[3, :rows, :columns] = 1
-        torch.sub(label, ignore_id, out=place[4, :rows, :columns])
+        place[4, :rows, :columns].copy_(label).sub_(ignore_id)
     return canvas
 
 

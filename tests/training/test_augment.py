@@ -64,10 +64,11 @@ def test_a_crop_reaches_each_border_of_the_picture(
     assert torch.equal(labels_NHW[0], label[slice(*rows), slice(*columns)])
 
 
-def test_outside_of_a_picture_is_padding_that_no_jitter_touches() -> None:
-    bright = torch.full((1,), 1.4)
-    plan = neutral(1, center_N2=torch.zeros(1, 2), brightness_N=bright, contrast_N=bright)
-    images_NHW3, labels_NHW = cut([picture(16, 16)], plan, (32, 32))
+@pytest.mark.parametrize("neighbour", [(16, 16), (64, 64)])
+def test_outside_of_a_picture_is_padding_that_no_jitter_touches(neighbour: tuple[int, int]) -> None:
+    bright = torch.full((2,), 1.4)
+    plan = neutral(2, center_N2=torch.zeros(2, 2), brightness_N=bright, contrast_N=bright)
+    images_NHW3, labels_NHW = cut([picture(16, 16), picture(*neighbour)], plan, (32, 32))
     assert torch.equal(images_NHW3[0, 17:], torch.tensor(PAD).expand(15, 32, 3))
     assert (labels_NHW[0, 16:] == IGNORE).all()
     assert (labels_NHW[0, :16, :16] != IGNORE).all()
