@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
@@ -27,6 +28,10 @@ def main() -> None:
         help="Train, publish and serve real-time segmentation models.",
     )
     chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    # The first process of a container does not even notice SIGTERM as long as nothing handles it. To stop a
+    # service that is about to start is no failure.
+    exit_code = 0 if chosen == "serve" else 128 + signal.SIGTERM
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_code))
     for name, (module, attribute, line) in COMMANDS.items():
         command = getattr(import_module(module), attribute) if name == chosen else _not_chosen
         if isinstance(command, typer.Typer):
