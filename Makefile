@@ -5,6 +5,8 @@
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
 #   make bench            what this machine does with the shipped model
+#   make images           build the container images
+#   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
 #   make train-camvid     train the shipped model again (CAMVID=/path/to/camvid)
 
 PYTHON ?= python3
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak bench train-camvid clean
+.PHONY: serve test check format soak bench images compose-test train-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
@@ -40,6 +42,12 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/bisenet bench engine --engine openvino --precision f32 --precision bf16 --engine torch --peer benchmark_app $(ARGS)
+
+images:
+	docker/check.sh images
+
+compose-test:
+	docker/check.sh compose
 
 train-camvid: $(VENV)/.installed-dev
 	$(BIN)/bisenet train camvid-v2 --set data.root="$(CAMVID)" --out runs/camvid-v2 --resume $(ARGS)

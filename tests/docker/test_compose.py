@@ -1,0 +1,67 @@
+"""``docker-compose.yml``: it works for a stranger, and lets in nobody else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from service.settings import Layer, Settings, load_settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+ON_ALL_ADDRESSES: Layer = {"server": {"host": "0.0.0.0"}}  # as the image's command says
+
+
+def service() -> dict[str, Any]:
+    services: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())[
+        "services"
+    ]
+    (only,) = services.values()
+    return only
+
+
+def settings(**from_dotenv: str) -> Settings:
+    written: dict[str, str | None] = service()["environment"]
+    passed = {name: from_dotenv.get(name) if value is None else value for name, value in written.items()}
+    present = {name: value for name, value in passed.items() if value is not None}
+    return load_settings(flags=ON_ALL_ADDRESSES, environment=present)
+
+
+def test_without_keys_only_this_machine_can_ask() -> None:
+    assert settings().auth.allow_anonymous
+    assert settings().auth.read_keys() == ()
+    assert [port for port in service()["ports"] if not port.startswith("127.0.0.1:")] == []
+
+
+def test_keys_in_dotenv_are_asked_for() -> None:
+    assert settings(BISENET_AUTH__KEYS="one,another").auth.read_keys() == ("one", "another")
+
+
+def test_the_published_port_is_the_one_that_is_listened_on() -> None:
+    (port,) = service()["ports"]
+    assert port.endswith(f":{settings().server.http_port}")
+
+
+def test_the_container_can_change_nothing_but_its_volume_and_tmp() -> None:
+    compose = service()
+    assert compose["read_only"] is True
+    assert compose["cap_drop"] == ["ALL"]
+    assert compose["security_opt"] == ["no-new-privileges:true"]
+    assert [entry.partition(":")[0] for entry in compose["tmpfs"]] == ["/tmp"]
+    (volume,) = compose["volumes"]
+    assert f"\nVOLUME {volume.partition(':')[2]}\n" in DOCKERFILE
+
+
+def test_requests_may_finish_before_the_container_is_killed() -> None:
+    period = re.fullmatch(r"(\d+)s", service()["stop_grace_period"])
+    assert period is not None
+    assert int(period[1]) > settings().server.grace_s
+
+
+def test_it_builds_a_stage_of_the_dockerfile() -> None:
+    build = service()["build"]
+    assert build["context"] == "."
+    assert f" AS {build['target']}\n" in (ROOT / build["dockerfile"]).read_text()
