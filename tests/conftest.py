@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from model import decode
@@ -13,6 +14,9 @@ from model.artifact import Artifact
 from model.labels import ClassPalette, UInt8Array
 from model.manifest import ModelManifest
 from model.registry import ModelRegistry
+
+# A deadline would measure the machine. Under CI hypothesis loads a profile of its own, without one as well.
+settings.register_profile("default", settings.get_profile("default"), deadline=None)
 
 TINY_PALETTE = ClassPalette(
     names=("sky", "road", "car", "tree"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -75,6 +75,7 @@ def test_the_root_starts_at_the_file_unless_another_is_given(tmp_path: Path) -> 
 
 
 @given(mapping=st.dictionaries(st.integers(0, 255), st.sampled_from([0, 1, 255])), ids=st.binary(min_size=1))
+@example(mapping={0: 1, 1: 0}, ids=b"\0\1")
 @settings(max_examples=50)
 def test_the_label_map_is_applied_at_once(mapping: dict[int, int], ids: bytes) -> None:
     spec = DatasetSpec("x", Path(), PALETTE, {"train": "l"}, mapping)

@@ -154,12 +154,18 @@ def test_a_reduced_picture_is_read_at_the_centres_of_its_original_pixels(case: C
     assert_best(case.labels(), down @ planes_KRC.astype(np.float64) @ across.T, case.raw_Khw)
 
 
-@pytest.mark.parametrize("size", [ImageSize(9999, 33), ImageSize(33, 9999)])
-def test_positions_far_from_the_origin_are_rounded_as_torch_rounds_them(size: ImageSize) -> None:
-    padded = ImageSize(4096, 32) if size.height > size.width else ImageSize(32, 4096)
-    raw_Khw = scores_of("noise", 0, (5, padded.height, padded.width))
-    got_HW = labels(raw_Khw, upsample="bilinear", stride=1, padded=padded, content=padded, original=size)
-    assert_best(got_HW, torch_scores(raw_Khw, size), raw_Khw)
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("grid", "size"), [(1, 7), (64, 512), (60, 777), (512, 9999)])
+def test_weights_are_those_of_torch_to_the_last_bit(grid: int, size: int, *, aligned: bool) -> None:
+    unit_vectors = np.eye(grid, dtype=np.float32)[:, :, None]
+    expected_KH = torch_scores(unit_vectors, ImageSize(size, 1), aligned=aligned)[:, :, 0]
+    positions = decode._positions(grid, size, size, size, aligned=aligned)
+    cells = positions.astype(np.intp)
+    fractions = positions - cells.astype(np.float32)
+    got_KH = np.zeros((grid, size), np.float32)
+    got_KH[cells, np.arange(size)] = np.float32(1) - fractions
+    got_KH[np.minimum(cells + 1, grid - 1), np.arange(size)] += fractions
+    np.testing.assert_array_equal(got_KH, expected_KH)
 
 
 @pytest.mark.parametrize("upsample", get_args(Upsample))
@@ -185,7 +191,7 @@ def test_one_class_and_the_most_classes_are_decoded(num_classes: int) -> None:
 
 
 @pytest.mark.parametrize("extreme", [np.finfo(np.float32).max, np.finfo(np.float32).min])
-def test_blends_that_overflow_still_name_a_class(extreme: float) -> None:
+def test_the_most_extreme_scores_still_become_class_ids(extreme: float) -> None:
     raw_Khw = np.full((3, 4, 4), extreme, np.float32)
     raw_Khw[2, ::2, 1::2] = np.nextafter(np.float32(extreme), np.float32(0))
     raw_Khw[1, 1::2, ::2] = np.nextafter(np.float32(extreme), np.float32(0))
@@ -193,6 +199,15 @@ def test_blends_that_overflow_still_name_a_class(extreme: float) -> None:
     original = ImageSize(777, 1111)
     got_HW = labels(raw_Khw, upsample="bilinear", stride=8, padded=square, content=square, original=original)
     assert got_HW.max() < 3
+
+
+def test_blends_that_overflow_name_the_lowest_contender() -> None:
+    corners_K4 = np.full((3, 4), np.finfo(np.float32).min)
+    weights_4P = np.full((4, 2), np.nextafter(np.float32(0.25), np.float32(1)))
+    best_P, ids_P = np.zeros(2, np.float32), np.full(2, 99, np.uint8)
+    with np.errstate(over="ignore"):
+        decode._settle(corners_K4, np.array([1, 2], np.uint8), weights_4P, best_P, ids_P)
+    assert ids_P.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("upsample", get_args(Upsample))
