@@ -87,12 +87,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def _finish(trainer: Trainer, origin: Origin, folder: Path) -> bool:
-    matrix = trainer.validate()
+    network = trainer.calibrated()
+    matrix = trainer.validate(network)
     manifest = build_manifest(
         trainer.config, trainer.data, origin=origin, steps=trainer.position.step, matrix=matrix
     )
     # A start that was killed while it published left half an artifact.
     shutil.rmtree(folder, ignore_errors=True)
-    publish(folder, trainer.average.network, manifest)
+    publish(folder, network, manifest)
     trainer.log.write("artifact", f"artifact: {folder}", folder=str(folder))
     return True

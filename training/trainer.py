@@ -17,6 +17,7 @@ from model.network import ARCHITECTURES, SegmentationNetwork, build
 from model.preprocess import PreprocessSpec
 from training.augment import augment, draw_plan
 from training.budget import TimeBudget
+from training.calibration import calibrated
 from training.config import TrainingConfig, differences, plain
 from training.data import (
     AUGMENT_STREAM,
@@ -129,7 +130,7 @@ class Trainer:
                 self._freeze_when_measured(pace)
                 self._report(loss, pace)
             if position.step % schedule.validate_every == 0 and position.step < position.total_steps:
-                self.validate()
+                self.validate(self.calibrated())
             if position.step % schedule.save_every == 0:
                 self.save("last")
         self.save("last")
@@ -158,15 +159,27 @@ class Trainer:
         self.position.step += 1
         return value
 
-    def validate(self) -> ConfusionMatrix:
-        """Score the averaged weights on the validation split; save them as ``best`` if they are.
+    def calibrated(self) -> SegmentationNetwork:
+        """Return the averaged weights with batch statistics of whole training pictures: what is published."""
+        return calibrated(
+            self.average.network,
+            self.data.train.images,
+            batch_size=self.config.schedule.batch_size,
+            pad_color=PreprocessSpec(self.data.mean).pad_color,
+        )
+
+    def validate(self, network: SegmentationNetwork) -> ConfusionMatrix:
+        """Score a network on the validation split; save the present state as ``best`` if it is.
+
+        Args:
+            network: what ``calibrated`` returned.
 
         Raises:
             CheckpointError: the file system refused.
         """
         architecture = ARCHITECTURES[self.config.network.architecture]
         palette = self.data.spec.palette
-        matrix = validate(self.average.network, self.data.val, architecture=architecture, palette=palette)
+        matrix = validate(network, self.data.val, architecture=architecture, palette=palette)
         miou = matrix.miou or 0.0
         self.log.write(
             "validation",
