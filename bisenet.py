@@ -12,7 +12,7 @@ COMMANDS = {
     "serve": ("service.cli.serve", "serve", "Start the HTTP service."),
     "predict": ("service.cli.predict", "predict", "Segment pictures without a server."),
     "train": ("training.cli", "train", "Train a model from a recipe or a configuration file."),
-    "models": ("service.cli.models", "app", "List, inspect, publish and verify models."),
+    "models": ("service.cli.models", "app", "List, publish, import, promote, export and delete models."),
     "bench": ("service.cli.bench", "app", "Measure what this machine does."),
     "doctor": ("service.cli.doctor", "doctor", "Say what this machine can run, and why not the rest."),
 }

@@ -17,12 +17,13 @@ ModelError                        anything this package refuses
 │   ├── DigestMismatchError       a file is not the one the manifest names
 │   ├── WeightsError              a key, shape, dtype or value of the weights is wrong
 │   └── GoldenMismatchError       the golden sample is not reproduced
+├── ExportError                   a file of another format cannot be written
 └── RegistryError                 the registry cannot do what was asked
     ├── RegistryUrlError          a registry URL that names no store
     ├── InvalidReferenceError     a model reference that does not parse
     ├── ModelNotFoundError        no model of this name
     ├── VersionNotFoundError      the model has no such version or alias
-    ├── VersionConflictError      the version number is taken, or an alias still points at it
+    ├── VersionConflictError      the version number is taken, or the version is in use
     └── StorageError              the store itself failed (full, read-only, unreachable)
 """
 
@@ -97,6 +98,10 @@ class GoldenMismatchError(ArtifactError):
     """An engine does not reproduce the golden sample."""
 
 
+class ExportError(ModelError):
+    """A file of another format cannot be written."""
+
+
 class RegistryError(ModelError):
     """The registry cannot do what was asked."""
 
@@ -118,7 +123,7 @@ class VersionNotFoundError(RegistryError):
 
 
 class VersionConflictError(RegistryError):
-    """The version number is taken, or an alias still points at it."""
+    """The version number is taken, or the version is in use: by an alias, or by somebody who changes it."""
 
 
 class StorageError(RegistryError):

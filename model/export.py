@@ -47,8 +47,8 @@ from model.openvino_graph import GRAPH_INPUT, GRAPH_OUTPUT, load_openvino, prove
 _GOLDEN_SEED = 20200405
 _GOLDEN_GRID = (4, 5)
 _STORED_DTYPES: Mapping[WeightsPrecision, torch.dtype] = {"f32": torch.float32, "f16": torch.float16}
-_TRACED_SHAPE = (2, 64, 96, 3)
-"""Any batch and size that no axis can mistake for another; the graph keeps none of them."""
+EXAMPLE_SHAPE = (2, 64, 96, 3)
+"""What networks are recorded with: no axis can be mistaken for another, or for one of the golden sample."""
 
 
 def write_artifact(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> Artifact:
@@ -74,7 +74,7 @@ def write_artifact(folder: Path, network: SegmentationNetwork, manifest: ModelMa
     _make_empty(folder)
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(_stored_state(network, manifest.precision)))
     check_weights(folder / WEIGHTS_FILE)
-    stored = _stored_network(folder, manifest)
+    stored = stored_network(folder, manifest)
     golden = _golden(stored, manifest)
     _check_same_function(network, golden, manifest.precision)
     (folder / GOLDEN_FILE).write_bytes(pack_golden(golden.image_HW3, golden.raw_Khw))
@@ -96,8 +96,18 @@ def prove_weights(artifact: Artifact) -> None:
         GoldenMismatchError: the weights are those of another network.
     """
     golden = artifact.golden()
-    network = _stored_network(artifact.folder, artifact.manifest)
+    network = stored_network(artifact.folder, artifact.manifest)
     check_golden(golden, _scores(network, golden.image_HW3), "f32")
+
+
+def stored_network(folder: Path, manifest: ModelManifest) -> SegmentationNetwork:
+    """Build the deploy form of an artifact's network from its weights file.
+
+    Raises:
+        NetworkError: the manifest names an architecture or a parameter that there is not.
+        WeightsError: a key is missing, unknown or of another shape.
+    """
+    return from_manifest(manifest, safetensors.torch.load_file(folder / WEIGHTS_FILE))
 
 
 def _make_empty(folder: Path) -> None:
@@ -117,10 +127,6 @@ def _stored_state(network: SegmentationNetwork, precision: WeightsPrecision) -> 
     kernel = _STORED_DTYPES[precision]
     state = {key: value.detach().cpu() for key, value in deploy_state(network).items()}
     return {key: (value.to(kernel) if value.ndim > 1 else value).contiguous() for key, value in state.items()}
-
-
-def _stored_network(folder: Path, manifest: ModelManifest) -> SegmentationNetwork:
-    return from_manifest(manifest, safetensors.torch.load_file(folder / WEIGHTS_FILE))
 
 
 def _golden(network: SegmentationNetwork, manifest: ModelManifest) -> Golden:
@@ -159,7 +165,7 @@ def _traced(network: SegmentationNetwork) -> torch.jit.ScriptModule:
     # instead of 2 (BiSeNetV2, two cores) and with warnings of its own.
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.trace", category=DeprecationWarning)
-        example = torch.zeros(_TRACED_SHAPE)
+        example = torch.zeros(EXAMPLE_SHAPE)
         traced: torch.jit.ScriptModule = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
     return traced
 

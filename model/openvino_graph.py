@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
-from model.artifact import Artifact, ComputePrecision, Float32Array, check_golden
+from model.artifact import Artifact, ComputePrecision, Float32Array, Golden, check_golden
 from model.errors import ArtifactError, GoldenMismatchError
 from model.labels import UInt8Array
-from model.manifest import GRAPH_FILE
+from model.manifest import GRAPH_FILE, GRAPH_WEIGHTS_FILE
 
 GRAPH_INPUT = "images"
 GRAPH_OUTPUT = "raw"
@@ -36,22 +37,54 @@ def prove_graph(artifact: Artifact) -> None:
         GoldenMismatchError: the graph computes something else.
         ArtifactError: OpenVINO cannot load or run the graph.
     """
-    golden = artifact.golden()
+    prove_file(artifact.path(GRAPH_FILE), artifact.golden(), _precision(artifact))
+
+
+def prove_file(path: Path, golden: Golden, precision: ComputePrecision) -> None:
+    """Run a sample through a file of any format that OpenVINO reads, on the CPU in f32.
+
+    Args:
+        path: of an ``.xml`` with its ``.bin`` beside it, or of an ``.onnx``.
+        golden: the sample; its picture may have any size that the graph takes.
+        precision: what the file computes in: decides the tolerance.
+
+    Raises:
+        GoldenMismatchError: the file computes something else.
+        ArtifactError: OpenVINO cannot load or run it.
+    """
+    check_golden(golden, _run(path, golden.image_HW3), precision)
+
+
+def write_graph(artifact: Artifact, path: Path) -> None:
+    """Copy the artifact's graph out, its weights beside it, and prove the copy.
+
+    Args:
+        artifact: whose graph.
+        path: of the ``.xml`` file; the weights become ``.bin``.
+
+    Raises:
+        ArtifactError: the graph is damaged, or the copy does not run.
+        GoldenMismatchError: the copy computes something else.
+        OSError: the files cannot be written.
+    """
+    path.write_bytes(artifact.read(GRAPH_FILE))
+    path.with_suffix(".bin").write_bytes(artifact.read(GRAPH_WEIGHTS_FILE))
+    prove_file(path, artifact.golden(), _precision(artifact))
+
+
+def _precision(artifact: Artifact) -> ComputePrecision:
     # Int8 lies in the graph itself, whatever the engine computes in.
-    precision: ComputePrecision = "int8" if artifact.manifest.precision == "int8" else "f32"
-    check_golden(golden, _run(artifact, golden.image_HW3), precision)
+    return "int8" if artifact.manifest.precision == "int8" else "f32"
 
 
-def _run(artifact: Artifact, image_HW3: UInt8Array) -> Float32Array:
+def _run(path: Path, image_HW3: UInt8Array) -> Float32Array:
     openvino = load_openvino()
     try:
-        compiled = openvino.Core().compile_model(
-            artifact.path(GRAPH_FILE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         raw_NKhw = compiled({GRAPH_INPUT: image_HW3[None].astype("float32")})[GRAPH_OUTPUT]
     except RuntimeError as error:
-        raise ArtifactError(f"{GRAPH_FILE} does not run") from error
+        raise ArtifactError(f"{path.name} does not run") from error
     if raw_NKhw.ndim != 4 or raw_NKhw.dtype != "float32":  # noqa: PLR2004
-        raise GoldenMismatchError(f"{GRAPH_FILE} returns {raw_NKhw.dtype} {raw_NKhw.shape}, not raw_NKhw")
+        raise GoldenMismatchError(f"{path.name} returns {raw_NKhw.dtype} {raw_NKhw.shape}, not raw_NKhw")
     scores: Float32Array = raw_NKhw[0]
     return scores

@@ -1,27 +1,26 @@
 """Published models: immutable versions in a folder or a bucket, and the aliases that point at them.
 
-Layout below the registry's URL::
-
-    models/<name>/<version>/.claim              the number is given out, for good
-    models/<name>/<version>/<artifact files>
-    models/<name>/<version>/manifest.json       written last: from here on the version exists
-    models/<name>/aliases/<alias>.json          {"version": 3, "previous": [2, 1]}
+``model.layout`` shows where what lies. Any number of processes may use one registry at once.
 
 A publisher that dies leaves a folder without manifest. Nobody sees it, and a later publisher of the same
 model sweeps it once nothing was written there for ``ABANDONED_AFTER_S`` by the store's own clock. A living
 publisher is never that slow, and looks at its folder once more before it writes the manifest. Swept folders
 keep their claim: were the number given out again, a second sweeper, late, would delete its new owner's files.
+
+No alias ever points at a version that was deleted. No store moves two objects as one, so whoever is about to
+point an alias at a version, or to delete it, first leaves a mark beside its manifest, and only then looks for
+marks of the other kind: of two that meet, at least one sees the other and gives way. Before a mark of the
+first kind goes, the alias is there to be seen, since who deletes looks for marks first and for aliases then.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
+from model.aliases import Alias, parse_alias
 from model.artifact import Artifact, read_artifact
 from model.artifact_cache import cached_folder
 from model.errors import (
@@ -32,19 +31,31 @@ from model.errors import (
     VersionConflictError,
     VersionNotFoundError,
 )
-from model.manifest import ARTIFACT_FILES, MANIFEST_FILE, ModelReference, ModelVersion, check_name
+from model.layout import (
+    MODELS_FOLDER,
+    Purpose,
+    abandoned,
+    alias_folder,
+    alias_path,
+    claim_path,
+    given_numbers,
+    is_marked,
+    listed_aliases,
+    listed_versions,
+    manifest_path,
+    mark_path,
+    model_folder,
+    version_folder,
+    written_s,
+)
+from model.manifest import ARTIFACT_FILES, MANIFEST_FILE, ModelReference, ModelVersion
 from model.openvino_graph import prove_graph
-from model.storage import PARTIAL_PREFIX, Storage, StoredObject, open_storage
+from model.storage import Storage, open_storage
 
 SHIPPED_MODELS = Path(__file__).with_name("shipped")
 """The models inside the package, as ``<name>/<version>/``."""
 
 DEFAULT_ALIAS = "production"
-ABANDONED_AFTER_S = 3600.0
-
-_CLAIM_FILE = ".claim"
-_VERSION_PATH = re.compile(r"(?P<base>models/(?P<name>[^/]+)/(?P<number>[1-9][0-9]{0,8}))/(?P<file>.+)")
-_ALIAS_PATH = re.compile(r"models/[^/]+/aliases/(?P<alias>[^/]+)\.json")
 
 
 class ModelRegistry:
@@ -71,23 +82,22 @@ class ModelRegistry:
 
     def models(self) -> list[str]:
         """Return the names of all models that have a version, sorted."""
-        published = {version.name for version in _versions(self._storage.objects("models"))}
+        published = {version.name for version in listed_versions(self._storage.objects(MODELS_FOLDER))}
         return sorted(published | {version.name for version in self._shipped_versions()})
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Return the versions of a model, oldest first; none for an unknown one."""
-        published = _versions(self._storage.objects(f"models/{check_name(name)}"))
+        published = listed_versions(self._storage.objects(model_folder(name)))
         return sorted({*published, *(v for v in self._shipped_versions() if v.name == name)})
 
-    def aliases(self, name: str) -> dict[str, int]:
-        """Return the version number that each alias of a model points at.
+    def aliases(self, name: str) -> dict[str, Alias]:
+        """Return where each alias of a model points.
 
         Raises:
             StorageError: the store failed, or an alias is malformed.
         """
-        paths = [item.path for item in self._storage.objects(f"models/{check_name(name)}/aliases")]
-        matches = [match for path in paths if (match := _ALIAS_PATH.fullmatch(path))]
-        return {match["alias"]: self._alias_target(match[0]) for match in matches}
+        paths = listed_aliases(self._storage.objects(alias_folder(name)))
+        return {alias: found for alias in paths if (found := self._alias(name, alias))}
 
     def resolve(self, reference: str | ModelReference) -> ModelVersion:
         """Return the version that a reference means now.
@@ -102,32 +112,40 @@ class ModelRegistry:
         """
         if isinstance(reference, str):
             reference = ModelReference.parse(reference)
+        number = self._wanted_number(reference)
+        # Listed after the alias was read, so that what was published and promoted meanwhile is seen.
         versions = self.versions(reference.name)
         if not versions:
             raise ModelNotFoundError(f"no model {reference.name!r}")
-        number = self._wanted_number(reference)
+        if number is None and reference.alias is not None:
+            raise VersionNotFoundError(f"no alias {reference}")
         wanted = versions[-1] if number is None else ModelVersion(reference.name, number)
-        if wanted not in versions:
-            raise VersionNotFoundError(f"no version {wanted}")
-        return wanted
+        if wanted in versions:
+            return wanted
+        if self._wanted_number(reference) != number:  # the alias was moved, and what it left was deleted
+            return self.resolve(reference)
+        raise VersionNotFoundError(f"no version {wanted}")
 
     def open(self, version: ModelVersion) -> Artifact:
         """Return a version as a verified local folder.
 
         Raises:
-            VersionNotFoundError: there is no such version.
+            VersionNotFoundError: there is no such version, or it was deleted meanwhile.
             ArtifactError: it is damaged.
             ManifestError: its manifest is damaged.
             StorageError: the store failed, or there is no folder to fetch it to.
         """
-        manifest = self._storage.read(f"{_base(version)}/{MANIFEST_FILE}")
+        manifest = self._storage.read(manifest_path(version))
         if manifest is None:
-            folder = self._shipped_folder(version)
-        else:
-            folder = self._storage.local_folder(_base(version)) or self._fetched(version, manifest)
-        artifact = read_artifact(folder)
-        artifact.verify()
-        return artifact
+            return _verified(self._shipped_folder(version))
+        try:
+            return _verified(
+                self._storage.local_folder(version_folder(version)) or self._fetched(version, manifest)
+            )
+        except ArtifactError as error:
+            if self._storage.read(manifest_path(version)) is None:
+                raise VersionNotFoundError(f"{version} was deleted meanwhile") from error
+            raise
 
     def publish(self, folder: Path, name: str, version: int | None = None) -> ModelVersion:
         """Copy an artifact into the registry, as the next version or as the given one.
@@ -145,7 +163,7 @@ class ModelRegistry:
         artifact = read_artifact(folder)
         artifact.verify()
         prove_graph(artifact)
-        claimed = self._claim(check_name(name), version)
+        claimed = self._claim(name, version)
         try:
             self._sweep(claimed)
             self._upload(artifact, claimed)
@@ -154,23 +172,120 @@ class ModelRegistry:
             raise
         return claimed
 
-    def _alias_target(self, path: str) -> int:
+    def promote(self, version: ModelVersion, alias: str = DEFAULT_ALIAS) -> Alias:
+        """Point an alias at a version; it remembers where it pointed before.
+
+        Raises:
+            InvalidReferenceError: no alias can be called so.
+            ModelNotFoundError: there is no such model.
+            VersionNotFoundError: there is no such version.
+            VersionConflictError: it is being deleted.
+            StorageError: the store failed, or the alias is malformed.
+        """
+        path = alias_path(version.name, alias)
+        with self._kept(version):
+            while True:
+                old = self._storage.read(path)
+                moved = (
+                    Alias(version.number) if old is None else parse_alias(path, old).promoted(version.number)
+                )
+                if self._replace(path, old, moved):
+                    return moved
+
+    def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> Alias:
+        """Point an alias at the version it pointed at before, or at one before that if it was deleted.
+
+        Raises:
+            InvalidReferenceError: no model or alias can be called so.
+            ModelNotFoundError: there is no such model.
+            VersionNotFoundError: there is no such alias, or no version that it could go back to.
+            VersionConflictError: that version is being deleted.
+            StorageError: the store failed, or the alias is malformed.
+        """
+        path = alias_path(name, alias)
+        while True:
+            old = self._storage.read(path)
+            moved = self._rolled_back(name, alias, None if old is None else parse_alias(path, old))
+            with self._kept(ModelVersion(name, moved.version)):
+                if self._replace(path, old, moved):
+                    return moved
+
+    def delete(self, version: ModelVersion) -> None:
+        """Remove a version for good: at once for whoever asks, then file by file; its number stays taken.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            VersionNotFoundError: there is no such version.
+            VersionConflictError: an alias points at it, or is about to, or it came with the program.
+            StorageError: the store failed, or an alias is malformed.
+        """
+        self._check_exists(version)
+        if version in self._shipped_versions():
+            raise VersionConflictError(f"{version} came with the program")
+        with self._marked(version, "deleting", unless="promoting"):
+            for alias, current in self.aliases(version.name).items():
+                if current.version == version.number:
+                    raise VersionConflictError(f"{version.name}:{alias} points at {version}")
+            self._storage.create(claim_path(version), b"")  # which a copied folder may lack
+            self._storage.delete(manifest_path(version))
+            for item in self._storage.objects(version_folder(version)):
+                if item.path != claim_path(version):
+                    self._storage.delete(item.path)
+
+    def _alias(self, name: str, alias: str) -> Alias | None:
+        path = alias_path(name, alias)
         data = self._storage.read(path)
-        try:
-            number = None if data is None else json.loads(data)["version"]
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
-            raise StorageError(f"{path} is no alias") from error
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise StorageError(f"{path} is no alias")
-        return number
+        return None if data is None else parse_alias(path, data)
+
+    def _rolled_back(self, name: str, alias: str, current: Alias | None) -> Alias:
+        versions = self.versions(name)
+        if not versions:
+            raise ModelNotFoundError(f"no model {name!r}")
+        if current is None:
+            raise VersionNotFoundError(f"no alias {name}:{alias}")
+        moved = current.rolled_back({version.number for version in versions})
+        if moved is None:
+            raise VersionNotFoundError(f"{name}:{alias} has no earlier version to go back to")
+        return moved
+
+    def _replace(self, path: str, old: bytes | None, alias: Alias) -> bool:
+        """Write an alias, unless it is another one by now."""
+        new = alias.to_json()
+        return self._storage.create(path, new) if old is None else self._storage.swap(path, old, new)
 
     def _wanted_number(self, reference: ModelReference) -> int | None:
         if reference.number is not None:
             return reference.number
-        aliases = self.aliases(reference.name)
-        if reference.alias is not None and reference.alias not in aliases:
-            raise VersionNotFoundError(f"no alias {reference}")
-        return aliases.get(reference.alias or DEFAULT_ALIAS)
+        alias = self._alias(reference.name, reference.alias or DEFAULT_ALIAS)
+        return None if alias is None else alias.version
+
+    def _check_exists(self, version: ModelVersion) -> None:
+        self.resolve(ModelReference(version.name, number=version.number))
+
+    @contextlib.contextmanager
+    def _kept(self, version: ModelVersion) -> Iterator[None]:
+        """See to it that a version is not deleted."""
+        self._check_exists(version)
+        if version in self._shipped_versions():
+            yield
+            return
+        with self._marked(version, "promoting", unless="deleting"):
+            yield
+
+    @contextlib.contextmanager
+    def _marked(self, version: ModelVersion, purpose: Purpose, *, unless: Purpose) -> Iterator[None]:
+        mark = mark_path(version, purpose, secrets.token_hex(8))
+        self._create(mark, b"")
+        try:
+            objects = self._storage.objects(version_folder(version))
+            if version not in listed_versions(objects):
+                raise VersionNotFoundError(f"no version {version}")
+            if is_marked(objects, unless, now_s=written_s(objects, mark)):
+                raise VersionConflictError(f"somebody else is {unless} {version}")
+            yield
+        finally:
+            with contextlib.suppress(StorageError):  # the mark of a dead process is swept
+                self._storage.delete(mark)
 
     def _shipped_versions(self) -> Iterator[ModelVersion]:
         if self._shipped is None:
@@ -189,28 +304,25 @@ class ModelRegistry:
         taken = self._taken_numbers(name)
         if number is not None:
             claimed = ModelVersion(name, number)
-            if number in taken or not self._storage.create(f"{_base(claimed)}/{_CLAIM_FILE}", b""):
+            if number in taken or not self._storage.create(claim_path(claimed), b""):
                 raise VersionConflictError(f"version {claimed} was given out before")
             return claimed
         claimed = ModelVersion(name, max(taken, default=0) + 1)
-        while not self._storage.create(f"{_base(claimed)}/{_CLAIM_FILE}", b""):
+        while not self._storage.create(claim_path(claimed), b""):
             claimed = ModelVersion(name, claimed.number + 1)
         return claimed
 
     def _taken_numbers(self, name: str) -> set[int]:
-        matches = (_VERSION_PATH.fullmatch(item.path) for item in self._storage.objects(f"models/{name}"))
         shipped = {version.number for version in self._shipped_versions() if version.name == name}
-        return {int(match["number"]) for match in matches if match} | shipped
+        return given_numbers(self._storage.objects(model_folder(name))) | shipped
 
     def _sweep(self, claimed: ModelVersion) -> None:
-        objects = self._storage.objects(f"models/{claimed.name}")
-        own_claim = f"{_base(claimed)}/{_CLAIM_FILE}"
-        now_s = max((item.modified_s for item in objects if item.path == own_claim), default=0.0)
-        for path in abandoned(objects, now_s=now_s):
+        objects = self._storage.objects(model_folder(claimed.name))
+        for path in abandoned(objects, now_s=written_s(objects, claim_path(claimed))):
             self._storage.delete(path)
 
     def _upload(self, artifact: Artifact, claimed: ModelVersion) -> None:
-        base = _base(claimed)
+        base = version_folder(claimed)
         for name in ARTIFACT_FILES:
             self._create(f"{base}/{name}", artifact.read(name))
         present = {item.path for item in self._storage.objects(base)}
@@ -227,8 +339,8 @@ class ModelRegistry:
     def _withdraw(self, claimed: ModelVersion) -> None:
         """Remove what was written, unless the failed write of the manifest did happen after all."""
         with contextlib.suppress(StorageError):  # the store fails already; a later publisher sweeps
-            if self._storage.read(f"{_base(claimed)}/{MANIFEST_FILE}") is None:
-                for item in reversed(self._storage.objects(_base(claimed))):  # the claim last
+            if self._storage.read(manifest_path(claimed)) is None:
+                for item in reversed(self._storage.objects(version_folder(claimed))):  # the claim last
                     self._storage.delete(item.path)
 
     def _fetched(self, version: ModelVersion, manifest: bytes) -> Path:
@@ -237,48 +349,12 @@ class ModelRegistry:
         return cached_folder(self._cache_folder, manifest, lambda name: self._read(version, name))
 
     def _read(self, version: ModelVersion, name: str) -> bytes:
-        if (data := self._storage.read(f"{_base(version)}/{name}")) is None:
+        if (data := self._storage.read(f"{version_folder(version)}/{name}")) is None:
             raise ArtifactError(f"{version} lacks {name}")
         return data
 
 
-def abandoned(objects: Iterable[StoredObject], *, now_s: float) -> list[str]:
-    """Return the paths that dead publishers left behind.
-
-    Args:
-        objects: of one or more models, sorted by path.
-        now_s: the time by the clock that dated the objects.
-
-    Returns:
-        In folders where nothing was written for ``ABANDONED_AFTER_S``: without a manifest all but the claim,
-        with one whatever was being written beside it.
-    """
-    paths: list[str] = []
-    for base, group in groupby(objects, key=_base_of):
-        files = list(group)
-        if base and max(item.modified_s for item in files) < now_s - ABANDONED_AFTER_S:
-            paths += _leftovers(base, [item.path for item in files])
-    return paths
-
-
-def _leftovers(base: str, paths: list[str]) -> list[str]:
-    if f"{base}/{MANIFEST_FILE}" in paths:
-        return [path for path in paths if path.rpartition("/")[2].startswith(PARTIAL_PREFIX)]
-    return [path for path in paths if path != f"{base}/{_CLAIM_FILE}"]
-
-
-def _base_of(item: StoredObject) -> str:
-    match = _VERSION_PATH.fullmatch(item.path)
-    return match["base"] if match else ""
-
-
-def _base(version: ModelVersion) -> str:
-    return f"models/{version.name}/{version.number}"
-
-
-def _versions(objects: Iterable[StoredObject]) -> Iterator[ModelVersion]:
-    for item in objects:
-        match = _VERSION_PATH.fullmatch(item.path)
-        if match and match["file"] == MANIFEST_FILE:
-            with contextlib.suppress(InvalidReferenceError):  # a folder that somebody else put there
-                yield ModelVersion(match["name"], int(match["number"]))
+def _verified(folder: Path) -> Artifact:
+    artifact = read_artifact(folder)
+    artifact.verify()
+    return artifact

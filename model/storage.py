@@ -1,4 +1,4 @@
-"""Objects under a URL that are written once: the little that a registry needs of a folder or a bucket.
+"""Objects under a URL, nearly all written once: the little that a registry needs of a folder or a bucket.
 
 Paths are relative and use ``/``. What the store itself does wrong becomes ``StorageError`` here.
 """
@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import ObjectStore, from_url
 
 from model.errors import RegistryUrlError, StorageError
 
+if TYPE_CHECKING:
+    from obstore import ObjectMeta, UpdateVersion  # which are not there at run time
+
 PARTIAL_PREFIX = ".partial-"
 """Begins the name of a file that is being written; a killed writer leaves it behind."""
 
+_LOCK_FILE = ".lock"
 _BUCKET_SCHEMES = ("s3", "gs", "az")
 _RETRY_TIMEOUT_S = 30
 
@@ -42,13 +47,22 @@ class StoredObject:
 
 
 class Storage(Protocol):
-    """Write-once objects. Each method raises ``StorageError`` when the store is full, read-only or away."""
+    """Objects by path. Each method raises ``StorageError`` when the store is full, read-only or away."""
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object unless there is one; it survives a loss of power once this returns.
 
         Returns:
             False when the path is taken: of any number of writers, one gets True.
+        """
+        ...
+
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        """Replace an object if it still is what it was; readers see the one or the other.
+
+        Returns:
+            False when it is another one by now, or gone: of any number of writers that saw the same, one
+            gets True.
         """
         ...
 
@@ -114,6 +128,18 @@ class BucketStorage:
             return False
         return True
 
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        """Put an object under the condition that it is the one that was compared; see ``Storage``."""
+        try:
+            with _as_storage_error(path):
+                found = obstore.get(self._store, path)
+                if bytes(found.bytes()) != old:
+                    return False
+                obstore.put(self._store, path, new, mode=_identity(found.meta), use_multipart=False)
+        except (FileNotFoundError, PreconditionError):
+            return False
+        return True
+
     def read(self, path: str) -> bytes | None:
         """Get an object; see ``Storage``."""
         try:
@@ -142,12 +168,18 @@ class BucketStorage:
         return None
 
 
+def _identity(meta: ObjectMeta) -> UpdateVersion:
+    # A store has an e-tag, a version or both; obstore takes no None for the other.
+    return cast("UpdateVersion", {key: meta[key] for key in ("e_tag", "version") if meta[key] is not None})
+
+
 class FolderStorage:
     """Objects as the files of a local folder, which the first write creates.
 
     Without obstore, whose local store names a file before its content is on the disk: after a loss of power a
-    manifest could stand there empty, or complete beside weights that are not. ``create`` writes under another
-    name, syncs, links and syncs the folder. A link to a name succeeds once, whoever races.
+    manifest could stand there empty, or complete beside weights that are not; and which cannot compare and
+    swap. ``create`` writes under another name, syncs, links and syncs the folder: a link to a name succeeds
+    once, whoever races. ``swap`` does the same with a rename, under a lock that ends with its process.
 
     Args:
         root: the folder.
@@ -160,11 +192,24 @@ class FolderStorage:
         """Write, sync and link a file; see ``Storage``."""
         target = self._root / path
         with _as_storage_error(path):
-            try:
-                return _link(target, data)
-            except FileNotFoundError:
-                _make_folder(target.parent)
-                return _link(target, data)
+            while True:
+                try:
+                    return _link(target, data)
+                except FileNotFoundError:
+                    # Not there yet, or again not: whoever deletes the last file takes the folder away.
+                    _make_folder(target.parent)
+
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        """Replace a file by renaming, under the lock of its folder; see ``Storage``."""
+        target = self._root / path
+        try:
+            with _as_storage_error(path), _locked(target.parent):
+                if target.read_bytes() != old:
+                    return False
+                _rename(target, new)
+        except FileNotFoundError:
+            return False
+        return True
 
     def read(self, path: str) -> bytes | None:
         """Read a file; see ``Storage``."""
@@ -182,8 +227,10 @@ class FolderStorage:
     def delete(self, path: str) -> None:
         """Remove a file, and its folder when that was the last; see ``Storage``."""
         target = self._root / path
-        with _as_storage_error(path):
-            target.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError), _as_storage_error(path):
+            target.unlink()
+            # What is deleted first stays deleted, should the power go before the rest is.
+            _sync(target.parent)
         with contextlib.suppress(OSError):  # not empty, or gone
             target.parent.rmdir()
 
@@ -211,16 +258,39 @@ def _link(target: Path, data: bytes) -> bool:
         except FileExistsError:
             return False
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
     _sync(target.parent)
     return True
+
+
+def _rename(target: Path, data: bytes) -> None:
+    # One name is enough under the lock, and what a killed writer left behind is written over.
+    partial = target.with_name(PARTIAL_PREFIX + target.name)
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+    _sync(target.parent)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the system takes it from a process that dies."""
+    descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
+        with contextlib.suppress(FileNotFoundError):  # the one above was taken away meanwhile
+            folder.mkdir(exist_ok=True)
+            _sync(folder.parent)
 
 
 def _sync(folder: Path) -> None:
@@ -242,10 +312,10 @@ def _path(item: StoredObject) -> str:
 
 @contextlib.contextmanager
 def _as_storage_error(path: str) -> Iterator[None]:
-    """Translate what a store raises, except that an object is there, or is not."""
+    """Translate what a store raises, except that an object is there, is not, or is another one."""
     try:
         yield
-    except (AlreadyExistsError, FileNotFoundError):
+    except (AlreadyExistsError, FileNotFoundError, PreconditionError):
         raise
     except (BaseError, OSError) as error:
         raise StorageError(f"{path}: {_reason(error)}") from error

@@ -100,6 +100,9 @@ class InterruptedStorage:
     def create(self, path: str, data: bytes) -> bool:
         return self._interrupted(lambda: self._inner.create(path, data))
 
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        return self._interrupted(lambda: self._inner.swap(path, old, new))
+
     def read(self, path: str) -> bytes | None:
         return self._interrupted(lambda: self._inner.read(path))
 

@@ -21,7 +21,7 @@ from model.preprocess import ImageSize, size_of
 from service.cli.contest import BenchmarkApp, Contender, EngineContender, Figures, compete
 from service.cli.local import EXIT_FAILED, engine_options, exit_on_errors, local_settings, open_artifact
 from service.cli.machine import Machine, is_busy, this_machine
-from service.core.engine import EngineInfo, EngineOptions, InferenceEngine, PrecisionChoice, usable_cores
+from service.core.engine import EngineInfo, EngineOptions, InferenceEngine, PrecisionChoice
 from service.engines import engine_builder
 
 app = typer.Typer(no_args_is_help=True)
@@ -78,7 +78,7 @@ def engine(
         with _engines(artifact, choices, options) as built:
             contenders: list[Contender] = [EngineContender(engine, images_NHW3) for engine in built]
             if peer:
-                contenders += _peers(artifact, contenders, images_NHW3.shape, options)
+                contenders += _peers(artifact, contenders, images_NHW3.shape)
             results = compete(contenders, rounds=_ROUNDS, round_s=seconds / _ROUNDS, batch=batch)
     report = Report(
         str(version), str(size_of(images_NHW3[0])), batch, options.device, this_machine(), results
@@ -129,13 +129,10 @@ def _engines(
 
 
 def _peers(
-    artifact: Artifact, contenders: Sequence[Contender], shape_NHW3: tuple[int, ...], options: EngineOptions
+    artifact: Artifact, contenders: Sequence[Contender], shape_NHW3: tuple[int, ...]
 ) -> list[Contender]:
-    threads = options.threads or usable_cores()
     precisions = dict.fromkeys(contender.precision for contender in contenders)
-    return [
-        BenchmarkApp(artifact.path(GRAPH_FILE), shape_NHW3, precision, threads) for precision in precisions
-    ]
+    return [BenchmarkApp(artifact.path(GRAPH_FILE), shape_NHW3, precision) for precision in precisions]
 
 
 @dataclass(frozen=True)

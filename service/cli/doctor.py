@@ -19,11 +19,11 @@ from service.cli.local import (
     exit_on_errors,
     local_settings,
     open_artifact,
-    open_registry,
 )
 from service.cli.machine import Machine, this_machine
 from service.core.engine import EngineUnavailableError, private_folder
 from service.engines import ENGINES, engine_builder, engine_precisions
+from service.registry import open_registry
 from service.settings import Settings
 
 

@@ -9,16 +9,16 @@ from contextlib import ExitStack, contextmanager
 import typer
 
 from model.artifact import Artifact
-from model.errors import InvalidReferenceError, ModelError
+from model.errors import InvalidReferenceError, ModelError, RegistryUrlError
 from model.image import ImageLimits
 from model.manifest import ModelVersion
-from model.registry import SHIPPED_MODELS, ModelRegistry
 from service.core.engine import EngineOptions, EngineUnavailableError, usable_cores
 from service.core.errors import ServiceError
 from service.core.host import ModelHost, ServedModel
 from service.core.segmenter import Segmenter, SegmenterLimits
 from service.core.worker import InferenceWorker
 from service.engines import engine_builder, resolve_device
+from service.registry import open_registry
 from service.settings import Layer, Settings, SettingsError, load_settings
 from service.telemetry import LogOptions, configure_logging
 
@@ -31,11 +31,11 @@ def exit_on_errors() -> Iterator[None]:
     """Turn what users can cause into one line on stderr and an exit code; defects keep their traceback.
 
     Raises:
-        typer.Exit: 2 for a wrong configuration or reference, 1 for what failed.
+        typer.Exit: 2 for a wrong configuration, registry URL or reference, 1 for what failed.
     """
     try:
         yield
-    except (SettingsError, InvalidReferenceError) as error:
+    except (SettingsError, RegistryUrlError, InvalidReferenceError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
     except (ModelError, EngineUnavailableError, ServiceError) as error:
@@ -51,16 +51,6 @@ def local_settings(flags: Layer) -> Settings:
     """
     configure_logging(LogOptions(level="warning"))
     return load_settings(flags=flags)
-
-
-def open_registry(settings: Settings) -> ModelRegistry:
-    """Return the registry of the settings, over the shipped models.
-
-    Raises:
-        RegistryUrlError: the URL names no store.
-    """
-    cache_folder = settings.models.cache_folder / "models"
-    return ModelRegistry(settings.registry.url, shipped=SHIPPED_MODELS, cache_folder=cache_folder)
 
 
 def open_artifact(settings: Settings) -> tuple[ModelVersion, Artifact]:

@@ -1,4 +1,4 @@
-"""``bisenet models``: what a registry holds, and how artifacts get into it."""
+"""``bisenet models``: what a registry holds, how artifacts get into it, and where its aliases point."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import Annotated, Any
 
 import typer
 
+from model.aliases import Alias
 from model.artifact import Artifact, read_artifact
 from model.manifest import ModelVersion
 from model.openvino_graph import prove_graph
-from model.registry import ModelRegistry
-from service.cli.local import exit_on_errors, local_settings, open_registry
+from model.registry import DEFAULT_ALIAS, ModelRegistry
+from service.cli.export_model import export_model
+from service.cli.import_model import import_model
+from service.cli.local import exit_on_errors, local_settings, open_artifact
+from service.registry import open_registry
 from service.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="List, inspect, publish and verify models.")
+app = typer.Typer(no_args_is_help=True, help="List, publish, import, promote, export and delete models.")
 
 Reference = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[MODEL]", help="NAME, NAME:ALIAS or NAME@VERSION; the shipped model if left out."
-    ),
+    typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION; the shipped model if left out."),
 ]
+Version = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="One version of a model.")]
+AliasName = Annotated[str, typer.Option("--alias", help="Which alias; others are made as they are named.")]
 RegistryUrl = Annotated[
     str | None,
     typer.Option(
@@ -61,7 +65,7 @@ def show(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJs
         bisenet models show bisenetv2-camvid@1 --json
     """
     with exit_on_errors():
-        version, artifact = _open(_settings(registry, model))
+        version, artifact = open_artifact(_settings(registry, model))
         described = _identity(version) | {"folder": str(artifact.folder)} | _manifest(artifact)
     if as_json:
         _print_json(described)
@@ -106,7 +110,7 @@ def verify(model: Reference = None, *, registry: RegistryUrl = None, as_json: As
         bisenet models verify city@3 --registry s3://bucket/models
     """
     with exit_on_errors():
-        version, artifact = _open(_settings(registry, model))
+        version, artifact = open_artifact(_settings(registry, model))
         prove_graph(artifact)
         weights = _prove_weights(artifact)
     report = _identity(version) | {"files": "intact", "graph": "proven", "weights": weights}
@@ -116,14 +120,63 @@ def verify(model: Reference = None, *, registry: RegistryUrl = None, as_json: As
         typer.echo(f"{version}: files intact, graph proven, weights {weights}")
 
 
+@app.command()
+def promote(
+    model: Version, alias: AliasName = DEFAULT_ALIAS, *, registry: RegistryUrl = None, as_json: AsJson = False
+) -> None:
+    """Point an alias at a version; NAME alone means its alias production.
+
+    Examples:
+        bisenet models promote city@3
+        bisenet models promote city@4 --alias canary
+    """
+    with exit_on_errors():
+        version = ModelVersion.parse(model)
+        moved = open_registry(_settings(registry)).promote(version, alias)
+    _report_move(version.name, alias, moved, as_json=as_json)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")],
+    alias: AliasName = DEFAULT_ALIAS,
+    *,
+    registry: RegistryUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at the version it pointed at before; again: at the one before that.
+
+    Examples:
+        bisenet models rollback city
+        bisenet models rollback city --alias canary
+    """
+    with exit_on_errors():
+        moved = open_registry(_settings(registry)).rollback(name, alias)
+    _report_move(name, alias, moved, as_json=as_json)
+
+
+@app.command()
+def delete(model: Version, *, registry: RegistryUrl = None, as_json: AsJson = False) -> None:
+    """Remove a version for good; its number is never given out again. One that an alias points at stays.
+
+    Examples:
+        bisenet models delete city@2
+    """
+    with exit_on_errors():
+        version = ModelVersion.parse(model)
+        open_registry(_settings(registry)).delete(version)
+    if as_json:
+        _print_json(_identity(version))
+    else:
+        typer.echo(f"deleted {version}")
+
+
+app.command("import")(import_model)
+app.command("export")(export_model)
+
+
 def _settings(registry: str | None, model: str | None = None) -> Settings:
     return local_settings({"registry": {"url": registry}, "models": {"serve": model and [model]}})
-
-
-def _open(settings: Settings) -> tuple[ModelVersion, Artifact]:
-    registry = open_registry(settings)
-    version = registry.resolve(settings.models.serve[0])
-    return version, registry.open(version)
 
 
 def _prove_weights(artifact: Artifact) -> str:
@@ -135,16 +188,24 @@ def _prove_weights(artifact: Artifact) -> str:
 
 
 def _rows(registry: ModelRegistry) -> list[dict[str, Any]]:
-    return [
-        _row(version, registry.aliases(name))
-        for name in registry.models()
-        for version in registry.versions(name)
-    ]
+    rows = []
+    for name in registry.models():
+        aliases = registry.aliases(name)
+        rows += [_row(version, aliases) for version in registry.versions(name)]
+    return rows
 
 
-def _row(version: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:
-    pointing = sorted(alias for alias, number in aliases.items() if number == version.number)
+def _row(version: ModelVersion, aliases: Mapping[str, Alias]) -> dict[str, Any]:
+    pointing = sorted(name for name, alias in aliases.items() if alias.version == version.number)
     return _identity(version) | {"aliases": pointing}
+
+
+def _report_move(name: str, alias: str, moved: Alias, *, as_json: bool) -> None:
+    if as_json:
+        identity = _identity(ModelVersion(name, moved.version))
+        _print_json(identity | {"alias": alias, "previous": moved.previous})
+    else:
+        typer.echo(f"{name}:{alias} points at {name}@{moved.version}")
 
 
 def _identity(version: ModelVersion) -> dict[str, Any]:

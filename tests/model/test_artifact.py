@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from fakes import POOLING_MANIFEST, seal, write_pooling_artifact
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.artifact import (
@@ -174,6 +175,44 @@ def test_any_bytes_are_weights_or_a_weights_error(
         check_weights(path)
 
 
+EDITS = st.lists(
+    st.tuples(st.integers(0, 300) | st.integers(-300, -1), st.integers(0, 8), st.binary(max_size=8)),
+    min_size=1,
+    max_size=4,
+)
+"""Where (from the begin or the end, where formats describe themselves), how much is cut, what is put in."""
+
+
+def edited(data: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+    for place, cut, inserted in edits:
+        begin = max(0, len(data) + place) if place < 0 else min(place, len(data))
+        data = data[:begin] + inserted + data[begin + cut :]
+    return data
+
+
+@settings(max_examples=100, deadline=None)
+@given(edits=EDITS)
+def test_edited_weights_are_weights_or_a_weights_error(
+    edits: list[tuple[int, int, bytes]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    weights = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.zeros(3, np.float16)}
+    path = tmp_path_factory.getbasetemp() / "edited.safetensors"
+    path.write_bytes(edited(safetensors.numpy.save(weights), edits))
+    with contextlib.suppress(WeightsError):
+        check_weights(path)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=EDITS)
+def test_an_edited_golden_sample_is_one_or_an_artifact_error(
+    edits: list[tuple[int, int, bytes]], artifact: Artifact, sound: Artifact
+) -> None:
+    """The digest is right: somebody means to deceive."""
+    hostile = resealed(artifact, GOLDEN_FILE, edited(sound.path(GOLDEN_FILE).read_bytes(), edits))
+    with contextlib.suppress(ArtifactError):
+        assert hostile.golden().raw_Khw.shape == (2, 16, 20)
+
+
 def npz(**arrays: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
@@ -184,6 +223,29 @@ def bomb() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("image.npy", bytes(65 << 20))
+        archive.writestr("raw.npy", bytes(65 << 20))
+    return buffer.getvalue()
+
+
+def with_flag(data: bytes, flag: int) -> bytes:
+    """Set a flag of each member, such as 1 = encrypted."""
+    for begin, distance in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        parts = data.split(begin)
+        data = begin.join(
+            [parts[0], *(p[: distance - 4] + bytes([flag]) + p[distance - 3 :] for p in parts[1:])]
+        )
+    return data
+
+
+def with_header(array: Any, header: str) -> bytes:
+    """Return a golden sample whose scores describe themselves otherwise."""
+    text = header.encode().ljust(118) + b"\n"
+    npy = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + array.tobytes()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        with archive.open("image.npy", "w") as image:
+            np.save(image, PICTURE_HW3)
+        archive.writestr("raw.npy", npy)
     return buffer.getvalue()
 
 
@@ -206,6 +268,10 @@ RAW = np.zeros((2, 16, 20), np.float32)
         npz(image=PICTURE_HW3, raw=RAW + np.nan),
         npz(image=np.array([object()]), raw=RAW),
         bomb(),
+        with_flag(npz(image=PICTURE_HW3, raw=RAW), 1),
+        with_header(RAW, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 16, 20"),
+        with_header(RAW, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 16, 1 << 60), }"),
+        with_header(RAW, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 16, 20), }"),
     ],
 )
 def test_a_golden_sample_that_is_none_is_refused(artifact: Artifact, data: bytes) -> None:
@@ -214,7 +280,12 @@ def test_a_golden_sample_that_is_none_is_refused(artifact: Artifact, data: bytes
 
 
 def test_the_same_arrays_are_packed_into_the_same_bytes() -> None:
-    assert pack_golden(PICTURE_HW3, RAW) == pack_golden(PICTURE_HW3.copy(), RAW.copy())
+    assert pack_golden(PICTURE_HW3, RAW) == pack_golden(PICTURE_HW3.copy(), np.asfortranarray(RAW))
+
+
+def test_the_header_of_the_test_above_is_the_one_that_is_read(artifact: Artifact) -> None:
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 16, 20), }"
+    assert (resealed(artifact, GOLDEN_FILE, with_header(RAW + 1, header)).golden().raw_Khw == 1).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

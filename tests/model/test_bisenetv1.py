@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from model.bisenetv1 import AttentionRefinement, BiSeNetV1
 from model.generations import GENERATIONS
+from model.resnet import BasicBlock
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +102,24 @@ def test_detail_comes_from_its_own_path_or_else_from_stride_8_of_the_resnet(netw
     detail = network.sp(x) if network.spatial_path else network.cp.resnet(x)[0]
     assert torch.equal(joined[0][:, :128], detail)
     assert torch.equal(joined[0][:, 128:], network.cp(x)[1])
+
+
+def test_what_was_normalised_in_place_leaks() -> None:
+    with torch.device("meta"):
+        leaky = _build("v1-g0")
+    kinds = {key: type(module) for key, module in leaky.named_modules() if key.endswith("relu")}
+    assert kinds.pop("ffm.relu") is nn.ReLU
+    assert set(kinds.values()) == {nn.LeakyReLU}
+    assert {
+        "cp.resnet.relu",
+        "cp.resnet.layer4.1.relu",
+        "sp.conv1.relu",
+        "conv_out.conv.relu",
+    } <= kinds.keys()
+
+
+@torch.no_grad()
+def test_sums_do_not_leak() -> None:
+    block = BasicBlock(2, 2).eval()
+    block.relu = nn.LeakyReLU(0.5)
+    assert block(torch.full((1, 2, 3, 3), -100.0)).max() == 0

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.bisenetv2 import (
     BilateralAggregation,
@@ -92,6 +95,16 @@ def test_detail_and_context_gate_each_other_at_their_own_strides() -> None:
     detail, context = torch.randn(2, 4, 8, 12), torch.randn(2, 4, 2, 3)
     fine = layer.left1(detail) * torch.sigmoid(_repeat(layer.right1(context), 4))
     coarse = _repeat(layer.left2(detail) * torch.sigmoid(layer.right2(context)), 4)
+    assert torch.allclose(layer(detail, context), layer.conv(fine + coarse), atol=1e-6)
+
+
+@torch.no_grad()
+def test_context_may_come_up_to_detail_bilinearly() -> None:
+    layer = BilateralAggregation(4, bilinear=True).eval()
+    detail, context = torch.randn(2, 4, 8, 12), torch.randn(2, 4, 2, 3)
+    up = partial(functional.interpolate, size=(8, 12), mode="bilinear", align_corners=True)
+    fine = layer.left1(detail) * torch.sigmoid(up(layer.right1(context)))
+    coarse = up(layer.left2(detail) * torch.sigmoid(layer.right2(context)))
     assert torch.allclose(layer(detail, context), layer.conv(fine + coarse), atol=1e-6)
 
 

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.layers import ConvBnRelu, conv, depthwise, global_mean, init_kaiming, nearest_upsample
+from model.layers import (
+    ConvBnRelu,
+    aligned_upsample,
+    conv,
+    depthwise,
+    global_mean,
+    init_kaiming,
+    nearest_upsample,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +53,12 @@ def test_nearest_up_sampling_repeats_each_cell() -> None:
     x = torch.randn(1, 2, 3, 4)
     repeated = x.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     assert torch.equal(nearest_upsample(4)(x), repeated)
+
+
+def test_aligned_up_sampling_keeps_corners_and_goes_straight_between_them() -> None:
+    row = torch.tensor([0.0, 5.0, 15.0]).view(1, 1, 1, 3).expand(1, 1, 3, 3)
+    found = aligned_upsample(2)(row)[0, 0, 3]
+    assert torch.allclose(found, torch.tensor([0.0, 2.0, 4.0, 7.0, 11.0, 15.0]), atol=1e-5)
 
 
 def test_the_global_mean_is_an_average_pooling_over_everything() -> None:

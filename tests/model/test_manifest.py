@@ -116,6 +116,49 @@ def test_any_value_under_any_key_is_read_or_refused(key: str, value: object) -> 
     assert manifest.to_json() == text
 
 
+def edited(draw: st.DrawFn, value: Any) -> Any:
+    """Return a JSON value that differs somewhere inside: replaced, removed, renamed, repeated or added to."""
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 4)) == 0:
+        return draw(JSON | st.sampled_from([True, 0, -1, 1e308, 10**30, "", "0" * 64, [], {}, None]))
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    at = draw(st.integers(0, len(items) - 1))
+    key, inner = items[at]
+    others = items[:at] + items[at + 1 :]
+    match draw(st.sampled_from(["inside", "inside", "inside", "remove", "rename", "repeat"])):
+        case "inside":
+            changed = [*items[:at], (key, edited(draw, inner)), *items[at + 1 :]]
+        case "remove":
+            changed = others
+        case "rename":
+            changed = [*others, (draw(PRINTABLE), inner)]
+        case _:
+            changed = [*items, (draw(PRINTABLE), inner)]
+    return dict(changed) if isinstance(value, dict) else [inner for _, inner in changed]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_manifest_that_was_edited_anywhere_inside_is_read_or_refused(data: st.DataObject) -> None:
+    plain = data.draw(st.composite(edited)(json.loads(SAMPLE.to_json())))
+    text = resealed(plain) if isinstance(plain, dict) else json.dumps(plain)
+    try:
+        manifest = ModelManifest.from_json(text)
+    except ManifestError:
+        return
+    assert manifest.to_json() == text
+
+
+@quickly
+@given(st.data())
+def test_no_cut_or_repetition_goes_unnoticed(data: st.DataObject) -> None:
+    written = SAMPLE.to_json()
+    begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(written))] * 2)))
+    changed = data.draw(st.sampled_from([written[:begin] + written[end:], written[:end] + written[begin:]]))
+    if changed != written:
+        with pytest.raises(ManifestError):
+            ModelManifest.from_json(changed)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -14,10 +16,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from model.errors import NetworkError, WeightsError
+from model.generations import GENERATIONS
 from model.labels import ClassPalette
 from model.layers import SegmentationArchitecture
 from model.manifest import ModelManifest
-from model.network import ARCHITECTURES, SegmentationNetwork, build, deploy_state, from_manifest
+from model.network import (
+    ARCHITECTURES,
+    SegmentationNetwork,
+    blank_network,
+    build,
+    deploy_state,
+    from_manifest,
+)
 from model.preprocess import PreprocessSpec, Rgb
 
 MEAN = (0.3257, 0.3690, 0.3223)
@@ -322,3 +332,32 @@ def test_weights_that_do_not_fit_are_named(change: dict[str, Tensor | None], mes
     state = {key: value for key, value in {**_state(), **change}.items() if value is not None}
     with pytest.raises(WeightsError, match=message):
         from_manifest(_manifest(), state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"generation": "v1-g4"}, "bisenetv2 has no generation 'v1-g4', only v2-g0, v2-g2, v2-g4"),
+        ({"architecture": "unet"}, "unknown architecture 'unet'"),
+        ({"upsample": "bilinear_aligned"}, "v2-g4 is up-sampled bilinear, not bilinear_aligned"),
+    ],
+)
+def test_a_manifest_that_contradicts_its_generation_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(NetworkError, match=message):
+        from_manifest(dataclasses.replace(_manifest(), **change), _state())
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_generation_can_be_built_and_has_scores_for_each_class(generation: str) -> None:
+    facts = GENERATIONS[generation]
+    manifest = dataclasses.replace(
+        _manifest(),
+        architecture=facts.architecture,
+        generation=generation,
+        parameters={},
+        upsample=facts.upsample,
+    )
+    with torch.device("meta"):
+        network = blank_network(manifest).eval()
+        raw_NKhw = network.architecture(torch.zeros(1, 3, 64, 96))
+    assert raw_NKhw.shape == (1, 128 if facts.upsample == "pixel_shuffle" else 2, 8, 12)

@@ -64,4 +64,4 @@ def test_an_engine_is_warmed_up_and_each_of_its_runs_timed() -> None:
 def test_a_benchmark_app_that_fails_says_why(tmp_path_factory: pytest.TempPathFactory) -> None:
     missing = tmp_path_factory.mktemp("empty") / "graph.xml"
     with pytest.raises(EngineUnavailableError, match="benchmark_app"):
-        BenchmarkApp(missing, (1, 32, 32, 3), "f32", 1).play(0.0)
+        BenchmarkApp(missing, (1, 32, 32, 3), "f32").play(0.0)

@@ -71,15 +71,53 @@ def test_where_torch_is_missing_the_answer_says_what_was_not_checked(run: Run, p
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_people_get_lines_of_text(run: Run, pooling: Artifact, tmp_path: Path) -> None:
+def test_people_get_lines_of_text(run: Run, pooling: Artifact) -> None:
     assert run("publish", pooling.folder, "--name", "city").stdout.startswith("published city@1 (weights: ")
     assert run("publish", pooling.folder, "--name", "city").stdout.startswith("published city@2 ")
-    aliases = tmp_path / "registry" / "models" / "city" / "aliases"
-    aliases.mkdir()
-    (aliases / "production.json").write_text('{"version": 1, "previous": []}')
+    assert run("promote", "city@1").stdout == "city:production points at city@1\n"
     assert "city@1  production\ncity@2\n" in run("list").stdout
     assert "names" in run("show", "city").stdout
     assert run("verify", "city").stdout.startswith("city@1: files intact, graph proven, weights ")
+    run("promote", "city@2")
+    assert run("rollback", "city").stdout == "city:production points at city@1\n"
+    assert run("delete", "city@2").stdout == "deleted city@2\n"
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_aliases_are_moved_back_and_forth_and_what_they_left_is_deleted(run: Run, pooling: Artifact) -> None:
+    for _ in range(3):
+        run("publish", pooling.folder, "--name", "city")
+    move = {"name": "city", "alias": "production"}
+    assert answer(run("promote", "city@1", "--json")) == {**move, "version": 1, "previous": []}
+    assert answer(run("promote", "city@3", "--json")) == {**move, "version": 3, "previous": [1]}
+    assert answer(run("rollback", "city", "--json")) == {**move, "version": 1, "previous": []}
+    canary = answer(run("promote", "city@2", "--alias", "canary", "--json"))
+    assert canary == {"name": "city", "alias": "canary", "version": 2, "previous": []}
+    assert answer(run("delete", "city@3", "--json")) == {"name": "city", "version": 3}
+    rows = [row for row in answer(run("list", "--json")) if row["name"] == "city"]
+    assert [(row["version"], row["aliases"]) for row in rows] == [(1, ["production"]), (2, ["canary"])]
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_change_that_is_refused_exits_with_1_and_one_line(run: Run, pooling: Artifact) -> None:
+    run("publish", pooling.folder, "--name", "city")
+    run("promote", "city@1")
+    for arguments, named in (
+        (("delete", "city@1"), "city:production points at city@1"),
+        (("delete", "city@2"), "city@2"),
+        (("promote", "city@2"), "city@2"),
+        (("rollback", "city"), "no earlier version"),
+        (("rollback", "city", "--alias", "canary"), "city:canary"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert named in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_what_has_a_file_of_its_own_is_a_command_too(run: Run, command: str) -> None:
+    assert run(command, "--help").exit_code == 0
 
 
 @pytest.mark.usefixtures("without_torch")
@@ -119,6 +157,12 @@ def test_weights_of_an_unknown_architecture_are_not_published(run: Run, pooling:
         ("publish", ".", "--name", "city", "--version", "0"),
         ("show", "City"),
         ("verify", "city@x"),
+        ("promote", "city"),
+        ("promote", "city:canary"),
+        ("promote", "city@1", "--alias", "Canary"),
+        ("rollback", "City"),
+        ("delete", "city"),
+        ("list", "--registry", "ftp://host/models"),
         ("lst",),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_failure_is_told_with_the_name_of_its_file(run: Run, tmp_path: Path) -
         (["--engine", "tensorflow"], 2, "engine"),
         (["--precision", "int8"], 1, "int8"),
         (["--device", "cuda:7", "--engine", "openvino"], 1, "cuda:7"),
-        (["--registry", "ftp://nowhere"], 1, "ftp"),
+        (["--registry", "ftp://nowhere"], 2, "ftp"),
     ],
 )
 def test_what_cannot_run_is_named_before_anything_is_written(

@@ -1,0 +1,114 @@
+"""``bisenet models export``: a model as a file that other programs read."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from model.artifact import Artifact
+from model.errors import ExportError
+from model.manifest import ModelVersion
+from model.openvino_graph import write_graph
+from service.cli.local import exit_on_errors, local_settings, open_artifact
+
+Format = Literal["onnx", "openvino"]
+
+SUFFIXES: dict[Format, tuple[str, ...]] = {"onnx": (".onnx",), "openvino": (".xml", ".bin")}
+"""The files of a format; the first one is the one that programs are given."""
+
+
+def export_model(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION; else the shipped one."),
+    ] = None,
+    *,
+    form: Annotated[
+        Format,
+        typer.Option("--format", help="onnx needs the extra of that name; openvino needs nothing."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="A .onnx or .xml file (a .bin joins it), or a folder for it."),
+    ],
+    registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
+) -> None:
+    """Write a model as ONNX or as an OpenVINO graph, proven by its golden sample to compute the same.
+
+    Input: RGB as float32 of 0..255, NHWC, any batch, sides that are multiples of 32.
+    Output: the head's raw scores, NCHW; bisenet models show says how they are up-sampled.
+
+    Examples:
+        bisenet models export --format onnx --out model.onnx
+        bisenet models export city@3 --format openvino --out exported/
+    """
+    check_out(form, out)
+    with exit_on_errors():
+        models = {"serve": model and [model]}
+        version, artifact = open_artifact(local_settings({"models": models, "registry": {"url": registry}}))
+        files = export(version, artifact, form, out)
+    if as_json:
+        identity = {"name": version.name, "version": version.number}
+        typer.echo(json.dumps({**identity, "format": form, "files": list(map(str, files))}, indent=2))
+    else:
+        typer.echo(f"{version}: {', '.join(map(str, files))}, proven by the golden sample")
+
+
+def check_out(form: Format, out: Path) -> None:
+    """Refuse a file name that says another format.
+
+    Raises:
+        typer.BadParameter: it has a suffix, and not the one of the format.
+    """
+    if _is_file_name(out) and out.suffix != SUFFIXES[form][0]:
+        raise typer.BadParameter(f"--out: {form} is written as {SUFFIXES[form][0]}, not {out.suffix}")
+
+
+def export(version: ModelVersion, artifact: Artifact, form: Format, out: Path) -> list[Path]:
+    """Write a model's files; they appear once all of them are proven, over older ones of their name.
+
+    Args:
+        version: names the files where ``out`` is a folder.
+        artifact: what is written.
+        form: how.
+        out: a file name with the suffix of the format, or a folder.
+
+    Returns:
+        The files; the first one is the one that programs are given.
+
+    Raises:
+        ExportError: a file cannot be written, or the packages that write the format are not installed.
+        ModelError: the artifact is damaged, or what was written computes something else.
+    """
+    write, suffixes = _writer(form), SUFFIXES[form]
+    target = out if _is_file_name(out) else out / f"{version.name}-{version.number}{suffixes[0]}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+            draft = Path(folder, target.name)
+            write(artifact, draft)
+            # The weights first: who sees the first file finds the others.
+            return [draft.with_suffix(s).replace(target.with_suffix(s)) for s in reversed(suffixes)][::-1]
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def _is_file_name(out: Path) -> bool:
+    return bool(out.suffix) and not out.is_dir()
+
+
+def _writer(form: Format) -> Callable[[Artifact, Path], None]:
+    if form == "openvino":
+        return write_graph
+    if missing := [name for name in ("torch", "onnxscript") if find_spec(name) is None]:
+        raise ExportError(f"ONNX needs {' and '.join(missing)}: pip install 'bisenet-service[onnx]'")
+    write_onnx: Callable[[Artifact, Path], None] = import_module("model.onnx_graph").write_onnx
+    return write_onnx

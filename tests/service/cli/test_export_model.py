@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import write_pooling_artifact
+from typer.testing import CliRunner, Result
+
+from model.artifact import Artifact, read_artifact
+from model.errors import ExportError
+from model.manifest import GRAPH_FILE, GRAPH_WEIGHTS_FILE, ModelVersion
+from model.openvino_graph import load_openvino
+from service.cli import export_model, models
+from service.cli.export_model import export
+
+Run = Callable[..., Result]
+POOLING_1 = ModelVersion("pooling", 1)
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """Return what runs ``bisenet models export`` on a registry that holds ``pooling@1``."""
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(models.app, ["export", *map(str, arguments)], env=environment)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pooling(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return write_pooling_artifact(tmp_path_factory.mktemp("pooling") / "artifact")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_graph_is_copied_out_under_the_name_that_was_asked_for(run: Run, tmp_path: Path) -> None:
+    result = run("pooling@1", "--format", "openvino", "--out", tmp_path / "new" / "city.xml", "--json")
+    assert result.exit_code == 0, result.output
+    files = [tmp_path / "new" / "city.xml", tmp_path / "new" / "city.bin"]
+    assert json.loads(result.stdout) == {
+        "name": "pooling",
+        "version": 1,
+        "format": "openvino",
+        "files": [str(path) for path in files],
+    }
+    assert names(tmp_path / "new") == ["city.bin", "city.xml"]
+    compiled = load_openvino().compile_model(files[0], "CPU")
+    assert compiled(np.zeros((2, 32, 64, 3), np.float32))["raw"].shape == (2, 2, 4, 8)
+
+
+def test_a_folder_gets_files_named_after_the_version(run: Run, registry: Path, tmp_path: Path) -> None:
+    published = read_artifact(registry / "models" / "pooling" / "1")
+    for out in (tmp_path / "there", tmp_path / "with.dot"):
+        out.mkdir()
+        result = run("--format", "openvino", "--out", out)
+        assert result.stdout.startswith(
+            f"pooling@1: {out / 'pooling-1.xml'}, {out / 'pooling-1.bin'}, proven"
+        )
+        assert (out / "pooling-1.xml").read_bytes() == published.read(GRAPH_FILE)
+        assert (out / "pooling-1.bin").read_bytes() == published.read(GRAPH_WEIGHTS_FILE)
+
+
+def test_older_files_are_written_over_and_nothing_else_is_left(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "city.xml").write_text("old")
+    assert run("--format", "openvino", "--out", tmp_path / "city.xml").exit_code == 0
+    assert (tmp_path / "city.xml").read_text() != "old"
+    assert names(tmp_path) == ["city.bin", "city.xml"]
+
+
+def test_a_copy_that_is_not_proven_does_not_appear(
+    pooling: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(artifact: Artifact, path: Path) -> None:
+        path.write_bytes(artifact.read(GRAPH_FILE))
+        raise ExportError("not proven")
+
+    monkeypatch.setattr(export_model, "write_graph", fail)
+    with pytest.raises(ExportError, match="not proven"):
+        export(POOLING_1, pooling, "openvino", tmp_path / "city.xml")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["onnxscript", "torch"])
+def test_onnx_without_its_packages_says_what_installs_them(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(export_model, "find_spec", lambda wanted: None if wanted == name else object())
+    result = run("--format", "onnx", "--out", tmp_path / "city.onnx")
+    assert result.exit_code == 1
+    assert "pip install 'bisenet-service[onnx]'" in result.stderr
+    assert names(tmp_path) == []
+
+
+@pytest.mark.soak
+def test_onnx_is_written_from_the_command_line(
+    tiny_registry: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = [
+        "export",
+        "tiny",
+        "--registry",
+        str(tiny_registry),
+        "--format",
+        "onnx",
+        "--out",
+        str(tmp_path),
+    ]
+    result = CliRunner().invoke(models.app, arguments, env=environment)
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path) == ["tiny-1.onnx"]
+    assert load_openvino().Core().read_model(tmp_path / "tiny-1.onnx").output("raw")
+
+
+@pytest.mark.parametrize(
+    ("form", "out"),
+    [("onnx", "city.xml"), ("openvino", "city.onnx"), ("openvino", "city.bin"), ("tensorrt", "city")],
+)
+def test_bad_usage_exits_with_2(run: Run, tmp_path: Path, form: str, out: str) -> None:
+    assert run("--format", form, "--out", tmp_path / out).exit_code == 2
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_to_exits_with_1_and_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    result = run("--format", "openvino", "--out", tmp_path / "file" / "city.xml")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "cannot be written" in result.stderr
