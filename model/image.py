@@ -8,7 +8,8 @@ Three things differ from ``Image.open(...).convert("RGB")``, as the bytes are ho
 
 - Memory. That line peaks at 10 bytes a pixel. Here Pillow decodes into a buffer of ours, in which the pixels
   are then moved together: 4 bytes a pixel, 3 for gray and palette pictures, 7 for those that must be turned.
-  Beside it libjpeg keeps 3 to 8 more for pictures in several scans; libwebp needs 12 altogether.
+  Beside it libjpeg keeps 2 to 8 more for pictures in several scans; libwebp needs 12 altogether. A picture's
+  header tells which it will be.
 - Warnings. ``warnings.catch_warnings`` changes the whole process and two threads undo each other's filters.
   So the code of Pillow that warns (EXIF and MPO directories, odd APNG headers, bombs) is never reached.
 - Time. Markers and chunks are parsed in Python, and each scan of a JPEG visits each pixel: both are counted.
@@ -49,6 +50,11 @@ _MAX_READS = 1 << 18
 
 _BAND_ROWS = 32
 """Pixels are moved this many rows at a time: they stay in the processor's cache."""
+
+_RGB_BYTES = 3
+_COEFFICIENT_BYTES = 2
+_WEBP_BYTES = 12
+"""libwebp composes animations, which each picture might be, in two RGBA frames and copies out of a third."""
 
 _PIXEL = np.dtype("V3")  # moving pixels instead of bytes: a quarter turn takes half the time
 
@@ -98,6 +104,19 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a picture says of itself before it is decoded.
+
+    Attributes:
+        size: upright.
+        decode_bytes: memory that ``decode_image`` takes at most, its result included.
+    """
+
+    size: ImageSize
+    decode_bytes: int
+
+
 def decode_image(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> UInt8Array:
     """Decode a JPEG, PNG or WebP picture; safe for hostile bytes and for many threads.
 
@@ -118,8 +137,8 @@ def decode_image(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS)
     return _upright_pixels(picture, _orientation(picture))
 
 
-def peek_size(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> ImageSize:
-    """Read the upright size from the header alone, to account for a picture before decoding it.
+def peek_header(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeader:
+    """Read the header alone, to account for a picture before decoding it.
 
     Args:
         data: the whole file.
@@ -130,13 +149,23 @@ def peek_size(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) ->
     """
     picture = _open(bytes(data), limits)
     width, height = picture.size
-    return _turned(ImageSize(height, width), _orientation(picture))
+    orientation = _orientation(picture)
+    depth = max(_STORAGE[picture.mode][1], _RGB_BYTES)
+    moving_bytes = depth if orientation == 1 else depth + _RGB_BYTES
+    return ImageHeader(
+        size=_turned(ImageSize(height, width), orientation),
+        decode_bytes=height * width * max(moving_bytes, depth + picture.library_bytes()),
+    )
 
 
 class _OwnMemory(ImageFile.ImageFile):
     """Has Pillow decode into memory that somebody else provides."""
 
     canvas: Image.Image
+
+    def library_bytes(self) -> int:
+        """Return what the library beneath Pillow keeps while it decodes, in bytes a pixel."""
+        return 0
 
     def load_prepare(self) -> None:
         """Stand in where Pillow would allocate."""
@@ -145,6 +174,13 @@ class _OwnMemory(ImageFile.ImageFile):
 
 
 class _Jpeg(_OwnMemory, JpegImageFile):
+    def library_bytes(self) -> int:
+        """Expect all coefficients to be kept when another scan follows the one at which parsing stopped."""
+        file = self.fp
+        assert isinstance(file, BytesIO)
+        has_more_scans = file.getvalue().find(_START_OF_SCAN, file.tell()) >= 0
+        return _COEFFICIENT_BYTES * len(self.getbands()) if has_more_scans else 0
+
     def getexif(self) -> Image.Exif:
         """Spare Pillow its EXIF directory: it wants the resolution only, and warns about anything odd."""
         return Image.Exif()
@@ -155,6 +191,10 @@ class _Png(_OwnMemory, PngImageFile):
 
 
 class _WebP(_OwnMemory, WebPImageFile):
+    def library_bytes(self) -> int:
+        """Expect what is beside the frame that becomes the picture."""
+        return _WEBP_BYTES - _STORAGE[self.mode][1]
+
     def load_prepare(self) -> None:
         """Let libwebp's two RGBA frames go before the pixels are copied out of the third."""
         self._decoder = None

@@ -5,6 +5,7 @@ Axes: H height, W width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,10 @@ IGNORE_ID = 255
 
 MAX_CLASSES = 255
 _MAX_BYTE = 255
+_MAX_ID_DIGITS = 3
+
+_BAND_PIXELS = 1 << 20
+"""Ids that are looked at together: numpy turns each into 4 to 8 bytes, a whole large map would be 400 MB."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class ClassPalette:
         """
         if name_or_id in self.names:
             return self.names.index(name_or_id)
-        if name_or_id.isascii() and name_or_id.isdigit() and int(name_or_id) < self.num_classes:
+        is_id = name_or_id.isascii() and name_or_id.isdigit() and len(name_or_id) <= _MAX_ID_DIGITS
+        if is_id and int(name_or_id) < self.num_classes:
             return int(name_or_id)
         raise PaletteError(f"unknown class {name_or_id!r}")
 
@@ -100,6 +106,8 @@ class LabelMap:
         """Refuse ids without a meaning."""
         if self.ids_HW.dtype != np.uint8 or self.ids_HW.ndim != 2:  # noqa: PLR2004
             raise LabelRangeError(f"ids must be uint8 HxW, not {self.ids_HW.dtype} {self.ids_HW.shape}")
+        if self.ids_HW.max(initial=0) < self.palette.num_classes:
+            return  # the usual map: 5 us for 512x1024 pixels, where counting takes 400
         known = np.zeros(256, np.bool_)
         known[: self.palette.num_classes] = True
         known[self.palette.ignore_id] = True
@@ -113,7 +121,10 @@ class LabelMap:
         ids = self.ids_HW.reshape(-1)
         even = ids.size & ~1
         # Counting pairs halves the additions: 1.6 instead of 2.7 ms for 1024x2048 pixels.
-        pairs = np.bincount(np.ascontiguousarray(ids[:even]).view(np.uint16), minlength=1 << 16)
+        pairs = np.zeros(1 << 16, np.int64)
+        for start in range(0, even, _BAND_PIXELS):
+            band = np.ascontiguousarray(ids[start : min(start + _BAND_PIXELS, even)])
+            pairs += np.bincount(band.view(np.uint16), minlength=1 << 16)
         grid = pairs.reshape(256, 256)
         counts: npt.NDArray[np.int64] = grid.sum(axis=0) + grid.sum(axis=1)
         return counts + np.bincount(ids[even:], minlength=256)
@@ -123,4 +134,13 @@ class LabelMap:
         table = np.full(256, self.palette.ignore_id, np.uint8)
         for class_id in class_ids:
             table[class_id] = class_id
-        return LabelMap(table[self.ids_HW], self.palette)
+        ids_HW = np.empty_like(self.ids_HW)
+        for kept, ids in zip(_bands(ids_HW), _bands(self.ids_HW), strict=True):
+            kept[:] = table.take(ids)
+        return LabelMap(ids_HW, self.palette)
+
+
+def _bands(ids_HW: UInt8Array) -> Iterator[UInt8Array]:
+    rows = max(1, _BAND_PIXELS // ids_HW.shape[1])
+    for top in range(0, len(ids_HW), rows):
+        yield ids_HW[top : top + rows]

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp
 from model.artifact import Artifact
 from model.errors import ModelError
 from model.image import ImageLimits
-from model.registry import SHIPPED_MODELS, ModelRegistry
 from service.core.engine import (
     EngineOptions,
     EngineUnavailableError,
@@ -25,6 +24,7 @@ from service.core.engine import (
     usable_cores,
 )
 from service.core.host import ModelHost, ServedModel
+from service.core.memory import limit_heaps, release_free_memory
 from service.core.segmenter import Segmenter, SegmenterLimits
 from service.core.worker import InferenceWorker
 from service.engines import engine_builder, resolve_device
@@ -34,6 +34,7 @@ from service.http_api.body import BodyLimits
 from service.http_api.health import Lifecycle
 from service.http_api.segment import SegmentOptions
 from service.http_api.server import BindError, HttpServer, listen, url_of
+from service.registry import open_registry
 from service.settings import Settings
 from service.telemetry import LogOptions, configure_logging
 
@@ -95,6 +96,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
         StartError: the port is taken, or a model cannot be served.
         SettingsError: the keys file cannot be used.
     """
+    limit_heaps()
     configure_logging(LogOptions(settings.log.level, settings.log.format))
     with ExitStack() as stack:
         try:
@@ -128,17 +130,6 @@ def open_service(settings: Settings) -> Iterator[Service]:
         )
 
 
-def open_registry(settings: Settings) -> ModelRegistry:
-    """Return the registry that the settings name, over the models that came with the program.
-
-    Raises:
-        RegistryUrlError: the URL names no store.
-    """
-    return ModelRegistry(
-        settings.registry.url, shipped=SHIPPED_MODELS, cache_folder=settings.models.cache_folder / "models"
-    )
-
-
 async def _serve(service: Service, listener: socket.socket, on_ready: Callable[[Ready], None]) -> int:
     server = HttpServer(service.app, grace_s=service.settings.server.grace_s)
     url = url_of(listener)
@@ -151,6 +142,7 @@ async def _serve(service: Service, listener: socket.socket, on_ready: Callable[[
     async def load() -> None:
         try:
             await asyncio.to_thread(service.load_models)
+            release_free_memory()  # of the compiler: 60 MB
         except BaseException:
             server.should_exit = True
             raise

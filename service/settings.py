@@ -143,7 +143,7 @@ class LimitsSettings(_Section):
         max_pixels: that a picture's header may declare.
         max_side: longest side that it may declare, in pixels.
         max_infer_pixels: larger pictures are reduced before the network.
-        max_pixels_in_flight: decoded pixels in memory at the same time.
+        max_pixels_in_flight: decoded pixels in memory at the same time, at 7 bytes each.
         max_waiting: requests in the queue.
         receive_timeout_s: from the head of a request to its last byte.
         default_timeout_s: how long a client waits for its answer that does not say so.

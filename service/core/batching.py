@@ -73,9 +73,12 @@ class WaitingRoom(Generic[WorkT, ResultT]):
         """Let an item wait.
 
         Raises:
+            DeadlineExceededError: its deadline has passed.
             QueueFullError: the room is full, or the queue in front alone outlasts the item's deadline;
                 the advice is the time in which the present queue will be gone.
         """
+        if item.admitted_s >= item.deadline_s:
+            raise DeadlineExceededError("the deadline passed before the request was queued")
         wait_s = self.expected_wait_s
         if len(self._items) >= self._max_items or item.admitted_s + wait_s > item.deadline_s:
             raise QueueFullError(f"{len(self._items)} requests are waiting", retry_after_s=wait_s)

@@ -3,6 +3,8 @@
 PNG is written here, as one Up-filtered stream that ISA-L compresses: neighbouring rows of a label map are
 almost equal, so their differences are almost all zero. ``benchmarks/codec.py`` compares it with Pillow's.
 Everything is built from arrays: nothing of a request's own bytes, such as metadata, can reach an answer.
+Pixels are made a few rows at a time while they are encoded: beside picture and labels a PNG or an array takes
+the memory of its own bytes, and a JPEG 4 bytes a pixel more, as Pillow wants the whole picture.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -11,6 +13,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -30,13 +34,42 @@ _UP_FILTER = 2
 _COMPRESSION_LEVEL = 1
 _JPEG_QUALITY = 85
 
-_BAND_ROWS = 32  # an overlay is blended this many rows at a time: they stay in the processor's cache
+_BAND_PIXELS = 1 << 16  # are painted, filtered and compressed together: they stay in the processor's cache
 _ONE = 256  # alpha in fixed point
 _HALF = 128
 
 _COCO_DIGIT_BITS = 5
 _COCO_MAX_DIGITS = 7  # 35 bits: enough for any picture
 _COCO_FIRST_LETTER = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """Pixels that are made when they are asked for.
+
+    Args:
+        shape: (H, W) of ids or (H, W, 3) of colours.
+        paint: makes the rows [top, bottom), uint8.
+    """
+
+    shape: tuple[int, ...]
+    paint: Callable[[int, int], UInt8Array]
+
+    def bands(self) -> Iterator[UInt8Array]:
+        """Make the picture from top to bottom, a few rows at a time."""
+        height, width = self.shape[:2]
+        rows = max(1, _BAND_PIXELS // width)
+        for top in range(0, height, rows):
+            yield self.paint(top, min(top + rows, height))
+
+    def pixels(self) -> UInt8Array:
+        """Make all of it at once."""
+        return self.paint(0, self.shape[0])
+
+
+def raster_of(pixels: UInt8Array) -> Raster:
+    """Return pixels that are there already, ids_HW or image_HW3, as a raster."""
+    return Raster(pixels.shape, lambda top, bottom: pixels[top:bottom])
 
 
 class ClassShare(TypedDict):
@@ -79,39 +112,50 @@ def encode_palette_png(label_map: LabelMap) -> bytes:
     """
     num_colors = max(label_map.palette.num_classes, int(label_map.ids_HW.max()) + 1)
     colors = label_map.palette.rgb_table[:num_colors].tobytes()
-    return _png(label_map.ids_HW, _INDEXED, _chunk(b"PLTE", colors))
+    return _png(raster_of(label_map.ids_HW), _INDEXED, _chunk(b"PLTE", colors))
 
 
-def encode_rgb_png(image_HW3: UInt8Array) -> bytes:
-    """Encode RGB pixels, uint8, as a PNG."""
-    height, width, channels = image_HW3.shape
-    return _png(image_HW3.reshape(height, width * channels), _TRUE_COLOR)
+def encode_rgb_png(image: Raster) -> bytes:
+    """Encode RGB pixels as a PNG."""
+    return _png(image, _TRUE_COLOR)
 
 
-def encode_jpeg(image_HW3: UInt8Array) -> bytes:
-    """Encode RGB pixels, uint8, as a JPEG of quality 85."""
+def encode_jpeg(image: Raster) -> bytes:
+    """Encode RGB pixels as a JPEG of quality 85."""
+    height, width = image.shape[:2]
+    canvas = Image.new("RGB", (width, height))
+    top = 0
+    for band in image.bands():
+        canvas.paste(Image.fromarray(band), (0, top))
+        top += len(band)
     stream = io.BytesIO()
-    Image.fromarray(image_HW3).save(stream, "JPEG", quality=_JPEG_QUALITY)
+    canvas.save(stream, "JPEG", quality=_JPEG_QUALITY)
     return stream.getvalue()
 
 
-def encode_npy(pixels: UInt8Array) -> bytes:
-    """Encode an array, HxW or HxWx3, in numpy's own format; ``numpy.load`` reads it without pickle."""
+def encode_npy(pixels: Raster) -> bytes:
+    """Encode ids or colours in numpy's own format; ``numpy.load`` reads it without pickle."""
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, pixels, allow_pickle=False)
+    header = {"descr": "|u1", "fortran_order": False, "shape": pixels.shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    _write_rows(stream, pixels)
     return stream.getvalue()
 
 
-def colorize(label_map: LabelMap) -> UInt8Array:
-    """Paint every pixel in the colour of its class; ignored pixels are black.
-
-    Returns:
-        image_HW3: RGB, uint8.
-    """
-    return np.asarray(_painted(label_map.ids_HW, label_map.palette.rgb_table))
+def encode_raw(pixels: Raster) -> bytes:
+    """Encode ids or colours as nothing but their bytes, row by row."""
+    stream = io.BytesIO()
+    _write_rows(stream, pixels)
+    return stream.getvalue()
 
 
-def overlay(image_HW3: UInt8Array, label_map: LabelMap, alpha: float = DEFAULT_ALPHA) -> UInt8Array:
+def colorize(label_map: LabelMap) -> Raster:
+    """Paint every pixel in the colour of its class, RGB; ignored pixels are black."""
+    ids_HW, colors = label_map.ids_HW, label_map.palette.rgb_table
+    return Raster((*ids_HW.shape, 3), lambda top, bottom: np.asarray(_painted(ids_HW[top:bottom], colors)))
+
+
+def overlay(image_HW3: UInt8Array, label_map: LabelMap, alpha: float = DEFAULT_ALPHA) -> Raster:
     """Blend the colours of the classes over the picture; ignored pixels show it unchanged.
 
     Args:
@@ -120,8 +164,8 @@ def overlay(image_HW3: UInt8Array, label_map: LabelMap, alpha: float = DEFAULT_A
         alpha: 0 shows the picture, 1 the colours.
 
     Returns:
-        A new image_HW3, uint8, within half a level of ``(1 - a) * picture + a * colour`` where a is alpha
-        rounded to 1/256.
+        RGB pixels within half a level of ``(1 - a) * picture + a * colour`` where a is alpha rounded to
+        1/256.
 
     Raises:
         ValueError: alpha is outside 0..1, or the sizes differ.
@@ -131,11 +175,11 @@ def overlay(image_HW3: UInt8Array, label_map: LabelMap, alpha: float = DEFAULT_A
     if image_HW3.shape[:2] != label_map.ids_HW.shape:
         raise ValueError(f"a picture of {image_HW3.shape[:2]} and labels of {label_map.ids_HW.shape}")
     weight = round(alpha * _ONE)
-    blended = np.empty(image_HW3.shape, np.uint8)
-    for top in range(0, len(blended), _BAND_ROWS):
-        band = slice(top, top + _BAND_ROWS)
-        blended[band] = _blended(image_HW3[band], label_map.ids_HW[band], label_map, weight)
-    return blended
+
+    def blend(top: int, bottom: int) -> UInt8Array:
+        return _blended(image_HW3[top:bottom], label_map.ids_HW[top:bottom], label_map, weight)
+
+    return Raster(image_HW3.shape, blend)
 
 
 def coco_rle(label_map: LabelMap) -> list[dict[str, object]]:
@@ -159,14 +203,18 @@ def coco_rle(label_map: LabelMap) -> list[dict[str, object]]:
     ]
 
 
-def _png(rows_HB: UInt8Array, color_type: int, *chunks: bytes) -> bytes:
-    """Write the four parts of a PNG; ``rows_HB`` holds each row's bytes as the colour type wants them."""
-    height, row_bytes = rows_HB.shape
-    width = row_bytes // 3 if color_type == _TRUE_COLOR else row_bytes
+def _write_rows(stream: io.BytesIO, pixels: Raster) -> None:
+    stream.writelines(band.tobytes() for band in pixels.bands())
+
+
+def _png(pixels: Raster, color_type: int, *chunks: bytes) -> bytes:
+    height, width = pixels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, _BIT_DEPTH, color_type, 0, 0, 0)
-    data = isal_zlib.compress(_up_filtered(rows_HB), _COMPRESSION_LEVEL)
-    parts = [_chunk(b"IHDR", header), *chunks, _chunk(b"IDAT", data), _chunk(b"IEND", b"")]
-    return _PNG_SIGNATURE + b"".join(parts)
+    stream = io.BytesIO()
+    stream.writelines([_PNG_SIGNATURE, _chunk(b"IHDR", header), *chunks])
+    _write_image_data(stream, pixels)
+    stream.write(_chunk(b"IEND", b""))
+    return stream.getvalue()
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -174,13 +222,39 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)])
 
 
-def _up_filtered(rows_HB: UInt8Array) -> UInt8Array:
+def _write_image_data(stream: io.BytesIO, pixels: Raster) -> None:
+    """Write one IDAT chunk, whose length is known in the end."""
+    kind = b"IDAT"
+    start = stream.tell()
+    stream.write(struct.pack(">I", 0) + kind)
+    length, checksum = 0, isal_zlib.crc32(kind)
+    for data in _compressed(pixels):
+        stream.write(data)
+        length += len(data)
+        checksum = isal_zlib.crc32(data, checksum)
+    stream.write(struct.pack(">I", checksum))
+    stream.seek(start)
+    stream.write(struct.pack(">I", length))
+    stream.seek(0, io.SEEK_END)
+
+
+def _compressed(pixels: Raster) -> Iterator[bytes]:
+    compressor = isal_zlib.compressobj(_COMPRESSION_LEVEL)
+    above_B: UInt8Array | int = 0
+    for band in pixels.bands():
+        rows_HB = band.reshape(len(band), -1)
+        yield compressor.compress(_up_filtered(rows_HB, above_B))
+        above_B = rows_HB[-1]
+    yield compressor.flush()
+
+
+def _up_filtered(rows_HB: UInt8Array, above_B: UInt8Array | int) -> UInt8Array:
     """Put the filter's number before each row and replace its bytes by the difference from the row above."""
     height, row_bytes = rows_HB.shape
     filtered = np.empty((height, 1 + row_bytes), np.uint8)
     filtered[:, 0] = _UP_FILTER
-    filtered[0, 1:] = rows_HB[0]
-    np.subtract(rows_HB[1:], rows_HB[:-1], out=filtered[1:, 1:])  # modulo 256, as PNG wants it
+    filtered[0, 1:] = rows_HB[0] - above_B  # modulo 256, as PNG wants it
+    np.subtract(rows_HB[1:], rows_HB[:-1], out=filtered[1:, 1:])
     return filtered
 
 

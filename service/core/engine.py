@@ -40,7 +40,7 @@ class EngineOptions:
     Args:
         device: ``cpu`` or ``cuda:N``.
         precision: ``auto`` takes the fastest that the device has and the golden sample allows.
-        threads: inference threads; None = all cores this process may use.
+        threads: inference threads; None = what the library takes of the cores that this process may use.
         cache_folder: owner-only folder for compiled graphs, created when missing.
     """
 

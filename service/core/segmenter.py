@@ -7,15 +7,21 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import model.errors as image_errors
-from model.image import DEFAULT_LIMITS, ImageLimits, decode_image, peek_size
+from model.image import DEFAULT_LIMITS, ImageHeader, ImageLimits, decode_image, peek_header
 from model.labels import LabelMap, UInt8Array
 from model.manifest import ModelVersion
 from model.preprocess import DEFAULT_MAX_INFER_PIXELS, ImageSize, PreparedImage, PreprocessSpec
-from service.core.admission import DEFAULT_MAX_PIXELS_IN_FLIGHT, PixelBudget
+from service.core.admission import (
+    BYTES_PER_PIXEL_IN_FLIGHT,
+    DEFAULT_MAX_PIXELS_IN_FLIGHT,
+    MemoryBudget,
+    Place,
+)
 from service.core.errors import (
     DeadlineExceededError,
     EmptyBodyError,
@@ -34,6 +40,12 @@ IMAGE_ERRORS: Mapping[type[image_errors.ImageError], type[ServiceError]] = {
 }
 """What a picture that cannot be read is called by every protocol."""
 
+DEFAULT_ENCODE_BYTES = 5
+"""Memory, in bytes a pixel, that suffices to encode any answer."""
+
+_ANSWER_BYTES = 5  # a pixel's: 4 for the picture, Pillow's padding included, and 1 for its label
+_NETWORK_BYTES = 3
+
 
 @dataclass(frozen=True)
 class SegmenterLimits:
@@ -42,7 +54,8 @@ class SegmenterLimits:
     Args:
         image: what the header of a picture may declare.
         max_infer_pixels: larger pictures are area-reduced before the network.
-        max_pixels_in_flight: decoded pixels in memory at the same time, all requests together.
+        max_pixels_in_flight: decoded pixels in memory at the same time, all requests together; pictures
+            that take more than 7 bytes a pixel while they are decoded or encoded count for more pixels.
     """
 
     image: ImageLimits = DEFAULT_LIMITS
@@ -103,13 +116,19 @@ class Segmenter:
         self._host = host
         self._pool = pool
         self._limits = limits or SegmenterLimits()
-        self._budget = PixelBudget(self._limits.max_pixels_in_flight)
+        self._budget = MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT)
 
     @asynccontextmanager
     async def segment(
-        self, data: bytes, *, deadline_s: float, model: str | None = None, version: int | None = None
+        self,
+        data: bytes,
+        *,
+        deadline_s: float,
+        model: str | None = None,
+        version: int | None = None,
+        encode_bytes: int = DEFAULT_ENCODE_BYTES,
     ) -> AsyncIterator[Segmentation]:
-        """Answer one picture; its pixels count as in flight until the context is left.
+        """Answer one picture; its memory counts as taken until the context is left.
 
         Leaving early (an error, a cancelled task) withdraws what has not begun.
 
@@ -118,6 +137,7 @@ class Segmenter:
             deadline_s: when nobody waits for the answer any more, on the clock of ``time.monotonic``.
             model: name of a model; None = the default.
             version: its number; None = the one that is served under the name.
+            encode_bytes: memory that the caller will take to encode the answer, in bytes a pixel.
 
         Yields:
             The answer, to be encoded inside the context.
@@ -138,19 +158,24 @@ class Segmenter:
             InternalError: the engine failed.
         """
         served = self._host.find(model, version)
-        size = await self._peek(data, deadline_s)
-        pixels = await self._budget.acquire(size.pixels, timeout_s=deadline_s - time.monotonic())
+        header = await self._peek(data, deadline_s)
+        num_bytes = _bytes_needed(header, self._limits.max_infer_pixels, encode_bytes)
+        place = await self._budget.acquire(num_bytes, timeout_s=deadline_s - time.monotonic())
         reading = self._pool.submit(_read, data, self._limits.image, self._spec(served))
         try:
             yield await self._answer(reading, served, deadline_s)
         finally:
             # A thread cannot be interrupted: a picture that nobody waits for is in memory until it is read.
-            loop = asyncio.get_running_loop()
-            reading.add_done_callback(lambda _: loop.call_soon_threadsafe(self._budget.release, pixels))
+            release = partial(self._release, place, asyncio.get_running_loop())
+            reading.add_done_callback(release)
 
-    async def _peek(self, data: bytes, deadline_s: float) -> ImageSize:
+    def _release(self, place: Place, loop: asyncio.AbstractEventLoop, _reading: Future[_Picture]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits for room any more
+            loop.call_soon_threadsafe(self._budget.release, place)
+
+    async def _peek(self, data: bytes, deadline_s: float) -> ImageHeader:
         async with _until(deadline_s):
-            return await asyncio.wrap_future(self._pool.submit(_peek_size, data, self._limits.image))
+            return await asyncio.wrap_future(self._pool.submit(_peek_header, data, self._limits.image))
 
     def _spec(self, served: ServedModel) -> PreprocessSpec:
         return dataclasses.replace(served.manifest.preprocess, max_infer_pixels=self._limits.max_infer_pixels)
@@ -191,9 +216,16 @@ def _service_errors() -> Iterator[None]:
         raise IMAGE_ERRORS[type(error)](str(error)) from error
 
 
-def _peek_size(data: bytes, limits: ImageLimits) -> ImageSize:
+def _bytes_needed(header: ImageHeader, max_infer_pixels: int, encode_bytes: int) -> int:
+    """Return the most memory that a picture takes: while it is decoded, in the network, or encoded."""
+    pixels = header.size.pixels
+    network_bytes = _NETWORK_BYTES * header.size.reduced_to(max_infer_pixels).padded().pixels
+    return max(header.decode_bytes, _ANSWER_BYTES * pixels + max(network_bytes, encode_bytes * pixels))
+
+
+def _peek_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     with _service_errors():
-        return peek_size(data, limits)
+        return peek_header(data, limits)
 
 
 def _read(data: bytes, limits: ImageLimits, spec: PreprocessSpec) -> _Picture:

@@ -25,7 +25,6 @@ from service.core.engine import (
     InferenceEngine,
     Precision,
     PrecisionChoice,
-    usable_cores,
 )
 from service.engines.cache import CompileCache, cache_key
 from service.engines.proof import PixelType, prove
@@ -80,8 +79,8 @@ def _candidates(choice: PrecisionChoice, native: tuple[Precision, ...]) -> tuple
 class OpenVinoEngine:
     """One graph for all sizes and batches; pixels are converted inside it.
 
-    A graph per exact size would be 0.4 % faster (BiSeNetV2, 512x1024, bf16, one thread of a Zen 5 core), and
-    every new size would wait for a compiler.
+    A graph of its own for each size was 1 to 2 % faster in bf16 and not at all in f32 (BiSeNetV1 and V2 at
+    512x1024, one thread of a Zen 5 core): not worth compiling one for every size that clients think of.
 
     Args:
         artifact: whose graph.
@@ -101,7 +100,8 @@ class OpenVinoEngine:
         self._properties = {
             # Its own default may be bf16, even for a graph of f32.
             "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": options.threads or usable_cores(),
+            # 0: as many as there are physical cores among those that this process may use.
+            "INFERENCE_NUM_THREADS": options.threads or 0,
             # All threads work on one batch: as many streams gain 5 % of throughput and multiply the latency.
             "PERFORMANCE_HINT": "LATENCY",
         }

@@ -15,6 +15,10 @@ from service.http_api.documents import ClassShareDocument, MaskDocument, Segment
 from service.http_api.negotiation import JPEG, JSON, NPY, PNG, RAW, Output
 from service.http_api.parameters import MaskEncoding
 
+_LABEL_BYTES = 1
+_RGB_BYTES = 3  # and what run lengths are made of
+_JPEG_BYTES = 5  # Pillow's canvas and the file
+
 
 @dataclass(frozen=True)
 class RenderingRequest:
@@ -66,12 +70,23 @@ def render(segmentation: Segmentation, wanted: RenderingRequest, receive_s: floa
     return Rendering(body, _headers(segmentation, wanted, stages_ms), _notes(segmentation, stages_ms))
 
 
+def encode_bytes(wanted: RenderingRequest) -> int:
+    """Return how much memory ``render`` takes beside the segmentation, in bytes a pixel."""
+    if wanted.media_type == JPEG:
+        num_bytes = _JPEG_BYTES
+    elif wanted.output == "labels" or (wanted.media_type, wanted.output) == (PNG, "color"):
+        num_bytes = _LABEL_BYTES
+    else:
+        num_bytes = _RGB_BYTES
+    return num_bytes if wanted.keep is None else num_bytes + _LABEL_BYTES
+
+
 def _picture(image_HW3: UInt8Array, label_map: LabelMap, wanted: RenderingRequest) -> bytes:
     if wanted.media_type == PNG and wanted.output != "overlay":
         return codec.encode_palette_png(label_map)
     match wanted.output:
         case "labels":
-            pixels = label_map.ids_HW
+            pixels = codec.raster_of(label_map.ids_HW)
         case "color":
             pixels = codec.colorize(label_map)
         case "overlay":
@@ -79,15 +94,11 @@ def _picture(image_HW3: UInt8Array, label_map: LabelMap, wanted: RenderingReques
     return _ENCODERS[wanted.media_type](pixels)
 
 
-def _raw(pixels: UInt8Array) -> bytes:
-    return pixels.tobytes()
-
-
-_ENCODERS: Mapping[str, Callable[[UInt8Array], bytes]] = {
+_ENCODERS: Mapping[str, Callable[[codec.Raster], bytes]] = {
     PNG: codec.encode_rgb_png,
     JPEG: codec.encode_jpeg,
     NPY: codec.encode_npy,
-    RAW: _raw,
+    RAW: codec.encode_raw,
 }
 
 

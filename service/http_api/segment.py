@@ -23,7 +23,7 @@ from service.http_api.exchange import Exchange
 from service.http_api.form import FILE_FIELD
 from service.http_api.negotiation import JPEG, NPY, PNG, RAW, negotiate
 from service.http_api.parameters import SegmentQuery, class_ids, refuse_repeats, timeout_s
-from service.http_api.rendering import Rendering, RenderingRequest, render
+from service.http_api.rendering import Rendering, RenderingRequest, encode_bytes, render
 
 ResultT = TypeVar("ResultT")
 
@@ -107,7 +107,11 @@ class SegmentEndpoint:
     ) -> Rendering:
         version = served.version
         async with self._segmenter.segment(
-            data, deadline_s=deadline_s, model=version.name, version=version.number
+            data,
+            deadline_s=deadline_s,
+            model=version.name,
+            version=version.number,
+            encode_bytes=encode_bytes(wanted),
         ) as segmentation:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._pool, render, segmentation, wanted, receive_s)

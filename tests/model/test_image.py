@@ -24,7 +24,7 @@ from model.errors import (
     UndecodableImageError,
     UnsupportedImageError,
 )
-from model.image import ImageLimits, decode_image, peek_size
+from model.image import ImageLimits, decode_image, peek_header
 from model.labels import UInt8Array
 from model.preprocess import ImageSize
 
@@ -81,7 +81,7 @@ def outcome(data: bytes) -> tuple[str, str, str]:
     except ImageError as error:
         leak = " with the library's text" if str(error.__cause__) in str(error) else ""
         return MANIFEST_CODES[type(error)] + leak, "-", "-"
-    assert peek_size(data) == ImageSize(*image_HW3.shape[:2])
+    assert peek_header(data).size == ImageSize(*image_HW3.shape[:2])
     digest = hashlib.sha256(image_HW3.tobytes()).hexdigest()[:16]
     return "ok", f"{image_HW3.shape[1]}x{image_HW3.shape[0]}", digest
 
@@ -140,7 +140,7 @@ def test_pixels_of_every_mode_and_orientation_are_those_of_pillow(
     data = encoded(picture.convert(mode), file_format, exif=exif(orientation), **options)
     decoded = decode_image(data)
     np.testing.assert_array_equal(decoded, pillow_rgb(data))
-    assert peek_size(data) == ImageSize(*decoded.shape[:2])
+    assert peek_header(data).size == ImageSize(*decoded.shape[:2])
     assert decoded.flags.c_contiguous
     assert decoded.flags.writeable
 
@@ -179,15 +179,15 @@ def test_an_orientation_is_read_in_both_byte_orders_and_only_as_a_short() -> Non
         for kind, expected in ((3, ImageSize(9, 5)), (7, ImageSize(5, 9))):
             entry = struct.pack(f"{order}HHIHH", ORIENTATION, kind, 1, 6, 0)
             block = mark + struct.pack(f"{order}HIH", 42, 8, 1) + entry
-            assert peek_size(encoded(Image.fromarray(pixels), exif=block)) == expected
+            assert peek_header(encoded(Image.fromarray(pixels), exif=block)).size == expected
 
 
 def test_xmp_turns_a_picture_only_when_exif_is_silent() -> None:
     pixels = Image.fromarray(random_pixels(5, 9, 3))
     packet = b'<x tiff:Orientation="6"/>'
-    assert peek_size(encoded(pixels, "JPEG", xmp=packet)) == ImageSize(9, 5)
+    assert peek_header(encoded(pixels, "JPEG", xmp=packet)).size == ImageSize(9, 5)
     for spoken in (0, 1, 9):
-        assert peek_size(encoded(pixels, "JPEG", xmp=packet, exif=exif(spoken))) == ImageSize(5, 9)
+        assert peek_header(encoded(pixels, "JPEG", xmp=packet, exif=exif(spoken))).size == ImageSize(5, 9)
 
 
 def test_exif_that_points_nowhere_is_ignored_without_a_warning() -> None:
@@ -196,7 +196,7 @@ def test_exif_that_points_nowhere_is_ignored_without_a_warning() -> None:
     data = encoded(Image.new("RGB", (9, 5)), "JPEG", exif=block)
     with warnings.catch_warnings(record=True) as leaked:
         warnings.simplefilter("always")
-        assert peek_size(data) == ImageSize(5, 9)
+        assert peek_header(data).size == ImageSize(5, 9)
     assert not leaked
 
 
@@ -205,7 +205,7 @@ def test_exif_that_points_nowhere_is_ignored_without_a_warning() -> None:
 def test_a_text_chunk_may_carry_any_name(kind: bytes, key: bytes) -> None:
     head = key + (b"\0" if kind == b"tEXt" else b"\0\0\0\0\0")
     data = png(chunk(kind, head + b"\n\n\nnot what it seems"), gray_data(8, 8), color_type=0)
-    assert peek_size(data) == ImageSize(8, 8)
+    assert peek_header(data).size == ImageSize(8, 8)
 
 
 def test_sixteen_bit_gray_keeps_its_high_byte() -> None:
@@ -241,14 +241,14 @@ def test_pixels_that_a_file_leaves_out_are_black() -> None:
 def test_a_memoryview_is_as_good_as_bytes() -> None:
     data = encoded(Image.fromarray(random_pixels(5, 9, 3)))
     np.testing.assert_array_equal(decode_image(memoryview(data)), decode_image(data))
-    assert peek_size(memoryview(data)) == ImageSize(5, 9)
+    assert peek_header(memoryview(data)).size == ImageSize(5, 9)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------
 
 
 def test_no_bytes_are_no_image() -> None:
-    for decode in (decode_image, peek_size):
+    for decode in (decode_image, peek_header):
         with pytest.raises(EmptyImageError):
             decode(b"")
 
@@ -267,7 +267,7 @@ def test_limits_are_inclusive_and_hold_for_the_header_alone(file_format: str) ->
         assert decode_image(data, TINY).shape == (height, width, 3)
     for height, width in ((64, 65), (65, 64), (1, 513), (513, 1)):
         data = encoded(Image.new("RGB", (width, height)), file_format, exif=exif(6))
-        for decode in (decode_image, peek_size):
+        for decode in (decode_image, peek_header):
             with pytest.raises(TooManyPixelsError, match=f"{height}x{width}"):
                 decode(data, TINY)
 
@@ -335,7 +335,7 @@ def assert_picture_or_image_error(data: bytes) -> None:
             pass
         else:
             assert decoded.dtype == np.uint8
-            assert peek_size(data, TINY) == ImageSize(*decoded.shape[:2])
+            assert peek_header(data, TINY).size == ImageSize(*decoded.shape[:2])
     assert not leaked
 
 
@@ -373,15 +373,33 @@ print(pixels, int(status.split("VmHWM:")[1].split()[0]) * 1024)
 """
 
 
+COSTS = [
+    ("RGB", "JPEG", {}, 4),
+    ("L", "JPEG", {}, 3),
+    ("RGB", "JPEG", {"exif": exif(6)}, 7),
+    ("RGB", "JPEG", {"progressive": True, "subsampling": 0}, 10),
+    ("CMYK", "JPEG", {"progressive": True}, 12),
+    ("RGBA", "PNG", {}, 4),
+    ("P", "PNG", {}, 3),
+    ("RGB", "WEBP", {"lossless": True}, 12),
+]
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize(
-    ("mode", "file_format", "bytes_a_pixel"),
-    [("RGB", "JPEG", 4), ("RGBA", "PNG", 4), ("P", "PNG", 3), ("RGB", "WEBP", 12)],
-)
-def test_decoding_stays_within_its_bytes_a_pixel_and_64_mb(
-    mode: str, file_format: str, bytes_a_pixel: int
+@pytest.mark.parametrize(("mode", "file_format", "options", "bytes_a_pixel"), COSTS)
+def test_decoding_takes_the_bytes_a_pixel_that_the_header_tells_and_64_mb(
+    mode: str, file_format: str, options: dict[str, object], bytes_a_pixel: int
 ) -> None:
-    data = encoded(Image.new(mode, (4000, 4000)), file_format)
+    data = encoded(Image.new(mode, (4000, 4000)), file_format, **options)
+    assert peek_header(data).decode_bytes == bytes_a_pixel * 4000 * 4000
     run = subprocess.run([sys.executable, "-c", MEASURE_PEAK], input=data, capture_output=True, check=True)
     pixels, peak_bytes = (int(number) for number in run.stdout.split())
+    assert pixels == 4000 * 4000
     assert peak_bytes <= bytes_a_pixel * pixels + 64 * 2**20
+
+
+def test_a_thumbnail_is_not_taken_for_a_second_scan() -> None:
+    thumbnail = encoded(Image.new("RGB", (8, 8)), "JPEG")
+    data = encoded(Image.new("RGB", (16, 16)), "JPEG", exif=b"Exif\0\0II*\0" + thumbnail)
+    assert data.count(b"\xff\xda") == 2
+    assert peek_header(data).decode_bytes == 4 * 16 * 16

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from model.preprocess import ImageSize, PreprocessSpec, size_of
 
@@ -48,6 +53,39 @@ def test_a_large_picture_is_reduced_by_area_and_remembers_its_size() -> None:
     prepared = SPEC.prepare(image_HW3)
     assert (prepared.content, prepared.original) == (ImageSize(64, 64), ImageSize(128, 128))
     assert (prepared.pixels_HW3 == 100).all()
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 2000))
+def test_a_reduced_picture_is_pillows_box_first_over_rows_then_over_columns(
+    height: int, width: int, limit: int
+) -> None:
+    image_HW3 = np.random.default_rng(height * 300 + width).integers(0, 256, (height, width, 3), np.uint8)
+    prepared = PreprocessSpec(mean=(0, 0, 0), max_infer_pixels=limit).prepare(image_HW3)
+    size, box = prepared.content, Image.Resampling.BOX
+    picture = Image.fromarray(image_HW3)
+    expected = picture.resize((size.width, height), box).resize((size.width, size.height), box)
+    reduced_HW3 = prepared.pixels_HW3[: size.height, : size.width]
+    np.testing.assert_array_equal(reduced_HW3, np.asarray(expected))
+    at_once = np.asarray(picture.resize((size.width, size.height), box))
+    assert np.abs(reduced_HW3.astype(int) - at_once).max() <= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_reducing_a_picture_takes_less_than_two_more_bytes_a_pixel() -> None:
+    run = subprocess.run([sys.executable, "-c", MEASURE_PEAK], capture_output=True, check=True)
+    assert int(run.stdout) <= 2 * 6000 * 6000
+
+
+MEASURE_PEAK = """
+import numpy as np
+from model.preprocess import PreprocessSpec
+def status(key):
+    return int(open("/proc/self/status").read().split(key)[1].split()[0]) * 1024
+image_HW3 = np.ones((6000, 6000, 3), np.uint8)
+before = status("VmRSS:")
+PreprocessSpec(mean=(0, 0, 0)).prepare(image_HW3)
+print(status("VmHWM:") - before)
+"""
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 1), (1, 0), (-1, 5)])

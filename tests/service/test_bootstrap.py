@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,9 @@ import pytest
 import structlog
 from http_site import encoded
 
-from model.artifact import Artifact
 from model.errors import ModelNotFoundError, VersionNotFoundError
 from model.labels import UInt8Array
-from model.manifest import ModelVersion
-from service import bootstrap
-from service.bootstrap import Service, StartError, open_registry, open_service, run_service
+from service.bootstrap import Service, StartError, open_service, run_service
 from service.core.engine import EngineUnavailableError
 from service.http_api.server import listen
 from service.settings import Layer, Settings, SettingsError, load_settings
@@ -113,15 +109,6 @@ def test_an_engine_that_cannot_run_here_is_not_replaced_by_another(
         pytest.raises(EngineUnavailableError),
     ):
         service.load_models()
-
-
-def test_shipped_models_are_found_beside_an_empty_registry(
-    tiny_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(tiny_artifact.folder, tmp_path / "shipped/tiny/1")
-    monkeypatch.setattr(bootstrap, "SHIPPED_MODELS", tmp_path / "shipped")
-    registry = open_registry(configured(tmp_path / "empty", tmp_path))
-    assert registry.resolve("tiny") == ModelVersion("tiny", 1)
 
 
 def test_a_taken_port_stops_the_start(tiny_registry: Path, shared_cache: Path) -> None:

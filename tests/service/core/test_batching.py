@@ -80,6 +80,15 @@ def test_what_the_queue_alone_would_make_too_late_is_refused_at_once() -> None:
         room.admit(an_item(deadline_s=2.9))
 
 
+def test_what_comes_after_its_deadline_is_too_late_and_not_one_too_many() -> None:
+    room: WaitingRoom[str, int] = WaitingRoom()
+    room.learn(pixels=100, duration_s=3.0)
+    room.admit(an_item(pixels=100))
+    with pytest.raises(DeadlineExceededError):
+        room.admit(an_item(now_s=5.0, deadline_s=5.0))
+    assert len(room) == 1
+
+
 def test_nothing_is_refused_for_its_deadline_before_a_duration_is_known() -> None:
     room: WaitingRoom[str, int] = WaitingRoom()
     for _ in range(10):

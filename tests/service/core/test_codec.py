@@ -71,7 +71,7 @@ def test_a_palette_png_carries_ids_as_pixels_and_colors_as_palette(label_map: La
     picture = opened(data)
     assert picture.mode == "P"
     np.testing.assert_array_equal(np.asarray(picture), label_map.ids_HW)
-    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), codec.colorize(label_map))
+    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), codec.colorize(label_map).pixels())
     assert chunk_kinds(data) == [b"IHDR", b"PLTE", b"IDAT", b"IEND"]
 
 
@@ -85,7 +85,7 @@ def test_the_palette_covers_the_classes_and_the_ignore_id_only_where_it_occurs()
 @few
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40).map(lambda shape: (*shape, 3))))
 def test_an_rgb_png_returns_its_pixels(image_HW3: UInt8Array) -> None:
-    data = codec.encode_rgb_png(image_HW3)
+    data = codec.encode_rgb_png(codec.raster_of(image_HW3))
     picture = opened(data)
     assert picture.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(picture), image_HW3)
@@ -99,6 +99,18 @@ def test_a_smooth_label_map_becomes_a_smaller_png_than_pillows() -> None:
     assert len(codec.encode_palette_png(label_map)) <= len(peer.getvalue())
 
 
+@pytest.mark.parametrize("shape", [(2, 70_000), (70_000, 1), (260, 520)])
+def test_a_picture_of_several_bands_is_encoded_as_a_whole(shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(5)
+    image_HW3 = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    label_map = LabelMap(random.integers(0, 4, shape, dtype=np.uint8), PALETTE)
+    raster = codec.raster_of(image_HW3)
+    assert len(list(raster.bands())) > 1
+    np.testing.assert_array_equal(np.asarray(opened(codec.encode_rgb_png(raster))), image_HW3)
+    np.testing.assert_array_equal(np.asarray(opened(codec.encode_palette_png(label_map))), label_map.ids_HW)
+    np.testing.assert_array_equal(np.load(io.BytesIO(codec.encode_npy(raster))), image_HW3)
+
+
 # --- colours ----------------------------------------------------------------------------------------------
 
 
@@ -107,7 +119,7 @@ def test_a_smooth_label_map_becomes_a_smaller_png_than_pillows() -> None:
 def test_color_is_the_palettes_and_black_where_ignored(label_map: LabelMap) -> None:
     expected = label_map.palette.rgb_table[label_map.ids_HW]
     expected[label_map.ids_HW == IGNORE_ID] = 0
-    np.testing.assert_array_equal(codec.colorize(label_map), expected)
+    np.testing.assert_array_equal(codec.colorize(label_map).pixels(), expected)
 
 
 @few
@@ -117,10 +129,10 @@ def test_an_overlay_mixes_picture_and_colors_except_where_ignored(
 ) -> None:
     image_HW3, label_map = pair
     before = image_HW3.copy()
-    shown = codec.overlay(image_HW3, label_map, alpha=alpha)
+    shown = codec.overlay(image_HW3, label_map, alpha=alpha).pixels()
     ignored = label_map.ids_HW == IGNORE_ID
     np.testing.assert_array_equal(shown[ignored], image_HW3[ignored])
-    mixed = (1 - alpha) * image_HW3 + alpha * codec.colorize(label_map)
+    mixed = (1 - alpha) * image_HW3 + alpha * codec.colorize(label_map).pixels()
     assert np.abs(shown - mixed)[~ignored].max(initial=0) <= 0.5 + 255 / 512 + 1e-6
     np.testing.assert_array_equal(image_HW3, before)
 
@@ -128,11 +140,11 @@ def test_an_overlay_mixes_picture_and_colors_except_where_ignored(
 def test_alpha_zero_is_the_picture_one_the_colors_and_half_exactly_between() -> None:
     label_map = smooth_map()
     image_HW3 = np.random.default_rng(1).integers(0, 256, (200, 300, 3), dtype=np.uint8)
-    colors = codec.colorize(label_map)
-    np.testing.assert_array_equal(codec.overlay(image_HW3, label_map, alpha=0), image_HW3)
-    np.testing.assert_array_equal(codec.overlay(image_HW3, label_map, alpha=1), colors)
+    colors = codec.colorize(label_map).pixels()
+    np.testing.assert_array_equal(codec.overlay(image_HW3, label_map, alpha=0).pixels(), image_HW3)
+    np.testing.assert_array_equal(codec.overlay(image_HW3, label_map, alpha=1).pixels(), colors)
     between = (image_HW3.astype(int) + colors + 1) // 2
-    np.testing.assert_array_equal(codec.overlay(image_HW3, label_map), between)
+    np.testing.assert_array_equal(codec.overlay(image_HW3, label_map).pixels(), between)
 
 
 def test_an_overlay_refuses_what_does_not_fit() -> None:
@@ -147,7 +159,7 @@ def test_an_overlay_refuses_what_does_not_fit() -> None:
 
 def test_a_jpeg_shows_nearly_the_pixels_and_carries_no_metadata() -> None:
     ramp = np.linspace(0, 255, 64 * 96).reshape(64, 96, 1).repeat(3, axis=2).astype(np.uint8)
-    picture = opened(codec.encode_jpeg(ramp))
+    picture = opened(codec.encode_jpeg(codec.raster_of(ramp)))
     assert picture.format == "JPEG"
     assert np.abs(np.asarray(picture).astype(int) - ramp).max() <= 8
     assert not picture.getexif()
@@ -159,11 +171,13 @@ def test_a_jpeg_shows_nearly_the_pixels_and_carries_no_metadata() -> None:
 
 @few
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=3, max_side=20)), st.booleans())
-def test_npy_returns_the_array_without_pickle(pixels: UInt8Array, transposed: bool) -> None:  # noqa: FBT001
+def test_npy_returns_the_array_without_pickle_and_raw_its_bytes(pixels: UInt8Array, transposed: bool) -> None:  # noqa: FBT001
     pixels = pixels.swapaxes(0, 1) if transposed else pixels
-    decoded = np.load(io.BytesIO(codec.encode_npy(pixels)), allow_pickle=False)
+    raster = codec.raster_of(pixels)
+    decoded = np.load(io.BytesIO(codec.encode_npy(raster)), allow_pickle=False)
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, pixels)
+    assert codec.encode_raw(raster) == pixels.tobytes()
 
 
 @few

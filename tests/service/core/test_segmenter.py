@@ -18,7 +18,7 @@ from PIL import Image
 from model import decode
 from model.artifact import Artifact
 from model.errors import ImageError
-from model.image import ImageLimits, decode_image
+from model.image import ImageHeader, ImageLimits, decode_image
 from model.labels import UInt8Array
 from model.manifest import ModelVersion
 from model.preprocess import ImageSize
@@ -35,7 +35,7 @@ from service.core.errors import (
     VersionNotFoundError,
 )
 from service.core.host import ModelHost
-from service.core.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits
+from service.core.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits, _bytes_needed
 from service.core.worker import InferenceWorker
 
 CITY_1 = ModelVersion("city", 1)
@@ -230,10 +230,45 @@ async def test_pixels_count_as_in_flight_until_the_answer_is_encoded(
     segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
     async with segmenter.segment(png(64, 64), deadline_s=soon()):
         with pytest.raises(BusyError):
-            async with segmenter.segment(png(1, 1), deadline_s=time.monotonic() + SHORT_S):
+            async with segmenter.segment(png(64, 64), deadline_s=time.monotonic() + SHORT_S):
                 pass
     async with segmenter.segment(png(64, 64), deadline_s=soon()) as answer:
         assert answer.version == CITY_1
+
+
+async def test_small_pictures_are_answered_while_large_ones_wait_for_memory(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=256 * 256))
+
+    async def large() -> None:
+        async with segmenter.segment(png(256, 256), deadline_s=soon()):
+            pass
+
+    async with segmenter.segment(png(256, 256), deadline_s=soon()):
+        crowd = [asyncio.create_task(large()) for _ in range(8)]
+        for _ in range(8):
+            async with segmenter.segment(png(16, 16), deadline_s=soon()) as answer:
+                assert answer.label_map.ids_HW.shape == (16, 16)
+        assert not any(task.done() for task in crowd)
+    await asyncio.gather(*crowd)
+
+
+@pytest.mark.parametrize(
+    ("decode_bytes", "side", "encode_bytes", "expected"),
+    [
+        (4, 1000, 1, 5 + 1),  # the network sees a quarter
+        (4, 1000, 5, 5 + 5),
+        (4, 512, 1, 5 + 3),
+        (4, 512, 5, 5 + 5),
+        (12, 1000, 1, 12),
+    ],
+)
+def test_a_picture_costs_what_its_dearest_moment_takes(
+    decode_bytes: int, side: int, encode_bytes: int, expected: int
+) -> None:
+    header = ImageHeader(ImageSize(side, side), decode_bytes * side * side)
+    assert _bytes_needed(header, 512 * 512, encode_bytes) == expected * side * side
 
 
 async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
@@ -261,6 +296,39 @@ async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
         await segment(time.monotonic() + SHORT_S)
     go_on.set()
     await segment(soon())
+
+
+def test_a_picture_that_is_read_after_the_end_of_the_service_disturbs_nobody(
+    make: MakeSegmenter,
+    engine: FakeEngine,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    segmenter = make(engine)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow_decode(data: bytes, limits: ImageLimits) -> UInt8Array:
+        reading.set()
+        assert go_on.wait(PATIENCE_S)
+        return decode_image(data, limits)
+
+    monkeypatch.setattr("service.core.segmenter.decode_image", slow_decode)
+
+    async def segment() -> None:
+        async with segmenter.segment(png(64, 64), deadline_s=soon()):
+            pass
+
+    async def leave_early() -> None:
+        request = asyncio.create_task(segment())
+        await in_thread(lambda: reading.wait(PATIENCE_S))
+        request.cancel()
+        await asyncio.wait([request])
+
+    asyncio.run(leave_early())
+    go_on.set()
+    pool.shutdown()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("in_time", [True, False])

@@ -132,18 +132,21 @@ def test_more_than_may_wait_is_refused(worker: InferenceWorker) -> None:
 def test_a_worker_that_knows_its_pace_refuses_what_would_come_too_late() -> None:
     worker = InferenceWorker(max_waiting=10)
     engine = FakeEngine(held=True)
-    first = worker.submit(task(engine), deadline_s=soon())
-    engine.wait_until_busy()
-    engine.go_on()
-    first.result(PATIENCE_S)
     worker.submit(task(engine), deadline_s=soon())
     engine.wait_until_busy()
     worker.submit(task(engine), deadline_s=soon())
+    worker._room.learn(pixels=1, duration_s=60.0)
     with pytest.raises(QueueFullError) as refused:
-        worker.submit(task(engine), deadline_s=time.monotonic())
-    assert refused.value.retry_after_s > 0
+        worker.submit(task(engine), deadline_s=soon())
+    assert refused.value.retry_after_s > 60
     engine.go_on(2)
     worker.close()
+
+
+def test_a_worker_learns_its_pace_from_what_it_answers(worker: InferenceWorker) -> None:
+    worker.submit(task(FakeEngine()), deadline_s=soon()).result(PATIENCE_S)
+    worker.close()
+    assert worker._room._seconds_per_pixel > 0
 
 
 def explode(_: ImageBatch) -> Float32Array:

@@ -124,7 +124,7 @@ def test_auto_takes_f32_where_bf16_misses_the_golden_sample(
         build(delicate, EngineOptions("cpu", "bf16", options.cache_folder))
 
 
-def test_nothing_is_reported_to_anybody_and_the_home_stays_empty(
+def test_nothing_is_reported_to_anybody_the_home_stays_empty_and_torch_is_not_needed(
     artifact: Artifact, options: EngineOptions, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
@@ -144,6 +144,7 @@ def refuse(event, arguments):
 sys.addaudithook(refuse)
 options = EngineOptions("cpu", "f32", Path({str(options.cache_folder)!r}))
 engine_builder("auto", "cpu")(read_artifact(Path({str(artifact.folder)!r})), options).close()
+assert "torch" not in sys.modules
 """
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
     environment.pop("CI", None)  # its telemetry is off there

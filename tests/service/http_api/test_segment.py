@@ -130,8 +130,8 @@ async def test_arrays_hold_ids_or_rgb_and_tell_their_size(site: Site, output: st
     label_map = await expected_labels(site)
     expected = {
         "labels": label_map.ids_HW,
-        "color": codec.colorize(label_map),
-        "overlay": codec.overlay(IMAGE_HW3, label_map, alpha=0.25),
+        "color": codec.colorize(label_map).pixels(),
+        "overlay": codec.overlay(IMAGE_HW3, label_map, alpha=0.25).pixels(),
     }[output]
     npy = await post(site, accept="application/x-npy", output=output, alpha=0.25)
     raw = await post(site, accept="application/octet-stream", output=output, alpha=0.25)
