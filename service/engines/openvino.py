@@ -6,6 +6,7 @@ h w = H/stride W/stride.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -106,7 +107,15 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
         }
         self._requests: dict[str, Any] = {}
-        self._add_request("uint8")
+        # OpenVINO 2026.4 corrupts the heap when a graph that two threads have run is destroyed after one of
+        # them has ended (build, run it here and in a thread that ends, destroy: a crash within 500 rounds).
+        # So everything happens in one thread of our own.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="openvino")
+        try:
+            self._thread.submit(self._add_request, "uint8").result()
+        except Exception:
+            self.close()
+            raise
 
     @property
     def info(self) -> EngineInfo:
@@ -122,13 +131,17 @@ class OpenVinoEngine:
         Returns:
             raw_NKhw: float32; the caller owns it.
         """
-        if images_NHW3.dtype.name not in self._requests:
-            self._add_request("float32")
-        return _run(self._requests[images_NHW3.dtype.name], images_NHW3)
+        return self._thread.submit(self._infer, images_NHW3).result()
 
     def close(self) -> None:
         """Free the compiled graphs."""
-        self._requests.clear()
+        self._thread.submit(self._requests.clear)
+        self._thread.shutdown()
+
+    def _infer(self, images_NHW3: ImageBatch) -> Float32Array:
+        if images_NHW3.dtype.name not in self._requests:
+            self._add_request("float32")
+        return _run(self._requests[images_NHW3.dtype.name], images_NHW3)
 
     def _add_request(self, pixels: PixelType) -> None:
         request = self._compiled(pixels).create_infer_request()

@@ -4,7 +4,10 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,8 @@ from fakes import _save_pooling_graph, seal, write_pooling_artifact
 from model.artifact import Artifact, pack_golden
 from model.errors import DigestMismatchError, GoldenMismatchError
 from model.manifest import GOLDEN_FILE, GRAPH_FILE
-from service.core.engine import EngineOptions, EngineUnavailableError
-from service.engines.openvino import OpenVinoEngine, _candidates, build, precisions
+from service.core.engine import EngineOptions, EngineUnavailableError, Float32Array, ImageBatch
+from service.engines.openvino import OpenVinoEngine, _candidates, _run, build, precisions
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -86,6 +89,36 @@ def test_it_computes_in_the_precision_and_with_the_threads_that_were_asked_for(
     compiled = engine._requests["uint8"].get_compiled_model()
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_one_thread_runs_the_graph_whoever_asks(
+    artifact: Artifact, options: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two threads, of which one ends before the graph is freed, have crashed OpenVINO.
+    threads: list[int] = []
+
+    def watched_run(request: Any, images_NHW3: ImageBatch) -> Float32Array:
+        threads.append(threading.get_ident())
+        return _run(request, images_NHW3)
+
+    monkeypatch.setattr("service.engines.openvino._run", watched_run)
+    engine = build(artifact, options)
+    images_NHW3 = np.zeros((1, 32, 32, 3), np.uint8)
+    engine.infer(images_NHW3)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(engine.infer, images_NHW3.astype(np.float32)).result()
+    engine.close()
+    assert len(threads) == 4  # of which two for the golden sample
+    assert len(set(threads)) == 1
+
+
+def test_an_engine_that_was_refused_leaves_no_thread(artifact: Artifact, options: EngineOptions) -> None:
+    path = artifact.path(GRAPH_FILE)
+    path.write_text(path.read_text() + "\n")
+    before = threading.active_count()
+    with pytest.raises(DigestMismatchError):
+        build(artifact, options)
+    assert threading.active_count() == before
 
 
 def test_auto_is_bf16_where_the_processor_has_it_and_f32_elsewhere() -> None:
