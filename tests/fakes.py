@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
 import hashlib
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from model.artifact import Artifact, pack_golden, read_artifact
-from model.labels import ClassPalette
+from model.image import ImageLimits, decode_image
+from model.labels import ClassPalette, UInt8Array
 from model.manifest import (
     ARTIFACT_FILES,
     GOLDEN_FILE,
@@ -188,3 +195,33 @@ def red_scores(images_NHW3: ImageBatch) -> Float32Array:
     red_Nhw = images_NHW3[..., 0].reshape(count, height // 8, 8, width // 8, 8).mean((2, 4), dtype=np.float32)
     centres_K11 = 85.0 * np.arange(FAKE_MANIFEST.palette.num_classes, dtype=np.float32)[:, None, None]
     return np.ascontiguousarray(-np.abs(red_Nhw[:, None] - centres_K11))
+
+
+class PictureWatch:
+    """Knows whether pictures that the segmenter decoded are still in memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._pictures: list[weakref.ref[UInt8Array]] = []
+        monkeypatch.setattr("service.core.segmenter.decode_image", self._decode)
+
+    async def wait_until_gone(self) -> None:
+        """Return when the first picture is out of memory, though no garbage collector has come by."""
+        given_up_s = time.monotonic() + PATIENCE_S
+        while self._pictures[0]() is not None:  # no event says so
+            assert time.monotonic() < given_up_s, "the picture is still in memory"
+            await asyncio.sleep(0)
+
+    def _decode(self, data: bytes, limits: ImageLimits) -> UInt8Array:
+        image_HW3 = decode_image(data, limits)
+        self._pictures.append(weakref.ref(image_HW3))
+        return image_HW3
+
+
+@contextmanager
+def no_garbage_collector() -> Iterator[None]:
+    """Leave everything to reference counts."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
+from service.core.deadline import within
 from service.core.errors import BusyError
 
 DEFAULT_MAX_PIXELS_IN_FLIGHT = 100_000_000
@@ -73,12 +74,10 @@ class MemoryBudget:
         self._advance()
         try:
             if not turn.done():
-                async with asyncio.timeout(timeout_s):
+                async with within(timeout_s, BusyError, "no memory for another picture is free"):
                     await turn
-        except BaseException as error:
+        except BaseException:
             self._leave(place)
-            if isinstance(error, TimeoutError):
-                raise BusyError("no memory for another picture is free") from None
             raise
         return place
 

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from service.core.admission import (
     MemoryBudget,
     Place,
 )
+from service.core.deadline import within
 from service.core.errors import (
     DeadlineExceededError,
     EmptyBodyError,
@@ -199,13 +200,9 @@ class Segmenter:
         )
 
 
-@asynccontextmanager
-async def _until(deadline_s: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(deadline_s - time.monotonic()):
-            yield
-    except TimeoutError:
-        raise DeadlineExceededError("the deadline passed before the answer was there") from None
+def _until(deadline_s: float) -> AbstractAsyncContextManager[None]:
+    message = "the deadline passed before the answer was there"
+    return within(deadline_s - time.monotonic(), DeadlineExceededError, message)
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.core.errors import ForbiddenError, ServiceError, UnauthenticatedError
+from service.core.errors import ForbiddenError, InvalidArgumentError, ServiceError, UnauthenticatedError
 from service.http_api.edge import PROBE_PATHS
 from service.http_api.exchange import Exchange
 from service.http_api.problems import problem
@@ -18,6 +19,9 @@ from service.http_api.problems import problem
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = PROBE_PATHS | {"/docs", "/openapi.json"}
 """What needs no key; everything else does, unknown paths too."""
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?", re.ASCII)
+"""RFC 3986, 3.2.2, without the punctuation that no name has; frameworks build URLs from this header."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,23 @@ class AccessPolicy:
         """Let a request pass, or not.
 
         Raises:
+            InvalidArgumentError: the path is malformed, or the host is, or there are two.
             ForbiddenError: the host is not allowed.
             UnauthenticatedError: there is no key, or a wrong one.
         """
-        if self.hosts is not None and not self._is_host_allowed(headers.getlist("host")):
+        hosts = headers.getlist("host")
+        if len(hosts) > 1 or not all(_HOST.fullmatch(host) for host in hosts):
+            raise InvalidArgumentError("the header Host is malformed")
+        if not path.isprintable():  # routes would match with a line feed at their end
+            raise InvalidArgumentError("the path is malformed")
+        if self.hosts is not None and not self._is_host_allowed(hosts):
             raise ForbiddenError("this service does not answer under this host name")
         if self.key_digests and path not in OPEN_PATHS and not self._is_key_known(headers):
             raise UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY")
 
     def _is_host_allowed(self, hosts: list[str]) -> bool:
         assert self.hosts is not None
-        return len(hosts) == 1 and _without_port(hosts[0].lower()) in self.hosts
+        return bool(hosts) and _without_port(hosts[0].lower()) in self.hosts
 
     def _is_key_known(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
+from service.core.deadline import within
 from service.core.errors import (
     EmptyBodyError,
     PayloadTooLargeError,
@@ -45,13 +45,9 @@ async def read_picture(request: Request, limits: BodyLimits) -> bytes:
     """
     _refuse_by_head(request, limits)
     boundary = boundary_of(request.headers.get("content-type", ""))
-    try:
-        async with asyncio.timeout(limits.receive_timeout_s):
-            data = await (
-                _raw(request, limits) if boundary is None else _form_file(request, limits, boundary)
-            )
-    except TimeoutError:
-        raise RequestTooSlowError(f"the body did not arrive within {limits.receive_timeout_s:g} s") from None
+    too_slow = f"the body did not arrive within {limits.receive_timeout_s:g} s"
+    async with within(limits.receive_timeout_s, RequestTooSlowError, too_slow):
+        data = await (_raw(request, limits) if boundary is None else _form_file(request, limits, boundary))
     if not data:
         raise EmptyBodyError("there is no picture in the request")
     return data
@@ -61,9 +57,13 @@ def _refuse_by_head(request: Request, limits: BodyLimits) -> None:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
         raise UnsupportedMediaError("compressed bodies are not accepted: send the picture as it is")
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared) > limits.max_bytes:
+    declared = request.headers.get("content-length", "").lstrip("0")  # of which there may be thousands
+    if declared.isascii() and declared.isdigit() and _is_more(declared, limits.max_bytes):
         raise _too_large(limits)
+
+
+def _is_more(digits: str, limit: int) -> bool:
+    return len(digits) > len(str(limit)) or int(digits) > limit
 
 
 async def _raw(request: Request, limits: BodyLimits) -> bytes:

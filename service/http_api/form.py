@@ -11,18 +11,20 @@ FILE_FIELD = "file"
 MAX_PARTS = 4
 MAX_FIELD_BYTES = 4096
 _MAX_BOUNDARY = 70  # RFC 2046, 5.1.1
+_MAX_CONTENT_TYPE = 1024
 
 
 def boundary_of(content_type: str) -> bytes | None:
     """Return the boundary of a form, or None when the body is no form.
 
     Raises:
-        InvalidArgumentError: it is a form, but its boundary is missing or too long.
+        InvalidArgumentError: it is a form, but its boundary is missing, or something is too long.
     """
-    media_type, options = parse_options_header(content_type)
-    if media_type != b"multipart/form-data":
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         return None
-    boundary = options.get(b"boundary", b"")
+    if len(content_type) > _MAX_CONTENT_TYPE:
+        raise InvalidArgumentError(f"the content type of a form has at most {_MAX_CONTENT_TYPE} characters")
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 1 <= len(boundary) <= _MAX_BOUNDARY:
         raise InvalidArgumentError(f"a form needs a boundary of 1 to {_MAX_BOUNDARY} characters")
     return boundary

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from service.core.errors import NotAcceptableError
+from service.core.errors import InvalidArgumentError, NotAcceptableError
 
 Output = Literal["labels", "color", "overlay"]
 
@@ -23,6 +23,9 @@ OFFERS: dict[Output, tuple[str, ...]] = {
     "overlay": (PNG, JPEG, JSON, NPY, RAW),
 }
 """Media types of each output, the service's favourite first; a JPEG would change label ids."""
+
+_MAX_RANGES = 64
+"""In all ``Accept`` headers together: browsers send about ten; 16,000 would take 80 ms of the event loop."""
 
 _QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
@@ -55,6 +58,7 @@ def negotiate(accept: Sequence[str], output: Output) -> str:
 
     Raises:
         NotAcceptableError: nothing that this output can be is accepted.
+        InvalidArgumentError: there are absurdly many alternatives.
     """
     ranges = _parse(",".join(accept))
     offers = OFFERS[output]
@@ -73,7 +77,10 @@ def _quality(offer: str, ranges: Sequence[_Range]) -> float:
 
 
 def _parse(accept: str) -> list[_Range]:
-    return [parsed for element in accept.split(",") if element.strip() and (parsed := _parse_range(element))]
+    elements = [element for element in accept.split(",") if element.strip()]
+    if len(elements) > _MAX_RANGES:
+        raise InvalidArgumentError(f"Accept has at most {_MAX_RANGES} alternatives")
+    return [_parse_range(element) for element in elements]
 
 
 def _parse_range(element: str) -> _Range:

@@ -56,16 +56,26 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = MappingProxyType(
     }
 )
 
+_MAX_DETAIL = 300
+
 CLIENT_CLOSED_REQUEST = 499
 """What the log says when nobody was left to answer; never sent."""
 
 
 class MethodNotAllowedError(InvalidArgumentError):
-    """The path exists, but not with this method: HTTP's own 405, whose code is ``invalid_argument``."""
+    """The path exists, but not with this method: HTTP's own 405."""
 
     def __init__(self, method: str, allowed: str) -> None:
         super().__init__(f"{method} is not allowed here, only {allowed}")
         self.allowed = allowed
+
+
+class HeadTooLargeError(InvalidArgumentError):
+    """The head of the request is too large: HTTP's own 431."""
+
+
+class TargetTooLongError(InvalidArgumentError):
+    """Path and query together are too long: HTTP's own 414."""
 
 
 def problem(error: ServiceError, exchange: Exchange) -> Response:
@@ -88,14 +98,25 @@ def problem(error: ServiceError, exchange: Exchange) -> Response:
     return Response(json.dumps(body), status.value, _headers(error), PROBLEM_TYPE)
 
 
+_STATUS_OF_HTTP_ERROR: Mapping[type[ServiceError], HTTPStatus] = MappingProxyType(
+    {
+        MethodNotAllowedError: HTTPStatus.METHOD_NOT_ALLOWED,
+        HeadTooLargeError: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        TargetTooLongError: HTTPStatus.REQUEST_URI_TOO_LONG,
+    }
+)
+"""What only HTTP knows; the code of all of them is ``invalid_argument``."""
+
+
 def _status(error: ServiceError) -> HTTPStatus:
-    if isinstance(error, MethodNotAllowedError):
-        return HTTPStatus.METHOD_NOT_ALLOWED
-    return STATUS_OF_CODE[error.code]
+    return _STATUS_OF_HTTP_ERROR.get(type(error)) or STATUS_OF_CODE[error.code]
 
 
 def _detail(error: ServiceError) -> str:
-    return "the service failed, its log tells why" if isinstance(error, InternalError) else str(error)
+    if isinstance(error, InternalError):
+        return "the service failed, its log tells why"
+    text = str(error)  # may quote what the client sent
+    return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]}..."
 
 
 def _headers(error: ServiceError) -> dict[str, str]:

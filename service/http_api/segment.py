@@ -184,6 +184,8 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) 
         working.cancel()
         leaving.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+        # A failed task holds its error, which holds this frame, which would hold the task and its picture.
+        del working, leaving
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.http_api.protocol import GuardedProtocol
+
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 10
 
@@ -65,7 +67,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=GuardedProtocol,
                 ws="none",
                 lifespan="off",
                 access_log=False,

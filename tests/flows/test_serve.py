@@ -3,91 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx2
 import pytest
 from fakes import PATIENCE_S
 from http_site import encoded
+from live_service import BISENET, Server, serving_environment, started
 from PIL import Image
 
 from model.labels import UInt8Array
 from service.http_api.server import listen
 
-ROOT = Path(__file__).parents[2]
-WITHOUT_TORCH = """
-import sys
-class NoTorch:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torch":
-            raise ImportError("this test has no torch")
-sys.meta_path.insert(0, NoTorch())
-import bisenet
-bisenet.main()
-"""
-BISENET = [sys.executable, "-c", WITHOUT_TORCH]
 START_PATIENCE_S = 120.0  # the first start compiles; nobody waits that long when all is well
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running service."""
-
-    process: subprocess.Popen[str]
-    client: httpx2.Client
-    log: Path
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
 def environment(
     tiny_registry: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path_factory.mktemp("home")),
-        "PYTHONPATH": str(ROOT),
-        "BISENET_REGISTRY": str(tiny_registry),
-        "BISENET_MODELS__CACHE_FOLDER": str(shared_cache),
-        "BISENET_MODELS__SERVE": "tiny",
-    }
-
-
-@contextmanager
-def started(environment: Mapping[str, str], log: Path, *arguments: str) -> Iterator[Server]:
-    with (
-        log.open("w") as stderr,
-        subprocess.Popen(
-            [*BISENET, "serve", "--http-port", "0", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=dict(environment),
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            address = re.search(r"http://127\.0\.0\.1:\d+(?=/v1/segment)", line)
-            assert address, f"{line!r}, and on stderr: {log.read_text()}"
-            with httpx2.Client(base_url=address[0], timeout=PATIENCE_S) as client:
-                yield Server(process, client, log)
-        finally:
-            process.kill()
+    return serving_environment(tiny_registry, shared_cache, tmp_path_factory.mktemp("home"), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -169,19 +110,9 @@ def test_a_client_that_sends_too_much_can_read_why_and_go_on(server: Server, pho
 
 
 def test_a_client_that_announces_too_much_is_refused_before_it_sends_it(server: Server) -> None:
-    with raw_connection(server) as (raw, reader):
+    with server.connection() as (raw, reader):
         raw.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         assert reader.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
-
-
-@contextmanager
-def raw_connection(server: Server) -> Iterator[tuple[socket.socket, IO[bytes]]]:
-    url = server.client.base_url
-    with (
-        socket.create_connection((url.host, url.port), timeout=PATIENCE_S) as raw,
-        raw.makefile("rb") as reader,
-    ):
-        yield raw, reader
 
 
 def test_a_page_from_elsewhere_is_not_served(server: Server) -> None:
@@ -190,7 +121,7 @@ def test_a_page_from_elsewhere_is_not_served(server: Server) -> None:
 
 
 def test_a_head_has_no_body(server: Server) -> None:
-    with raw_connection(server) as (raw, reader):
+    with server.connection() as (raw, reader):
         raw.sendall(b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = reader.read()
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -211,7 +142,7 @@ def test_a_request_that_has_begun_is_answered_after_sigterm(
 ) -> None:
     picture = encoded(photo)
     head = f"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(picture)}\r\n"
-    with started(environment, tmp_path / "log") as server, raw_connection(server) as (raw, reader):
+    with started(environment, tmp_path / "log") as server, server.connection() as (raw, reader):
         raw.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
         assert reader.readline() == b"HTTP/1.1 100 Continue\r\n"  # now it waits for the body
         reader.readline()
@@ -223,7 +154,7 @@ def test_a_request_that_has_begun_is_answered_after_sigterm(
 
 
 def test_a_second_signal_cuts_off_what_does_not_end(environment: dict[str, str], tmp_path: Path) -> None:
-    with started(environment, tmp_path / "log") as server, raw_connection(server) as (raw, reader):
+    with started(environment, tmp_path / "log") as server, server.connection() as (raw, reader):
         raw.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n")
         raw.sendall(b"Expect: 100-continue\r\n\r\n")
         assert reader.readline() == b"HTTP/1.1 100 Continue\r\n"

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import io
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine
+from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine, PictureWatch, no_garbage_collector
 from PIL import Image
 
 from model import decode
@@ -340,24 +338,11 @@ async def test_a_picture_is_out_of_memory_when_its_request_is_over(
     *,
     in_time: bool,
 ) -> None:
-    pictures: list[weakref.ref[UInt8Array]] = []
-
-    def watched_decode(data: bytes, limits: ImageLimits) -> UInt8Array:
-        image_HW3 = decode_image(data, limits)
-        pictures.append(weakref.ref(image_HW3))
-        return image_HW3
-
-    monkeypatch.setattr("service.core.segmenter.decode_image", watched_decode)
+    watch = PictureWatch(monkeypatch)
     segmenter = make(engine if in_time else held)
-    gc.disable()  # reference counts alone must do it
-    try:
+    with no_garbage_collector():
         with nullcontext() if in_time else pytest.raises(DeadlineExceededError):
             async with segmenter.segment(png(64, 64), deadline_s=time.monotonic() + SHORT_S):
                 pass
         held.go_on()
-        given_up_s = soon()
-        while pictures[0]() is not None and time.monotonic() < given_up_s:  # noqa: ASYNC110 - no event says so
-            await asyncio.sleep(0)
-        assert pictures[0]() is None
-    finally:
-        gc.enable()
+        await watch.wait_until_gone()

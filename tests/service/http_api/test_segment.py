@@ -6,6 +6,7 @@ import asyncio
 import base64
 import re
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from io import BytesIO
 from typing import Any
@@ -14,7 +15,7 @@ import httpx2
 import numpy as np
 import pytest
 import pytest_asyncio
-from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine, red_scores
+from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine, PictureWatch, no_garbage_collector, red_scores
 from http_site import Site, encoded, open_site, picture_of
 from PIL import Image
 from starlette.types import Message
@@ -24,10 +25,11 @@ from model.labels import LabelMap, UInt8Array
 from model.manifest import ModelVersion
 from service.core import codec
 from service.core.engine import Float32Array, ImageBatch
+from service.core.errors import InternalError
 from service.core.segmenter import SegmenterLimits
 from service.http_api.app import HttpOptions
 from service.http_api.body import BodyLimits
-from service.http_api.segment import SegmentOptions
+from service.http_api.segment import SegmentOptions, while_connected
 
 PALETTE = FAKE_MANIFEST.palette
 IDS_HW = np.array([[0, 1, 2], [3, 3, 1]], np.uint8).repeat(16, axis=0).repeat(24, axis=1)
@@ -380,9 +382,6 @@ async def test_no_memory_for_another_picture_is_busy() -> None:
 
 
 async def test_a_model_whose_scores_are_no_numbers_is_our_fault() -> None:
-    def not_finite(images_NHW3: ImageBatch) -> Float32Array:
-        return np.full_like(red_scores(images_NHW3), np.nan)
-
     async with open_site(FakeEngine(answer=not_finite)) as site:
         assert code_of(await post(site)) == (500, "model_output_invalid")
 
@@ -463,3 +462,43 @@ async def test_the_event_loop_never_encodes(monkeypatch: pytest.MonkeyPatch, sit
     await asyncio.wait_for(post(site), PATIENCE_S)
     assert threads
     assert threading.main_thread() not in threads
+
+
+def not_finite(images_NHW3: ImageBatch) -> Float32Array:
+    return np.full_like(red_scores(images_NHW3), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("engine", "status"),
+    [(FakeEngine(), 200), (FakeEngine(held=True), 504), (FakeEngine(answer=not_finite), 500)],
+    ids=["answered", "late", "failed"],
+)
+async def test_nothing_of_a_picture_waits_for_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, status: int
+) -> None:
+    watch = PictureWatch(monkeypatch)
+    async with open_site(engine) as site:
+        with no_garbage_collector():
+            response = await post(site, timeout_ms=300 if status == 504 else 30_000)
+            assert response.status_code == status
+            engine.go_on()
+            await watch.wait_until_gone()
+
+
+async def test_work_that_fails_keeps_nothing_alive() -> None:
+    kept: list[weakref.ref[FakeEngine]] = []
+
+    async def fail() -> None:
+        something = FakeEngine()
+        kept.append(weakref.ref(something))
+        raise InternalError
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    with no_garbage_collector():
+        with pytest.raises(InternalError):
+            await while_connected(receive, fail())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert kept[0]() is None

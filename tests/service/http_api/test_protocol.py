@@ -1,0 +1,258 @@
+"""What goes wrong on a connection before an application could see it, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+import pytest
+from fakes import PATIENCE_S, FakeEngine
+from http_site import Site, encoded, open_site
+
+from service.http_api import protocol
+from service.http_api.server import HttpServer, listen
+
+PICTURE = encoded(np.zeros((32, 32, 3), np.uint8))
+HOST = b"Host: localhost\r\n"
+POST = b"POST /v1/segment HTTP/1.1\r\n" + HOST
+LIVE = b"GET /livez HTTP/1.1\r\n" + HOST
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+MIB = 1 << 20
+
+
+class Wire:
+    """A server and how to talk to it."""
+
+    def __init__(self, site: Site, port: int) -> None:
+        self.site = site
+        self.port = port
+
+    async def ask(self, *pieces: bytes, until_closed: bool = True) -> list[int]:
+        """Send pieces, read to the end, return the statuses of all answers."""
+        return statuses(await self.converse(*pieces, until_closed=until_closed))
+
+    async def converse(self, *pieces: bytes, until_closed: bool = True) -> bytes:
+        async with asyncio.timeout(PATIENCE_S):
+            reader, writer = await asyncio.open_connection("localhost", self.port)
+            try:
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                return await (reader.read() if until_closed else reader.readuntil(b"\r\n\r\n"))
+            finally:
+                writer.close()
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", answers)]
+
+
+@asynccontextmanager
+async def serving(engine: FakeEngine | None = None) -> AsyncIterator[Wire]:
+    async with open_site(engine) as site:
+        with listen("localhost", 0) as listener:
+            server = HttpServer(site.app, grace_s=1)
+            running = asyncio.create_task(server.serve(sockets=[listener]))
+            yield Wire(site, listener.getsockname()[1])
+            server.should_exit = True
+            await running
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    async with serving() as wire:
+        yield wire
+
+
+def with_length(head: bytes, body: bytes, *, close: bool = True) -> bytes:
+    closing = b"Connection: close\r\n" if close else b""
+    return head + closing + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def chunked(*chunks: bytes, extension: bytes = b"") -> bytes:
+    return b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
+
+
+MALFORMED = {
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+    "http2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "http3": b"GET / HTTP/3.1\r\n" + HOST + b"\r\n",
+    "bare line feeds": b"GET /livez HTTP/1.1\nHost: localhost\n\n",
+    "no method": b" / HTTP/1.1\r\n\r\n",
+    "unknown method": b"SEGMENT / HTTP/1.1\r\n\r\n",
+    "space in target": b"GET /a b HTTP/1.1\r\n\r\n",
+    "bytes in target": b"GET /\xff\xfe HTTP/1.1\r\n" + HOST + b"\r\n",
+    "no path": b"GET http://localhost HTTP/1.1\r\n" + HOST + b"\r\n",
+    "tunnel": b"CONNECT localhost:22 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "tunnel with upgrade": b"CONNECT localhost:22 HTTP/1.1\r\n" + HOST + H2C + b"\r\n",
+    "nul in header": LIVE + b"X: a\0b\r\n\r\n",
+    "carriage return in header": LIVE + b"X: a\rb\r\n\r\n",
+    "folded header": LIVE + b"X: a\r\n b\r\n\r\n",
+    "space before colon": LIVE + b"X : a\r\n\r\n",
+    "no colon": LIVE + b"X\r\n\r\n",
+    "empty name": LIVE + b": x\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    "list of lengths": POST + b"Content-Length: 3, 3\r\n\r\nabc",
+    "negative length": POST + b"Content-Length: -1\r\n\r\n",
+    "signed length": POST + b"Content-Length: +3\r\n\r\nabc",
+    "endless length": POST + b"Content-Length: " + b"9" * 40 + b"\r\n\r\n",
+    "length and chunks": POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks and length": POST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+    "chunks twice": POST + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    "unknown coding": POST + b"Transfer-Encoding: cow\r\n\r\n",
+    "chunk without end": POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcXX0\r\n\r\n",
+    "chunk of letters": POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    "endless chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 20 + b"\r\n",
+    "negative chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
+    "chunk with bare line feed": POST + b"Transfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_what_is_no_request_is_answered_with_400_and_the_connection_closed(
+    wire: Wire, request_bytes: bytes
+) -> None:
+    head, _, body = (await wire.converse(request_bytes)).partition(b"\r\n\r\n")
+    assert statuses(head) == [400]
+    assert b"content-type: application/problem+json" in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (400, "invalid_argument")
+    assert b"x-request-id: " + problem["request_id"].encode() in head
+    assert await wire.ask(LIVE + b"Connection: close\r\n\r\n") == [200]
+
+
+def endlessly(piece: bytes) -> Iterator[bytes]:
+    """Give 16 times what the service may keep; reads of 256 KiB are as exact as it can be."""
+    yield from [piece * (protocol.MAX_HEAD_BYTES // len(piece))] * 16
+
+
+OVERSIZED = {
+    "target": (414, b"GET /", b"a"),
+    "query": (414, b"GET /livez?", b"a=1&"),
+    "header value": (431, LIVE + b"X: ", b"a"),
+    "header name": (431, LIVE, b"X"),
+    "headers": (431, LIVE, b"X: a\r\n"),
+    "large headers": (431, LIVE, b"X: " + b"a" * 1000 + b"\r\n"),
+    "chunk extension": (431, POST + b"Transfer-Encoding: chunked\r\n\r\n3;", b"a=b;"),
+    "trailer": (431, POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: a\r\n"),
+    "trailer value": (431, POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ", b"a"),
+    "empty lines": (431, b"", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize(("status", "start", "piece"), OVERSIZED.values(), ids=OVERSIZED.keys())
+async def test_what_comes_endlessly_is_cut_off(wire: Wire, status: int, start: bytes, piece: bytes) -> None:
+    with suppress(ConnectionError):  # it was cut off while it still sent, and the answer is lost
+        assert await wire.ask(start, *endlessly(piece)) == [status]
+    assert await wire.ask(LIVE + b"Connection: close\r\n\r\n") == [200]
+
+
+async def test_a_head_may_have_a_hundred_fields(wire: Wire) -> None:
+    for fields, status in ((98, 200), (99, 431)):
+        assert await wire.ask(LIVE + b"Connection: close\r\n" + b"X: a\r\n" * fields + b"\r\n") == [status]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_a_request_that_asks_for_http2_is_answered_in_http1_with_its_body(
+    wire: Wire, framing: str
+) -> None:
+    if framing == "length":
+        first = with_length(POST + H2C, PICTURE, close=False)
+    else:
+        first = POST + H2C + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(PICTURE[:9], PICTURE[9:], b"")
+    answers = await wire.converse(first, LIVE + b"Connection: close\r\n\r\n")
+    assert statuses(answers) == [200, 200]
+    assert b"\x89PNG" in answers
+
+
+async def test_the_body_of_an_upgrade_is_not_taken_for_a_request(wire: Wire) -> None:
+    smuggled = LIVE + b"\r\n"
+    answers = await wire.ask(with_length(POST + H2C, smuggled))
+    assert answers == [415]
+
+
+async def test_a_body_in_chunks_may_have_extensions_and_trailers(wire: Wire) -> None:
+    body = chunked(PICTURE[:9], PICTURE[9:], extension=b";a=b")
+    request = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\nX: a\r\n\r\n"
+    assert await wire.ask(request) == [200]
+
+
+async def test_a_trailer_changes_nothing(wire: Wire) -> None:
+    body = chunked(PICTURE) + b"0\r\nX-Request-Timeout-Ms: none\r\nAccept: text/html\r\n\r\n"
+    request = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert await wire.ask(request, body) == [200]
+
+
+async def test_a_body_in_absurdly_many_pieces_is_refused(wire: Wire) -> None:
+    pieces = chunked(*[b"a"] * (protocol.MAX_BODY_PIECES + 1))
+    assert await wire.ask(POST + b"Transfer-Encoding: chunked\r\n\r\n", pieces) == [400]
+
+
+async def test_expectations_are_met_or_read_over(wire: Wire) -> None:
+    request = with_length(POST + b"Expect: 100-continue\r\n", PICTURE)
+    assert await wire.ask(request) == [100, 200]
+    assert await wire.ask(with_length(POST + b"Expect: cows\r\n", PICTURE)) == [200]
+
+
+async def test_a_length_may_begin_with_zeros(wire: Wire) -> None:
+    zeros = b"0" * 5000
+    request = POST + b"Connection: close\r\nContent-Length: " + zeros + b"%d\r\n\r\n" % len(PICTURE)
+    assert await wire.ask(request + PICTURE) == [200]
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /livez HTTP/1.0\r\n\r\n", 200),
+        (b"GET /livez HTTP/1.0\r\n" + HOST + b"\r\n", 200),
+        (b"GET http://evil.example/livez HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n", 200),
+        (b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: localhost/livez?\r\nConnection: close\r\n\r\n", 400),
+        (b"GET /ui/../../etc/passwd HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n", 404),
+        (b"GET /livez%00 HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n", 400),
+        (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n", 404),
+        (b"OPTIONS /v1/segment HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n", 405),
+        (b"HEAD /v1/segment HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n", 405),
+        (b"TRACE /livez HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n", 405),
+    ],
+)
+async def test_odd_requests_are_answered(wire: Wire, request_bytes: bytes, status: int) -> None:
+    assert await wire.ask(request_bytes) == [status]
+
+
+async def test_requests_in_a_row_are_answered_in_a_row(wire: Wire) -> None:
+    request = with_length(POST, PICTURE, close=False)
+    assert await wire.ask(request * 3 + LIVE + b"Connection: close\r\n\r\n") == [200] * 4
+
+
+async def test_an_answer_that_is_on_its_way_is_not_disturbed_by_what_follows() -> None:
+    engine = FakeEngine(held=True)
+    async with serving(engine) as wire:
+        answers = asyncio.create_task(
+            wire.converse(with_length(POST, PICTURE, close=False) + b"\0 this is no request\r\n\r\n")
+        )
+        await asyncio.to_thread(engine.wait_until_busy)
+        engine.go_on()
+        head, _, body = (await answers).partition(b"\r\n\r\n")
+        assert statuses(head) == [200]
+        assert b"connection: close" in head
+        assert body.startswith(b"\x89PNG")
+        assert body.endswith(b"IEND\xaeB`\x82")
+
+
+async def test_who_leaves_in_the_middle_of_a_body_disturbs_nobody(wire: Wire) -> None:
+    for cut in (1, 20, len(PICTURE) - 1):
+        _, writer = await asyncio.open_connection("localhost", wire.port)
+        writer.write(with_length(POST, PICTURE)[: -len(PICTURE) + cut])
+        await writer.drain()
+        writer.transport.abort()
+    assert await wire.ask(with_length(POST, PICTURE)) == [200]
+
+
+async def test_a_head_that_comes_byte_by_byte_is_understood(wire: Wire) -> None:
+    request = LIVE + b"Connection: close\r\n\r\n"
+    assert await wire.ask(*(request[i : i + 1] for i in range(len(request)))) == [200]
