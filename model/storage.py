@@ -286,11 +286,18 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        with contextlib.suppress(FileNotFoundError):  # the one above was taken away meanwhile
-            folder.mkdir(exist_ok=True)
-            _sync(folder.parent)
+    """Make a folder and those above it, once: others may make and remove the same ones meanwhile."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    try:
+        folder.mkdir()
+        _sync(folder.parent)
+    except FileNotFoundError:  # the one above was taken away again
+        pass
+    except FileExistsError:
+        if folder.is_symlink():  # to nothing
+            raise
 
 
 def _sync(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import functools
 import threading
 import time
@@ -173,6 +174,26 @@ def test_folders_that_come_and_go_stop_no_writer(tmp_path: Path) -> None:
 
     failures = run_together([write_and_delete] * 4)
     assert failures == []
+
+
+def test_a_folder_that_goes_between_two_looks_stops_no_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, vanish = Path.mkdir, iter([True])
+
+    def make_beside_another(folder: Path, *_args: object, **_options: object) -> None:
+        if next(vanish, False):
+            raise FileExistsError(errno.EEXIST, "made, and gone again", str(folder))
+        make(folder)
+
+    monkeypatch.setattr(Path, "mkdir", make_beside_another)
+    assert FolderStorage(tmp_path).create("a/b", b"one")
+
+
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "nothing")
+    with pytest.raises(StorageError, match="File exists"):
+        FolderStorage(tmp_path).create("a/b", b"one")
 
 
 def run_together(works: Sequence[Callable[[], None]]) -> list[BaseException]:
