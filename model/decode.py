@@ -4,15 +4,7 @@ Axes: K classes, S pixel-shuffle factor (1 for bilinear heads), h w = padded siz
 R C = h*S w*S: the grid, whose points have one score per class, H W the picture's own size,
 P pixels of a strip, 4 = a cell's corners: top left, top right, bottom left, bottom right.
 
-Where an output pixel lies on the grid: along one axis let ``grid`` be R or C, and ``padded``, ``content`` and
-``original`` the sizes in pixels. Output pixel y of ``original`` has its centre, in padded pixels, at
-
-    p = (y + 1/2) * content / original - 1/2       (p = y unless the picture was reduced)
-
-and, with g kept within [0, grid - 1], on the grid at
-
-    bilinear, pixel_shuffle    g = (p + 1/2) * grid / padded - 1/2       (g = p for pixel_shuffle)
-    bilinear_aligned           g = p * (grid - 1) / (padded - 1)
+Where an output pixel lies on the grid is said in ``model.grid``.
 
 Between four grid points (in a *cell*) scores are blended bilinearly. The weights are never negative and add
 up to one, so a class that is below another one at all four corners is below it everywhere between them.
@@ -25,25 +17,20 @@ The kernels are compiled by numba on first use and kept on disk: see ``warm_up``
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from numba.extending import register_jitable
 
 from model.errors import ModelOutputError
-from model.labels import MAX_CLASSES, UInt8Array
+from model.grid import Float32Array, grid_of, positions
+from model.kernels import compiled, in_bands, keep_kernels_in, part_of_kernel
+from model.labels import UInt8Array
 from model.manifest import Upsample
-from model.preprocess import ImageSize, size_of
+from model.preprocess import ImageSize
 
-Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_Result = TypeVar("_Result")
 _Winners = tuple[np.uint8, np.uint8, np.uint8, np.uint8]
 
 _BAND_PIXELS = 262_144
@@ -65,6 +52,7 @@ def labels(
     content: ImageSize,
     original: ImageSize,
     executor: Executor | None = None,
+    out_HW: UInt8Array | None = None,
 ) -> UInt8Array:
     """Name the highest-scoring class of each pixel of the picture as it was sent.
 
@@ -82,9 +70,10 @@ def labels(
         original: the size to decode to: ``content``, or the picture's own size when it was reduced.
         executor: its threads share the rows; not the one whose thread calls, which could wait for itself.
             None: the calling thread does all. The GIL is released either way.
+        out_HW: where the labels go, of size ``original``, uint8, C-contiguous; None = a new array.
 
     Returns:
-        labels_HW of size ``original``, uint8, each in [0, K).
+        labels_HW of size ``original``, uint8, each in [0, K): ``out_HW`` if there is one.
 
     Raises:
         ModelOutputError: a score is not finite, or ``raw_Khw`` does not have the shape that the rest implies.
@@ -95,22 +84,20 @@ def labels(
     """
     if content.height > padded.height or content.width > padded.width:
         raise ValueError(f"content {content} does not fit into {padded}")
-    factor = stride if upsample == "pixel_shuffle" else 1
-    raw_KSShw = _unshuffled(raw_Khw, padded=padded, stride=stride, factor=factor)
-    winners_RC = _winners(raw_KSShw, executor)
-    grid = size_of(winners_RC)
+    num_classes, factor, grid = grid_of(raw_Khw.shape, upsample=upsample, stride=stride, padded=padded)
+    raw_KSShw = _unshuffled(raw_Khw, num_classes, factor)
+    winners_RC = _winners(raw_KSShw, grid, executor)
+    labels_HW = np.empty((original.height, original.width), np.uint8) if out_HW is None else out_HW
     if grid == padded and content == original:
-        return np.ascontiguousarray(winners_RC[: content.height, : content.width])
-    aligned = upsample == "bilinear_aligned"
-    rows_H = _positions(grid.height, padded.height, content.height, original.height, aligned=aligned)
-    columns_W = _positions(grid.width, padded.width, content.width, original.width, aligned=aligned)
-    labels_HW = np.empty((original.height, original.width), np.uint8)
+        labels_HW[...] = winners_RC[: content.height, : content.width]
+        return labels_HW
+    rows_H, columns_W = positions(grid, upsample=upsample, padded=padded, content=content, original=original)
 
     def draw(first: int, last: int) -> None:
         band = slice(first, last)
-        _compiled(_draw_labels)(raw_KSShw, winners_RC, rows_H[band], columns_W, labels_HW[band])
+        compiled(_draw_labels)(raw_KSShw, winners_RC, rows_H[band], columns_W, labels_HW[band])
 
-    _in_bands(draw, original, executor)
+    in_bands(draw, original, executor, band_pixels=_BAND_PIXELS)
     return labels_HW
 
 
@@ -129,7 +116,7 @@ def warm_up(cache_folder: Path | None = None) -> None:
         RuntimeError: numba found no folder that it can write to.
     """
     if cache_folder is not None:
-        numba.config.CACHE_DIR = str(cache_folder)  # type: ignore[attr-defined]  # made from the environment
+        keep_kernels_in(cache_folder)
     two, three = ImageSize(2, 2), ImageSize(3, 3)
     labels(
         np.zeros((1, 2, 2), np.float32),
@@ -141,61 +128,20 @@ def warm_up(cache_folder: Path | None = None) -> None:
     )
 
 
-@functools.cache
-def _compiled(kernel: _Function) -> _Function:
-    # Not a decorator: njit(cache=True) looks for a writable folder at once, and importing must not fail.
-    return cast("_Function", numba.njit(nogil=True, cache=True)(kernel))
-
-
-def _part_of_kernel(function: _Function) -> _Function:
-    # Not inline="always": with numba 0.68.1 that frees arrays which inlined loops still write to.
-    return register_jitable(function)
-
-
-def _unshuffled(raw_Khw: Float32Array, *, padded: ImageSize, stride: int, factor: int) -> Float32Array:
+def _unshuffled(raw_Khw: Float32Array, num_classes: int, factor: int) -> Float32Array:
     """View the raw output as (K, S, S, h, w); PixelShuffle moves [k, i, j, y, x] to [k, y*S + i, x*S + j]."""
-    num_classes, rest = divmod(raw_Khw.shape[0], factor * factor)
-    covered = tuple(side * stride for side in raw_Khw.shape[1:])
-    if covered != (padded.height, padded.width) or rest or not 1 <= num_classes <= MAX_CLASSES:
-        raise ModelOutputError(
-            f"raw output {raw_Khw.shape} does not fit a {padded} picture at stride {stride}"
-        )
     shape = (num_classes, factor, factor, *raw_Khw.shape[1:])
     raw_KSShw = np.require(raw_Khw, np.float32, ("C", "A")).reshape(shape).view()
     raw_KSShw.setflags(write=False)  # one type for all callers: numba would compile anew for read-only arrays
     return raw_KSShw
 
 
-def _winners(raw_KSShw: Float32Array, executor: Executor | None) -> UInt8Array:
-    _, factor, _, height, width = raw_KSShw.shape
-    grid = ImageSize(height * factor, width * factor)
+def _winners(raw_KSShw: Float32Array, grid: ImageSize, executor: Executor | None) -> UInt8Array:
     winners_RC = np.empty((grid.height, grid.width), np.uint8)
-    pick = functools.partial(_compiled(_pick_winners), raw_KSShw, winners_RC)
-    if not all(_in_bands(pick, grid, executor)):
+    pick = functools.partial(compiled(_pick_winners), raw_KSShw, winners_RC)
+    if not all(in_bands(pick, grid, executor, band_pixels=_BAND_PIXELS)):
         raise ModelOutputError("the raw output holds scores that are not finite")
     return winners_RC
-
-
-def _positions(grid: int, padded: int, content: int, original: int, *, aligned: bool) -> Float32Array:
-    """Where on the grid the output pixels of one axis lie, 0 .. grid - 1/2."""
-    # The scale is rounded to float32 and the position once more, as by torch's fused multiply-add: 256 points
-    # from the origin an exact position would differ from torch's by up to 3e-5, and so would the scores.
-    steps, span = (grid - 1, max(padded - 1, 1)) if aligned else (grid, padded)
-    scale = float(np.float32(steps * content / (span * original)))
-    shift = 0.5 * float(np.float32(steps / span)) if aligned else 0.5
-    positions: Float32Array = np.maximum((np.arange(original) + 0.5) * scale - shift, 0).astype(np.float32)
-    return positions
-
-
-def _in_bands(
-    work: Callable[[int, int], _Result], size: ImageSize, executor: Executor | None
-) -> list[_Result]:
-    """Call ``work(first, last)`` for bands of rows that together are all rows."""
-    band = max(1, _BAND_PIXELS // size.width)
-    if executor is None or band >= size.height:
-        return [work(0, size.height)]
-    firsts = range(0, size.height, band)
-    return list(executor.map(work, firsts, [min(first + band, size.height) for first in firsts]))
 
 
 def _pick_winners(raw_KSShw: Float32Array, winners_RC: UInt8Array, first: int, last: int) -> bool:
@@ -215,7 +161,7 @@ def _pick_winners(raw_KSShw: Float32Array, winners_RC: UInt8Array, first: int, l
     return not np.isnan(flaws_w).any()
 
 
-@_part_of_kernel
+@part_of_kernel
 def _challenge(
     scores_w: Float32Array, k: np.uint8, best_w: Float32Array, ids_w: UInt8Array, flaws_w: Float32Array
 ) -> None:
@@ -266,7 +212,7 @@ def _draw_labels(
         top = bottom
 
 
-@_part_of_kernel
+@part_of_kernel
 def _split(positions: Float32Array, grid: int) -> tuple[IntArray, IntArray, Float32Array]:
     """Name each position's cell, where that cell's run of positions ends, and how far into the cell it is."""
     cells = np.empty(positions.size, np.intp)
@@ -282,7 +228,7 @@ def _split(positions: Float32Array, grid: int) -> tuple[IntArray, IntArray, Floa
     return cells, ends, fractions
 
 
-@_part_of_kernel
+@part_of_kernel
 def _draw_winners(winners_C: UInt8Array, columns_W: IntArray, labels_HW: UInt8Array) -> None:
     for x in range(columns_W.size):
         labels_HW[0, x] = winners_C[columns_W[x]]
@@ -290,7 +236,7 @@ def _draw_winners(winners_C: UInt8Array, columns_W: IntArray, labels_HW: UInt8Ar
         labels_HW[y] = labels_HW[0]
 
 
-@_part_of_kernel
+@part_of_kernel
 def _corner_winners(winners_RC: UInt8Array, row: int, column: int) -> _Winners:
     below = min(row + 1, winners_RC.shape[0] - 1)
     beside = min(column + 1, winners_RC.shape[1] - 1)
@@ -299,13 +245,13 @@ def _corner_winners(winners_RC: UInt8Array, row: int, column: int) -> _Winners:
     return *upper, *lower
 
 
-@_part_of_kernel
+@part_of_kernel
 def _is_contested(winners_4: _Winners) -> bool:
     top_left, top_right, bottom_left, bottom_right = winners_4
     return bool(top_left != top_right or top_left != bottom_left or top_left != bottom_right)
 
 
-@_part_of_kernel
+@part_of_kernel
 def _gather_corners(raw_KSShw: Float32Array, row: int, column: int, corners_K4: Float32Array) -> None:
     num_classes, factor, _, height, width = raw_KSShw.shape
     top, i_top = divmod(row, factor)
@@ -319,7 +265,7 @@ def _gather_corners(raw_KSShw: Float32Array, row: int, column: int, corners_K4: 
         corners_K4[k, 3] = raw_KSShw[k, i_bottom, j_right, bottom, right]
 
 
-@_part_of_kernel
+@part_of_kernel
 def _find_contenders(corners_K4: Float32Array, winners_4: _Winners, contenders_K: UInt8Array) -> int:
     """Note, in ascending order, the classes that no corner's winner beats at every corner; count them."""
     count = 0
@@ -337,7 +283,7 @@ def _find_contenders(corners_K4: Float32Array, winners_4: _Winners, contenders_K
     return count
 
 
-@_part_of_kernel
+@part_of_kernel
 def _weigh_corners(down_H: Float32Array, across_W: Float32Array, weights_4P: Float32Array) -> int:
     """Fill in the corners' shares of each pixel of a strip, row by row; count the pixels."""
     p = 0
@@ -351,7 +297,7 @@ def _weigh_corners(down_H: Float32Array, across_W: Float32Array, weights_4P: Flo
     return p
 
 
-@_part_of_kernel
+@part_of_kernel
 def _settle(
     corners_K4: Float32Array,
     contenders: UInt8Array,
@@ -377,7 +323,7 @@ def _settle(
             ids_P[p] = k if higher else ids_P[p]
 
 
-@_part_of_kernel
+@part_of_kernel
 def _copy(ids_P: UInt8Array, labels_HW: UInt8Array) -> None:
     p = 0
     for y in range(labels_HW.shape[0]):

@@ -22,6 +22,8 @@ from torch.nn import functional
 from model import decode
 from model.decode import labels
 from model.errors import ModelOutputError
+from model.grid import axis_positions
+from model.kernels import compiled
 from model.labels import MAX_CLASSES, UInt8Array
 from model.manifest import Upsample
 from model.preprocess import ImageSize
@@ -159,7 +161,7 @@ def test_a_reduced_picture_is_read_at_the_centres_of_its_original_pixels(case: C
 def test_weights_are_those_of_torch_to_the_last_bit(grid: int, size: int, *, aligned: bool) -> None:
     unit_vectors = np.eye(grid, dtype=np.float32)[:, :, None]
     expected_KH = torch_scores(unit_vectors, ImageSize(size, 1), aligned=aligned)[:, :, 0]
-    positions = decode._positions(grid, size, size, size, aligned=aligned)
+    positions = axis_positions(grid, size, size, size, aligned=aligned)
     cells = positions.astype(np.intp)
     fractions = positions - cells.astype(np.float32)
     got_KH = np.zeros((grid, size), np.float32)
@@ -287,7 +289,7 @@ def test_no_array_that_a_caller_may_hold_is_compiled_for_again() -> None:
         np.testing.assert_array_equal(got_HW, expected_HW)
     Case(scores_of("noise", 7, (64, 8, 8)), "pixel_shuffle", 8, square, square, square).labels()
     for kernel in (decode._pick_winners, decode._draw_labels):
-        assert len(decode._compiled(kernel).signatures) == 1
+        assert len(compiled(kernel).signatures) == 1
 
 
 _WARM_UP_WITHOUT_TORCH = """
@@ -295,9 +297,10 @@ import sys
 from pathlib import Path
 sys.modules["torch"] = None
 from model import decode
+from model.kernels import compiled
 decode.warm_up(Path(sys.argv[1]))
 for kernel in (decode._pick_winners, decode._draw_labels):
-    print(sum(decode._compiled(kernel).stats.cache_hits.values()))
+    print(sum(compiled(kernel).stats.cache_hits.values()))
 """
 
 

@@ -1,0 +1,134 @@
+"""Time evaluation against the bare engine, and the counting of pixels, with the shipped model.
+
+    python benchmarks/evaluation.py --root FOLDER_OF_CAMVID
+
+Three questions, each answered by medians of rounds in which the contenders take turns:
+``ss`` over a split, files decoded and pixels counted, against the engine alone on pictures of the size that
+it sees; counting 2 Mpx; and ``mscf`` of one 1024x2048 picture against its chips times the time for one.
+
+Axes: N pictures in a batch, H height, W width, 3 = red green blue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from model.dataset import DatasetSpec, LabeledImages
+from model.execution import segment
+from model.labels import UInt8Array
+from model.metrics import confusion_matrix
+from model.preprocess import ImageSize, size_of
+from model.protocols import DEFAULT_CROP, find_protocol, make_plan
+from service.cli.local import local_settings
+from service.cli.scoring import Candidate, evaluate_split, open_candidate
+
+LARGE = ImageSize(1024, 2048)
+NUM_CLASSES = 19
+
+
+def main() -> None:
+    """Print one line a question."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, required=True, help="folder of CamVid")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--busy", action="store_true", help="run although the machine is busy")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    if load > 0.5 and not options.busy:
+        raise SystemExit(f"load average is {load:.1f}: timings would mean nothing (--busy runs anyway)")
+    count_pixels(options.rounds)
+    pictures = LabeledImages(DatasetSpec.load("camvid", root=options.root), "val")
+    with open_candidate(local_settings({"models": {"precision": options.precision}})) as candidate:
+        engine = candidate.engine.info
+        print(f"{candidate.version}, {engine.engine} {engine.precision} on {engine.device}, load {load:.1f}")
+        single_scale(candidate, pictures, options.rounds)
+        many_chips(candidate, options.rounds)
+
+
+def count_pixels(rounds: int) -> None:
+    """Count pixels of large label maps, one thread."""
+    random = np.random.default_rng(0)
+    noise_HW = random.integers(0, NUM_CLASSES, (LARGE.height, LARGE.width), np.uint8)
+    blocks = random.integers(0, NUM_CLASSES, (LARGE.height // 32, LARGE.width // 32), np.uint8)
+    areas_HW = np.kron(blocks, np.ones((32, 32), np.uint8))
+    for name, truth_HW in (("noise", noise_HW), ("areas", areas_HW)):
+        count = partial(confusion_matrix, truth_HW, noise_HW, num_classes=NUM_CLASSES)
+        median_s = statistics.median(seconds(count) for _ in range(4 * rounds))
+        print(f"counting {LARGE}, {name}: {1e3 * median_s:.2f} ms")
+
+
+def single_scale(candidate: Candidate, pictures: LabeledImages, rounds: int) -> None:
+    """Evaluate a split, and run the engine alone on as many pictures of the same size."""
+    protocol = find_protocol("ss")
+    image_HW3, _ = pictures[0]
+    seen = make_plan(protocol, size_of(image_HW3)).passes[0].scaled
+    images_NHW3 = noise(seen)[np.newaxis]
+    candidate.engine.infer(images_NHW3)
+
+    def bare() -> None:
+        for _ in range(len(pictures)):
+            candidate.engine.infer(images_NHW3)
+
+    def whole() -> None:
+        evaluate_split(candidate, pictures, protocol, command="")
+
+    whole()
+    ratios, speeds = [], []
+    for _ in range(rounds):
+        engine_s, evaluation_s = seconds(bare), seconds(whole)
+        ratios.append(engine_s / evaluation_s)
+        speeds.append(len(pictures) / evaluation_s)
+    print(
+        f"ss over {len(pictures)} pictures seen at {seen}: {statistics.median(speeds):.1f} pictures/s,"
+        f" {statistics.median(ratios):.2f} of the bare engine"
+    )
+
+
+def many_chips(candidate: Candidate, rounds: int) -> None:
+    """Evaluate one large picture by ``mscf``, and run the engine alone on one chip."""
+    image_HW3 = noise(LARGE)
+    chip_NHW3 = noise(ImageSize(DEFAULT_CROP, DEFAULT_CROP))[np.newaxis].astype(np.float32)
+    protocol = find_protocol("mscf")
+    runs = make_plan(protocol, LARGE).runs
+    candidate.engine.infer(chip_NHW3)
+
+    def whole() -> None:
+        segment(image_HW3, protocol, candidate.engine.infer, candidate.manifest, executor=candidate.rows)
+
+    ratios, times = [], []
+    for _ in range(rounds):
+        chips_s = statistics.median(seconds(lambda: candidate.engine.infer(chip_NHW3)) for _ in range(7))
+        evaluation_s = seconds(whole)
+        ratios.append(evaluation_s / (runs * chips_s))
+        times.append(evaluation_s)
+    print(
+        f"mscf of {LARGE}: {statistics.median(times):.2f} s, {statistics.median(ratios):.2f} times"
+        f" {runs} chips of the bare engine"
+    )
+
+
+def noise(size: ImageSize) -> UInt8Array:
+    """Return image_HW3; the time of a network does not depend on what it sees."""
+    return np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), np.uint8)
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Time one call."""
+    began_s = time.perf_counter()
+    action()
+    return time.perf_counter() - began_s
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""``bisenet evaluate``: a number that can be trusted, and what stands behind it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from model.comparison import Comparison
+from model.dataset import DatasetSpec, LabeledImages
+from model.errors import ProtocolError
+from model.evaluation import EvaluationReport
+from model.protocols import PROTOCOLS, Protocol, find_protocol
+from model.report import ShownImage, render_html
+from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
+from service.cli.scoring import evaluate_split, open_candidate, show_worst
+from service.settings import Settings
+
+_WORST = 6
+_COMPARED = ("model", "engine", "device", "precision")
+Choices = dict[str, str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluation:
+    report: EvaluationReport
+    worst: tuple[ShownImage, ...]
+    seconds: float
+
+
+def evaluate(
+    *,
+    dataset: Annotated[str, typer.Option(metavar="D", help="A data-set TOML, or a preset with --root.")],
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the data set lies.")] = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
+    protocol: Annotated[str, typer.Option(metavar="P", help=f"One of {', '.join(PROTOCOLS)}.")] = "ss",
+    crop: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Side of the chips that ssc, mscf and slide cut; else 1024."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="M2", help="Another model, or what is different: engine=torch,precision=f32"),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, openvino or torch.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, f32, bf16 or int8.")] = None,
+    registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave broken pairs out, and say so, instead of failing.")
+    ] = False,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Report as a page: DIR/index.html.")
+    ] = None,
+) -> None:
+    """Score a model on labelled pictures: mIoU and IoU of each class, with 95 % intervals over pictures.
+
+    Examples:
+        bisenet evaluate --dataset camvid --root /data/camvid
+        bisenet evaluate --model city@3 --dataset city.toml --protocol mscf --report scores --json scores.json
+        bisenet evaluate --dataset camvid --root /data/camvid --precision bf16 --compare precision=f32
+        bisenet evaluate --model city@3 --dataset city.toml --compare city@4
+    """
+    how = _protocol(protocol, crop)
+    first: Choices = {"model": model, "engine": engine, "device": device, "precision": precision}
+    second = None if compare is None else first | parse_compared(compare)
+    with exit_on_errors():
+        pictures = LabeledImages(DatasetSpec.load(dataset, root=root), split)
+        show = _WORST if report else 0
+        done = _evaluate(_settings(first, registry), pictures, how, skip_broken=skip_broken, show=show)
+        comparison = None
+        if second is not None:
+            other = _evaluate(_settings(second, registry), pictures, how, skip_broken=skip_broken)
+            comparison = Comparison(done.report, other.report)
+        page = render_html(done.report, done.worst, comparison) if report else ""
+    document = comparison.to_json() if comparison else done.report.to_json()
+    timing = {"seconds": round(done.seconds, 3), "pictures_per_s": round(len(pictures) / done.seconds, 2)}
+    _write(as_json, json.dumps({**document, "timing": timing}, indent=2) + "\n")
+    _write(report and report / "index.html", page)
+    typer.echo(_summary(done.report, comparison))
+
+
+def parse_compared(text: str) -> Choices:
+    """Read ``--compare``: a model, or ``key=value`` pairs of model, engine, device and precision.
+
+    Raises:
+        typer.BadParameter: another key, or one without a value.
+    """
+    if "=" not in text:
+        return {"model": text}
+    choices: Choices = {}
+    for pair in text.split(","):
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if key not in _COMPARED or not value:
+            raise typer.BadParameter(f"{pair!r} is no KEY=VALUE of {', '.join(_COMPARED)}")
+        choices[key] = value
+    return choices
+
+
+def _protocol(name: str, crop: int | None) -> Protocol:
+    try:
+        protocol = find_protocol(name)
+        return protocol if crop is None else protocol.with_crop(crop)
+    except ProtocolError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _settings(choices: Choices, registry: str | None) -> Settings:
+    model, *rest = (choices[key] for key in _COMPARED)
+    models: dict[str, Any] = dict(zip(_COMPARED[1:], rest, strict=True))
+    return local_settings({"models": {"serve": model and [model], **models}, "registry": {"url": registry}})
+
+
+def _evaluate(
+    settings: Settings, pictures: LabeledImages, protocol: Protocol, *, skip_broken: bool, show: int = 0
+) -> _Evaluation:
+    with open_candidate(settings) as candidate:
+        began_s = time.perf_counter()
+        with _progress(str(candidate.version), len(pictures)) as advance:
+            report = evaluate_split(
+                candidate,
+                pictures,
+                protocol,
+                command=shlex.join(["bisenet", *sys.argv[1:]]),
+                skip_broken=skip_broken,
+                advance=advance,
+            )
+        seconds = time.perf_counter() - began_s
+        return _Evaluation(report, show_worst(candidate, pictures, protocol, report, count=show), seconds)
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(name, total=total)
+        yield lambda: progress.advance(bar)
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        typer.echo(f"error: {path} cannot be written: {error.strerror}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+
+
+def _summary(report: EvaluationReport, comparison: Comparison | None) -> str:
+    context, matrix = report.context, report.matrix
+    runner = f"{context.engine} {context.precision} on {context.device}"
+    means = (
+        f"mIoU over {matrix.classes_averaged} of {matrix.num_classes} classes; pixel accuracy"
+        f" {_percent(matrix.pixel_accuracy)}, mean recall {_percent(matrix.mean_recall)}, mean F1"
+        f" {_percent(matrix.mean_f1)}, frequency-weighted IoU {_percent(matrix.frequency_weighted_iou)}"
+    )
+    lines = [
+        f"{context.model} ({runner}), {context.dataset} {context.split}, protocol {context.protocol}",
+        f"{len(report.images)} pictures, {len(report.skipped)} broken ones left out",
+        *(_difference_lines(comparison) if comparison else _class_lines(report)),
+        means,
+    ]
+    return "\n".join(lines)
+
+
+def _class_lines(report: EvaluationReport) -> Iterator[str]:
+    row = "{:<20}{:>10}   {}"
+    yield row.format("", "IoU %", "95 %")
+    names = ("mIoU", *report.palette.names)
+    scores = (report.matrix.miou, *report.matrix.iou)
+    intervals = (report.intervals.miou, *report.intervals.iou)
+    for name, iou, interval in zip(names, scores, intervals, strict=True):
+        between = "" if interval is None else f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
+        yield row.format(name, _percent(iou), between)
+
+
+def _difference_lines(comparison: Comparison) -> Iterator[str]:
+    row = "{:<20}{:>10}{:>10}{:>10}   {}"
+    first, second = comparison.first.context, comparison.second.context
+    yield f"compared with {second.model} ({second.engine} {second.precision} on {second.device})"
+    yield row.format("IoU %", first.precision, second.precision, "change", "95 %")
+    for one in (comparison.miou, *comparison.classes):
+        between = (
+            "" if one.interval is None else f"{100 * one.interval.low:+.2f} to {100 * one.interval.high:+.2f}"
+        )
+        change = "" if one.change is None else f"{100 * one.change:+.2f}"
+        yield row.format(one.name, _percent(one.first), _percent(one.second), change, between)
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.2f}"
