@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import struct
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -25,8 +26,12 @@ from model.image import decode_image
 from model.labels import IGNORE_ID, ClassPalette, Color, UInt8Array
 from model.preprocess import ImageSize, size_of
 
+ReadFile = Callable[[Path], bytes]
+"""Returns the bytes of a file; raises ``OSError`` or ``ValueError`` as ``Path.read_bytes`` does."""
+
 _KEYS = {"name", "root", "ignore_id", "splits", "label_map", "classes"}
 _CLASS_KEYS = {"name", "color"}
+_PATTERN_KEYS = {"images", "labels"}
 _MAX_ID = 255
 
 # A PNG starts with 8 bytes of signature and 8 of chunk header; then IHDR: width, height, depth, colour type.
@@ -37,6 +42,52 @@ _ID_BITS = 8
 
 
 @dataclass(frozen=True)
+class FolderPair:
+    """A split that two patterns say instead of a list: each picture has its labels where the second leads.
+
+    Args:
+        images: path of the pictures below the root, with ``*`` for what differs, for example
+            ``leftImg8bit/val/*/*_leftImg8bit.png``; a ``*`` stands for anything but a slash.
+        labels: path of a picture's labels; its stars are those of ``images``, in order.
+
+    Raises:
+        DatasetError: no star, or not as many in one as in the other.
+    """
+
+    images: str
+    labels: str
+
+    def __post_init__(self) -> None:
+        """Refuse patterns that do not lead from a picture to its labels."""
+        stars = self.images.count("*"), self.labels.count("*")
+        if not stars[0] or stars[0] != stars[1]:
+            raise DatasetError(
+                f"patterns need the same number of *, at least one: {self.images!r}, {self.labels!r}"
+            )
+
+    def pairs(self, root: Path) -> tuple[ListedPair, ...]:
+        """Find the pictures, in the order of their paths, and say where the labels of each must be.
+
+        Raises:
+            DatasetError: there is no such picture.
+        """
+        matcher = re.compile("([^/]*)".join(map(re.escape, self.images.split("*"))))
+        found = sorted(path.relative_to(root).as_posix() for path in root.glob(self.images))
+        matches = [match for name in found if (match := matcher.fullmatch(name))]
+        if not matches:
+            raise DatasetError(f"{root}: no picture is {self.images}")
+        pieces = self.labels.split("*")
+        return tuple(
+            ListedPair(root / match[0], root / _joined(pieces, match.groups()), f"{root}/{match[0]}")
+            for match in matches
+        )
+
+
+def _joined(pieces: Sequence[str], between: Sequence[str]) -> str:
+    return pieces[0] + "".join(star + piece for star, piece in zip(between, pieces[1:], strict=True))
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
     """One data set: where it lies, what its ids mean, how it is split.
 
@@ -44,7 +95,7 @@ class DatasetSpec:
         name: how reports call it.
         root: folder that the lists, and the paths in them, are relative to.
         palette: the classes after ``label_map``, and the ignore id.
-        splits: split name -> list file, relative to ``root``.
+        splits: split name -> where its pairs are said, relative to ``root``.
         label_map: id in the file -> class id or ignore id; ids that are absent stay as they are.
 
     Raises:
@@ -54,7 +105,7 @@ class DatasetSpec:
     name: str
     root: Path
     palette: ClassPalette
-    splits: Mapping[str, str]
+    splits: Mapping[str, str | FolderPair]
     label_map: Mapping[int, int]
 
     def __post_init__(self) -> None:
@@ -128,7 +179,7 @@ class ListedPair:
     Attributes:
         image: path of the picture.
         label: path of the 8-bit PNG with ids.
-        origin: ``list file:line number``, for messages.
+        origin: where the pair is said, for messages: ``list file:line number``, or the picture's path.
     """
 
     image: Path
@@ -142,21 +193,28 @@ class LabeledImages:
     Args:
         spec: the data set.
         split: a key of ``spec.splits``.
+        read: how files are read; a ``ConfinedReader`` reads no others than those of the data set.
 
     Raises:
         DatasetError: no such split, its list cannot be read, a line is no pair, or it has none.
     """
 
-    def __init__(self, spec: DatasetSpec, split: str) -> None:
+    def __init__(self, spec: DatasetSpec, split: str, *, read: ReadFile = Path.read_bytes) -> None:
         if split not in spec.splits:
             raise DatasetError(f"{spec.name} has no split {split!r}, only {', '.join(spec.splits)}")
         self.spec = spec
         self.split = split
-        self.pairs = _listed_pairs(spec.root, spec.root / spec.splits[split])
+        self.pairs = _pairs(spec.root, spec.splits[split], read)
+        self._read = read
 
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """Return what reports call a picture: its path below the root, or the whole path from elsewhere."""
+        path, root = self.pairs[index].image, self.spec.root
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
     def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         """Read one pair.
@@ -171,7 +229,7 @@ class LabeledImages:
         """
         pair = self.pairs[index]
         try:
-            image_HW3 = decode_image(_bytes_of(pair.image, pair))
+            image_HW3 = decode_image(self._bytes_of(pair.image, pair))
         except ImageError as error:
             raise DatasetError(f"{pair.origin}: {pair.image}: {error}") from error
         return image_HW3, self._label(pair, size_of(image_HW3))
@@ -188,11 +246,11 @@ class LabeledImages:
         total = hashlib.sha256(json.dumps(meaning).encode())
         for pair in self.pairs:
             for path in (pair.image, pair.label):
-                total.update(hashlib.sha256(_bytes_of(path, pair)).digest())
+                total.update(hashlib.sha256(self._bytes_of(path, pair)).digest())
         return total.hexdigest()
 
     def _label(self, pair: ListedPair, size: ImageSize) -> UInt8Array:
-        data = _bytes_of(pair.label, pair)
+        data = self._bytes_of(pair.label, pair)
         try:
             label_HW = self.spec.label_table[_decoded_ids(data, size)]
         except ValueError as error:
@@ -203,6 +261,14 @@ class LabeledImages:
                 f"{pair.origin}: {pair.label}: ids {unknown} are outside [0, {self.spec.palette.num_classes})"
             )
         return label_HW
+
+    def _bytes_of(self, path: Path, pair: ListedPair) -> bytes:
+        try:
+            return self._read(path)
+        except OSError as error:
+            raise DatasetError(f"{pair.origin}: {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise DatasetError(f"{pair.origin}: {str(path)!r}: {error}") from error
 
 
 def _decoded_ids(data: bytes, size: ImageSize) -> UInt8Array:
@@ -224,17 +290,16 @@ def _decoded_ids(data: bytes, size: ImageSize) -> UInt8Array:
         raise ValueError(f"broken PNG: {error}") from error
 
 
-def _bytes_of(path: Path, pair: ListedPair) -> bytes:
+def _pairs(root: Path, said: str | FolderPair, read: ReadFile) -> tuple[ListedPair, ...]:
+    return said.pairs(root) if isinstance(said, FolderPair) else _listed_pairs(root, root / said, read)
+
+
+def _listed_pairs(root: Path, list_file: Path, read: ReadFile) -> tuple[ListedPair, ...]:
     try:
-        return path.read_bytes()
+        lines = read(list_file).decode().splitlines()
     except OSError as error:
-        raise DatasetError(f"{pair.origin}: {path}: {error.strerror}") from error
-
-
-def _listed_pairs(root: Path, list_file: Path) -> tuple[ListedPair, ...]:
-    try:
-        lines = list_file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{list_file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or no possible name
         raise DatasetError(f"{list_file}: cannot be read: {error}") from error
     pairs = tuple(
         _pair(root, line, f"{list_file}:{number}") for number, line in enumerate(lines, 1) if line.strip()
@@ -263,15 +328,24 @@ def _spec(raw: dict[str, Any], origin: str, root: Path) -> DatasetSpec:
     for key, kind in (("name", str), ("splits", dict), ("classes", list)):
         if not isinstance(raw.get(key), kind) or not raw[key]:
             raise DatasetError(f"{origin}: {key} is missing, empty or of a wrong type")
-    if not all(isinstance(value, str) for value in raw["splits"].values()):
-        raise DatasetError(f"{origin}: splits must name list files")
     return DatasetSpec(
         name=raw["name"],
         root=root,
         palette=_palette(raw, origin),
-        splits=raw["splits"],
+        splits={name: _split(said, f"{origin}: split {name!r}") for name, said in raw["splits"].items()},
         label_map=_label_map(raw.get("label_map", {}), origin),
     )
+
+
+def _split(said: object, origin: str) -> str | FolderPair:
+    if isinstance(said, str):
+        return said
+    if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
+        raise DatasetError(f"{origin} must name a list file, or two patterns: {{ images, labels }}")
+    _check_keys(said, _PATTERN_KEYS, origin)
+    if missing := sorted(_PATTERN_KEYS - said.keys()):
+        raise DatasetError(f"{origin} lacks {', '.join(missing)}")
+    return FolderPair(**said)
 
 
 def _check_keys(raw: Mapping[str, object], known: set[str], origin: str) -> None:

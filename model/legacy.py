@@ -30,6 +30,7 @@ _MEMORY_BYTES = 5 * MAX_FILE_BYTES
 _CPU_TIME_S = 60
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
+_BACKBONE_PARTS = {"detail", "segment", "bga"}
 
 
 def main() -> None:
@@ -117,6 +118,8 @@ def _check_member(member: zipfile.ZipInfo) -> None:
 def state_dict_of(saved: Any) -> Mapping[str, Tensor]:
     """Return the one state dict that a checkpoint is, or holds beside epoch, optimizer and the like.
 
+    The published backbone of BiSeNetV2 comes in parts, which are joined.
+
     Raises:
         ForeignCheckpointError: there is none, or more than one.
     """
@@ -124,6 +127,8 @@ def state_dict_of(saved: Any) -> Mapping[str, Tensor]:
         return saved  # type: ignore[no-any-return]  # _is_state_dict looked at each item
     items = saved.items() if isinstance(saved, Mapping) else ()
     inside = {name: value for name, value in items if _is_state_dict(value)}
+    if inside.keys() == _BACKBONE_PARTS:
+        return {f"{part}.{key}": value for part, state in inside.items() for key, value in state.items()}
     if len(inside) > 1:
         names = ", ".join(map(repr, inside))
         raise ForeignCheckpointError(f"holds several state dicts ({names}): save the one to import alone")

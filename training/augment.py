@@ -1,6 +1,9 @@
-"""Random zoom, crop, flip and colour of a whole batch, as one affine sampling and one colour matrix.
+"""Random zoom, crop, flip and colour of a batch: each crop's window is chosen first, and only it is sampled.
 
-Axes: N images in a batch, H height, W width, C channels, 3 = red green blue (values 0..255).
+A CPU cuts crop by crop with one compiled kernel; a GPU samples the whole batch in one gather, straight from
+the resident bytes. Both follow the same plan to the same pixels.
+
+Axes: N crops in a batch, H height, W width, 3 = red green blue (values 0..255).
 """
 
 from __future__ import annotations
@@ -8,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from training.errors import ConfigError
+from training.pictures import PackedPictures
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as every colour jitter of the field uses it
+ScaleLaw = Literal["log-uniform", "uniform"]
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as every colour jitter of the field uses it
 _MAX_VALUE = 255.0
 
 
@@ -25,9 +30,10 @@ class AugmentConfig:
 
     Args:
         crop: height and width of a crop in pixels, multiples of 32.
-        scale: smallest and largest zoom; drawn log-uniformly, so that halving is as likely as doubling.
+        scale: smallest and largest zoom.
         flip: probability of a horizontal mirror image.
         jitter: x; brightness, contrast and saturation factors are each uniform in [1-x, 1+x].
+        scale_law: ``log-uniform``: halving is as likely as doubling; ``uniform``: as in the published code.
 
     Raises:
         ConfigError: a value is out of range.
@@ -37,6 +43,7 @@ class AugmentConfig:
     scale: tuple[float, float]
     flip: float
     jitter: float
+    scale_law: ScaleLaw = "log-uniform"
 
     def __post_init__(self) -> None:
         """Refuse crops that the network would pad, and factors that mean nothing."""
@@ -46,6 +53,10 @@ class AugmentConfig:
             raise ConfigError(f"augment.scale must be 0 < smallest <= largest, not {self.scale}")
         if not 0 <= self.flip <= 1 or not 0 <= self.jitter < 1:
             raise ConfigError(f"augment.flip is 0..1 and augment.jitter 0..<1: {self.flip}, {self.jitter}")
+        if self.scale_law not in get_args(ScaleLaw):
+            raise ConfigError(
+                f"augment.scale_law must be one of {get_args(ScaleLaw)}, not {self.scale_law!r}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +77,24 @@ class AugmentPlan:
     contrast_N: Tensor
     saturation_N: Tensor
 
+    def part(self, which: slice) -> AugmentPlan:
+        """Return the plan of some of the batch."""
+        return AugmentPlan(
+            self.zoom_N[which],
+            self.center_N2[which],
+            self.flip_N[which],
+            self.brightness_N[which],
+            self.contrast_N[which],
+            self.saturation_N[which],
+        )
+
 
 def draw_plan(config: AugmentConfig, batch_size: int, generator: torch.Generator) -> AugmentPlan:
     """Draw everything that is random about a batch: a pure function of the generator's state."""
-    low, high = (math.log(value) for value in config.scale)
     uniform = torch.rand((7, batch_size), generator=generator)
     factors = 1 + config.jitter * (2 * uniform[4:] - 1)
     return AugmentPlan(
-        zoom_N=torch.exp(low + (high - low) * uniform[0]),
+        zoom_N=_zoom(config, uniform[0]),
         center_N2=uniform[1:3].T,
         flip_N=uniform[3] < config.flip,
         brightness_N=factors[0],
@@ -82,9 +103,44 @@ def draw_plan(config: AugmentConfig, batch_size: int, generator: torch.Generator
     )
 
 
+def _zoom(config: AugmentConfig, uniform_N: Tensor) -> Tensor:
+    low, high = config.scale
+    if config.scale_law == "uniform":
+        return low + (high - low) * uniform_N
+    return torch.exp(math.log(low) + math.log(high / low) * uniform_N)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Where each crop lies in its picture, in whole pixels of both: what both devices sample.
+
+    Attributes:
+        source_N4: top, left, height, width of what is seen of the picture.
+        target_N4: the same of where in the crop it goes; the rest is padding.
+    """
+
+    source_N4: Tensor
+    target_N4: Tensor
+
+    @classmethod
+    def of(cls, plan: AugmentPlan, sizes_N2: Tensor, crop: tuple[int, int]) -> Windows:
+        """Place the crops of a plan in pictures of these heights and widths."""
+        crop_2 = torch.tensor(crop)
+        zoom_N1 = plan.zoom_N[:, None]
+        # What the crop shows, or all of the picture where that is more; the zoom is rounded to whole pixels.
+        source_N2 = torch.minimum((crop_2 / zoom_N1).round().long().clamp_min(1), sizes_N2)
+        target_N2 = torch.minimum((source_N2 * zoom_N1).round().long().clamp_min(1), crop_2)
+        target_N2 = torch.where(source_N2 < sizes_N2, crop_2, target_N2)
+        center_N2 = plan.center_N2.flip(1)
+        # A window smaller than the picture slides inside it; a picture smaller than the crop inside the crop.
+        source = torch.cat([((sizes_N2 - source_N2) * center_N2).round().long(), source_N2], dim=1)
+        target = torch.cat([((crop_2 - target_N2) * center_N2).round().long(), target_N2], dim=1)
+        return cls(source, target)
+
+
 def augment(
-    images: Sequence[Tensor],
-    labels: Sequence[Tensor],
+    pictures: PackedPictures,
+    indices: Sequence[int],
     plan: AugmentPlan,
     *,
     crop: tuple[int, int],
@@ -97,85 +153,125 @@ def augment(
     colour that the network pads with, and the ignore id; it is not jittered.
 
     Args:
-        images: N pictures, each (3, H, W) uint8 RGB, of any sizes, on one device.
-        labels: their class ids, each (H, W) uint8.
+        pictures: of any sizes, on one device.
+        indices: N of them; one may occur twice.
         plan: what ``draw_plan`` drew for N pictures.
         crop: height and width of the crops.
         pad_color: RGB 0..255.
         ignore_id: the id of pixels without a class.
 
     Returns:
-        images_NHW3: float32 RGB 0..255.
+        images_NHW3: uint8 RGB.
         labels_NHW: uint8.
     """
-    device = images[0].device
-    content_NC = _canvas(images, labels, pad_color, ignore_id)
-    sizes_N2 = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32)
-    theta_N23 = _affine(plan, sizes_N2, content_NC.shape[2:], crop).to(device)
-    grid_NHW2 = functional.affine_grid(theta_N23, [len(images), 1, *crop], align_corners=False)
-    sampled = functional.grid_sample(content_NC[:, :4], grid_NHW2, mode="bilinear", align_corners=False)
-    nearest = functional.grid_sample(content_NC[:, 4:], grid_NHW2, mode="nearest", align_corners=False)
-    colors = _jittered(sampled, plan, torch.tensor(pad_color, dtype=torch.float32), device)
-    return colors, (nearest[:, 0] + ignore_id).to(torch.uint8)
+    chosen = torch.tensor(indices)
+    windows = Windows.of(plan, pictures.sizes_M2[chosen], crop)
+    if pictures.colors.is_cuda:
+        return gathered(pictures, chosen, windows, plan, crop=crop, pad_color=pad_color, ignore_id=ignore_id)
+    return cut_one_by_one(
+        pictures, chosen, windows, plan, crop=crop, pad_color=pad_color, ignore_id=ignore_id
+    )
 
 
-def _canvas(
-    images: Sequence[Tensor], labels: Sequence[Tensor], pad_color: tuple[int, int, int], ignore_id: int
-) -> Tensor:
-    """Lay all pictures on one canvas, as differences from the padding, so that 0 means "outside".
+def cut_one_by_one(
+    pictures: PackedPictures,
+    chosen_N: Tensor,
+    windows: Windows,
+    plan: AugmentPlan,
+    *,
+    crop: tuple[int, int],
+    pad_color: tuple[int, int, int],
+    ignore_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Do what ``augment`` promises crop by crop: the fastest way on a CPU."""
+    # numba is needed here only: a machine that trains on a GPU need not have it.
+    from training.cropping import cut_crop  # noqa: PLC0415
 
-    Returns:
-        (N, 5, H, W) float32: red, green, blue minus ``pad_color``; 1 inside; label minus ``ignore_id``.
+    count = len(chosen_N)
+    # Planes in memory: the kernel writes whole rows of one colour. The network reads through a permutation.
+    pad = torch.tensor(pad_color, dtype=torch.uint8)
+    images_N3HW = pad[:, None, None].expand(3, *crop).repeat(count, 1, 1, 1)
+    labels_NHW = torch.full((count, *crop), ignore_id, dtype=torch.uint8)
+    terms_N3 = _color_terms(plan, pad.float())
+    for n, index in enumerate(chosen_N.tolist()):
+        cut_crop(
+            pictures.image(index).numpy(),
+            pictures.label(index).numpy(),
+            windows.source_N4[n].tolist(),
+            windows.target_N4[n].tolist(),
+            terms_N3[n].tolist(),
+            flip=bool(plan.flip_N[n]),
+            image_3HW=images_N3HW[n].numpy(),
+            label_HW=labels_NHW[n].numpy(),
+        )
+    return images_N3HW.permute(0, 2, 3, 1), labels_NHW
+
+
+def _color_terms(plan: AugmentPlan, pad: Tensor) -> Tensor:
+    """Return gain, saturation and offset, shape (N, 3): saturation after contrast after brightness.
+
+    A colour c becomes gain (s c + (1 - s) luma) + offset. Contrast pivots on the gray of the mean colour, the
+    same for every picture of a set. Saturation leaves gray alone, and so the offset.
     """
-    height = max(image.shape[1] for image in images)
-    width = max(image.shape[2] for image in images)
-    canvas = torch.zeros((len(images), 5, height, width), device=images[0].device)
-    pad = torch.tensor(pad_color, dtype=torch.float32, device=canvas.device)[:, None, None]
-    for place, image, label in zip(canvas, images, labels, strict=True):
-        rows, columns = label.shape
-        torch.sub(image, pad, out=place[:3, :rows, :columns])
-        place[3, :rows, :columns] = 1
-        place[4, :rows, :columns].copy_(label).sub_(ignore_id)
-    return canvas
-
-
-def _affine(plan: AugmentPlan, sizes_N2: Tensor, canvas: Sequence[int], crop: tuple[int, int]) -> Tensor:
-    """Map crop coordinates to canvas coordinates, both in [-1, 1], as ``affine_grid`` wants them."""
-    canvas_xy = torch.tensor([canvas[1], canvas[0]], dtype=torch.float32)
-    picture_N2 = sizes_N2.flip(1)
-    window_N2 = torch.tensor([crop[1], crop[0]], dtype=torch.float32) / plan.zoom_N[:, None]
-    # A window smaller than the picture slides inside it; a larger one slides so that it holds the picture.
-    center_N2 = window_N2 / 2 + (picture_N2 - window_N2) * plan.center_N2
-    theta_N23 = torch.zeros((len(sizes_N2), 2, 3))
-    theta_N23[:, 0, 0] = window_N2[:, 0] / canvas_xy[0] * torch.where(plan.flip_N, -1.0, 1.0)
-    theta_N23[:, 1, 1] = window_N2[:, 1] / canvas_xy[1]
-    theta_N23[:, :, 2] = 2 * center_N2 / canvas_xy - 1
-    return theta_N23
-
-
-def _jittered(sampled_N4HW: Tensor, plan: AugmentPlan, pad: Tensor, device: torch.device) -> Tensor:
-    """Apply brightness, contrast and saturation at once: each is linear, so one 3x4 matrix holds all three.
-
-    With d = colour - pad (0 outside) and a = share of the pixel that lies inside, the result is
-    ``M d + a (M pad + offset - pad) + pad``: jittered inside, exactly the padding outside.
-    """
-    matrix_N33, offset_N3 = _color_matrix(plan, pad)
-    constant_N3 = matrix_N33 @ pad + offset_N3 - pad
-    matrix_N34 = torch.cat([matrix_N33, constant_N3[:, :, None]], dim=2).to(device)
-    count, _, height, width = sampled_N4HW.shape
-    flat_NP3 = torch.bmm(sampled_N4HW.reshape(count, 4, -1).transpose(1, 2), matrix_N34.transpose(1, 2))
-    return flat_NP3.add_(pad.to(device)).clamp_(0, _MAX_VALUE).reshape(count, height, width, 3)
-
-
-def _color_matrix(plan: AugmentPlan, pad: Tensor) -> tuple[Tensor, Tensor]:
-    """Return matrices (N, 3, 3) and offsets (N, 3): saturation after contrast after brightness.
-
-    Contrast pivots on the gray of the mean colour, which is the same for every picture of a set.
-    """
-    luma = torch.tensor(_LUMA)
-    saturation = plan.saturation_N[:, None, None]
-    mix_N33 = saturation * torch.eye(3) + (1 - saturation) * luma.expand(3, 3)
+    gray = torch.tensor(LUMA) @ pad
     gain_N = plan.brightness_N * plan.contrast_N
-    offset_N = (1 - plan.contrast_N) * (luma @ pad)
-    # Saturation leaves gray alone, so it does not change the offset, which is gray.
-    return mix_N33 * gain_N[:, None, None], offset_N[:, None].expand(-1, 3)
+    return torch.stack([gain_N, plan.saturation_N, (1 - plan.contrast_N) * gray], dim=1)
+
+
+def gathered(
+    pictures: PackedPictures,
+    chosen_N: Tensor,
+    windows: Windows,
+    plan: AugmentPlan,
+    *,
+    crop: tuple[int, int],
+    pad_color: tuple[int, int, int],
+    ignore_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Do what ``augment`` promises as one gather over the batch: no loop, and the host waits for nothing."""
+    device = pictures.colors.device
+    pad = torch.tensor(pad_color, dtype=torch.float32)
+    numbers = torch.cat([windows.source_N4, windows.target_N4], dim=1)
+    place_N10 = torch.cat(
+        [pictures.starts_M[chosen_N, None], pictures.sizes_M2[chosen_N, 1:], numbers], dim=1
+    )
+    small = (place_N10, plan.flip_N, _color_terms(plan, pad), pad, torch.tensor(LUMA))
+    return _gather(pictures, *(_sent(each, device) for each in small), crop=crop, ignore_id=ignore_id)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+def _gather(
+    pictures: PackedPictures, *on_device: Tensor, crop: tuple[int, int], ignore_id: int
+) -> tuple[Tensor, Tensor]:
+    place_N10, flip_N, terms_N3, pad, luma_weights = on_device
+    colors, labels = pictures.colors, pictures.labels
+    start, stride, top, left, height, width, y0, x0, rows, columns = (
+        column[:, None, None] for column in place_N10.T
+    )
+    ys = torch.arange(crop[0], device=colors.device)[None, :, None]
+    xs = torch.arange(crop[1], device=colors.device)[None, None, :]
+    xs = torch.where(flip_N[:, None, None], crop[1] - 1 - xs, xs)
+    inside = (ys >= y0) & (ys < y0 + rows) & (xs >= x0) & (xs < x0 + columns)
+    # Continuous positions in the window, pixel centres at .5, clamped to the centres of its border.
+    v = ((ys - y0 + 0.5) * height / rows).clamp_min(0.5).minimum(height - 0.5)
+    u = ((xs - x0 + 0.5) * width / columns).clamp_min(0.5).minimum(width - 0.5)
+    nearest = start + (top + v.long()) * stride + left + u.long()
+    labels_NHW = torch.where(inside, labels[nearest], ignore_id).to(torch.uint8)
+    row, column = (v - 0.5).long(), (u - 0.5).long()
+    # At the border the next pixel has weight 0; it only must not lie outside the buffer.
+    down = torch.where(row + 1 < height, stride, 0)
+    right = torch.where(column + 1 < width, 1, 0)
+    corner = start + (top + row) * stride + left + column
+    dv, du = (v - 0.5 - row)[..., None], (u - 0.5 - column)[..., None]
+    pixels_P3 = colors.view(-1, 3)
+    upper = pixels_P3[corner].float().lerp(pixels_P3[corner + right].float(), du)
+    lower = pixels_P3[corner + down].float().lerp(pixels_P3[corner + down + right].float(), du)
+    sampled_NHW3 = upper.lerp(lower, dv)
+    gain, saturation, offset = (term[:, None, None, None] for term in terms_N3.T)
+    luma = (sampled_NHW3 * luma_weights).sum(-1, keepdim=True)
+    mixed = gain * (saturation * sampled_NHW3 + (1 - saturation) * luma) + offset
+    colors_NHW3 = torch.where(inside[..., None], mixed.clamp(0, _MAX_VALUE).round(), pad)
+    return colors_NHW3.to(torch.uint8), labels_NHW

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 
 import torch
 from torch import Tensor, nn
 
 from model.network import SegmentationNetwork
-from model.preprocess import PAD_MULTIPLE
+from model.preprocess import PAD_MULTIPLE, ImageSize
+from training.pictures import PictureSource, walk
+from training.precision import ComputeConfig
 
 _MAX_PICTURES = 512
 
@@ -20,10 +23,11 @@ _MAX_PICTURES = 512
 @torch.no_grad()
 def calibrated(
     network: SegmentationNetwork,
-    images: Sequence[Tensor],
+    pictures: PictureSource,
     *,
     batch_size: int,
     pad_color: tuple[int, int, int],
+    compute: ComputeConfig,
 ) -> SegmentationNetwork:
     """Return a copy whose batch normalisation has the mean and variance of whole pictures.
 
@@ -32,41 +36,51 @@ def calibrated(
     val with them after 6,000 steps, and 66.8 with these.
 
     Args:
-        network: on the device of the images; stays as it is.
-        images: each (3, H, W) uint8 RGB; an even sample of 512 is used when there are more.
+        network: on the device of the pictures; stays as it is.
+        pictures: an even sample of 512 is used when there are more.
         batch_size: pictures that are normalised together, at least 2.
         pad_color: RGB 0..255 of what a picture lacks to the size of its batch.
+        compute: in which numbers.
 
     Source:
         "Precise BN", Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021.
     """
     network = copy.deepcopy(network).eval()
     for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
             layer.train()
-    sample = images[:: -(-len(images) // _MAX_PICTURES)]
-    for images_NHW3 in _batches(sample, batch_size, pad_color):
-        with torch.autocast(images_NHW3.device.type, torch.bfloat16):
+    for images_NHW3 in _batches(pictures, batch_size, pad_color):
+        with compute.autocast(images_NHW3.device):
             network(images_NHW3)
     return network.eval()
 
 
-def _batches(images: Sequence[Tensor], batch_size: int, pad_color: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Stack pictures of similar size; the last one, if it is alone, is left out: it does not vary."""
-    # Neighbours in a list are often frames of one film: batches of them would hardly vary either.
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-    ordered = sorted((images[index] for index in order), key=lambda image: tuple(image.shape))
-    for first in range(0, len(ordered) - 1, batch_size):
-        yield _stacked(ordered[first : first + batch_size], pad_color)
+def _batches(pictures: PictureSource, batch_size: int, pad_color: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Stack pictures of one padded size; what is left over shares batches, and one alone is left out.
+
+    Neighbours in a list are often frames of one film, which hardly vary: hence a random order.
+    """
+    sample = range(0, len(pictures.names), -(-len(pictures.names) // _MAX_PICTURES))
+    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
+    waiting: dict[ImageSize, list[Tensor]] = {}
+    for image_HW3, _ in walk(pictures, [sample[index] for index in order]):
+        size = ImageSize(*image_HW3.shape[:2]).padded()
+        batch = waiting.setdefault(size, [])
+        batch.append(image_HW3)
+        if len(batch) == batch_size:
+            yield _stacked(waiting.pop(size), pad_color)
+    rest = [image for size in sorted(waiting, key=astuple) for image in waiting[size]]
+    for first in range(0, len(rest) - 1, batch_size):
+        yield _stacked(rest[first : first + batch_size], pad_color)
 
 
 def _stacked(images: Sequence[Tensor], pad_color: tuple[int, int, int]) -> Tensor:
-    height, width = (-(-max(i.shape[axis] for i in images) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (1, 2))
+    height, width = (-(-max(i.shape[axis] for i in images) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (0, 1))
     color = torch.tensor(pad_color, dtype=torch.uint8, device=images[0].device)
     canvas_NHW3 = color.repeat(len(images), height, width, 1)
-    for place_HW3, image_3HW in zip(canvas_NHW3, images, strict=True):
-        _, rows, columns = image_3HW.shape
-        place_HW3[:rows, :columns] = image_3HW.permute(1, 2, 0)
+    for place_HW3, image_HW3 in zip(canvas_NHW3, images, strict=True):
+        rows, columns, _ = image_HW3.shape
+        place_HW3[:rows, :columns] = image_HW3
     return canvas_NHW3

@@ -17,11 +17,13 @@ from training.data import DataConfig
 from training.errors import ConfigError
 from training.losses import LossConfig
 from training.optim import OptimizerConfig
+from training.precision import ComputeConfig
 
 _T = TypeVar("_T")
+_MIN_PART = 2  # batch normalisation of the pooled features needs two values a channel
 
 # What a run computes does not depend on these: data are compared by content.
-_FREE_KEYS = frozenset({"device", "data.root"})
+_FREE_KEYS = frozenset({"device", "data.root", "data.residency", "data.workers", "schedule.keep_every"})
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,13 @@ class ScheduleConfig:
 
     Args:
         steps: optimiser steps; a time budget replaces them.
-        batch_size: crops a step.
+        batch_size: crops a step, of all processes together.
         validate_every: steps between two validations; the last step always validates.
         save_every: steps between two checkpoints.
+        keep_every: steps between two checkpoints that stay for good; 0 = none do.
+        accumulate: parts of its share of a batch that each process learns from one after the other; a part
+            is what batch normalisation sees and what hard pixels are chosen from.
+        patience: validations in a row without a better score that end the run; 0 = it runs to its end.
 
     Raises:
         ConfigError: a number is too small.
@@ -55,13 +61,34 @@ class ScheduleConfig:
     batch_size: int
     validate_every: int
     save_every: int
+    keep_every: int = 0
+    accumulate: int = 1
+    patience: int = 0
 
     def __post_init__(self) -> None:
         """Refuse runs of nothing, and batches that batch normalisation cannot train on."""
         if min(self.steps, self.validate_every, self.save_every) < 1:
             raise ConfigError("schedule: steps, validate_every and save_every are at least 1")
-        if self.batch_size < 2:  # noqa: PLR2004
-            raise ConfigError(f"schedule.batch_size must be at least 2, not {self.batch_size}")
+        if min(self.keep_every, self.patience) < 0 or self.accumulate < 1:
+            raise ConfigError("schedule: keep_every and patience are at least 0, accumulate at least 1")
+        self.part_size(processes=1)
+
+    def part_size(self, processes: int) -> int:
+        """Return how many crops go through the network together.
+
+        Args:
+            processes: that share a batch.
+
+        Raises:
+            ConfigError: the batch does not divide so, or batch normalisation cannot train on its parts.
+        """
+        parts = processes * self.accumulate
+        if self.batch_size % parts or self.batch_size // parts < _MIN_PART:
+            raise ConfigError(
+                f"schedule.batch_size = {self.batch_size} does not divide into {parts} parts"
+                f" ({processes} processes, schedule.accumulate = {self.accumulate}) of at least {_MIN_PART}"
+            )
+        return self.batch_size // parts
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,7 @@ class TrainingConfig:
         loss: what a wrong pixel costs.
         optimizer: how weights move.
         schedule: how long.
+        compute: in which numbers.
         device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -89,6 +117,7 @@ class TrainingConfig:
     loss: LossConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     device: str = "auto"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The training set, decoded once and held in memory, and which of it each step sees.
+"""What a run learns from and validates on, checked before anything is computed.
 
 Axes: N images in a batch, H height, W width, 3 = red green blue.
 """
@@ -6,23 +6,27 @@ Axes: N images in a batch, H height, W width, 3 = red green blue.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from model.dataset import DatasetSpec, LabeledImages
-from model.preprocess import Rgb
+from model.preprocess import PreprocessSpec, Rgb
 from training.errors import ConfigError
+from training.inspection import (
+    SplitFacts,
+    class_frequencies,
+    color_statistics,
+    inspect_split,
+    refuse_problems,
+)
+from training.pictures import PictureSource, Residency, choose_residency, free_bytes, load_pictures
 
-_BYTE = 256
-_MAX_VALUE = 255.0
-_DIGITS = 4
-# Streams of randomness; a new use takes a new number and disturbs no other.
-AUGMENT_STREAM, NETWORK_STREAM, EPOCH_STREAM, WEIGHTS_STREAM = range(4)
+ResidencyChoice = Literal["auto", "device", "host", "files"]
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,34 @@ class DataConfig:
 
     Args:
         dataset: a preset (``camvid``) or the path of a data-set TOML.
-        root: replaces the root of the data set; a preset needs it; empty = as the file says.
         train_splits: learned from, all together.
         val_split: validated on.
+        root: replaces the root of the data set; a preset needs it; empty = as the file says.
+        residency: where the decoded pictures are: on the ``device``, on the ``host``, or decoded from their
+            ``files`` as steps need them; ``auto`` = the first of these that holds them.
+        workers: threads that decode; 0 = one a core.
 
     Raises:
-        ConfigError: there is no training split.
+        ConfigError: there is no training split, or a value is out of range.
     """
 
     dataset: str
     train_splits: tuple[str, ...]
     val_split: str
     root: str = ""
+    residency: ResidencyChoice = "auto"
+    workers: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a run that would learn from nothing."""
         if not self.train_splits:
             raise ConfigError("data.train_splits names no split")
+        if self.residency not in get_args(ResidencyChoice):
+            raise ConfigError(
+                f"data.residency must be one of {get_args(ResidencyChoice)}, not {self.residency!r}"
+            )
+        if self.workers < 0:
+            raise ConfigError(f"data.workers must not be negative: {self.workers}")
 
     def spec(self) -> DatasetSpec:
         """Read the data set's description.
@@ -57,41 +72,15 @@ class DataConfig:
         """
         return DatasetSpec.load(self.dataset, root=Path(self.root) if self.root else None)
 
+    @property
+    def threads(self) -> int:
+        """How many threads decode."""
+        return self.workers or len(os.sched_getaffinity(0))
 
-@dataclass(frozen=True, eq=False)
-class ResidentImages:
-    """Pictures and labels of some splits, decoded, in memory.
-
-    Attributes:
-        images: each (3, H, W) uint8 RGB.
-        labels: each (H, W) uint8; class ids or the ignore id.
-        fingerprint: SHA-256 over the splits' fingerprints, 64 hex digits.
-    """
-
-    images: tuple[Tensor, ...]
-    labels: tuple[Tensor, ...]
-    fingerprint: str
-
-    @classmethod
-    def load(cls, spec: DatasetSpec, splits: Sequence[str], device: torch.device) -> ResidentImages:
-        """Decode every pair of the splits onto a device.
-
-        Raises:
-            model.errors.DatasetError: a list or a file is unusable.
-        """
-        parts = [LabeledImages(spec, split) for split in splits]
-        images, labels = [], []
-        for part in parts:
-            for index in range(len(part)):
-                image_HW3, label_HW = part[index]
-                images.append(torch.from_numpy(image_HW3.transpose(2, 0, 1).copy()).to(device))
-                labels.append(torch.from_numpy(label_HW).to(device))
-        digests = "".join(part.fingerprint for part in parts)
-        return cls(tuple(images), tuple(labels), hashlib.sha256(digests.encode()).hexdigest())
-
-    def __len__(self) -> int:
-        """Return the number of pictures."""
-        return len(self.images)
+    @property
+    def validates_on_learned(self) -> bool:
+        """Whether validation scores say nothing, since their pictures are learned from."""
+        return self.val_split in self.train_splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,113 +91,104 @@ class TrainingData:
         spec: the data set.
         train: the training splits, all together.
         val: the validation split.
+        facts: of the training splits.
+        device: where the run computes.
         mean: RGB of the training pictures, of values 0..1; what the network normalises with.
         std: the same for the standard deviation.
     """
 
     spec: DatasetSpec
-    train: ResidentImages
-    val: ResidentImages
+    train: PictureSource
+    val: PictureSource
+    facts: tuple[SplitFacts, ...]
+    device: torch.device
     mean: Rgb
     std: Rgb
 
     @classmethod
-    def load(cls, config: DataConfig, device: torch.device) -> TrainingData:
-        """Decode everything onto a device, and measure the training pictures.
+    def load(
+        cls,
+        config: DataConfig,
+        device: torch.device,
+        *,
+        cache_folder: Path | None = None,
+        processes: int = 1,
+        progress: Callable[[str], None] = lambda line: None,  # noqa: ARG005 - nobody watches
+    ) -> TrainingData:
+        """Check every pair, then bring the pictures as near to the device as they fit.
+
+        Args:
+            config: which data set.
+            device: where crops are cut.
+            cache_folder: of ``inspect_split``.
+            processes: of this run on this machine; they share its memory.
+            progress: is told what is happening.
 
         Raises:
-            model.errors.DatasetError: the data set is unusable.
+            model.errors.DatasetError: a list, a file or an id is unusable: which, and where that is said.
         """
         spec = config.spec()
-        train = ResidentImages.load(spec, config.train_splits, device)
-        mean, std = color_statistics(train.images)
-        return cls(spec, train, ResidentImages.load(spec, [config.val_split], device), mean, std)
+        splits = {name: LabeledImages(spec, name) for name in (*config.train_splits, config.val_split)}
+        progress(f"{spec.name}: looking at {sum(map(len, splits.values()))} pairs")
+        facts = {
+            name: inspect_split(split, workers=config.threads, cache_folder=cache_folder)
+            for name, split in splits.items()
+        }
+        refuse_problems(list(facts.values()))
+        of_train = tuple(facts[name] for name in config.train_splits)
+        mean, std = color_statistics(of_train)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the pictures are, and so where the run computes."""
-        return self.train.images[0].device
+        def source(*names: str) -> PictureSource:
+            pixels = sum(facts[name].pixels for name in names)
+            residency = _residency(config.residency, pixels, device, processes)
+            progress(f"{' and '.join(names)}: {pixels / 1e6:.1f} million pixels, from the {residency}")
+            return load_pictures(
+                [splits[name] for name in names],
+                pixels=pixels,
+                residency=residency,
+                workers=config.threads,
+                device=device,
+            )
+
+        train, val = source(*config.train_splits), source(config.val_split)
+        return cls(spec, train, val, of_train, device, mean, std)
 
     @property
     def fingerprint(self) -> str:
-        """Of the data that weights depend on: 64 hex digits."""
-        return self.train.fingerprint
+        """Of all pictures and labels that a run depends on, the validated ones included: 64 hex digits."""
+        both = self.train.fingerprint + self.val.fingerprint
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    @property
+    def pad_color(self) -> tuple[int, int, int]:
+        """RGB 0..255 of what lies outside a picture."""
+        return PreprocessSpec(self.mean).pad_color
+
+    @property
+    def class_frequencies(self) -> list[float]:
+        """Share of each class among the labelled training pixels."""
+        return class_frequencies(self.facts, self.spec.palette.num_classes)
+
+    def normalised_by(self, mean: Rgb, std: Rgb) -> TrainingData:
+        """Return the same for a network that was trained with another mean and deviation."""
+        return replace(self, mean=mean, std=std)
+
+    def close(self) -> None:
+        """End the threads that decode."""
+        self.train.close()
+        self.val.close()
 
     @property
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"{self.spec.name}: {len(self.train)} pictures to learn from, {len(self.val)} to validate on,"
-            f" {self.device}; mean {self.mean}, std {self.std}"
+            f"{self.spec.name}: {len(self.train.names)} pictures to learn from, {len(self.val.names)} to"
+            f" validate on, {self.device}; mean {self.mean}, std {self.std}"
         )
 
 
-def color_statistics(images: Sequence[Tensor]) -> tuple[Rgb, Rgb]:
-    """Measure what the network normalises with.
-
-    Args:
-        images: each (3, H, W) uint8.
-
-    Returns:
-        mean and standard deviation, RGB, of values 0..1, rounded to four digits.
-    """
-    counts_3V = np.zeros((3, _BYTE), np.int64)
-    for image in images:
-        channels = image.cpu().numpy()
-        counts_3V += np.stack([np.bincount(channel.reshape(-1), minlength=_BYTE) for channel in channels])
-    values = np.arange(_BYTE) / _MAX_VALUE
-    weights_3V = counts_3V / counts_3V.sum(axis=1, keepdims=True)
-    mean = weights_3V @ values
-    std = np.sqrt(weights_3V @ values**2 - mean**2)
-    return _rounded(mean.tolist()), _rounded(std.tolist())
-
-
-def class_frequencies(labels: Sequence[Tensor], num_classes: int) -> Tensor:
-    """Measure the share of each class among the labelled pixels: shape (K,) float32, sums to 1.
-
-    Args:
-        labels: each (H, W) uint8; ids outside [0, K) are not counted.
-        num_classes: K.
-    """
-    counts = np.zeros(_BYTE, np.int64)
-    for label in labels:
-        counts += np.bincount(label.cpu().numpy().reshape(-1), minlength=_BYTE)
-    scored = counts[:num_classes]
-    return torch.from_numpy(scored / max(1, scored.sum())).float()
-
-
-def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
-    """Return randomness that depends on nothing but its arguments: what makes a resumed run exact."""
-    return torch.Generator().manual_seed(step_seed(seed, step, stream))
-
-
-def step_seed(seed: int, step: int, stream: int) -> int:
-    """Mix run seed, step and stream into 63 bits."""
-    return int(np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def batch_indices(seed: int, step: int, *, batch_size: int, size: int) -> list[int]:
-    """Choose the pictures of one step: every epoch sees each of them once, in an order of its own.
-
-    Batches run on across the end of an epoch; nothing is dropped or repeated.
-
-    Args:
-        seed: of the run.
-        step: from 0.
-        batch_size: pictures a step.
-        size: pictures in the set.
-    """
-    first = step * batch_size
-    epochs = range(first // size, (first + batch_size - 1) // size + 1)
-    orders = {epoch: _epoch_order(seed, epoch, size) for epoch in epochs}
-    return [orders[position // size][position % size] for position in range(first, first + batch_size)]
-
-
-def _epoch_order(seed: int, epoch: int, size: int) -> list[int]:
-    order: list[int] = torch.randperm(size, generator=step_generator(seed, epoch, EPOCH_STREAM)).tolist()
-    return order
-
-
-def _rounded(values: Sequence[float]) -> Rgb:
-    red, green, blue = (round(value, _DIGITS) for value in values)
-    return red, green, blue
+def _residency(choice: ResidencyChoice, pixels: int, device: torch.device, processes: int) -> Residency:
+    if choice != "auto":
+        return choice
+    on_device, on_host = free_bytes(device, processes)
+    return choose_residency(pixels, on_device=on_device, on_host=on_host)

@@ -3,6 +3,7 @@
 TrainingError                     a run that cannot start or go on
 ├── ConfigError                   a recipe or an override that is malformed, unknown or out of range
 ├── ResumeError                   the state in the output folder does not belong to this run
+├── FinetuneError                 weights to begin with of which none fits
 ├── CheckpointError               a checkpoint is missing, damaged or cannot be written
 └── NonFiniteLossError            the loss is no number any more
 """
@@ -22,9 +23,13 @@ class ResumeError(TrainingError):
     """The state in the output folder does not belong to this run."""
 
 
+class FinetuneError(TrainingError):
+    """Weights to begin with of which none fits the network."""
+
+
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged or cannot be written."""
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss is no number any more; the message names the step."""
+    """The loss is no number any more; the message names the step and its pictures."""

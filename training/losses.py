@@ -1,4 +1,4 @@
-"""The loss: cross entropy of the hard pixels, the same for the main head and every auxiliary one.
+"""The loss: cross entropy of the hard pixels for every head; overlap and edges of the main one as options.
 
 Axes: N images in a batch, K classes, H height, W width of the labels, h w = a head's own height and width.
 """
@@ -17,6 +17,7 @@ from torch.nn import functional
 from training.errors import ConfigError
 
 _MIN_KEPT_SHARE = 16
+_FLOAT_BITS = 31  # of float32, without the sign
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,25 @@ class LossConfig:
     Args:
         ohem_threshold: pixels whose class got less than this probability are hard, 0..1; 1 keeps all pixels.
         class_weight_base: c in the class weights 1 / ln(c + frequency); larger is flatter. 0 = no weights.
+        auxiliary_weight: of each auxiliary (booster) head; the main head has 1.
+        dice: weight of the main head's Dice loss; 0 = without.
+        edge: weight of the main head's cross entropy over the pixels next to another class; 0 = without.
+        edge_width: side of the square in which such a neighbour counts, in pixels, odd.
 
     Raises:
         ConfigError: a value is out of range.
 
     Source:
-        OHEM 0.7: the BiSeNet papers' published code. Weights: Paszke et al., ENet, 2016.
+        OHEM 0.7: the BiSeNet papers' published code. Weights: Paszke et al., ENet, 2016. Dice: Milletari et
+        al., V-Net, 2016. Dice and edges beside cross entropy: the segmentation recipes of super-gradients.
     """
 
     ohem_threshold: float
     class_weight_base: float
+    auxiliary_weight: float = 1.0
+    dice: float = 0.0
+    edge: float = 0.0
+    edge_width: int = 3
 
     def __post_init__(self) -> None:
         """Refuse thresholds and weights without a meaning."""
@@ -43,6 +53,10 @@ class LossConfig:
             raise ConfigError(f"loss.ohem_threshold must lie in (0, 1], not {self.ohem_threshold}")
         if self.class_weight_base != 0 and self.class_weight_base <= 1:
             raise ConfigError(f"loss.class_weight_base must be 0 or above 1, not {self.class_weight_base}")
+        if min(self.auxiliary_weight, self.dice, self.edge) < 0:
+            raise ConfigError("loss: auxiliary_weight, dice and edge must not be negative")
+        if self.edge_width < 3 or self.edge_width % 2 == 0:  # noqa: PLR2004
+            raise ConfigError(f"loss.edge_width must be odd and at least 3, not {self.edge_width}")
 
 
 def class_weights(frequencies_K: Tensor, config: LossConfig) -> Tensor:
@@ -61,24 +75,25 @@ def class_weights(frequencies_K: Tensor, config: LossConfig) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class OhemCrossEntropy:
-    """Cross entropy averaged over the hard pixels of a batch (online hard example mining).
+class SegmentationLoss:
+    """The loss of all heads of a batch.
 
-    A pixel is hard when the probability of its class is below ``threshold``; at least one in 16 of the
-    labelled pixels is kept, the hardest first. The mean is weighted by class.
+    Cross entropy is averaged over the hard pixels (online hard example mining): those whose class has less
+    probability than the threshold, or, if these are fewer than one in 16 of the labelled pixels, so many, the
+    hardest first. The mean is weighted by class.
 
     Args:
-        threshold: probability, (0, 1].
-        weights_K: float32, one weight a class.
+        config: which terms there are.
+        weights_K: float32, one weight a class, on the device of the scores.
         ignore_id: the id of pixels without a class.
     """
 
-    threshold: float
+    config: LossConfig
     weights_K: Tensor
     ignore_id: int
 
     def total(self, heads: Sequence[Tensor], labels_NHW: Tensor) -> Tensor:
-        """Sum the loss of the main head and of each auxiliary head, all with weight 1.
+        """Add up the terms of the main head and of each auxiliary head.
 
         Args:
             heads: raw scores, each (N, K, h, w), any float type; up-sampled bilinearly to the labels' size.
@@ -87,15 +102,49 @@ class OhemCrossEntropy:
         Returns:
             A scalar, float32; 0, still connected to the graph, when nothing is labelled.
         """
+        config = self.config
+        target = _Target.of(labels_NHW, self._weights_by_id())
+        floor = -math.log(config.ohem_threshold)
+        main, *auxiliary = [_cross_entropy(raw_NKhw, target, floor) for raw_NKhw in heads]
+        total = main
+        if auxiliary and config.auxiliary_weight:
+            total = total + config.auxiliary_weight * torch.stack(auxiliary).sum()
+        if config.dice:
+            total = total + config.dice * dice_loss(heads[0], target.labels_N1HW, target.weights_N1HW > 0)
+        if config.edge:
+            near = target.near_edges(labels_NHW, config.edge_width)
+            total = total + config.edge * _cross_entropy(heads[0], near, 0.0)
+        return total
+
+    def _weights_by_id(self) -> Tensor:
         table = self.weights_K.new_zeros(self.ignore_id + 1)
         table[: len(self.weights_K)] = self.weights_K
-        target = _Target.of(labels_NHW, table)
-        floor = -math.log(self.threshold)
-        losses = [
-            _HardCrossEntropy.apply(raw_NKhw, target, floor)  # type: ignore[no-untyped-call]  # torch's
-            for raw_NKhw in heads
-        ]
-        return torch.stack(losses).sum()
+        return table
+
+
+def dice_loss(raw_NKhw: Tensor, labels_N1HW: Tensor, labelled_N1HW: Tensor) -> Tensor:
+    """Return one minus the overlap of probability and truth, averaged over the classes that occur.
+
+    Args:
+        raw_NKhw: raw scores, up-sampled bilinearly to the labels' size.
+        labels_N1HW: int64 class ids; any of a class where not labelled.
+        labelled_N1HW: bool.
+
+    Returns:
+        A scalar, float32, 0..1.
+
+    Source:
+        1 - 2 |P T| / (|P| + |T|), Milletari et al., V-Net, 2016, per class over the batch.
+    """
+    size = labels_N1HW.shape[2:]
+    scores_NKHW = functional.interpolate(raw_NKhw.float(), size=size, mode="bilinear", align_corners=False)
+    share_NKHW = scores_NKHW.softmax(1) * labelled_N1HW
+    truth_NKHW = torch.zeros_like(share_NKHW).scatter_(1, labels_N1HW, labelled_N1HW.float())
+    axes = (0, 2, 3)
+    truth_K = truth_NKHW.sum(axes)
+    overlap_K = 2 * (share_NKHW * truth_NKHW).sum(axes) / (share_NKHW.sum(axes) + truth_K).clamp_min(1e-6)
+    occurs_K = (truth_K > 0).float()
+    return ((1 - overlap_K) * occurs_K).sum() / occurs_K.sum().clamp_min(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,21 +154,34 @@ class _Target:
     Attributes:
         labels_N1HW: int64; the ignored have any id of a class.
         weights_N1HW: float32; 0 where ignored.
-        min_kept: pixels that count at least.
+        min_kept: int64 scalar: pixels that count at least.
     """
 
     labels_N1HW: Tensor
     weights_N1HW: Tensor
-    min_kept: int
+    min_kept: Tensor
 
     @classmethod
     def of(cls, labels_NHW: Tensor, weights_by_id: Tensor) -> _Target:
         labels_N1HW = labels_NHW.long()[:, None]
         weights_N1HW = weights_by_id[labels_N1HW]
         labelled_N1HW = weights_N1HW > 0
-        return cls(
-            labels_N1HW * labelled_N1HW, weights_N1HW, int(labelled_N1HW.count_nonzero()) // _MIN_KEPT_SHARE
+        min_kept = labelled_N1HW.count_nonzero() // _MIN_KEPT_SHARE
+        return cls(labels_N1HW * labelled_N1HW, weights_N1HW, min_kept)
+
+    def near_edges(self, labels_NHW: Tensor, width: int) -> _Target:
+        """Keep the labelled pixels in whose square of ``width`` another id occurs, the ignored one too."""
+        ids_N1HW = labels_NHW[:, None].float()
+        highest, lowest = (
+            functional.max_pool2d(sign * ids_N1HW, width, stride=1, padding=width // 2) for sign in (1, -1)
         )
+        edge_N1HW = highest != -lowest
+        return _Target(self.labels_N1HW, self.weights_N1HW * edge_N1HW, torch.zeros_like(self.min_kept))
+
+
+def _cross_entropy(raw_NKhw: Tensor, target: _Target, floor: float) -> Tensor:
+    loss: Tensor = _HardCrossEntropy.apply(raw_NKhw, target, floor)  # type: ignore[no-untyped-call]  # torch's
+    return loss
 
 
 class _HardCrossEntropy(torch.autograd.Function):
@@ -132,10 +194,7 @@ class _HardCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw_NKhw: Tensor, target: _Target, floor: float) -> Tensor:
         """Return the loss; ``floor`` is the entropy from which on a pixel is hard."""
-        scored = _score(raw_NKhw, target, floor)
-        if scored.kept < target.min_kept:
-            floor = float(scored.entropy_N1HW.flatten().topk(target.min_kept, sorted=False).values.min())
-            scored = _score(raw_NKhw, target, floor)
+        scored = _hardest(raw_NKhw, target, floor)
         # Nothing labelled: 0 / tiny = 0, never 0 / 0.
         weight = scored.weight.clamp_min(torch.finfo(torch.float32).tiny)
         ctx.save_for_backward(scored.gradient_NKhw / weight)
@@ -163,11 +222,47 @@ class _Scored:
     entropy_N1HW: Tensor
     total: Tensor
     weight: Tensor
-    kept: int
+    kept: Tensor
     gradient_NKhw: Tensor
 
 
-def _score(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored:
+def _hardest(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored:
+    """Score the pixels from ``floor`` on, or from the lower floor that keeps enough of them."""
+    if raw_NKhw.is_cuda:
+        # A host that asked how many are hard would wait for the device at every step.
+        entropy_N1HW = _score(
+            raw_NKhw, target, raw_NKhw.new_full((), floor, dtype=torch.float32)
+        ).entropy_N1HW
+        enough = kth_largest(entropy_N1HW, target.min_kept)
+        return _score(raw_NKhw, target, torch.fmin(enough, enough.new_full((), floor)))
+    scored = _score(raw_NKhw, target, torch.tensor(floor))
+    if scored.kept >= target.min_kept:
+        return scored
+    hardest = scored.entropy_N1HW.flatten().topk(int(target.min_kept), sorted=False).values
+    return _score(raw_NKhw, target, hardest.min())
+
+
+def kth_largest(values: Tensor, k: Tensor) -> Tensor:
+    """Return the k-th largest of many values without telling the host anything.
+
+    Floats of one sign are ordered as their bits are, so bit after bit of the answer is found by counting.
+
+    Args:
+        values: float32, not negative.
+        k: int64 scalar; 0 gives NaN.
+
+    Returns:
+        A scalar, float32.
+    """
+    bits = values.view(torch.int32)
+    found = torch.zeros((), dtype=torch.int32, device=values.device)
+    for position in reversed(range(_FLOAT_BITS)):
+        higher = found | (1 << position)
+        found = torch.where((bits >= higher).count_nonzero() >= k, higher, found)
+    return found.view(torch.float32)
+
+
+def _score(raw_NKhw: Tensor, target: _Target, floor: Tensor) -> _Scored:
     # A GPU has bandwidth for the whole batch, and no time for many small kernels.
     pieces = 1 if raw_NKhw.is_cuda else len(raw_NKhw)
     parts = [
@@ -185,13 +280,13 @@ def _score(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored:
         entropy_N1HW=entropy_N1HW,
         total=(entropy_N1HW * kept_N1HW).sum(),
         weight=kept_N1HW.sum(),
-        kept=int(kept_N1HW.count_nonzero()),
+        kept=kept_N1HW.count_nonzero(),
         gradient_NKhw=torch.cat(gradients),
     )
 
 
 def _score_piece(
-    raw_NKhw: Tensor, labels_N1HW: Tensor, weights_N1HW: Tensor, floor: float
+    raw_NKhw: Tensor, labels_N1HW: Tensor, weights_N1HW: Tensor, floor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return entropies, the gradient of their weighted sum over the hard pixels, and the kept weights."""
     size = labels_N1HW.shape[2:]

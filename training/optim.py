@@ -9,10 +9,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from model.bisenetv1 import BiSeNetV1
 from model.network import SegmentationNetwork
 from training.errors import ConfigError
 
 OptimizerName = Literal["adamw", "sgd"]
+WarmupShape = Literal["linear", "exponential"]
 _MIN_WARMUP_STEPS = 1
 _EMA_RAMP = 10
 
@@ -25,11 +27,14 @@ class OptimizerConfig:
         name: ``adamw``, or ``sgd`` with ``momentum``.
         lr: peak learning rate.
         weight_decay: of convolution weights; batch normalisation and biases have none.
-        warmup: share of all steps in which the rate rises linearly from 0 to ``lr``.
-        poly_power: exponent of the fall from ``lr`` to 0 over the rest.
+        warmup: share of all steps in which the rate rises to ``lr``.
+        poly_power: exponent of the fall from ``lr`` over the rest.
         head_lr_factor: the heads learn this many times faster.
         ema_decay: share of the moving average that a step keeps, once it has seen enough of them.
         momentum: of ``sgd``.
+        warmup_start: share of ``lr`` that the rise begins with.
+        warmup_shape: ``linear`` or ``exponential``; the latter needs a start above 0.
+        lr_floor: share of ``lr`` that the fall ends with.
 
     Raises:
         ConfigError: a value is out of range.
@@ -43,6 +48,9 @@ class OptimizerConfig:
     head_lr_factor: float
     ema_decay: float
     momentum: float = 0.9
+    warmup_start: float = 0.0
+    warmup_shape: WarmupShape = "linear"
+    lr_floor: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
@@ -54,10 +62,16 @@ class OptimizerConfig:
             )
         if not 0 <= self.warmup < 1 or not 0 <= self.ema_decay < 1 or not 0 <= self.momentum < 1:
             raise ConfigError("optimizer: warmup, ema_decay and momentum lie in [0, 1)")
+        if not 0 <= self.warmup_start < 1 or not 0 <= self.lr_floor < 1:
+            raise ConfigError("optimizer: warmup_start and lr_floor lie in [0, 1)")
+        if self.warmup_shape not in get_args(WarmupShape):
+            raise ConfigError(f"optimizer.warmup_shape must be one of {get_args(WarmupShape)}")
+        if self.warmup_shape == "exponential" and not self.warmup_start:
+            raise ConfigError("optimizer.warmup_start must be above 0 for an exponential warm-up")
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then polynomial decay to 0.
+    """Return the learning rate of a step: warm-up, then polynomial decay.
 
     Args:
         config: of the optimiser.
@@ -69,9 +83,17 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     """
     warmup_steps = max(_MIN_WARMUP_STEPS, round(config.warmup * total_steps))
     if step < warmup_steps:
-        return config.lr * (step + 1) / warmup_steps
+        return config.lr * _risen(config, (step + 1) / warmup_steps)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return config.lr * float((1 - progress) ** config.poly_power)
+    fallen = float((1 - progress) ** config.poly_power)
+    return config.lr * (config.lr_floor + (1 - config.lr_floor) * fallen)
+
+
+def _risen(config: OptimizerConfig, share: float) -> float:
+    start = config.warmup_start
+    if config.warmup_shape == "exponential":
+        return float(start ** (1 - share))
+    return start + (1 - start) * share
 
 
 def build_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -92,7 +114,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _groups(network: SegmentationNetwork, config: OptimizerConfig) -> list[dict[str, Any]]:
-    heads = (network.architecture.main_head(), *network.architecture.auxiliary_heads().values())
+    architecture = network.architecture
+    heads = [architecture.main_head(), *architecture.auxiliary_heads().values()]
+    if isinstance(architecture, BiSeNetV1):
+        heads.append(architecture.ffm)  # as the published code counts it
     of_heads = {id(parameter) for head in heads for parameter in head.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (head, decay): [] for head in (False, True) for decay in (True, False)
@@ -130,12 +155,16 @@ class MovingAverage:
         Integers (the counters of batch normalisation) are copied: their mean means nothing.
         """
         share = 1 - min(self.decay, (1 + step) / (_EMA_RAMP + step))
-        for average, value in zip(_tensors(self.network), _tensors(network), strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, share)
-            else:
+        averages, values = _tensors(self.network), _tensors(network)
+        torch._foreach_lerp_(_floats(averages), _floats(values), share)
+        for average, value in zip(averages, values, strict=True):
+            if not average.is_floating_point():
                 average.copy_(value)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
     return list(network.state_dict().values())
+
+
+def _floats(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -1,14 +1,25 @@
-"""What a run says while it runs: a line for people, JSON lines for machines."""
+"""What a run says while it runs: a line for people, JSON lines for machines, curves in TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from model.labels import UInt8Array
+from training.errors import CheckpointError
 
 LOG_FILE = "log.jsonl"
+BOARD_FOLDER = "tensorboard"
+_REFRESH_S = 0.2
+_NONE_YET = -1
+_CLEAR = "\r\x1b[2K"  # to the start of the line, and clear it
 
 
 class PaceMeter:
@@ -26,11 +37,18 @@ class PaceMeter:
         """Forget the steps so far."""
         self._steps = 0
         self._spent_s = 0.0
+        self._waited_s = 0.0
 
-    def count(self, step_s: float) -> None:
-        """Add one step that took ``step_s`` seconds."""
+    def count(self, step_s: float, *, waited_s: float = 0.0) -> None:
+        """Add one step.
+
+        Args:
+            step_s: seconds that it took.
+            waited_s: seconds of these in which it waited for pictures.
+        """
         self._steps += 1
         self._spent_s += step_s
+        self._waited_s += waited_s
 
     @property
     def step_s(self) -> float:
@@ -42,16 +60,110 @@ class PaceMeter:
         """Crops learned from, a second; 0 before the first step."""
         return self._batch_size / self.step_s if self.step_s else 0.0
 
+    @property
+    def waited_share(self) -> float:
+        """Share of the time in which steps waited for pictures, 0..1; 0 before the first."""
+        return self._waited_s / self._spent_s if self._spent_s else 0.0
 
-class RunLog:
-    """Appends events to ``log.jsonl`` and shows them on stderr.
+
+class LossMeter:
+    """Adds up losses where they are; the host waits for a GPU only when it asks.
 
     Args:
-        folder: of the run; must exist.
+        device: of the losses.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum = torch.zeros((), device=device)
+        self._count = 0
+        self._first_bad = torch.full((), _NONE_YET, dtype=torch.int64, device=device)
+
+    def add(self, step: int, loss: Tensor) -> None:
+        """Add the loss of a step: a scalar on the device."""
+        self._sum += loss
+        self._count += 1
+        is_first = ~loss.isfinite() & (self._first_bad == _NONE_YET)
+        self._first_bad = torch.where(is_first, step, self._first_bad)
+
+    def mean(self) -> float:
+        """Return the mean since the last call; 0 when there was none. Waits for the device."""
+        mean = self._sum.item() / max(1, self._count)
+        self._sum, self._count = torch.zeros_like(self._sum), 0
+        return mean
+
+    def first_bad_step(self) -> int | None:
+        """Return the first step whose loss was no number. Waits for the device."""
+        found = int(self._first_bad.item())
+        return None if found == _NONE_YET else found
+
+
+class Board:
+    """Curves and pictures for TensorBoard.
+
+    Args:
+        folder: of its event files.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
+
+        self._writer: Any = SummaryWriter(folder)
+
+    def add(self, event: str, values: dict[str, Any]) -> None:
+        """Draw the numbers of an event over its step, one level of names deep."""
+        step = values.get("step")
+        for name, value in values.items():
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            for key, number in inner:
+                if isinstance(number, int | float) and step is not None and name != "step":
+                    self._writer.add_scalar("/".join(filter(None, (event, name, key))), number, step)
+
+    def add_picture(self, name: str, image_HW3: UInt8Array, step: int) -> None:
+        """Show a picture of a step."""
+        self._writer.add_image(name, image_HW3, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        self._writer.close()
+
+
+def open_board(folder: Path) -> Board | None:
+    """Return a board in ``folder``; None where TensorBoard is not installed."""
+    try:
+        return Board(folder / BOARD_FOLDER)
+    except ImportError:
+        return None
+
+
+class RunLog:
+    """Appends events to ``log.jsonl``, shows them on stderr and draws them on a board.
+
+    On a terminal the line of the present step stays in its place; elsewhere only events make lines.
+
+    Args:
+        folder: of the run; must exist.
+        silent: do nothing: another process of the run says it all.
+        board: where curves are drawn; None = nowhere.
+        stream: instead of stderr.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        silent: bool = False,
+        board: Board | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
         self._path = folder / LOG_FILE
+        self._silent = silent
+        self.board = board
+        self._stream = sys.stderr if stream is None else stream
+        self._is_live = not silent and self._stream.isatty()
+        self._shown_s = 0.0
 
     def write(self, event: str, line: str, **values: Any) -> None:
         """Record an event.
@@ -60,12 +172,44 @@ class RunLog:
             event: a fixed word: what ``log.jsonl`` is filtered by.
             line: the same for people.
             values: plain JSON values.
+
+        Raises:
+            CheckpointError: the file system refused.
         """
+        if self._silent:
+            return
         record = {"event": event, "time_s": round(time.time(), 3), **values}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error}") from error
+        if self.board is not None:
+            self.board.add(event, values)
+        self.say(line)
+
+    def say(self, line: str) -> None:
+        """Tell people something that is no event."""
+        if not self._silent:
+            self._stream.write(_CLEAR * self._is_live + line + "\n")
+            self._stream.flush()
+
+    def show(self, line: Callable[[], str]) -> None:
+        """Replace the live line, a few times a second at most.
+
+        Args:
+            line: makes it; called only when it is shown.
+        """
+        now_s = time.monotonic()
+        if self._is_live and now_s - self._shown_s >= _REFRESH_S:
+            self._shown_s = now_s
+            self._stream.write(_CLEAR + line())
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Close the board."""
+        if self.board is not None:
+            self.board.close()
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,8 @@
-"""A finished run becomes an artifact: the averaged weights, and everything that led to them."""
+"""A finished run becomes an artifact: the averaged weights, and everything that led to them.
+
+What is published was best: the average of the validation with the highest mIoU. Where the validated pictures
+are learned from, too, their scores tell nothing, and the average of the last step is published.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 
 import torch
 
+from model.artifact import Artifact
 from model.manifest import ModelManifest
 from model.metrics import ConfusionMatrix
 from model.network import ARCHITECTURES, SegmentationNetwork
@@ -30,10 +35,12 @@ class Origin:
     Attributes:
         command: what was typed.
         code: ``code_version()`` when the run started.
+        started_from: the weights that it began with; empty = random ones.
     """
 
     command: str
     code: str
+    started_from: str = ""
 
 
 def build_manifest(
@@ -45,8 +52,8 @@ def build_manifest(
         config: of the run.
         data: that it learned from.
         origin: what it was made with.
-        steps: that were taken.
-        matrix: of the averaged weights on the validation split.
+        steps: that led to the published weights.
+        matrix: of these weights on the validation split.
     """
     architecture = ARCHITECTURES[config.network.architecture]
     return ModelManifest(
@@ -64,16 +71,17 @@ def build_manifest(
             "command": origin.command,
             "code_version": origin.code,
             "config": plain(config),
+            "started_from": origin.started_from or "random weights",
             "torch": torch.__version__,
             "data_fingerprint": data.fingerprint,
             "steps": steps,
-            "validation": _scores(config.data.val_split, data.spec.palette.names, matrix),
+            "validation": _scores(config, data.spec.palette.names, matrix),
         },
     )
 
 
-def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> None:
-    """Write the artifact of a finished run.
+def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> Artifact:
+    """Write the artifact of a finished run and return it.
 
     Args:
         folder: of the artifact; created.
@@ -86,7 +94,7 @@ def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest)
     # OpenVINO is needed here only: a machine that merely trains does not have it.
     from model.export import write_artifact  # noqa: PLC0415
 
-    write_artifact(folder, network, manifest)
+    return write_artifact(folder, network, manifest)
 
 
 def code_version() -> str:
@@ -103,10 +111,11 @@ def code_version() -> str:
     return f"{version}+sha256.{digest.hexdigest()[:_DIGEST_DIGITS]}"
 
 
-def _scores(split: str, names: tuple[str, ...], matrix: ConfusionMatrix) -> dict[str, Any]:
+def _scores(config: TrainingConfig, names: tuple[str, ...], matrix: ConfusionMatrix) -> dict[str, Any]:
+    precision = config.compute.precision
     return {
-        "split": split,
-        "protocol": "ss, native size, averaged weights, bf16",
+        "split": config.data.val_split,
+        "protocol": f"ss, native size, averaged weights, {precision}",
         "miou": _rounded(matrix.miou),
         "pixel_accuracy": _rounded(matrix.pixel_accuracy),
         "iou": {name: _rounded(iou) for name, iou in zip(names, matrix.iou, strict=True)},

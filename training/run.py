@@ -1,25 +1,31 @@
-"""One start of a training run: from a configuration and a folder to an artifact in it."""
+"""One start of a training run: from a configuration and a folder to an artifact and a report in it."""
 
 from __future__ import annotations
 
-import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
+from model.preprocess import Rgb
+from model.registry import SHIPPED_MODELS, ModelRegistry
 from training.budget import TimeBudget
 from training.config import TrainingConfig, plain
 from training.data import TrainingData
+from training.distributed import Ranks, joined, ranks_here
 from training.errors import ConfigError, ResumeError
-from training.progress import RunLog
-from training.publish import Origin, build_manifest, code_version, publish
+from training.finetune import Source, adopt, find_source
+from training.finish import draw_samples, finish
+from training.progress import RunLog, open_board
+from training.publish import Origin, code_version
 from training.state import CheckpointFolder
 from training.stop import StopRequest
 from training.trainer import Trainer
 
-ARTIFACT_FOLDER = "artifact"
 CHECKPOINT_FOLDER = "checkpoints"
 
 
@@ -28,22 +34,29 @@ class RunOptions:
     """What a user says about one start of a run, beside its configuration.
 
     Args:
-        out: folder of the run: checkpoints, log, artifact.
+        out: folder of the run: checkpoints, log, samples, artifact, report.
         resume: go on where the folder's last checkpoint stands; without one, begin.
         max_minutes: choose the number of steps so that the run ends in this time; None = as configured.
+        finetune_from: a model or a file whose weights the run begins with; empty = random ones.
+        registry: where models are looked for; empty = only the shipped ones are known.
+        cache_folder: keeps what is known of data sets, and models of buckets; None = nowhere.
         command: what was typed, for the provenance.
     """
 
     out: Path
     resume: bool = False
     max_minutes: float | None = None
+    finetune_from: str = ""
+    registry: str = ""
+    cache_folder: Path | None = None
     command: str = ""
 
 
 def train(config: TrainingConfig, options: RunOptions) -> bool:
-    """Train, and publish the averaged weights as ``OUT/artifact`` when the last step is done.
+    """Train, and publish the best averaged weights as ``OUT/artifact`` when the last step is done.
 
-    SIGTERM and SIGINT end the run after the step in progress; its state is saved. Main thread only.
+    SIGTERM and SIGINT end the run after the step in progress; its state is saved. Main thread only. Under
+    ``torchrun`` each process calls this; the first one writes.
 
     Args:
         config: of the run.
@@ -57,43 +70,129 @@ def train(config: TrainingConfig, options: RunOptions) -> bool:
         model.errors.ModelError: the data set, the network or the artifact is refused.
     """
     started_s = time.monotonic()
-    checkpoints = CheckpointFolder(options.out / CHECKPOINT_FOLDER)
-    if not options.resume and not checkpoints.is_empty:
-        raise ResumeError(f"{options.out} holds a run; resume it or choose another folder")
-    stop, log = StopRequest(), RunLog(options.out)
+    stop = StopRequest()
     with stop.listening():
-        data = TrainingData.load(config.data, choose_device(config.device))
+        config.schedule.part_size(ranks_here().world)
+        device = choose_device(config.device, ranks_here().local_rank)
+        config.compute.set_up(device)
+        checkpoints = CheckpointFolder(options.out / CHECKPOINT_FOLDER)
+        if not options.resume and not checkpoints.is_empty:
+            raise ResumeError(f"{options.out} holds a run; resume it or choose another folder")
         budget = TimeBudget.of_minutes(options.max_minutes, started_s)
-        trainer = Trainer(config, data, checkpoints=checkpoints, log=log, budget=budget)
-        origin = Origin(options.command, code_version())
-        log.write("start", data.summary, command=options.command, code=origin.code, config=plain(config))
-        if options.resume:
-            trainer.resume()
-        return trainer.run(stop) and _finish(trainer, origin, options.out / ARTIFACT_FOLDER)
+        with joined(device) as ranks, _open_log(options.out, ranks) as log:
+            start = _Start(config, options, checkpoints, ranks, log)
+            with start.open_data(device) as data:
+                return start.run(data, budget, stop)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Resolve ``auto`` to CUDA where there is one, else to the CPU.
+
+    Args:
+        name: ``auto``, or what torch calls a device; ``cuda`` is the GPU of this process.
+        local_rank: of this process on its machine.
 
     Raises:
         ConfigError: not the name of a device that torch knows.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     except RuntimeError as error:
         raise ConfigError(f"device = {name!r} is no device") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
-def _finish(trainer: Trainer, origin: Origin, folder: Path) -> bool:
-    network = trainer.calibrated()
-    matrix = trainer.validate(network)
-    manifest = build_manifest(
-        trainer.config, trainer.data, origin=origin, steps=trainer.position.step, matrix=matrix
-    )
-    # A start that was killed while it published left half an artifact.
-    shutil.rmtree(folder, ignore_errors=True)
-    publish(folder, network, manifest)
-    trainer.log.write("artifact", f"artifact: {folder}", folder=str(folder))
-    return True
+@contextmanager
+def _open_log(out: Path, ranks: Ranks) -> Iterator[RunLog]:
+    log = RunLog(out, silent=not ranks.is_first, board=open_board(out) if ranks.is_first else None)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """One process of one start: what it works with, and its three parts."""
+
+    config: TrainingConfig
+    options: RunOptions
+    checkpoints: CheckpointFolder
+    ranks: Ranks
+    log: RunLog
+
+    @contextmanager
+    def open_data(self, device: torch.device) -> Iterator[TrainingData]:
+        cache = self.options.cache_folder
+        data = TrainingData.load(
+            self.config.data,
+            device,
+            cache_folder=cache / "datasets" if cache else self.options.out / "datasets",
+            processes=self.ranks.local_world,
+            progress=self.log.say,
+        )
+        try:
+            yield data
+        finally:
+            data.close()
+
+    def run(self, data: TrainingData, budget: TimeBudget | None, stop: StopRequest) -> bool:
+        state = self.checkpoints.load("last") if self.options.resume else None
+        source = self._source() if state is None else None
+        if normalisation := _normalisation(state, source):
+            data = data.normalised_by(*normalisation)
+        trainer = Trainer(
+            self.config,
+            data,
+            checkpoints=self.checkpoints,
+            log=self.log,
+            budget=budget,
+            ranks=self.ranks,
+            on_validation=lambda step, network: draw_samples(trainer, self.options.out, step, network),
+        )
+        origin = Origin(self.options.command, code_version(), self.options.finetune_from)
+        self.log.write(
+            "start", data.summary, command=origin.command, code=origin.code, config=plain(self.config)
+        )
+        if state is not None:
+            trainer.resume(state)
+        elif source is not None:
+            self._adopt(trainer, source)
+        finished = trainer.run(stop)
+        if finished:
+            finish(trainer, origin, self.options.out)
+        return finished
+
+    def _source(self) -> Source | None:
+        options = self.options
+        if not options.finetune_from:
+            return None
+        cache = options.cache_folder
+        registry = ModelRegistry(
+            options.registry or options.out / "registry",
+            shipped=SHIPPED_MODELS,
+            cache_folder=cache / "models" if cache else None,
+        )
+        return find_source(options.finetune_from, registry)
+
+    def _adopt(self, trainer: Trainer, source: Source) -> None:
+        adoption = adopt(trainer.learner.network, source)
+        trainer.learner.restart_average()
+        self.log.write(
+            "finetune",
+            "\n".join([f"weights of {source.origin}:", *adoption.lines()]),
+            origin=source.origin,
+            **asdict(adoption),
+        )
+
+
+def _normalisation(state: Mapping[str, Any] | None, source: Source | None) -> tuple[Rgb, Rgb] | None:
+    """Return the mean and deviation that come with the weights; the data's own where none do."""
+    if state is not None:
+        numbers = state["normalisation"]
+        return cast("Rgb", tuple(numbers[:3])), cast("Rgb", tuple(numbers[3:]))
+    return None if source is None else source.normalisation

@@ -13,10 +13,10 @@ import torch
 
 from training.errors import CheckpointError
 
-CheckpointKind = Literal["last", "best"]
+CheckpointKind = Literal["last", "best", "kept"]
 
 _NAME = "{kind}-{step:08d}.pt"
-_PATTERN = re.compile(r"(last|best)-(\d{8,})\.pt")
+_PATTERN = re.compile(r"(last|best|kept)-(\d{8,})\.pt")
 _DIGEST_SUFFIX = ".sha256"
 _PIECE_BYTES = 1 << 20
 
@@ -26,6 +26,7 @@ class CheckpointFolder:
 
     A checkpoint is a file of its own, ``last-00001200.pt``, with its SHA-256 beside it. The digest lies there
     before the file gets its name and older files go only afterwards: at any moment there is a complete one.
+    Where a file is written again, its digest is first joined by the new one, so that either file is whole.
 
     Args:
         folder: created when missing.
@@ -41,10 +42,10 @@ class CheckpointFolder:
         return not self._paths("last") and not self._paths("best")
 
     def save(self, kind: CheckpointKind, step: int, state: dict[str, Any]) -> Path:
-        """Write a checkpoint, then remove the older ones of its kind.
+        """Write a checkpoint, then remove the older ones of its kind; all that are ``kept`` stay.
 
         Args:
-            kind: ``last`` or ``best``.
+            kind: ``last``, ``best`` or ``kept``.
             step: finished steps.
             state: tensors and plain values only, so that it loads without unpickling objects.
 
@@ -52,19 +53,14 @@ class CheckpointFolder:
             CheckpointError: the file system refused; older checkpoints are as they were.
         """
         path = self.folder / _NAME.format(kind=kind, step=step)
-        older = [p for p in self._paths(kind) if p != path]
         try:
-            temporary = self._written(path, lambda target: torch.save(state, target))
-            line = f"{_sha256(temporary)}  {path.name}\n"
-            digest_path = _digest_path(path)
-            self._written(digest_path, lambda target: target.write_text(line)).replace(digest_path)
-            temporary.replace(path)
-            _sync_folder(self.folder)
+            self._replace(path, state)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            for unfinished in (path, _digest_path(path)):
+                _part(unfinished).unlink(missing_ok=True)
             raise CheckpointError(f"cannot write {path}: {error}") from error
-        for old in older:
-            old.unlink(missing_ok=True)
-            _digest_path(old).unlink(missing_ok=True)
+        if kind != "kept":
+            self._remove_all_but(path, kind)
         return path
 
     def load(self, kind: CheckpointKind) -> dict[str, Any] | None:
@@ -78,9 +74,9 @@ class CheckpointFolder:
             return None
         path = paths[-1]
         try:
-            stated = _digest_path(path).read_text().split()[0]
-            if _sha256(path) != stated:
-                raise CheckpointError(f"{path} is damaged: its SHA-256 is not {stated}")
+            stated = [line.split()[0] for line in _digest_path(path).read_text().splitlines()]
+            if _sha256(path) not in stated:
+                raise CheckpointError(f"{path} is damaged: its SHA-256 is not {' or '.join(stated)}")
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, IndexError) as error:
             raise CheckpointError(f"cannot read {path}: {error}") from error
@@ -90,12 +86,34 @@ class CheckpointFolder:
         named = [(_PATTERN.fullmatch(p.name), p) for p in self.folder.iterdir()]
         return [p for _, p in sorted((int(m[2]), p) for m, p in named if m and m[1] == kind)]
 
-    def _written(self, path: Path, write: Callable[[Path], object]) -> Path:
-        temporary = path.with_name(path.name + ".part")
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        return temporary
+    def _replace(self, path: Path, state: dict[str, Any]) -> None:
+        temporary = _written(path, lambda target: torch.save(state, target))
+        digest_path, line = _digest_path(path), f"{_sha256(temporary)}  {path.name}\n"
+        before = digest_path.read_text() if path.exists() else ""
+        _written(digest_path, lambda target: target.write_text(before + line)).replace(digest_path)
+        _sync_folder(self.folder)
+        temporary.replace(path)
+        _sync_folder(self.folder)
+        if before:
+            _written(digest_path, lambda target: target.write_text(line)).replace(digest_path)
+
+    def _remove_all_but(self, newest: Path, kind: CheckpointKind) -> None:
+        for old in self._paths(kind):
+            if old != newest:
+                old.unlink(missing_ok=True)
+                _digest_path(old).unlink(missing_ok=True)
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> Path:
+    temporary = _part(path)
+    write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def _digest_path(path: Path) -> Path:

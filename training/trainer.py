@@ -1,44 +1,33 @@
-"""The training loop: explicit, resumable, the same on a CPU and on a GPU.
-
-Axes: N images in a batch, H height, W width, 3 = red green blue.
-"""
+"""The training loop: explicit, resumable, the same on a CPU and on GPUs, alone and among processes."""
 
 from __future__ import annotations
 
-import math
+import copy
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from model.metrics import ConfusionMatrix
-from model.network import ARCHITECTURES, SegmentationNetwork, build
-from model.preprocess import PreprocessSpec
-from training.augment import augment, draw_plan
+from model.network import ARCHITECTURES, SegmentationNetwork
 from training.budget import TimeBudget
 from training.calibration import calibrated
 from training.config import TrainingConfig, differences, plain
-from training.data import (
-    AUGMENT_STREAM,
-    NETWORK_STREAM,
-    WEIGHTS_STREAM,
-    TrainingData,
-    batch_indices,
-    class_frequencies,
-    step_generator,
-    step_seed,
-)
+from training.crops import StepCrops
+from training.data import TrainingData
+from training.distributed import ALONE, Ranks
 from training.errors import NonFiniteLossError, ResumeError
-from training.losses import OhemCrossEntropy, class_weights
-from training.optim import MovingAverage, build_optimizer, learning_rate, set_learning_rate
-from training.progress import PaceMeter, RunLog, duration
+from training.learner import Learner
+from training.optim import learning_rate
+from training.progress import LossMeter, PaceMeter, RunLog, duration
 from training.state import CheckpointFolder, CheckpointKind
 from training.stop import StopRequest
-from training.validation import validate
+from training.validation import Scores, validate
 
 _LOG_EVERY = 20
 _NO_SCORE_YET = -1.0
+_SHOWN_NAMES = 16
 
 
 @dataclass
@@ -50,16 +39,22 @@ class Position:
         total_steps: of the whole run; provisional until ``frozen``.
         frozen: whether ``total_steps`` is final.
         best_miou: highest validation score so far, 0..1; negative before the first.
+        best_step: after how many steps that was.
+        validated_step: after how many steps the last validation was.
+        in_vain: validations since the best one.
     """
 
     step: int
     total_steps: int
     frozen: bool
     best_miou: float = _NO_SCORE_YET
+    best_step: int = 0
+    validated_step: int = 0
+    in_vain: int = 0
 
 
 class Trainer:
-    """One run: network, average, optimiser, position, and the step that moves them.
+    """One run: what learns, where it stands, and what happens between the steps.
 
     Args:
         config: of the run.
@@ -67,6 +62,12 @@ class Trainer:
         checkpoints: where the state is kept.
         log: where events go.
         budget: decides the number of steps once the rate is known; None = as configured.
+        ranks: the processes of the run.
+        on_validation: is shown the number of finished steps and the network that was validated; may be None.
+
+    Attributes:
+        learner: network, average, optimiser.
+        position: where the run stands.
     """
 
     def __init__(
@@ -77,36 +78,37 @@ class Trainer:
         checkpoints: CheckpointFolder,
         log: RunLog,
         budget: TimeBudget | None = None,
+        ranks: Ranks = ALONE,
+        on_validation: Callable[[int, SegmentationNetwork], None] | None = None,
     ) -> None:
         self.config = config
         self.data = data
         self.checkpoints = checkpoints
         self.log = log
         self.budget = budget
+        self.ranks = ranks
+        self.on_validation = on_validation
         self.position = Position(0, config.schedule.steps, frozen=budget is None)
-        self.network = _initial_network(config, data)
-        self.average = MovingAverage(self.network, config.optimizer.ema_decay)
-        self.optimizer = build_optimizer(self.network, config.optimizer)
-        self.loss = _loss(config, data)
+        self.learner = Learner(config, data, ranks)
+        self.crops = StepCrops(config, data, ranks)
+        self._losses = LossMeter(data.device)
+        self._waited_s = 0.0
 
-    def resume(self) -> None:
-        """Take up the last checkpoint, if there is one.
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take up a checkpoint.
+
+        Args:
+            state: what ``CheckpointFolder.load`` returned.
 
         Raises:
-            CheckpointError: it is damaged.
             ResumeError: it belongs to another configuration or to other data; says what differs.
         """
-        state = self.checkpoints.load("last")
-        if state is None:
-            return
         changed = differences(state["config"], plain(self.config))
         if state["fingerprint"] != self.data.fingerprint:
-            changed.append("the data have another fingerprint")
+            changed.append(f"data fingerprint: {state['fingerprint']} -> {self.data.fingerprint}")
         if changed:
             raise ResumeError("the checkpoint belongs to another run: " + "; ".join(changed))
-        self.network.load_state_dict(state["network"])
-        self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_state(state)
         self.position = Position(**state["position"])
         self.log.write("resume", f"resumed at step {self.position.step}", step=self.position.step)
 
@@ -114,168 +116,212 @@ class Trainer:
         """Train until the last step or until a stop is requested; save either way.
 
         Returns:
-            Whether the last step is done.
+            Whether the last step is done and validated.
 
         Raises:
             NonFiniteLossError: the loss is no number; checkpoints stay as they are.
             CheckpointError: a checkpoint cannot be written.
         """
-        position, schedule = self.position, self.config.schedule
-        pace = PaceMeter(schedule.batch_size)
-        while position.step < position.total_steps and not stop.requested:
+        position = self.position
+        pace = PaceMeter(self.config.schedule.batch_size)
+        while position.step < position.total_steps:
+            if self._is_time_to_agree() and self.ranks.any(stop.requested, self.data.device):
+                break
             started_s = time.monotonic()
-            loss = self.take_step()
-            pace.count(time.monotonic() - started_s)
-            if position.step % _LOG_EVERY == 0:
-                self._freeze_when_measured(pace)
-                self._report(loss, pace)
-            if position.step % schedule.validate_every == 0 and position.step < position.total_steps:
-                self.validate(self.calibrated())
-            if position.step % schedule.save_every == 0:
-                self.save("last")
+            self.take_step()
+            pace.count(time.monotonic() - started_s, waited_s=self._waited_s)
+            self._between_steps(pace)
+        finished = position.step >= position.total_steps
+        if finished and position.validated_step < position.step:
+            self.validate()
         self.save("last")
-        return position.step >= position.total_steps
+        return finished
 
-    def take_step(self) -> float:
+    def take_step(self) -> Tensor:
         """Learn from one batch; what it does depends on weights, configuration and position alone.
 
         Returns:
-            The loss, summed over all heads.
+            The loss, a scalar on the device.
 
         Raises:
-            NonFiniteLossError: the loss is no number; nothing has changed.
+            NonFiniteLossError: the loss is no number; weights are as before. On a GPU the host learns of it
+                later: from ``check_losses``, which each report and each checkpoint asks.
         """
-        config, step = self.config, self.position.step
-        images_NHW3, labels_NHW = self._batch(step)
-        set_learning_rate(self.optimizer, learning_rate(config.optimizer, step, self.position.total_steps))
-        loss = self._loss_of(images_NHW3, labels_NHW)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NonFiniteLossError(f"the loss is {value} at step {step}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.optimizer.step()
-        self.average.update(self.network, step)
+        step = self.position.step
+        self._waited_s = 0.0
+        self.crops.expect(step, self.position.total_steps)
+        lr = learning_rate(self.config.optimizer, step, self.position.total_steps)
+        loss = self.learner.step(step, lr, self._cut)
+        self._losses.add(step, loss)
+        if self.data.device.type == "cpu":
+            self.check_losses()
         self.position.step += 1
-        return value
+        return loss
+
+    def check_losses(self) -> None:
+        """Wait for the device and look at the losses since the last time.
+
+        Raises:
+            NonFiniteLossError: one of them is no number.
+        """
+        bad_step = self._losses.first_bad_step()
+        if bad_step is None:
+            return
+        names = self.crops.names(bad_step)
+        more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+        raise NonFiniteLossError(
+            f"the loss is no number at step {bad_step}; its pictures: {', '.join(names[:_SHOWN_NAMES])}{more}"
+        )
 
     def calibrated(self) -> SegmentationNetwork:
         """Return the averaged weights with batch statistics of whole training pictures: what is published."""
-        return calibrated(
-            self.average.network,
-            self.data.train.images,
-            batch_size=self.config.schedule.batch_size,
-            pad_color=PreprocessSpec(self.data.mean).pad_color,
-        )
+        network = self.learner.average.network
+        if self.ranks.is_first:
+            network = calibrated(
+                network,
+                self.data.train,
+                batch_size=self.config.schedule.part_size(self.ranks.world),
+                pad_color=self.data.pad_color,
+                compute=self.config.compute,
+            )
+        if self.ranks.world > 1:
+            network = network if self.ranks.is_first else copy.deepcopy(network)
+            self.ranks.copy_from_first(network)
+        return network
 
-    def validate(self, network: SegmentationNetwork) -> ConfusionMatrix:
-        """Score a network on the validation split; save the present state as ``best`` if it is.
+    def scores(self, network: SegmentationNetwork) -> Scores:
+        """Score a network on the validation split.
 
         Args:
             network: what ``calibrated`` returned.
+        """
+        return validate(
+            network,
+            self.data.val,
+            architecture=ARCHITECTURES[self.config.network.architecture],
+            palette=self.data.spec.palette,
+            compute=self.config.compute,
+            ranks=self.ranks,
+        )
+
+    def validate(self) -> Scores:
+        """Score the present average; save the state as ``best`` if it is the best so far.
 
         Raises:
             CheckpointError: the file system refused.
         """
-        architecture = ARCHITECTURES[self.config.network.architecture]
-        palette = self.data.spec.palette
-        matrix = validate(network, self.data.val, architecture=architecture, palette=palette)
-        miou = matrix.miou or 0.0
+        position, palette = self.position, self.data.spec.palette
+        network = self.calibrated()
+        scores = self.scores(network)
+        miou = scores.matrix.miou
         self.log.write(
             "validation",
-            f"step {self.position.step}: {self.config.data.val_split} mIoU {100 * miou:.2f}",
-            step=self.position.step,
-            miou=matrix.miou,
-            pixel_accuracy=matrix.pixel_accuracy,
-            iou=dict(zip(palette.names, matrix.iou, strict=True)),
+            f"step {position.step}: {self.config.data.val_split} mIoU {100 * (miou or 0):.2f}",
+            step=position.step,
+            miou=miou,
+            pixel_accuracy=scores.matrix.pixel_accuracy,
+            iou=dict(zip(palette.names, scores.matrix.iou, strict=True)),
         )
-        if miou > self.position.best_miou:
-            self.position.best_miou = miou
-            self.save("best")
-        return matrix
+        if self.on_validation is not None:
+            self.on_validation(position.step, network)
+        self._judge(miou or 0.0)
+        return scores
 
     def save(self, kind: CheckpointKind) -> None:
         """Write a checkpoint that ``resume`` understands.
 
         Raises:
+            NonFiniteLossError: there is nothing worth saving.
             CheckpointError: the file system refused.
         """
-        state = {
-            "config": plain(self.config),
-            "fingerprint": self.data.fingerprint,
-            "position": asdict(self.position),
-            "network": self.network.state_dict(),
-            "average": self.average.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        self.checkpoints.save(kind, self.position.step, state)
+        self.check_losses()
+        if self.ranks.is_first:
+            state = {
+                "config": plain(self.config),
+                "fingerprint": self.data.fingerprint,
+                "normalisation": [*self.data.mean, *self.data.std],
+                "position": asdict(self.position),
+                **self.learner.state(),
+            }
+            self.checkpoints.save(kind, self.position.step, state)
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Cut the crops of a step: a pure function of (seed, step)."""
-        config, train = self.config, self.data.train
-        batch_size = config.schedule.batch_size
-        indices = batch_indices(config.seed, step, batch_size=batch_size, size=len(train))
-        generator = step_generator(config.seed, step, AUGMENT_STREAM)
-        return augment(
-            [train.images[index] for index in indices],
-            [train.labels[index] for index in indices],
-            draw_plan(config.augment, batch_size, generator),
-            crop=config.augment.crop,
-            pad_color=PreprocessSpec(self.data.mean).pad_color,
-            ignore_id=self.data.spec.palette.ignore_id,
-        )
+    def _cut(self, part: int) -> tuple[Tensor, Tensor]:
+        images_NHW3, labels_NHW, waited_s = self.crops.cut(self.position.step, part)
+        self._waited_s += waited_s
+        return images_NHW3, labels_NHW
 
-    def _loss_of(self, images_NHW3: Tensor, labels_NHW: Tensor) -> Tensor:
-        # Dropout draws from the global generators; a seed of the step's own makes resuming exact.
-        torch.manual_seed(step_seed(self.config.seed, self.position.step, NETWORK_STREAM))
-        self.network.train()
-        with torch.autocast(self.data.device.type, torch.bfloat16):
-            heads = self.network.forward_train(images_NHW3)
-        return self.loss.total(heads, labels_NHW)
+    def _between_steps(self, pace: PaceMeter) -> None:
+        step, schedule = self.position.step, self.config.schedule
+        if step % _LOG_EVERY == 0 or step == self.position.total_steps:
+            self.check_losses()
+            self._freeze_when_measured(pace)
+            self._report(pace)
+        else:
+            self.log.show(lambda: self._line(pace))
+        if step % schedule.validate_every == 0:
+            self.validate()
+        if step % schedule.save_every == 0:
+            self.save("last")
+        if schedule.keep_every and step % schedule.keep_every == 0:
+            self.save("kept")
+
+    def _judge(self, miou: float) -> None:
+        position, patience = self.position, self.config.schedule.patience
+        position.validated_step = position.step
+        if miou > position.best_miou:
+            position.best_miou, position.best_step, position.in_vain = miou, position.step, 0
+            self.save("best")
+            return
+        position.in_vain += 1
+        if patience and position.in_vain >= patience and position.step < position.total_steps:
+            position.total_steps, position.frozen = position.step, True
+            self.log.write(
+                "early_stop",
+                f"no better score in {patience} validations: the run ends at step {position.step}",
+                step=position.step,
+            )
+
+    def _is_time_to_agree(self) -> bool:
+        # Asking makes processes wait for each other, and the host for its GPU.
+        return self.data.device.type == "cpu" or self.position.step % _LOG_EVERY == 0
 
     def _freeze_when_measured(self, pace: PaceMeter) -> None:
         position = self.position
-        if position.frozen or self.budget is None or not self.budget.is_measured(time.monotonic()):
+        if position.frozen or self.budget is None:
             return
-        position.total_steps = position.step + self.budget.remaining_steps(time.monotonic(), pace.step_s)
-        position.frozen = True
+        now_s = time.monotonic()
+        wanted = position.step + self.budget.remaining_steps(now_s, pace.step_s)
+        said = self.ranks.from_first([self.budget.is_measured(now_s), wanted], self.data.device)
+        if not said[0]:
+            return
+        position.total_steps, position.frozen = int(said[1]), True
         self.log.write(
             "budget",
             f"{pace.step_s:.3f} s a step: the run will have {position.total_steps} steps",
             total_steps=position.total_steps,
         )
 
-    def _report(self, loss: float, pace: PaceMeter) -> None:
+    def _report(self, pace: PaceMeter) -> None:
         position = self.position
-        lr = learning_rate(self.config.optimizer, position.step - 1, position.total_steps)
-        remaining_s = pace.step_s * (position.total_steps - position.step)
+        loss = self._losses.mean()
         self.log.write(
             "step",
-            f"step {position.step}/{position.total_steps}  loss {loss:.4f}  lr {lr:.2e}"
-            f"  {pace.images_per_s:.1f} img/s  {duration(remaining_s)} left",
+            f"{self._line(pace)}  loss {loss:.4f}",
             step=position.step,
             loss=loss,
-            lr=lr,
+            lr=self._lr(),
             images_per_s=round(pace.images_per_s, 2),
+            data_wait=round(pace.waited_share, 4),
         )
         pace.restart()
 
+    def _line(self, pace: PaceMeter) -> str:
+        position = self.position
+        remaining_s = pace.step_s * (position.total_steps - position.step)
+        return (
+            f"step {position.step}/{position.total_steps}  lr {self._lr():.2e}  {pace.images_per_s:.1f} img/s"
+            f"  data wait {100 * pace.waited_share:.0f} %  {duration(remaining_s)} left"
+        )
 
-def _initial_network(config: TrainingConfig, data: TrainingData) -> SegmentationNetwork:
-    torch.manual_seed(step_seed(config.seed, 0, WEIGHTS_STREAM))
-    network = build(
-        config.network.architecture,
-        data.spec.palette.num_classes,
-        config.network.parameters,
-        mean=data.mean,
-        std=data.std,
-    )
-    network.to(data.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
-    return network
-
-
-def _loss(config: TrainingConfig, data: TrainingData) -> OhemCrossEntropy:
-    palette = data.spec.palette
-    frequencies_K = class_frequencies(data.train.labels, palette.num_classes)
-    weights_K = class_weights(frequencies_K, config.loss).to(data.device)
-    return OhemCrossEntropy(config.loss.ohem_threshold, weights_K, palette.ignore_id)
+    def _lr(self) -> float:
+        return learning_rate(self.config.optimizer, self.position.step - 1, self.position.total_steps)

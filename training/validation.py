@@ -5,44 +5,79 @@ Axes: N images in a batch, K classes, H height, W width, h w = the raw scores' o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model.evaluation import ScoredImage
 from model.labels import ClassPalette, UInt8Array
 from model.manifest import Upsample
-from model.metrics import ConfusionMatrix, confusion_matrix
+from model.metrics import ConfusionMatrix
 from model.network import Architecture, SegmentationNetwork
 from model.preprocess import ImageSize
-from training.data import ResidentImages
+from training.distributed import Ranks
+from training.pictures import PictureSource, walk
+from training.precision import ComputeConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """How good a network is on a split.
+
+    Attributes:
+        matrix: of all pictures together.
+        images: what each picture adds, of those that this process looked at.
+    """
+
+    matrix: ConfusionMatrix
+    images: tuple[ScoredImage, ...]
 
 
 @torch.no_grad()
 def validate(
     network: SegmentationNetwork,
-    pictures: ResidentImages,
+    pictures: PictureSource,
     *,
     architecture: Architecture,
     palette: ClassPalette,
-) -> ConfusionMatrix:
+    compute: ComputeConfig,
+    ranks: Ranks,
+) -> Scores:
     """Score a network in evaluation mode on whole pictures (protocol ``ss``).
+
+    Each picture is scored by exactly one process and none twice; what they add up are int64 counts.
 
     Args:
         network: on the device of the pictures.
         pictures: with labels.
         architecture: how its raw scores become full-size ones.
         palette: of the labels.
+        compute: in which numbers.
+        ranks: the processes that share the work.
     """
-    total = ConfusionMatrix.zeros(palette.num_classes)
-    for image_3HW, label_HW in zip(pictures.images, pictures.labels, strict=True):
-        with torch.autocast(image_3HW.device.type, torch.bfloat16):
-            raw_Khw = network(image_3HW.permute(1, 2, 0)[None])[0].float()
-        size = ImageSize(*label_HW.shape)
-        guess_HW = _labels(raw_Khw, architecture, size)
-        total += confusion_matrix(
-            label_HW.cpu().numpy(), guess_HW, num_classes=palette.num_classes, ignore_id=palette.ignore_id
-        )
-    return total
+
+    def scored(index: int, image_HW3: Tensor, label_HW: Tensor) -> ScoredImage:
+        guess_HW = segment(network, image_HW3, architecture=architecture, compute=compute)
+        return ScoredImage.of(index, pictures.names[index], label_HW.cpu().numpy(), guess_HW, palette)
+
+    share = ranks.share(len(pictures.names))
+    pairs = zip(share, walk(pictures, share), strict=True)
+    images = tuple(scored(index, *pair) for index, pair in pairs)
+    parts = (image.matrix(palette.num_classes) for image in images)
+    own = sum(parts, ConfusionMatrix.zeros(palette.num_classes))
+    return Scores(ranks.total(own, next(network.parameters()).device), images)
+
+
+@torch.no_grad()
+def segment(
+    network: SegmentationNetwork, image_HW3: Tensor, *, architecture: Architecture, compute: ComputeConfig
+) -> UInt8Array:
+    """Return labels_HW, uint8, of one picture on the network's device."""
+    with compute.autocast(image_HW3.device):
+        raw_Khw = network(image_HW3[None])[0].float()
+    return _labels(raw_Khw, architecture, ImageSize(*image_HW3.shape[:2]))
 
 
 def _labels(raw_Khw: Tensor, architecture: Architecture, size: ImageSize) -> UInt8Array:

@@ -13,9 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.dataset import DatasetSpec, LabeledImages
+from model.dataset import DatasetSpec, FolderPair, LabeledImages
 from model.errors import DatasetError
 from model.labels import ClassPalette, UInt8Array
+from model.palettes import PresetName, load_preset
 
 TOML = """
 name = "tiny"
@@ -60,6 +61,14 @@ def test_a_pair_is_a_picture_and_its_mapped_labels(file: Path) -> None:
     assert np.array_equal(image_HW3, IMAGE)
     assert label_HW.dtype == np.uint8
     assert label_HW[0].tolist() == [0, 1, 255, 0, 1, 255]
+
+
+def test_a_picture_is_called_by_its_path_below_the_root(file: Path, tmp_path: Path) -> None:
+    assert LabeledImages(DatasetSpec.from_toml(file), "train").name(0) == "image.png"
+    elsewhere = DatasetSpec.from_toml(file, root=tmp_path / "lists")
+    (tmp_path / "lists/lists").mkdir()
+    (tmp_path / "lists/lists/train.csv").write_text(f"{tmp_path}/image.png,label.png\n")
+    assert LabeledImages(elsewhere, "train").name(0) == f"{tmp_path}/image.png"
 
 
 @pytest.mark.usefixtures("file")
@@ -174,7 +183,12 @@ def test_a_split_that_is_not_there_is_refused(file: Path) -> None:
         ('name = "tiny"', 'name = "tiny"\nroot = 5', "root must be a string"),
         ("ignore_id = 255", "ignore_id = true", "ignore_id must be an integer"),
         ("ignore_id = 255", "ignore_id = 1", "ignore_id 1 must lie in"),
-        ('train = "lists/train.csv"', "train = 3", "splits must name list files"),
+        ('train = "lists/train.csv"', "train = 3", "split 'train' must name a list file, or two patterns"),
+        ('train = "lists/train.csv"', 'train = { images = "*.png" }', "split 'train' lacks labels"),
+        ('train = "lists/train.csv"', 'train = { images = "*.png", labels = 3 }', "must name a list file"),
+        ('train = "lists/train.csv"', 'train = { images = "*", labels = "x" }', r"same number of \*"),
+        ('train = "lists/train.csv"', 'train = { images = "x", labels = "x" }', r"at least one"),
+        ('train = "lists/train.csv"', 'train = { images = "*", list = "x" }', "unknown keys: list"),
         ('train = "lists/train.csv"', "", "splits is missing, empty"),
         ("9 = 255", "9 = 2", "label_map 9 = 2"),
         ("9 = 255", "300 = 1", "label_map 300 = 1"),
@@ -227,6 +241,68 @@ def test_the_camvid_preset_knows_its_classes_and_void(tmp_path: Path) -> None:
     assert spec.palette.names[3] == "road"
     assert spec.palette.colors[3] == (128, 64, 128)
     assert spec.label_table[11] == spec.palette.ignore_id == 255
+
+
+@pytest.fixture
+def cities(tmp_path: Path) -> Path:
+    """Return the root of a data set in which labels are found by the pictures' own paths."""
+    for city, name in (("b", "2"), ("a", "1"), ("a", "0")):
+        for kind in ("image", "label"):
+            (tmp_path / kind / city).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGE).save(tmp_path / f"image/{city}/{name}_image.png")
+        Image.fromarray(LABEL % 2).save(tmp_path / f"label/{city}/{name}_ids.png")
+    return tmp_path
+
+
+def by_patterns(root: Path, images: str, labels: str) -> LabeledImages:
+    return LabeledImages(DatasetSpec("x", root, PALETTE, {"train": FolderPair(images, labels)}, {}), "train")
+
+
+def test_patterns_lead_from_each_picture_to_its_labels_in_the_order_of_paths(cities: Path) -> None:
+    images = by_patterns(cities, "image/*/*_image.png", "label/*/*_ids.png")
+    assert [pair.image.relative_to(cities).as_posix() for pair in images.pairs] == [
+        "image/a/0_image.png",
+        "image/a/1_image.png",
+        "image/b/2_image.png",
+    ]
+    assert [pair.label.name for pair in images.pairs] == ["0_ids.png", "1_ids.png", "2_ids.png"]
+    assert images[0][1].tolist() == (LABEL % 2).tolist()
+
+
+def test_labels_that_a_pattern_promises_and_that_are_missing_are_named(cities: Path) -> None:
+    (cities / "label/a/1_ids.png").unlink()
+    images = by_patterns(cities, "image/*/*_image.png", "label/*/*_ids.png")
+    with pytest.raises(DatasetError, match=r"a/1_image\.png: .*label/a/1_ids\.png: No such file"):
+        images[1]
+
+
+def test_a_pattern_without_a_picture_is_refused(cities: Path) -> None:
+    with pytest.raises(DatasetError, match=r"no picture is image/\*\.jpg"):
+        by_patterns(cities, "image/*.jpg", "label/*.png")
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cityscapes", 19), ("ade20k", 150), ("cocostuff", 171)])
+def test_a_preset_has_the_classes_of_the_checkpoints_trained_on_it(
+    name: PresetName, classes: int, tmp_path: Path
+) -> None:
+    spec = DatasetSpec.load(name, root=tmp_path)
+    assert spec.palette == load_preset(name).palette
+    assert spec.palette.num_classes == classes
+    reached = {spec.label_table[value] for value in range(256)} & set(range(classes))
+    assert reached == set(range(classes))
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("cityscapes", {0: 255, 7: 0, 9: 255, 11: 2, 33: 18}),
+        ("ade20k", {0: 255, 1: 0, 150: 149}),
+        ("cocostuff", {0: 0, 10: 10, 11: 255, 12: 11, 90: 255, 91: 80, 181: 170, 255: 255}),
+    ],
+)
+def test_a_preset_maps_the_ids_of_the_archive(name: str, ids: dict[int, int], tmp_path: Path) -> None:
+    table = DatasetSpec.load(name, root=tmp_path).label_table
+    assert {value: int(table[value]) for value in ids} == ids
 
 
 @pytest.mark.parametrize("reference", ["nothing", "../camvid", ""])

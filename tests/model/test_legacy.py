@@ -71,6 +71,12 @@ def test_what_holds_none_or_several_is_refused(saved: object, message: str) -> N
         state_dict_of(saved)
 
 
+def test_the_published_backbone_comes_in_parts_that_are_joined() -> None:
+    parts = {name: {f"{name}_weight": torch.ones(1)} for name in ("detail", "segment", "bga")}
+    joined = {f"{name}.{name}_weight" for name in parts}
+    assert set(state_dict_of(parts)) == joined
+
+
 def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
     rows = torch.arange(8.0).view(2, 4)
     shared = {"first": rows[0], "second": rows[1], "turned": rows[:, :2].T}

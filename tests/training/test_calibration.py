@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from model.labels import UInt8Array
 from model.network import SegmentationNetwork, build
-from training.calibration import calibrated
+from training import calibration
+from training.pictures import PackedPictures, ResidentPictures
+from training.precision import ComputeConfig
 
 PAD = (10, 20, 30)
 
@@ -17,9 +21,19 @@ def network() -> SegmentationNetwork:
         return build("bisenetv2", 3, {"head_channels": 8}, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+def pictures(*sizes: tuple[int, int]) -> list[UInt8Array]:
+    random = np.random.default_rng(5)
+    return [random.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+def calibrated(
+    network: SegmentationNetwork, images: list[UInt8Array], batch_size: int
+) -> SegmentationNetwork:
+    packed = PackedPictures.of([(image, image[..., 0]) for image in images])
+    source = ResidentPictures(packed, tuple(map(str, range(len(images)))), "", torch.device("cpu"))
+    return calibration.calibrated(
+        network, source, batch_size=batch_size, pad_color=PAD, compute=ComputeConfig()
+    )
 
 
 def stem_mean(network: SegmentationNetwork) -> Tensor:
@@ -29,38 +43,38 @@ def stem_mean(network: SegmentationNetwork) -> Tensor:
 
 def test_the_statistics_are_those_of_whole_pictures(network: SegmentationNetwork) -> None:
     images = pictures(*[(64, 32)] * 4)
-    found = calibrated(network, images, batch_size=2, pad_color=PAD)
+    found = calibrated(network, images, batch_size=2)
     seen: list[Tensor] = []
     network.get_submodule("architecture.detail.S1.0.conv").register_forward_hook(
         lambda *call: seen.append(call[2])
     )
     with torch.no_grad():
-        network.eval()(torch.stack(images).permute(0, 2, 3, 1))
+        network.eval()(torch.from_numpy(np.stack(images)))
     torch.testing.assert_close(stem_mean(found), seen[0].mean((0, 2, 3)), rtol=0.02, atol=0.02)
 
 
 def test_neither_the_network_nor_its_mode_changes(network: SegmentationNetwork) -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    found = calibrated(network, pictures((32, 32), (32, 32)), batch_size=2, pad_color=PAD)
+    found = calibrated(network, pictures((32, 32), (32, 32)), batch_size=2)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert not any(module.training for module in found.modules())
 
 
 def test_what_training_left_in_the_statistics_does_not_matter(network: SegmentationNetwork) -> None:
     images = pictures((32, 64), (32, 64), (64, 64))
-    fresh = calibrated(network, images, batch_size=2, pad_color=PAD)
+    fresh = calibrated(network, images, batch_size=2)
     stem_mean(network).fill_(7.0)
-    assert torch.equal(stem_mean(calibrated(network, images, batch_size=2, pad_color=PAD)), stem_mean(fresh))
+    assert torch.equal(stem_mean(calibrated(network, images, batch_size=2)), stem_mean(fresh))
 
 
 def test_pictures_of_different_sizes_share_a_batch(network: SegmentationNetwork) -> None:
-    found = calibrated(network, pictures((40, 50), (33, 90), (20, 20)), batch_size=3, pad_color=PAD)
+    found = calibrated(network, pictures((40, 50), (33, 90), (20, 20)), batch_size=3)
     assert all(torch.isfinite(value).all() for value in found.state_dict().values())
 
 
 def test_a_large_set_is_sampled_evenly(network: SegmentationNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.calibration._MAX_PICTURES", 2)
     images = pictures(*[(32, 32)] * 5)
-    part = calibrated(network, images, batch_size=2, pad_color=PAD)
-    same = calibrated(network, [images[0], images[3]], batch_size=2, pad_color=PAD)
+    part = calibrated(network, images, batch_size=2)
+    same = calibrated(network, [images[0], images[3]], batch_size=2)
     assert torch.equal(stem_mean(part), stem_mean(same))

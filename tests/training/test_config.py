@@ -63,6 +63,11 @@ def test_an_override_replaces_one_value(override: str, path: tuple[str, ...], va
         ("seed=-1", "seed"),
         ("schedule.batch_size=1", "batch_size"),
         ("schedule.steps=0", "steps"),
+        ("schedule.accumulate=3", r"batch_size = 8 does not divide into 3 parts \(1 processes"),
+        ("schedule.accumulate=8", "of at least 2"),
+        ("schedule.patience=-1", "patience"),
+        ("schedule.keep_every=-1", "keep_every"),
+        ("compute.precision=int4", r"compute\.precision"),
     ],
 )
 def test_an_override_that_does_not_fit_is_refused_by_name(override: str, message: str) -> None:
@@ -102,3 +107,10 @@ def test_differences_name_what_changes_the_result_and_nothing_else(config: Train
     )
     assert differences(plain(config), plain(config)) == []
     assert differences(plain(config), plain(moved)) == ["optimizer.lr: 0.001 -> 0.5", "seed: 3 -> 4"]
+
+
+def test_a_batch_is_shared_by_the_processes_of_a_run() -> None:
+    schedule = load_config("camvid-v2").schedule
+    assert [schedule.part_size(processes) for processes in (1, 2, 4)] == [8, 4, 2]
+    with pytest.raises(ConfigError, match="8 processes"):
+        schedule.part_size(8)

@@ -125,8 +125,37 @@ def test_the_average_is_a_copy_that_does_not_train(network: SegmentationNetwork)
         ("head_lr_factor", 0.0),
         ("ema_decay", 1.0),
         ("momentum", 1.0),
+        ("warmup_start", 1.0),
+        ("warmup_shape", "cosine"),
+        ("warmup_shape", "exponential"),
+        ("lr_floor", -0.1),
     ],
 )
 def test_a_config_out_of_range_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=key):
+    named = "warmup_start" if value == "exponential" else key
+    with pytest.raises(ConfigError, match=named):
         dataclasses.replace(CONFIG, **{key: value})
+
+
+def test_the_published_warm_up_rises_exponentially_from_a_tenth() -> None:
+    config = dataclasses.replace(CONFIG, warmup=0.1, warmup_start=0.1, warmup_shape="exponential")
+    assert learning_rate(config, 49, 1000) == pytest.approx(0.01 * 0.1**0.5)
+    assert learning_rate(config, 99, 1000) == pytest.approx(0.01)
+    linear = dataclasses.replace(CONFIG, warmup=0.1, warmup_start=0.1)
+    assert learning_rate(linear, 49, 1000) == pytest.approx(0.01 * 0.55)
+
+
+def test_the_rate_never_falls_below_its_floor() -> None:
+    config = dataclasses.replace(CONFIG, lr_floor=0.01)
+    rates = [learning_rate(config, step, 1000) for step in range(1000)]
+    assert min(rates[100:]) >= 0.01 * 0.01
+    assert learning_rate(config, 999, 1000) == pytest.approx(0.01 * 0.01, rel=0.3)
+
+
+def test_the_fusion_of_v1_learns_as_fast_as_its_heads() -> None:
+    network = build("bisenetv1", 3, {}, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    factors = {
+        id(p): g["lr_factor"] for g in build_optimizer(network, CONFIG).param_groups for p in g["params"]
+    }
+    for name, parameter in network.architecture.named_parameters():
+        assert factors[id(parameter)] == (10.0 if name.startswith(("ffm.", "conv_out")) else 1.0), name

@@ -49,6 +49,35 @@ def test_saving_a_step_again_keeps_it(folder: CheckpointFolder) -> None:
     assert folder.load("last") == {"value": 2}
 
 
+@pytest.mark.parametrize(("killed_at", "value"), [(1, 1), (2, 2)])
+def test_a_run_killed_while_it_saved_a_step_again_loads_either(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch, killed_at: int, value: int
+) -> None:
+    folder.save("last", 5, {"value": 1})
+    synced = []
+
+    def sync(_: Path) -> None:
+        synced.append(1)
+        if len(synced) == killed_at:  # after the digest, or after the file
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.state._sync_folder", sync)
+    with pytest.raises(KeyboardInterrupt):
+        folder.save("last", 5, {"value": 2})
+    assert folder.load("last") == {"value": value}
+
+
+def test_those_that_are_kept_stay(folder: CheckpointFolder) -> None:
+    for step in (5, 10):
+        folder.save("kept", step, {"step": step})
+        folder.save("last", step, {"step": step})
+    assert sorted(path.stem for path in folder.folder.glob("*.pt")) == [
+        "kept-00000005",
+        "kept-00000010",
+        "last-00000010",
+    ]
+
+
 def test_the_digest_is_one_that_sha256sum_reads(folder: CheckpointFolder) -> None:
     path = folder.save("last", 5, {})
     digest, name = path.with_name(path.name + ".sha256").read_text().split()
@@ -98,3 +127,4 @@ def test_a_full_disk_leaves_the_older_checkpoint_intact(folder: CheckpointFolder
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert folder.load("last") == {"step": 5}
+    assert not list(folder.folder.glob("*.part"))

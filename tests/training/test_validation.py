@@ -9,7 +9,9 @@ from model.labels import ClassPalette
 from model.manifest import Upsample
 from model.network import ARCHITECTURES, build
 from model.preprocess import ImageSize
-from training.data import ResidentImages
+from training.distributed import ALONE
+from training.pictures import PackedPictures, ResidentPictures
+from training.precision import ComputeConfig
 from training.validation import device_labels, validate
 
 PALETTE = ClassPalette(("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
@@ -30,12 +32,17 @@ def test_labels_are_the_same_on_a_device_as_from_the_decoder(upsample: Upsample,
 def test_whole_pictures_of_any_size_are_scored_and_the_ignored_left_out() -> None:
     truths = [np.full((40, 50), 0, np.uint8), np.full((33, 64), 2, np.uint8)]
     truths[0][:10] = 255
-    pictures = ResidentImages(
-        images=tuple(torch.zeros((3, *truth.shape), dtype=torch.uint8) for truth in truths),
-        labels=tuple(torch.from_numpy(truth) for truth in truths),
-        fingerprint="",
-    )
+    packed = PackedPictures.of([(np.zeros((*truth.shape, 3), np.uint8), truth) for truth in truths])
+    pictures = ResidentPictures(packed, ("a", "b"), "", torch.device("cpu"))
     network = build("bisenetv2", 3, {"head_channels": 8}, mean=(0, 0, 0), std=(1, 1, 1)).eval()
     network.state_dict()["architecture.head.conv_out.1.bias"][0] = 1e4  # class 0 wins everywhere
-    matrix = validate(network, pictures, architecture=ARCHITECTURES["bisenetv2"], palette=PALETTE)
-    assert matrix.counts_KK.tolist() == [[30 * 50, 0, 0], [0, 0, 0], [33 * 64, 0, 0]]
+    scores = validate(
+        network,
+        pictures,
+        architecture=ARCHITECTURES["bisenetv2"],
+        palette=PALETTE,
+        compute=ComputeConfig(),
+        ranks=ALONE,
+    )
+    assert scores.matrix.counts_KK.tolist() == [[30 * 50, 0, 0], [0, 0, 0], [33 * 64, 0, 0]]
+    assert [(one.index, one.name, one.matrix(3).miou) for one in scores.images] == [(0, "a", 1), (1, "b", 0)]

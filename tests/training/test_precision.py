@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from training.errors import ConfigError
+from training.precision import ComputeConfig, Precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_mixed_precision_multiplies_in_fewer_bits(precision: Precision, dtype: torch.dtype) -> None:
+    with ComputeConfig(precision=precision).autocast(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_full_precision_stays_full() -> None:
+    with ComputeConfig(precision="f32").autocast(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_only_fp16_scales_its_loss() -> None:
+    scaled = {p: ComputeConfig(precision=p).scaler(CPU).is_enabled() for p in ("bf16", "fp16", "f32")}
+    assert scaled == {"bf16": False, "fp16": True, "f32": False}
+
+
+@pytest.fixture
+def _any_algorithm_afterwards() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.mark.usefixtures("_any_algorithm_afterwards")
+def test_a_deterministic_run_says_so_to_torch() -> None:
+    ComputeConfig(deterministic=True).set_up(CPU)
+    assert torch.are_deterministic_algorithms_enabled()
+    ComputeConfig().set_up(CPU)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="int4"):
+        ComputeConfig(precision="int4")  # type: ignore[arg-type]

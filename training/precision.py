@@ -1,0 +1,59 @@
+"""In which numbers a run computes, and how its network is compiled."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from training.errors import ConfigError
+
+Precision = Literal["bf16", "fp16", "f32"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed; another choice gives other roundings, and so another run.
+
+    Args:
+        precision: ``bf16`` and ``fp16`` mean automatic mixed precision; ``fp16`` scales the loss, which
+            ``bf16`` needs not; weights and averages are always float32.
+        compile: on a GPU, let torch fuse the network's operations for the one shape that crops have; the
+            first step takes a minute.
+        sync_bn: normalise over the batches of all processes, not of each on its own; needs CUDA.
+        deterministic: refuse kernels whose result depends on the order of their threads; slower on CUDA.
+
+    Raises:
+        ConfigError: no such precision.
+    """
+
+    precision: Precision = "bf16"
+    compile: bool = True
+    sync_bn: bool = False
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse unknown precisions."""
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"compute.precision must be one of {get_args(Precision)}, not {self.precision!r}"
+            )
+
+    def set_up(self, device: torch.device) -> None:
+        """Tell torch once, for the whole process, which kernels may be chosen."""
+        torch.use_deterministic_algorithms(self.deterministic)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = not self.deterministic
+            torch.set_float32_matmul_precision("high")
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context in which a network runs forward."""
+        dtype = _DTYPES.get(self.precision)
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Return what keeps small fp16 gradients from vanishing; does nothing in other precisions."""
+        return torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
