@@ -35,7 +35,7 @@ _MAX_MANIFEST_BYTES = 1 << 20
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _ENCRYPTED = 0x1
 _TENSOR_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
-_TENSOR_TYPES = ("F16", "F32", "I64")
+_TENSOR_TYPES = ("F16", "F32", "I8", "I64")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,11 @@ class Artifact:
 
     folder: Path
     manifest: ModelManifest
+
+    @property
+    def precision(self) -> ComputePrecision:
+        """How exactly its own files, run in f32, reproduce the golden sample: halves do it like f32."""
+        return "int8" if self.manifest.precision == "int8" else "f32"
 
     def path(self, name: str) -> Path:
         """Return where a file of the artifact lies, for example ``openvino/graph.xml``."""

@@ -9,6 +9,8 @@ ModelError                        anything this package refuses
 ├── LabelRangeError               a pixel carries an id that is no class and not the ignore id
 ├── PaletteError                  class names, colours and ids do not fit together
 ├── DatasetError                  a data-set file, list line or annotation is unusable
+├── ProtocolError                 an evaluation protocol that does not exist or cannot have such chips
+├── EvaluationError               results that do not add up to one evaluation
 ├── ModelOutputError              a head's raw output is not finite, or not of the shape implied
 ├── NetworkError                  an architecture name, parameter or state dict that does not fit
 ├── ForeignCheckpointError        a checkpoint of another program that cannot be imported
@@ -18,6 +20,7 @@ ModelError                        anything this package refuses
 │   ├── WeightsError              a key, shape, dtype or value of the weights is wrong
 │   └── GoldenMismatchError       the golden sample is not reproduced
 ├── ExportError                   a file of another format cannot be written
+├── QuantizationError             an int8 version cannot be made, or loses more than was allowed
 └── RegistryError                 the registry cannot do what was asked
     ├── RegistryUrlError          a registry URL that names no store
     ├── InvalidReferenceError     a model reference that does not parse
@@ -66,6 +69,14 @@ class DatasetError(ModelError):
     """A data-set file, list line or annotation is unusable."""
 
 
+class ProtocolError(ModelError):
+    """An evaluation protocol does not exist, or cannot have chips of that size."""
+
+
+class EvaluationError(ModelError):
+    """Results do not add up to one evaluation: a picture is missing or counted twice, or classes differ."""
+
+
 class ModelOutputError(ModelError):
     """A head's raw output is not finite, or not of the shape that picture and manifest imply."""
 
@@ -100,6 +111,10 @@ class GoldenMismatchError(ArtifactError):
 
 class ExportError(ModelError):
     """A file of another format cannot be written."""
+
+
+class QuantizationError(ModelError):
+    """An int8 version cannot be made, or loses more accuracy than was allowed."""
 
 
 class RegistryError(ModelError):

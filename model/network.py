@@ -16,6 +16,7 @@ from model.bisenetv1 import BiSeNetV1
 from model.bisenetv2 import BiSeNetV2
 from model.errors import NetworkError, WeightsError
 from model.generations import GENERATIONS, Generation
+from model.int8_weights import unpacked
 from model.labels import MAX_CLASSES
 from model.layers import SegmentationArchitecture
 from model.manifest import ModelManifest, Parameter, Upsample
@@ -60,7 +61,7 @@ class SegmentationNetwork(nn.Module):
         Returns:
             raw_NKhw: the head's scores of the padded pictures, at stride 8.
         """
-        raw_NKhw: Tensor = self.architecture(self._normalised(images_NHW3))
+        raw_NKhw: Tensor = self.architecture(self.normalised(images_NHW3))
         return raw_NKhw
 
     def forward_train(self, images_NHW3: Tensor) -> tuple[Tensor, ...]:
@@ -77,16 +78,23 @@ class SegmentationNetwork(nn.Module):
         """
         if self.training and len(images_NHW3) < 2:  # noqa: PLR2004
             raise NetworkError(f"training needs a batch of at least 2 pictures, not {len(images_NHW3)}")
-        return self.architecture.forward_train(self._normalised(images_NHW3))
+        return self.architecture.forward_train(self.normalised(images_NHW3))
 
-    def _normalised(self, images_NHW3: Tensor) -> Tensor:
-        """Return x_N3HW in channels-last memory: the permutation of a picture's own layout moves nothing.
+    def normalised(self, images_NHW3: Tensor) -> Tensor:
+        """Return what the architecture sees; arithmetic is float32, whatever the weights are.
 
-        It comes first because OpenVINO then runs a graph of any size as fast as one of a fixed size (measured:
-        1 % between them; with the permutation last, 5 %).
+        The permutation comes first because OpenVINO then runs a graph of any size as fast as one of a fixed
+        size (measured: 1 % between them; with the permutation last, 5 %).
+
+        Args:
+            images_NHW3: as in ``forward``.
+
+        Returns:
+            x_N3HW: padded, in channels-last memory, of the type of the weights.
         """
         pixels_N3HW = self._padded(images_NHW3).permute(0, 3, 1, 2).to(torch.float32)
-        return (pixels_N3HW / _MAX_BYTE - self._mean_311) / self._std_311
+        x_N3HW = (pixels_N3HW / _MAX_BYTE - self._mean_311) / self._std_311
+        return x_N3HW.to(next(self.architecture.parameters()).dtype)
 
     def _padded(self, images_NHW3: Tensor) -> Tensor:
         # In a trace sizes are symbols, and a comparison would fix the graph to one of them.
@@ -191,7 +199,8 @@ def from_manifest(manifest: ModelManifest, state: Mapping[str, Tensor]) -> Segme
 
     Args:
         manifest: of the artifact.
-        state: the weights under the keys of the architecture, as ``deploy_state`` returns them.
+        state: the weights under the keys of the architecture, as ``deploy_state`` returns them, or what
+            ``int8_weights.packed`` made of those.
 
     Raises:
         NetworkError: the manifest names an architecture, generation or parameter that there is not, or an
@@ -199,8 +208,9 @@ def from_manifest(manifest: ModelManifest, state: Mapping[str, Tensor]) -> Segme
         WeightsError: a key is missing or unknown, or its tensor is of another shape or kind.
     """
     network = blank_network(manifest)
+    state = unpacked(state)
     check_state(network.architecture.state_dict(), state)
-    network.architecture.load_state_dict(dict(state))
+    network.architecture.load_state_dict(state)
     return network.eval()
 
 

@@ -6,6 +6,7 @@ Axes: H height, W width, 3 = red green blue.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,10 @@ class PreparedImage:
         return size_of(self.pixels_HW3)
 
 
+Canvas = Callable[[ImageSize, ImageSize], UInt8Array]
+"""Padded size, original size -> uint8 HW3 of the padded size, C-contiguous; its values are overwritten."""
+
+
 @dataclass(frozen=True)
 class PreprocessSpec:
     """How a model wants its pictures: the same for training, evaluation and serving.
@@ -103,19 +108,24 @@ class PreprocessSpec:
         red, green, blue = (math.floor(value * 255 + 0.5) for value in self.mean)
         return red, green, blue
 
-    def prepare(self, image_HW3: UInt8Array) -> PreparedImage:
+    def prepare(self, image_HW3: UInt8Array, canvas: Canvas | None = None) -> PreparedImage:
         """Reduce a picture if it is too large, then pad it right and bottom to multiples of 32.
 
         Args:
             image_HW3: upright uint8 RGB of any size from 1x1.
+            canvas: gives the memory that the result is written to; None = a new array, or ``image_HW3``
+                itself when there is nothing to do.
         """
         original = size_of(image_HW3)
         content = original.reduced_to(self.max_infer_pixels)
         if content != original:
             image_HW3 = _area_reduced(image_HW3, content)
         padded = content.padded()
-        if padded != content:
-            image_HW3 = _padded(image_HW3, padded, self.pad_color)
+        if canvas is not None:
+            image_HW3 = _padded(image_HW3, canvas(padded, original), self.pad_color)
+        elif padded != content:
+            blank_HW3 = np.empty((padded.height, padded.width, 3), np.uint8)
+            image_HW3 = _padded(image_HW3, blank_HW3, self.pad_color)
         return PreparedImage(np.ascontiguousarray(image_HW3), content, original)
 
 
@@ -142,8 +152,7 @@ def _box(image_HW3: UInt8Array, size: ImageSize) -> UInt8Array:
     return np.asarray(Image.fromarray(image_HW3).resize((size.width, size.height), Image.Resampling.BOX))
 
 
-def _padded(image_HW3: UInt8Array, size: ImageSize, color: tuple[int, int, int]) -> UInt8Array:
-    canvas = np.empty((size.height, size.width, 3), np.uint8)
+def _padded(image_HW3: UInt8Array, canvas: UInt8Array, color: tuple[int, int, int]) -> UInt8Array:
     height, width = image_HW3.shape[:2]
     canvas[:height, :width] = image_HW3
     canvas[height:, :] = color

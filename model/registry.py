@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model.aliases import Alias, parse_alias
@@ -31,6 +31,7 @@ from model.errors import (
     VersionConflictError,
     VersionNotFoundError,
 )
+from model.evaluations import EvaluationStore
 from model.layout import (
     MODELS_FOLDER,
     Purpose,
@@ -48,7 +49,7 @@ from model.layout import (
     version_folder,
     written_s,
 )
-from model.manifest import ARTIFACT_FILES, MANIFEST_FILE, ModelReference, ModelVersion
+from model.manifest import ARTIFACT_FILES, MANIFEST_FILE, ModelManifest, ModelReference, ModelVersion
 from model.openvino_graph import prove_graph
 from model.storage import Storage, open_storage
 
@@ -80,6 +81,11 @@ class ModelRegistry:
         self._shipped = shipped
         self._cache_folder = cache_folder
 
+    @property
+    def evaluations(self) -> EvaluationStore:
+        """What evaluations of the models found."""
+        return EvaluationStore(self._storage)
+
     def models(self) -> list[str]:
         """Return the names of all models that have a version, sorted."""
         published = {version.name for version in listed_versions(self._storage.objects(MODELS_FOLDER))}
@@ -99,10 +105,15 @@ class ModelRegistry:
         paths = listed_aliases(self._storage.objects(alias_folder(name)))
         return {alias: found for alias in paths if (found := self._alias(name, alias))}
 
-    def resolve(self, reference: str | ModelReference) -> ModelVersion:
+    def resolve(self, reference: str | ModelReference, *, int8: bool = False) -> ModelVersion:
         """Return the version that a reference means now.
 
-        ``NAME`` means its alias ``production``, or else its highest version.
+        ``NAME`` means its alias ``production``, or else its highest version. Where that is the int8 version
+        of another one, it means the one or the other; what is named by number or alias is meant exactly.
+
+        Args:
+            reference: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
+            int8: of an int8 version and its original, the int8 version is wanted.
 
         Raises:
             InvalidReferenceError: not ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
@@ -119,11 +130,13 @@ class ModelRegistry:
             raise ModelNotFoundError(f"no model {reference.name!r}")
         if number is None and reference.alias is not None:
             raise VersionNotFoundError(f"no alias {reference}")
-        wanted = versions[-1] if number is None else ModelVersion(reference.name, number)
+        if number is None:
+            return versions[-1] if int8 else self._original(versions)
+        wanted = ModelVersion(reference.name, number)
         if wanted in versions:
             return wanted
         if self._wanted_number(reference) != number:  # the alias was moved, and what it left was deleted
-            return self.resolve(reference)
+            return self.resolve(reference, int8=int8)
         raise VersionNotFoundError(f"no version {wanted}")
 
     def open(self, version: ModelVersion) -> Artifact:
@@ -258,6 +271,18 @@ class ModelRegistry:
             return reference.number
         alias = self._alias(reference.name, reference.alias or DEFAULT_ALIAS)
         return None if alias is None else alias.version
+
+    def _original(self, versions: Sequence[ModelVersion]) -> ModelVersion:
+        """Return the highest version, or what it was made from when it is int8 and that still exists."""
+        highest = versions[-1]
+        manifest = self._manifest(highest)
+        made_from = [version for version in versions if str(version) == manifest.derived_from]
+        return made_from[0] if manifest.precision == "int8" and made_from else highest
+
+    def _manifest(self, version: ModelVersion) -> ModelManifest:
+        if (data := self._storage.read(manifest_path(version))) is not None:
+            return ModelManifest.from_json(data)
+        return read_artifact(self._shipped_folder(version)).manifest
 
     def _check_exists(self, version: ModelVersion) -> None:
         self.resolve(ModelReference(version.name, number=version.number))

@@ -6,7 +6,11 @@ h w = H/stride W/stride.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,9 +18,10 @@ import numpy as np
 import structlog
 
 from model.artifact import Artifact
-from model.errors import GoldenMismatchError
-from model.manifest import GRAPH_FILE, GRAPH_WEIGHTS_FILE
+from model.errors import ArtifactError, GoldenMismatchError
+from model.manifest import GOLDEN_FILE, GRAPH_FILE, GRAPH_WEIGHTS_FILE, ModelManifest
 from model.openvino_graph import load_openvino
+from service.core.cores import usable_cores
 from service.core.engine import (
     EngineInfo,
     EngineOptions,
@@ -32,7 +37,7 @@ from service.engines.proof import PixelType, prove
 
 _log = structlog.get_logger()
 
-_CAPABILITIES: dict[str, Precision] = {"BF16": "bf16", "FP32": "f32", "FP16": "f16"}
+_CAPABILITIES: dict[str, Precision] = {"BF16": "bf16", "FP32": "f32", "FP16": "f16", "INT8": "int8"}
 """What OpenVINO calls the precisions of a processor; in the order in which ``auto`` takes them."""
 
 _AUTO: tuple[Precision, ...] = ("bf16", "f32")
@@ -55,12 +60,16 @@ def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
 
     With precision ``auto`` one that misses the golden sample gives way to the next slower one.
 
+    An int8 version computes in int8, whatever the processor; what of it is not int8 runs in the first
+    precision of ``auto``.
+
     Raises:
-        EngineUnavailableError: the device is no CPU, or does not compute in the precision that was asked for.
+        EngineUnavailableError: the device is no CPU, does not compute in the precision that was asked for, or
+            that is int8 and the model is not, or the other way round.
         GoldenMismatchError: the graph runs, but computes something else.
         ArtifactError: the graph is not the one of the manifest.
     """
-    candidates = _candidates(options.precision, precisions(options.device))
+    candidates = _candidates(options.precision, precisions(options.device), artifact.manifest)
     for precision in candidates[:-1]:
         try:
             return OpenVinoEngine(artifact, options, precision)
@@ -69,12 +78,54 @@ def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
     return OpenVinoEngine(artifact, options, candidates[-1])
 
 
-def _candidates(choice: PrecisionChoice, native: tuple[Precision, ...]) -> tuple[Precision, ...]:
+def _candidates(
+    choice: PrecisionChoice, native: tuple[Precision, ...], manifest: ModelManifest
+) -> tuple[Precision, ...]:
+    if manifest.precision == "int8":
+        if choice not in ("auto", "int8"):
+            raise EngineUnavailableError(
+                f"this version is int8 and cannot compute in {choice}; {manifest.derived_from} can"
+            )
+        return ("int8",)
+    if choice == "int8":
+        raise EngineUnavailableError(
+            "this version is not int8: `bisenet models quantize` makes one of it that is"
+        )
     if choice == "auto":
         return tuple(precision for precision in native if precision in _AUTO)
     if choice not in native:
         raise EngineUnavailableError(f"this processor computes in {', '.join(native)}, not in {choice}")
     return (choice,)
+
+
+def _floating_point(precision: Precision, native: tuple[Precision, ...]) -> Precision:
+    """Return what the floating-point operations compute in; which ones are int8 stands in the graph."""
+    return next(one for one in native if one in _AUTO) if precision == "int8" else precision
+
+
+def _threads() -> int:
+    """Return how many threads a container's quota can keep busy; 0 = one for each physical core there is."""
+    cores = usable_cores()
+    return 0 if cores == len(os.sched_getaffinity(0)) else cores
+
+
+@dataclass(frozen=True)
+class _KeptArtifact(Artifact):
+    """An artifact that can still be read when its folder is gone: float32 is compiled for on first use."""
+
+    contents: Mapping[str, bytes]
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes that the file had when the engine was built."""
+        return self.contents[name] if name in self.contents else super().read(name)
+
+
+def _kept(artifact: Artifact) -> _KeptArtifact:
+    contents = {}
+    for name in (GRAPH_FILE, GRAPH_WEIGHTS_FILE, GOLDEN_FILE):
+        with suppress(ArtifactError):  # told when it is needed, which it is not if a compiled graph is there
+            contents[name] = artifact.read(name)
+    return _KeptArtifact(artifact.folder, artifact.manifest, contents)
 
 
 class OpenVinoEngine:
@@ -94,15 +145,14 @@ class OpenVinoEngine:
     """
 
     def __init__(self, artifact: Artifact, options: EngineOptions, precision: Precision) -> None:
-        self._artifact = artifact
+        self._artifact = _kept(artifact)
         self._info = EngineInfo("openvino", options.device, precision)
         self._core = load_openvino().Core()
         self._cache = CompileCache(options.cache_folder / "openvino")
         self._properties = {
             # Its own default may be bf16, even for a graph of f32.
-            "INFERENCE_PRECISION_HINT": precision,
-            # 0: as many as there are physical cores among those that this process may use.
-            "INFERENCE_NUM_THREADS": options.threads or 0,
+            "INFERENCE_PRECISION_HINT": _floating_point(precision, precisions(options.device)),
+            "INFERENCE_NUM_THREADS": options.threads or _threads(),
             # All threads work on one batch: as many streams gain 5 % of throughput and multiply the latency.
             "PERFORMANCE_HINT": "LATENCY",
         }

@@ -149,7 +149,9 @@ def test_weights_that_are_not_finite_are_refused_by_key(tmp_path: Path, value: f
         check_weights(tmp_path / WEIGHTS_FILE)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("F64", 8), ("I8", 1), ("BOOL", 1), ("BF16", 2), ("F8_E4M3", 1)])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("F64", 8), ("I16", 2), ("BOOL", 1), ("BF16", 2), ("F8_E4M3", 1)]
+)
 def test_weights_of_another_type_are_refused(tmp_path: Path, dtype: str, size: int) -> None:
     header = json.dumps({"a.weight": {"dtype": dtype, "shape": [3], "data_offsets": [0, 3 * size]}}).encode()
     data = len(header).to_bytes(8, "little") + header + bytes(3 * size)

@@ -36,7 +36,11 @@ NAMES = sorted(ARCHITECTURES)
 
 
 class Echo(SegmentationArchitecture):
-    """Answers what it is given."""
+    """Answers what it is given, in the type of its one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
 
     def features(self, x_N3HW: Tensor) -> tuple[Tensor, ...]:
         return (x_N3HW,)
@@ -184,6 +188,16 @@ def test_pixels_are_normalised_by_channel_and_stay_in_place(echo: SegmentationNe
     assert x_N3HW.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pixels_are_normalised_in_full_and_then_take_the_type_of_the_weights(
+    echo: SegmentationNetwork, dtype: torch.dtype
+) -> None:
+    images = _images(1, 32, 32, 3)
+    full = echo(images)
+    echo.architecture.to(dtype)
+    assert torch.equal(echo(images), full.to(dtype))
+
+
 @given(height=st.integers(1, 100), width=st.integers(1, 100), mean=st.tuples(*[st.floats(0, 1)] * 3))
 @settings(deadline=None)
 def test_padding_is_that_of_the_preprocessing(height: int, width: int, mean: Rgb) -> None:
@@ -204,7 +218,7 @@ def test_any_size_is_answered_as_if_it_had_been_prepared_before(
 
 
 def test_normalisation_is_no_part_of_the_weights(echo: SegmentationNetwork) -> None:
-    assert echo.state_dict() == {}
+    assert echo.state_dict().keys() == {"architecture.weight"}
 
 
 def test_a_training_step_reaches_every_weight_without_leaving_bfloat16_or_channels_last(

@@ -98,6 +98,58 @@ def test_numbers_count_up_and_the_highest_is_the_default(
     assert registry.open(CITY_2).manifest == other.manifest
 
 
+@pytest.fixture
+def int8(tmp_path: Path) -> Path:
+    """Return an int8 version of city@1 that is not published yet."""
+    return write_pooling_artifact(tmp_path / "int8", precision="int8", derived_from="city@1").folder
+
+
+def test_of_an_int8_version_and_its_original_either_can_be_meant(
+    registry: ModelRegistry, artifact: Artifact, int8: Path
+) -> None:
+    registry.publish(artifact.folder, "city")
+    registry.publish(int8, "city")
+    assert registry.resolve("city") == CITY_1
+    assert registry.resolve("city", int8=True) == CITY_2
+
+
+def test_of_a_shipped_int8_version_too(storage: Storage, shipped: Path, int8: Path) -> None:
+    shutil.copytree(int8, shipped / "city" / "2")
+    registry = ModelRegistry(storage, shipped=shipped)
+    assert registry.resolve("city") == CITY_1
+    assert registry.resolve("city", int8=True) == CITY_2
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_named_by_number_or_alias_is_meant_exactly(
+    registry: ModelRegistry, artifact: Artifact, int8: Path, *, wanted: bool
+) -> None:
+    registry.publish(artifact.folder, "city")
+    registry.publish(int8, "city")
+    for version in (CITY_1, CITY_2):
+        registry.promote(version, "canary")
+        registry.promote(version)
+        for reference in ("city", "city:canary", str(version)):
+            assert registry.resolve(reference, int8=wanted) == version
+
+
+def test_a_newer_version_is_meant_whatever_an_older_one_is(
+    registry: ModelRegistry, artifact: Artifact, other: Artifact, int8: Path
+) -> None:
+    for folder in (artifact.folder, int8, other.folder):
+        registry.publish(folder, "city")
+    assert registry.resolve("city") == registry.resolve("city", int8=True) == CITY_3
+
+
+def test_an_int8_version_whose_original_is_gone_stands_alone(
+    registry: ModelRegistry, artifact: Artifact, int8: Path
+) -> None:
+    registry.publish(artifact.folder, "city")
+    registry.publish(int8, "city")
+    registry.delete(CITY_1)
+    assert registry.resolve("city") == CITY_2
+
+
 def test_versions_are_sorted_as_numbers(registry: ModelRegistry, artifact: Artifact) -> None:
     for number in (2, 10, 1):
         registry.publish(artifact.folder, "city", number)

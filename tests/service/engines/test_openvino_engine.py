@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,13 +13,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import _save_pooling_graph, seal, write_pooling_artifact
+from fakes import POOLING_MANIFEST, _save_pooling_graph, seal, write_pooling_artifact
 
 from model.artifact import Artifact, pack_golden
 from model.errors import DigestMismatchError, GoldenMismatchError
 from model.manifest import GOLDEN_FILE, GRAPH_FILE
-from service.core.engine import EngineOptions, EngineUnavailableError, Float32Array, ImageBatch
-from service.engines.openvino import OpenVinoEngine, _candidates, _run, build, precisions
+from service.core.engine import (
+    EngineOptions,
+    EngineUnavailableError,
+    Float32Array,
+    ImageBatch,
+    Precision,
+    PrecisionChoice,
+)
+from service.engines.openvino import (
+    OpenVinoEngine,
+    _candidates,
+    _floating_point,
+    _run,
+    _threads,
+    build,
+    precisions,
+)
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -75,6 +92,22 @@ def test_a_graph_for_float_pixels_is_compiled_when_it_is_first_needed(
     assert len(blobs(options)) == 2
 
 
+def test_a_graph_for_float_pixels_is_compiled_though_the_version_was_deleted(
+    artifact: Artifact, options: EngineOptions
+) -> None:
+    engine = build(artifact, options)
+    shutil.rmtree(artifact.folder)
+    assert engine.infer(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 2, 4, 4)
+    engine.close()
+
+
+def test_a_quota_of_the_container_bounds_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engines.openvino.usable_cores", lambda: len(os.sched_getaffinity(0)))
+    assert _threads() == 0
+    monkeypatch.setattr("service.engines.openvino.usable_cores", lambda: 999)
+    assert _threads() == 999
+
+
 def test_a_graph_that_is_not_the_manifests_is_refused(artifact: Artifact, options: EngineOptions) -> None:
     path = artifact.path(GRAPH_FILE)
     path.write_text(path.read_text() + "\n")
@@ -121,15 +154,42 @@ def test_an_engine_that_was_refused_leaves_no_thread(artifact: Artifact, options
     assert threading.active_count() == before
 
 
+INT8_MANIFEST = dataclasses.replace(POOLING_MANIFEST, precision="int8", derived_from="pooling@1")
+
+
 def test_auto_is_bf16_where_the_processor_has_it_and_f32_elsewhere() -> None:
-    assert _candidates("auto", ("bf16", "f32", "f16")) == ("bf16", "f32")
-    assert _candidates("auto", ("f32", "f16")) == ("f32",)
+    assert _candidates("auto", ("bf16", "f32", "f16"), POOLING_MANIFEST) == ("bf16", "f32")
+    assert _candidates("auto", ("f32", "f16"), POOLING_MANIFEST) == ("f32",)
 
 
 def test_a_precision_is_asked_for_by_name_or_refused() -> None:
-    assert _candidates("f16", ("f32", "f16")) == ("f16",)
+    assert _candidates("f16", ("f32", "f16"), POOLING_MANIFEST) == ("f16",)
     with pytest.raises(EngineUnavailableError, match="f32, not in bf16"):
-        _candidates("bf16", ("f32",))
+        _candidates("bf16", ("f32",), POOLING_MANIFEST)
+
+
+@pytest.mark.parametrize("choice", ["auto", "int8"])
+def test_an_int8_version_computes_in_int8(choice: PrecisionChoice) -> None:
+    assert _candidates(choice, ("f32",), INT8_MANIFEST) == ("int8",)
+
+
+@pytest.mark.parametrize("choice", ["f32", "bf16", "f16"])
+def test_an_int8_version_cannot_compute_in_anything_else(choice: PrecisionChoice) -> None:
+    with pytest.raises(EngineUnavailableError, match=f"cannot compute in {choice}; pooling@1 can"):
+        _candidates(choice, ("bf16", "f32", "f16"), INT8_MANIFEST)
+
+
+def test_a_version_that_is_not_int8_cannot_compute_in_it() -> None:
+    with pytest.raises(EngineUnavailableError, match="bisenet models quantize"):
+        _candidates("int8", ("f32", "int8"), POOLING_MANIFEST)
+
+
+@pytest.mark.parametrize(("native", "rest"), [(("bf16", "f32", "int8"), "bf16"), (("f32", "int8"), "f32")])
+def test_what_is_not_int8_runs_in_bf16_where_the_processor_has_it(
+    native: tuple[Precision, ...], rest: Precision
+) -> None:
+    assert _floating_point("int8", native) == rest
+    assert _floating_point("f32", native) == "f32"
 
 
 def test_auto_is_the_processors_fastest_where_that_reproduces_the_golden_sample(
