@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 from typing import cast
 
-from service.core.engine import EngineBuilder, EngineUnavailableError, Precision
+from model.artifact import Artifact
+from service.core.engine import (
+    EngineBuilder,
+    EngineOptions,
+    EngineUnavailableError,
+    InferenceEngine,
+    Precision,
+)
+from service.engines import fault
 
 ENGINES: Mapping[str, str] = MappingProxyType(
     {"openvino": "service.engines.openvino", "torch": "service.engines.torch"}
@@ -30,9 +38,20 @@ def engine_builder(choice: str, device: str) -> EngineBuilder:
     Raises:
         EngineUnavailableError: no such engine, or its library is not installed.
     """
+    if choice.startswith(fault.PREFIX):
+        return fault.builder(choice)
     if choice == "auto":
         choice = "openvino" if device == "cpu" else "torch"
     return cast("EngineBuilder", _module(choice).build)
+
+
+def late_builder(choice: str) -> EngineBuilder:
+    """Return what builds the chosen engine and imports its library only then; see ``engine_builder``."""
+
+    def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
+        return engine_builder(choice, options.device)(artifact, options)
+
+    return build
 
 
 def engine_precisions(name: str, device: str) -> tuple[Precision, ...]:

@@ -1,4 +1,4 @@
-"""The reference engine: the network of the artifact's weights, run by torch operation by operation.
+"""The network of the artifact's weights, run by torch: the reference on a CPU, in earnest on an NVIDIA GPU.
 
 Axes: N images in a batch, K channels of the head, H height, W width (of the padded input),
 h w = H/stride W/stride.
@@ -12,6 +12,7 @@ import torch
 from model.artifact import Artifact
 from model.manifest import WEIGHTS_FILE
 from model.network import SegmentationNetwork, from_manifest
+from service.core.cores import usable_cores
 from service.core.engine import (
     EngineInfo,
     EngineOptions,
@@ -20,12 +21,15 @@ from service.core.engine import (
     ImageBatch,
     InferenceEngine,
     Precision,
-    usable_cores,
 )
+from service.engines.int8 import refuse_int8
 from service.engines.proof import prove
 
-_PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
+_CPU_PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 """The default is what the golden sample was made with: other engines are measured against this one."""
+
+_CUDA_PRECISIONS: tuple[Precision, ...] = ("f16", "bf16", "f32")
+_WEIGHTS = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
@@ -34,39 +38,75 @@ def precisions(device: str) -> tuple[Precision, ...]:
     Raises:
         EngineUnavailableError: torch cannot use the device.
     """
-    if device != "cpu" and not torch.cuda.is_available():
+    if device == "cpu":
+        return _CPU_PRECISIONS
+    if not torch.cuda.is_available():
         raise EngineUnavailableError(f"torch finds no NVIDIA GPU to be {device}")
-    return _PRECISIONS
+    return _CUDA_PRECISIONS
 
 
 def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
     """Load the weights into the network and prove it.
 
-    Sets the number of threads of torch for the whole process.
+    Sets, for the whole process, the number of threads of torch on a CPU and how cuDNN picks its algorithms.
 
     Raises:
-        EngineUnavailableError: torch cannot use the device, or the precision is neither f32 nor bf16.
+        EngineUnavailableError: torch cannot use the device or does not compute in the precision there, or the
+            version is int8.
         ArtifactError: the weights are not those of the manifest or do not fit the network.
         GoldenMismatchError: the network computes something else.
     """
+    refuse_int8(artifact.manifest, "torch")
     native = precisions(options.device)
     precision = native[0] if options.precision == "auto" else options.precision
     if precision not in native:
         raise EngineUnavailableError(f"torch computes in {', '.join(native)} here, not in {precision}")
-    torch.set_num_threads(options.threads or usable_cores())
-    state = safetensors.torch.load(artifact.read(WEIGHTS_FILE))
-    network = from_manifest(artifact.manifest, state).to(options.device)
-    engine = TorchEngine(network, EngineInfo("torch", options.device, precision))
+    info = EngineInfo("torch", options.device, precision)
+    on_cpu = options.device == "cpu"
+    engine = _cpu_engine(artifact, options, info) if on_cpu else _cuda_engine(artifact, options, info)
     prove(engine.infer, artifact, pixels="uint8", precision=precision)
     return engine
 
 
+def _cpu_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) -> InferenceEngine:
+    torch.set_num_threads(options.threads or usable_cores())
+    state = safetensors.torch.load(artifact.read(WEIGHTS_FILE))
+    return TorchEngine(from_manifest(artifact.manifest, state), info)
+
+
+def _cuda_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) -> InferenceEngine:
+    # Triton, which this needs, is only there where torch was built for CUDA.
+    from service.engines.cuda import CudaEngine  # noqa: PLC0415
+    from service.engines.cuda_graphs import GraphedNetwork  # noqa: PLC0415
+
+    network = GraphedNetwork(load_network(artifact, info), torch.device(info.device))
+    for size in options.sizes:
+        network.prepare(size, options.max_batch)
+    return CudaEngine(network, artifact.manifest, info)
+
+
+def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
+    """Return the network on its GPU, in channels-last memory, its weights in the precision of the engine.
+
+    Raises:
+        ArtifactError: the weights are not those of the manifest or do not fit the network.
+    """
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False  # "f32" means it
+    state = safetensors.torch.load(artifact.read(WEIGHTS_FILE))
+    network = from_manifest(artifact.manifest, state)
+    # Not the whole network: normalisation stays in f32.
+    network.architecture.to(_WEIGHTS[info.precision])
+    network.architecture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types
+    return network.to(info.device)
+
+
 class TorchEngine:
-    """Runs a network eagerly.
+    """Runs a network eagerly on the CPU.
 
     Args:
-        network: in evaluation mode, on its device.
-        info: the device, and the precision of convolutions; normalisation is always f32.
+        network: in evaluation mode.
+        info: says the precision of convolutions; normalisation is always f32.
     """
 
     def __init__(self, network: SegmentationNetwork, info: EngineInfo) -> None:
@@ -87,11 +127,10 @@ class TorchEngine:
         Returns:
             raw_NKhw: float32; the caller owns it.
         """
-        device = torch.device(self._info.device)
-        reduced = torch.autocast(device.type, torch.bfloat16, enabled=self._info.precision == "bf16")
+        reduced = torch.autocast("cpu", torch.bfloat16, enabled=self._info.precision == "bf16")
         with torch.inference_mode(), reduced:
-            raw_NKhw = self._network(torch.tensor(images_NHW3, device=device))
-        scores: Float32Array = raw_NKhw.float().cpu().contiguous().numpy()
+            raw_NKhw = self._network(torch.tensor(images_NHW3))
+        scores: Float32Array = raw_NKhw.float().contiguous().numpy()
         return scores
 
     def close(self) -> None:

@@ -31,12 +31,11 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=NATIVE, ids="-".join)
-def engine(
-    request: pytest.FixtureRequest, tiny_artifact: Artifact, cache_folder: Path
-) -> Iterator[InferenceEngine]:
+def engine(request: pytest.FixtureRequest, cache_folder: Path) -> Iterator[InferenceEngine]:
     name, precision = request.param
     options = EngineOptions("cpu", precision, cache_folder, threads=1)
-    engine = engine_builder(name, "cpu")(tiny_artifact, options)
+    artifact = request.getfixturevalue("tiny_int8_artifact" if precision == "int8" else "tiny_artifact")
+    engine = engine_builder(name, "cpu")(artifact, options)
     yield engine
     engine.close()
 
@@ -136,12 +135,23 @@ def test_weights_that_are_not_those_of_the_manifest_are_refused(
         build(other, cache_folder=tmp_path / "empty")
 
 
-@pytest.mark.parametrize("precision", ["f16", "int8"])
-def test_a_precision_that_the_device_lacks_is_refused_and_not_replaced(
-    build: Build, tiny_artifact: Artifact, precision: str
+@pytest.mark.parametrize(("precision", "reason"), [("f16", "not in f16"), ("int8", "not.* int8")])
+def test_a_precision_that_device_or_model_lacks_is_refused_and_not_replaced(
+    build: Build, tiny_artifact: Artifact, precision: str, reason: str
 ) -> None:
-    with pytest.raises(EngineUnavailableError, match=f"not in {precision}"):
+    with pytest.raises(EngineUnavailableError, match=reason):
         build(tiny_artifact, precision=precision)
+
+
+def test_an_int8_version_runs_in_int8_or_not_at_all(
+    build: Build, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    other = copy_of(tiny_artifact, tmp_path)
+    int8 = seal(
+        other.folder, dataclasses.replace(tiny_artifact.manifest, precision="int8", derived_from="tiny@1")
+    )
+    with pytest.raises(EngineUnavailableError, match="tiny@1"):
+        build(int8)
 
 
 def test_a_device_that_is_not_there_is_refused_and_not_replaced(

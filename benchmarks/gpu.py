@@ -1,0 +1,205 @@
+"""Time BiSeNetV2 with decoding on an NVIDIA GPU: how it is run, side by side, batch by batch.
+
+    python benchmarks/gpu.py --size 1024x2048 --batch 1 --batch 8
+
+Weights are random: the time of a network does not depend on them. Pictures are noise in host memory, labels
+come back to host memory, two batches are under way. Contenders take turns, five rounds each:
+
+    eager      kernel by kernel
+    recorded   CUDA graphs of the same kernels
+    fused      CUDA graphs of what torch.compile makes of the network; --no-fused leaves it out
+    tensorrt   if it is installed
+
+``decode`` is the decoding kernel alone, ``network`` the best network without copies and decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import device_decode
+from model.labels import ClassPalette
+from model.manifest import ModelManifest
+from model.network import ARCHITECTURES, SegmentationNetwork, build
+from model.preprocess import ImageSize, PreparedImage
+from service.core.engine import EngineInfo, EngineUnavailableError
+from service.engines import tensorrt
+from service.engines.cache import CompileCache
+from service.engines.cuda import CudaEngine
+from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram
+
+ARCHITECTURE = "bisenetv2"
+NUM_CLASSES = 19
+GRAY = (0.5, 0.5, 0.5)
+DEVICE = "cuda:0"
+ROUNDS = 5
+
+
+def main() -> None:
+    """Print frames per second, the median of the rounds, and its ratio to eager."""
+    options = _options()
+    size = ImageSize(*(int(side) for side in options.size.split("x"))).padded()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {ARCHITECTURE} f16, {size}")
+    network = _network(options.channels)
+    programs = _programs(network, size, max(options.batch), fused=options.fused)
+    for batch in options.batch:
+        _compare(programs, size, batch, options.seconds)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="1024x2048", metavar="HxW")
+    parser.add_argument("--batch", type=int, action="append", default=None)
+    parser.add_argument("--channels", type=int, default=1024, help="of the head")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a round")
+    parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    options.batch = options.batch or [1, 8]
+    return options
+
+
+def _network(channels: int) -> SegmentationNetwork:
+    torch.backends.cudnn.benchmark = True
+    network = build(
+        ARCHITECTURE, NUM_CLASSES, {"head_channels": channels}, mean=GRAY, std=GRAY, with_auxiliary=False
+    ).eval()
+    network.architecture.half()
+    network.architecture.to(memory_format=torch.channels_last)
+    return network.to(DEVICE)
+
+
+def _programs(
+    network: SegmentationNetwork, size: ImageSize, max_batch: int, *, fused: bool
+) -> dict[str, NetworkProgram]:
+    device = torch.device(DEVICE)
+    programs: dict[str, NetworkProgram] = {"eager": network, "recorded": GraphedNetwork(network, device)}
+    if fused:
+        started_s = time.monotonic()
+        prepared = GraphedNetwork(network, device)
+        with torch.inference_mode():
+            prepared.prepare(size, max_batch)
+        programs["fused"] = prepared
+        print(f"fused kernels took {time.monotonic() - started_s:.0f} s to make")
+    try:
+        programs["tensorrt"] = _tensorrt(network, size, max_batch)
+    except EngineUnavailableError as error:
+        print(f"without tensorrt: {error}")
+    return programs
+
+
+def _tensorrt(network: SegmentationNetwork, size: ImageSize, max_batch: int) -> NetworkProgram:
+    tensorrt.precisions(DEVICE)
+    with tempfile.TemporaryDirectory() as folder:
+        builder = tensorrt.TensorRtBuilder(
+            tensorrt.library(), CompileCache(Path(folder) / "tensorrt"), "this GPU", max_batch
+        )
+        engine = builder.engine(network.architecture, size, {})
+    return tensorrt.TensorRtProgram(network, {size: engine}, network)
+
+
+def _compare(programs: dict[str, NetworkProgram], size: ImageSize, batch: int, seconds: float) -> None:
+    manifest = _manifest()
+    pictures = _pictures(size, batch)
+    runs: dict[str, Callable[[], None]] = {}
+    for name, program in programs.items():
+        engine = CudaEngine(program, manifest, EngineInfo("torch", DEVICE, "f16"))
+        runs[name] = _pipelined(engine, pictures)
+    fastest = programs.get("fused", programs["recorded"])
+    runs |= {"network": _network_alone(fastest, size, batch), "decode": _decode_alone(size, batch)}
+    for run in runs.values():
+        for _ in range(10):
+            run()
+    torch.cuda.synchronize()
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            rates[name].append(batch * _rate(run, seconds))
+    print(f"\nbatch {batch:<12}{'frames/s':>10}{'ms/frame':>10}{'x eager':>9}")
+    for name, measured in rates.items():
+        median = statistics.median(measured)
+        ratio = statistics.median(a / b for a, b in zip(measured, rates["eager"], strict=True))
+        print(f"{name:<18}{median:>10.0f}{1000 / median:>10.3f}{ratio:>9.2f}")
+
+
+def _rate(run: Callable[[], None], seconds: float) -> float:
+    """Return runs a second."""
+    torch.cuda.synchronize()
+    started_s = time.perf_counter()
+    count = 0
+    while time.perf_counter() - started_s < seconds:
+        run()
+        count += 1
+    torch.cuda.synchronize()
+    return count / (time.perf_counter() - started_s)
+
+
+def _pipelined(engine: CudaEngine, pictures: list[PreparedImage]) -> Callable[[], None]:
+    pending = [engine.begin(pictures)]
+
+    def run() -> None:
+        following = engine.begin(pictures)
+        pending.pop()()
+        pending.append(following)
+
+    return run
+
+
+def _network_alone(program: NetworkProgram, size: ImageSize, batch: int) -> Callable[[], None]:
+    images_NHW3 = torch.zeros((batch, size.height, size.width, 3), dtype=torch.uint8, device=DEVICE)
+
+    def run() -> None:
+        with torch.inference_mode():
+            program(images_NHW3)
+        torch.cuda.current_stream().synchronize()
+
+    return run
+
+
+def _decode_alone(size: ImageSize, batch: int) -> Callable[[], None]:
+    shape = (NUM_CLASSES, size.height // 8, size.width // 8)
+    raw_Khw = torch.randn(shape, device=DEVICE).half()
+
+    def run() -> None:
+        for _ in range(batch):
+            device_decode.labels(
+                raw_Khw, upsample="bilinear", stride=8, padded=size, content=size, original=size
+            )
+        torch.cuda.current_stream().synchronize()
+
+    return run
+
+
+def _pictures(size: ImageSize, batch: int) -> list[PreparedImage]:
+    generator = np.random.default_rng(0)
+    shape = (size.height, size.width, 3)
+    return [PreparedImage(generator.integers(0, 256, shape, np.uint8), size, size) for _ in range(batch)]
+
+
+def _manifest() -> ModelManifest:
+    architecture = ARCHITECTURES[ARCHITECTURE]
+    classes = range(NUM_CLASSES)
+    return ModelManifest(
+        architecture=ARCHITECTURE,
+        generation=architecture.generation,
+        parameters={},
+        upsample=architecture.upsample,
+        stride=architecture.stride,
+        palette=ClassPalette(tuple(f"class {k}" for k in classes), tuple((k, k, k) for k in classes)),
+        mean=GRAY,
+        std=GRAY,
+        precision="f16",
+    )
+
+
+if __name__ == "__main__":
+    main()

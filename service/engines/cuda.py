@@ -1,0 +1,179 @@
+"""An NVIDIA GPU in the hands of one thread: pixels in, the network, labels out, each on its own time.
+
+Axes: N images in a batch, K channels of the head, H height, W width (of the padded input), h w = H/stride
+W/stride, B bytes.
+
+Pictures are gathered in pinned memory and copied on a stream of their own, so that those of the next batch
+travel while this one is computed. Labels are decoded where the scores are: they are 1/64 of the scores' size
+at full resolution, and the CPU is free for pictures.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import device_decode
+from model.errors import ModelOutputError
+from model.labels import UInt8Array
+from model.manifest import ModelManifest
+from model.preprocess import ImageSize, PreparedImage
+from service.core.engine import (
+    DeviceLostError,
+    DeviceMemoryError,
+    EngineInfo,
+    Float32Array,
+    ImageBatch,
+    PendingLabels,
+)
+from service.engines.cuda_graphs import NetworkProgram
+
+_BATCHES_UNDER_WAY = 2
+
+
+class CudaEngine:
+    """Runs batches of one size on one stream of one GPU; one thread at a time.
+
+    Args:
+        program: the network.
+        manifest: how its raw output becomes labels.
+        info: what this engine is.
+    """
+
+    def __init__(self, program: NetworkProgram, manifest: ModelManifest, info: EngineInfo) -> None:
+        self._program = program
+        self._manifest = manifest
+        self._info = info
+        device = torch.device(info.device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch forgot to type it
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch forgot to type it
+        self._stagings = itertools.cycle([_Staging(device) for _ in range(_BATCHES_UNDER_WAY)])
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    def infer(self, images_NHW3: ImageBatch) -> Float32Array:
+        """Run the network.
+
+        Args:
+            images_NHW3: RGB, uint8 or float32 of 0..255, both sides multiples of 32.
+
+        Returns:
+            raw_NKhw: float32, C-contiguous; the caller owns it.
+
+        Raises:
+            DeviceMemoryError: the device has no memory for it.
+            DeviceLostError: the device is lost to this process.
+        """
+        with _device_errors(), torch.inference_mode(), torch.cuda.stream(self._stream):
+            images = torch.from_numpy(np.ascontiguousarray(images_NHW3)).to(self._info.device)
+            raw_NKhw: Float32Array = self._program(images).float().contiguous().cpu().numpy()
+        return raw_NKhw
+
+    def begin(self, pictures: Sequence[PreparedImage]) -> PendingLabels:
+        """Enqueue a batch and return while it runs; one more may be begun before this one is fetched.
+
+        Args:
+            pictures: of one padded size.
+
+        Returns:
+            To be called once, in the order of ``begin``: the labels of each picture at its original size, or
+            ``ModelOutputError`` where the network produced values that are no scores.
+
+        Raises:
+            DeviceMemoryError: the device has no memory for it.
+            DeviceLostError: the device is lost to this process.
+        """
+        staging = next(self._stagings)
+        with _device_errors(), torch.inference_mode():
+            with torch.cuda.stream(self._copies):
+                images_NHW3 = staging.upload([picture.pixels_HW3 for picture in pictures])
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(staging.uploaded)
+                raw_NKhw = self._program(images_NHW3)
+                labels = [self._labels(raw_NKhw[i], picture) for i, picture in enumerate(pictures)]
+                staging.download(labels, device_decode.are_finite(raw_NKhw))
+        sizes = [picture.original for picture in pictures]
+        return lambda: staging.fetch(sizes)
+
+    def close(self) -> None:
+        """Wait for what runs; memory goes with the engine."""
+        self._stream.synchronize()
+
+    def _labels(self, raw_Khw: Tensor, picture: PreparedImage) -> Tensor:
+        return device_decode.labels(
+            raw_Khw,
+            upsample=self._manifest.upsample,
+            stride=self._manifest.stride,
+            padded=picture.padded,
+            content=picture.content,
+            original=picture.original,
+        )
+
+
+class _Staging:
+    """Memory of one batch on its way: pinned and on the device; grows to the largest batch so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pixels_B = _pinned(0)
+        self._device_pixels_B = torch.empty(0, dtype=torch.uint8, device=device)
+        self._answers_B = _pinned(0)
+        self.uploaded = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch forgot to type it
+        self._answered = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch forgot to type it
+
+    def upload(self, pictures: Sequence[UInt8Array]) -> Tensor:
+        """Gather pictures of one size and enqueue their copy; returns images_NHW3 on the device."""
+        num_bytes = sum(picture.size for picture in pictures)
+        if self._pixels_B.numel() < num_bytes:
+            self._pixels_B = _pinned(num_bytes)
+            self._device_pixels_B = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        shape = (len(pictures), *pictures[0].shape)
+        np.stack(pictures, out=self._pixels_B[:num_bytes].numpy().reshape(shape))
+        images_B = self._device_pixels_B[:num_bytes]
+        images_B.copy_(self._pixels_B[:num_bytes], non_blocking=True)
+        self.uploaded.record()
+        return images_B.view(shape)
+
+    def download(self, labels: Sequence[Tensor], are_finite_N: Tensor) -> None:
+        """Enqueue the copy of one byte a picture, whether its scores are finite, and of all labels."""
+        answers_B = torch.cat([are_finite_N.to(torch.uint8), *(labels_HW.flatten() for labels_HW in labels)])
+        if self._answers_B.numel() < answers_B.numel():
+            self._answers_B = _pinned(answers_B.numel())
+        self._answers_B[: answers_B.numel()].copy_(answers_B, non_blocking=True)
+        self._answered.record()
+
+    def fetch(self, sizes: Sequence[ImageSize]) -> list[UInt8Array | ModelOutputError]:
+        """Wait for what was enqueued and return copies of it."""
+        with _device_errors():
+            self._answered.synchronize()
+        answers_B: UInt8Array = self._answers_B.numpy()
+        ends = list(itertools.accumulate((size.pixels for size in sizes), initial=len(sizes)))
+        return [
+            answers_B[begin:end].reshape(size.height, size.width).copy()
+            if is_finite
+            else ModelOutputError("the raw output holds scores that are not finite")
+            for is_finite, begin, end, size in zip(answers_B, ends, ends[1:], sizes, strict=False)
+        ]
+
+
+@contextmanager
+def _device_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise DeviceMemoryError(str(error)) from error
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(str(error)) from error
+
+
+def _pinned(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
