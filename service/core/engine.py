@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from model.artifact import Artifact
+from model.errors import ModelOutputError
+from model.labels import UInt8Array
+from model.preprocess import ImageSize, PreparedImage
 
 Float32Array = npt.NDArray[np.float32]
 ImageBatch = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -42,12 +45,16 @@ class EngineOptions:
         precision: ``auto`` takes the fastest that the device has and the golden sample allows.
         threads: inference threads; None = what the library takes of the cores that this process may use.
         cache_folder: owner-only folder for compiled graphs, created when missing.
+        max_batch: pictures of the largest batch that is to be fast.
+        sizes: padded sizes that are compiled for, where a library gains by that; all others run as well.
     """
 
     device: str
     precision: PrecisionChoice
     cache_folder: Path
     threads: int | None = None
+    max_batch: int = 1
+    sizes: tuple[ImageSize, ...] = ()
 
 
 class InferenceEngine(Protocol):
@@ -74,6 +81,29 @@ class InferenceEngine(Protocol):
         ...
 
 
+class LabelingEngine(InferenceEngine, Protocol):
+    """An engine that makes labels, too, because the scores are better left on its device."""
+
+    def begin(self, pictures: Sequence[PreparedImage]) -> PendingLabels:
+        """Enqueue a batch and return while it runs; one more may be begun before this one is fetched.
+
+        Args:
+            pictures: of one padded size.
+
+        Returns:
+            To be called once, in the order of ``begin``.
+        """
+        ...
+
+
+PendingLabels = Callable[[], Sequence[UInt8Array | ModelOutputError]]
+"""Waits for a batch; for each picture its labels_HW, or why there are none.
+
+Raises:
+    DeviceMemoryError: the device has no memory for it.
+    DeviceLostError: the device is lost to this process.
+"""
+
 EngineBuilder = Callable[[Artifact, EngineOptions], InferenceEngine]
 """Builds an engine and proves it on the artifact's golden sample.
 
@@ -87,9 +117,12 @@ class EngineUnavailableError(Exception):
     """This machine cannot run the engine; the message says why, for people."""
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+class DeviceMemoryError(Exception):
+    """The device has no memory for the batch; a smaller one may fit."""
+
+
+class DeviceLostError(Exception):
+    """The device is lost to this process (an error of CUDA that sticks): only a new process can use it."""
 
 
 def private_folder(path: Path) -> Path:

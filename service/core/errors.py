@@ -200,3 +200,18 @@ class StorageFullError(ServiceError):
 
 class InternalError(ServiceError):
     """A defect of the service."""
+
+
+_MAX_MESSAGE = 300
+
+
+def message_for_clients(error: ServiceError) -> str:
+    """Return what a client may read of an error: its message, unless that would tell of the inside.
+
+    Args:
+        error: its message is written for the client, except that of ``InternalError``.
+    """
+    if isinstance(error, InternalError):
+        return "the service failed, its log tells why"
+    text = str(error)  # may quote what the client sent
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."

@@ -1,30 +1,35 @@
-"""The models that this process serves, and the one way to have a picture answered by one of them."""
+"""The models that this process serves, and the one way to have a picture answered by one of them.
+
+Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
+W/stride.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
 
-from model import decode
 from model.artifact import Artifact
+from model.labels import UInt8Array
 from model.manifest import ModelManifest, ModelVersion
-from model.preprocess import PreparedImage
-from service.core.engine import (
-    EngineBuilder,
-    EngineInfo,
-    EngineOptions,
-    InferenceEngine,
-    private_folder,
-)
-from service.core.errors import LoadingError, ModelNotFoundError, VersionNotFoundError
-from service.core.worker import Answer, InferenceWorker, Task
+from model.preprocess import ImageSize, PreparedImage
+from service.core.batching import Lane
+from service.core.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.errors import ConflictError, LoadingError, ModelNotFoundError, VersionNotFoundError
+from service.core.worker import Answer, InferenceWorker, Reservation
+from service.telemetry import Metrics, ModelLabels
 
 _log = structlog.get_logger()
+
+_WARM_SIZES = 8
+"""Padded sizes that were asked for last, and at which a new version is run once before it is served."""
 
 
 @dataclass(frozen=True)
@@ -36,91 +41,207 @@ class ServedModel:
     engine: EngineInfo
 
 
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    served: ServedModel
-    engine: InferenceEngine
-
-
 class ModelHost:
-    """Holds engines and the worker that runs them; thread-safe.
+    """Knows which versions are loaded and what each name means; thread-safe.
 
-    The caller sees versions, prepared pictures and futures only, so that the worker may be a thread here
-    and a process elsewhere.
+    A version is loaded beside those that are served. Then, in one moment, the bare name comes to mean the new
+    one (``serve``), and the old one leaves when nobody needs it any more (``unload``).
 
     Args:
-        build: makes an engine of an artifact and proves it.
-        options: how engines are built.
         worker: runs them; closed with the host.
+        metrics: told of versions that come and go.
     """
 
-    def __init__(self, build: EngineBuilder, options: EngineOptions, worker: InferenceWorker) -> None:
-        self._build = build
-        self._options = options
+    def __init__(self, worker: InferenceWorker, metrics: Metrics | None = None) -> None:
         self._worker = worker
-        self._lock = threading.Lock()
+        self._metrics = metrics or Metrics()
+        self._changed = threading.Condition(threading.RLock())
+        self._loading = threading.Lock()  # one at a time: compilers take all cores
+        self._meant: dict[str, ModelVersion] = {}  # by the bare name; the first is the default model
         self._expected: list[ModelVersion] = []
-        self._loaded: dict[ModelVersion, _Loaded] = {}
+        self._loaded: dict[ModelVersion, ServedModel] = {}
+        self._holders: Counter[ModelVersion] = Counter()
+        self._sizes: dict[ImageSize, None] = {}  # the latest comes last
 
     @property
     def ready(self) -> bool:
-        """Whether there is a model, and every expected one is loaded."""
-        return bool(self._expected) and len(self._loaded) == len(self._expected)
+        """Whether there is a model, every expected one is loaded, and a worker runs them."""
+        with self._changed:
+            all_loaded = all(version in self._loaded for version in self._expected)
+            return bool(self._loaded) and all_loaded and self._worker.is_ready
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
-        """What is loaded, in the order in which it was expected: the first is the default."""
-        with self._lock:
-            return tuple(self._loaded[v].served for v in self._expected if v in self._loaded)
+        """What is loaded: the default model first, and of each model first what its bare name means."""
+        with self._changed:
+            rank = {name: i for i, name in enumerate(self._meant)}
+            loaded = self._loaded.values()
+            return tuple(sorted(loaded, key=lambda m: (rank[m.version.name], not self._is_meant(m.version))))
 
     def expect(self, version: ModelVersion) -> None:
         """Promise a version: until it is loaded, asking for it means "try again" and not "no such model"."""
-        with self._lock:
+        with self._changed:
+            self._meant.setdefault(version.name, version)
             if version not in self._expected:
                 self._expected.append(version)
 
     def load(self, version: ModelVersion, artifact: Artifact) -> ServedModel:
-        """Build an engine for a version and serve it; nothing is compiled later, on a request.
+        """Load a version beside those that are served; takes seconds, in which all go on being answered.
+
+        Its engine is built, reproduces the golden sample, and runs once at each picture size in use. From
+        then on the version can be asked for by its number; the bare name goes on meaning what it meant,
+        unless there was no version of this name. If anything fails, nothing has changed.
+
+        Args:
+            version: one that is loaded already is not loaded again.
+            artifact: what it is built from.
 
         Raises:
             EngineUnavailableError: this machine cannot run the engine.
             model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
+            NoWorkerError: the worker died of it.
         """
-        self.expect(version)
-        started_s = time.monotonic()
-        decode.warm_up(private_folder(self._options.cache_folder / "numba"))
-        engine = self._build(artifact, self._options)
-        served = ServedModel(version, artifact.manifest, engine.info)
-        with self._lock:
-            self._loaded[version] = _Loaded(served, engine)
-        _log.info("model loaded", model=str(version), seconds=round(time.monotonic() - started_s, 3))
-        return served
+        with self._loading:
+            return self._load(version, artifact)
+
+    def serve(self, version: ModelVersion) -> ModelVersion | None:
+        """Let the bare name mean this version from now on; what has begun ends with what it began with.
+
+        Returns:
+            What the name meant before; None if it meant this one.
+
+        Raises:
+            VersionNotFoundError: the version is not loaded.
+        """
+        with self._changed:
+            self._served(version)
+            previous, self._meant[version.name] = self._meant[version.name], version
+        if previous == version:
+            return None
+        _log.info("model served", model=str(version), previous=str(previous))
+        return previous
+
+    def unload(self, version: ModelVersion, *, drain_s: float = 60.0) -> None:
+        """Free a version as soon as nobody holds it and none of its pictures waits.
+
+        Args:
+            version: not one that a bare name means.
+            drain_s: who asks for it by its number and has not finished after so many seconds is told that it
+                is gone.
+
+        Raises:
+            VersionNotFoundError: the version is not loaded.
+            ConflictError: it is what the bare name means.
+        """
+        with self._changed:
+            served = self._served(version)
+            if self._is_meant(version):
+                raise ConflictError(f"{version} is what {version.name!r} means: serve another version first")
+            self._expected = [expected for expected in self._expected if expected != version]
+            self._changed.wait_for(lambda: not self._holders[version], timeout=drain_s)
+            if self._loaded.pop(version, None) is None:
+                raise VersionNotFoundError(f"{version} is not loaded")  # somebody else was faster
+        self._worker.unload(version)
+        self._metrics.model_unloaded(_labels(served))
+        _log.info("model unloaded", model=str(version))
 
     def find(self, name: str | None = None, number: int | None = None) -> ServedModel:
         """Return the served version that a request means.
 
         Args:
-            name: of a model; None = that of the first one.
-            number: of the version; None = the first one of this name.
+            name: of a model; None = the default model.
+            number: of the version; None = what the bare name means.
 
         Raises:
             LoadingError: it is expected, but not loaded yet.
             ModelNotFoundError: no model of this name is served.
             VersionNotFoundError: the model is served, but not in this version.
         """
-        with self._lock:
-            version = _pick(self._expected, name, number)
-            if version not in self._loaded:
+        with self._changed:
+            if not self._meant:
+                raise LoadingError("no model is loaded yet")
+            name = next(iter(self._meant)) if name is None else name
+            if name not in self._meant:
+                raise ModelNotFoundError(f"no model {name!r} is served")
+            version = self._meant[name] if number is None else ModelVersion(name, number)
+            if version in self._expected and version not in self._loaded:
                 raise LoadingError(f"{version} is not loaded yet")
-            return self._loaded[version].served
+            return self._served(version)
 
-    def submit(self, image: PreparedImage, *, version: ModelVersion, deadline_s: float) -> Future[Answer]:
+    @contextmanager
+    def hold(self, name: str | None = None, number: int | None = None) -> Iterator[ServedModel]:
+        """Return what ``find`` returns, and keep it loaded until the context is left.
+
+        Raises:
+            ServiceError: as ``find``.
+        """
+        with self._changed:
+            served = self.find(name, number)
+            self._holders[served.version] += 1
+        try:
+            yield served
+        finally:
+            with self._changed:
+                self._holders[served.version] -= 1
+                self._changed.notify_all()
+
+    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+        """Return memory to prepare a picture in, from where it need not be copied again.
+
+        Args:
+            padded: size of the prepared picture.
+            original: the picture's own size, which its labels will have.
+
+        Returns:
+            uint8 HW3 of the padded size.
+        """
+        return self._worker.canvas(padded, original)
+
+    def reserve(
+        self,
+        padded: ImageSize,
+        *,
+        version: ModelVersion,
+        deadline_s: float,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
+    ) -> Reservation:
+        """Promise a place to a picture before anything is spent on reading it.
+
+        Args:
+            padded: the size that it will have for the network.
+            version: as in ``submit``.
+            deadline_s: as in ``submit``.
+            lane: as in ``submit``.
+            source: as in ``submit``.
+
+        Returns:
+            What ``submit`` takes; its future has to be cancelled if nothing is submitted.
+
+        Raises:
+            ServiceError: as ``submit``.
+        """
+        return self._worker.reserve(version, padded, deadline_s=deadline_s, lane=lane, source=source)
+
+    def submit(
+        self,
+        image: PreparedImage,
+        *,
+        version: ModelVersion,
+        deadline_s: float,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
+        reservation: Reservation | None = None,
+    ) -> Future[Answer]:
         """Queue one picture.
 
         Args:
-            image: prepared as the version's manifest says.
-            version: what ``find`` returned.
+            image: prepared as the version's manifest says, best in a ``canvas``.
+            version: what ``find`` or ``hold`` returned.
             deadline_s: when nobody waits for the answer any more, on the clock of ``time.monotonic``.
+            lane: how urgent it is.
+            source: who asks, for example a stream: sources of a lane take turns.
+            reservation: its place, made with the same arguments; then it is not refused for want of one.
 
         Returns:
             The labels to come; cancelling the future withdraws the picture unless the engine already has it.
@@ -128,29 +249,77 @@ class ModelHost:
         Raises:
             VersionNotFoundError: the version is not served (any more).
             QueueFullError: too many pictures wait, or they alone outlast the deadline.
+            DeadlineExceededError: the deadline has passed.
+            NoWorkerError: workers die as soon as they are started.
+            UndecodableImageError: two workers died of this picture.
             DrainingError: the host is about to close.
         """
-        with self._lock:
-            loaded = self._loaded.get(version)
-        if loaded is None:
-            raise VersionNotFoundError(f"{version} is not served")
-        return self._worker.submit(Task(loaded.engine, loaded.served.manifest, image), deadline_s=deadline_s)
+        with self._changed:
+            self._sizes.pop(image.padded, None)
+            self._sizes[image.padded] = None
+            if len(self._sizes) > _WARM_SIZES:
+                del self._sizes[next(iter(self._sizes))]
+        return self._worker.submit(
+            version, image, deadline_s=deadline_s, lane=lane, source=source, reservation=reservation
+        )
+
+    def infer(
+        self, images_NHW3: ImageBatch, *, version: ModelVersion, deadline_s: float, lane: Lane = Lane.BULK
+    ) -> Future[Float32Array]:
+        """Queue one batch whose raw scores are wanted, for evaluation.
+
+        Args:
+            images_NHW3: RGB, uint8 or float32 of 0..255, both sides multiples of 32.
+            version: what ``find`` or ``hold`` returned.
+            deadline_s: when nobody waits for the scores any more, on the clock of ``time.monotonic``.
+            lane: how urgent it is.
+
+        Returns:
+            raw_NKhw to come: float32, the head's raw output.
+
+        Raises:
+            ServiceError: as ``submit``.
+        """
+        with self._changed:
+            manifest = self._served(version).manifest
+        shape = (len(images_NHW3), *_raw_shape(manifest, images_NHW3))
+        return self._worker.infer(version, images_NHW3, shape, deadline_s=deadline_s, lane=lane)
 
     def close(self) -> None:
         """Answer what waits, then free the device."""
         self._worker.close()
-        for loaded in self._loaded.values():
-            loaded.engine.close()
+
+    def _load(self, version: ModelVersion, artifact: Artifact) -> ServedModel:
+        with self._changed:
+            if version in self._loaded:
+                return self._loaded[version]
+            sizes = list(self._sizes)
+        started_s = time.monotonic()
+        engine = self._worker.load(version, artifact, sizes)
+        seconds = time.monotonic() - started_s
+        served = ServedModel(version, artifact.manifest, engine)
+        with self._changed:
+            self._meant.setdefault(version.name, version)
+            self._loaded[version] = served
+        self._metrics.model_loaded(_labels(served), seconds=seconds)
+        _log.info("model loaded", model=str(version), seconds=round(seconds, 3))
+        return served
+
+    def _is_meant(self, version: ModelVersion) -> bool:
+        return self._meant[version.name] == version
+
+    def _served(self, version: ModelVersion) -> ServedModel:
+        if version not in self._loaded:
+            raise VersionNotFoundError(f"{version} is not served")
+        return self._loaded[version]
 
 
-def _pick(expected: Sequence[ModelVersion], name: str | None, number: int | None) -> ModelVersion:
-    if not expected:
-        raise LoadingError("no model is loaded yet")
-    name = expected[0].name if name is None else name
-    named = [version for version in expected if version.name == name]
-    if not named:
-        raise ModelNotFoundError(f"no model {name!r} is served")
-    for version in named:
-        if number in (None, version.number):
-            return version
-    raise VersionNotFoundError(f"{name!r} is not served in version {number}")
+def _labels(served: ServedModel) -> ModelLabels:
+    version, engine = served.version, served.engine
+    return ModelLabels(version.name, version.number, engine.engine, engine.device, engine.precision)
+
+
+def _raw_shape(manifest: ModelManifest, images_NHW3: ImageBatch) -> tuple[int, int, int]:
+    sub_pixels = manifest.stride**2 if manifest.upsample == "pixel_shuffle" else 1
+    height, width = images_NHW3.shape[1] // manifest.stride, images_NHW3.shape[2] // manifest.stride
+    return manifest.palette.num_classes * sub_pixels, height, width

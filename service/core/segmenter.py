@@ -5,33 +5,40 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 import model.errors as image_errors
 from model.image import DEFAULT_LIMITS, ImageHeader, ImageLimits, decode_image, peek_header
 from model.labels import LabelMap, UInt8Array
 from model.manifest import ModelVersion
-from model.preprocess import DEFAULT_MAX_INFER_PIXELS, ImageSize, PreparedImage, PreprocessSpec
+from model.preprocess import DEFAULT_MAX_INFER_PIXELS, ImageSize, PreparedImage
 from service.core.admission import (
     BYTES_PER_PIXEL_IN_FLIGHT,
     DEFAULT_MAX_PIXELS_IN_FLIGHT,
     MemoryBudget,
     Place,
 )
+from service.core.batching import Lane
 from service.core.deadline import within
 from service.core.errors import (
     DeadlineExceededError,
     EmptyBodyError,
+    InvalidArgumentError,
     ServiceError,
     TooManyPixelsError,
     UndecodableImageError,
     UnsupportedMediaError,
 )
 from service.core.host import ModelHost, ServedModel
+from service.core.pace import Pace
+from service.core.worker import Reservation
+from service.telemetry import Metrics, Stage
 
 IMAGE_ERRORS: Mapping[type[image_errors.ImageError], type[ServiceError]] = {
     image_errors.EmptyImageError: EmptyBodyError,
@@ -46,6 +53,7 @@ DEFAULT_ENCODE_BYTES = 5
 
 _ANSWER_BYTES = 5  # a pixel's: 4 for the picture, Pillow's padding included, and 1 for its label
 _NETWORK_BYTES = 3
+_RAW_BYTES = 3  # beside the request's own bytes, which are the picture itself unless they must be swapped
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,26 @@ class Segmentation:
     inference_size: ImageSize
 
 
+_Prepare = Callable[[UInt8Array], PreparedImage]
+
+
 @dataclass(frozen=True, eq=False)
 class _Picture:
     image_HW3: UInt8Array
     prepared: PreparedImage
     decode_s: float
     preprocess_s: float
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Who answers a picture, until when, how urgently, and what its encoding will take."""
+
+    served: ServedModel
+    deadline_s: float
+    encode_bytes: int
+    lane: Lane
+    source: str | None
 
 
 class Segmenter:
@@ -111,13 +133,22 @@ class Segmenter:
         host: the models.
         pool: threads that read pictures; the caller closes it.
         limits: of one picture and of all together.
+        metrics: counts pictures that nobody waited for to their end; None = nobody looks at it.
     """
 
-    def __init__(self, host: ModelHost, pool: Executor, limits: SegmenterLimits | None = None) -> None:
+    def __init__(
+        self,
+        host: ModelHost,
+        pool: Executor,
+        limits: SegmenterLimits | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._metrics = metrics or Metrics()
         self._host = host
         self._pool = pool
         self._limits = limits or SegmenterLimits()
         self._budget = MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT)
+        self._encoding = Pace()
 
     @asynccontextmanager
     async def segment(
@@ -128,6 +159,8 @@ class Segmenter:
         model: str | None = None,
         version: int | None = None,
         encode_bytes: int = DEFAULT_ENCODE_BYTES,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
     ) -> AsyncIterator[Segmentation]:
         """Answer one picture; its memory counts as taken until the context is left.
 
@@ -139,6 +172,8 @@ class Segmenter:
             model: name of a model; None = the default.
             version: its number; None = the one that is served under the name.
             encode_bytes: memory that the caller will take to encode the answer, in bytes a pixel.
+            lane: how urgent it is.
+            source: who asks, for example a stream: sources of a lane take turns.
 
         Yields:
             The answer, to be encoded inside the context.
@@ -158,17 +193,95 @@ class Segmenter:
             ModelOutputInvalidError: the model produced values that are no scores.
             InternalError: the engine failed.
         """
-        served = self._host.find(model, version)
-        header = await self._peek(data, deadline_s)
-        num_bytes = _bytes_needed(header, self._limits.max_infer_pixels, encode_bytes)
-        place = await self._budget.acquire(num_bytes, timeout_s=deadline_s - time.monotonic())
-        reading = self._pool.submit(_read, data, self._limits.image, self._spec(served))
+        with self._host.hold(model, version) as served:
+            header = await self._peek(data, deadline_s)
+            read = partial(_read, data, self._limits.image, self._prepare(served))
+            order = _Order(served, deadline_s, encode_bytes, lane, source)
+            async with self._segmented(header, read, order) as segmentation:
+                yield segmentation
+
+    @asynccontextmanager
+    async def segment_pixels(
+        self,
+        data: bytes,
+        size: ImageSize,
+        *,
+        deadline_s: float,
+        bgr: bool = False,
+        model: str | None = None,
+        version: int | None = None,
+        encode_bytes: int = DEFAULT_ENCODE_BYTES,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
+    ) -> AsyncIterator[Segmentation]:
+        """Answer one picture that needs no decoding; otherwise as ``segment``.
+
+        Args:
+            data: 3 bytes a pixel, rows from top to bottom without padding.
+            size: of the picture.
+            deadline_s: see ``segment``.
+            bgr: the bytes of a pixel are blue, green, red instead of red, green, blue.
+            model: see ``segment``.
+            version: see ``segment``.
+            encode_bytes: see ``segment``.
+            lane: see ``segment``.
+            source: see ``segment``.
+
+        Yields:
+            The answer, to be encoded inside the context.
+
+        Raises:
+            EmptyBodyError: there are no bytes.
+            InvalidArgumentError: there are more or fewer bytes than pixels need.
+            TooManyPixelsError: the size is more than the limits allow.
+            ServiceError: as ``segment``.
+        """
+        with self._host.hold(model, version) as served:
+            _check_pixels(data, size, self._limits.image)
+            header = ImageHeader(size, _RAW_BYTES * size.pixels)
+            read = partial(_wrap, data, size, self._prepare(served), bgr=bgr)
+            order = _Order(served, deadline_s, encode_bytes, lane, source)
+            async with self._segmented(header, read, order) as segmentation:
+                yield segmentation
+
+    @asynccontextmanager
+    async def _segmented(
+        self, header: ImageHeader, read: Callable[[], _Picture], order: _Order
+    ) -> AsyncIterator[Segmentation]:
+        num_bytes = _bytes_needed(header, self._limits.max_infer_pixels, order.encode_bytes)
+        with self._reserved(header.size, order) as reservation:
+            place = await self._budget.acquire(num_bytes, timeout_s=order.deadline_s - time.monotonic())
+            reading = self._pool.submit(read)
+            try:
+                segmentation = await self._answer(reading, order, reservation)
+                answered_s = time.monotonic()
+                yield segmentation
+                self._encoding.learn(pixels=header.size.pixels, duration_s=time.monotonic() - answered_s)
+            finally:
+                # A thread cannot be interrupted: what nobody waits for is in memory until it is read.
+                release = partial(self._release, place, asyncio.get_running_loop())
+                reading.add_done_callback(release)
+
+    @contextmanager
+    def _reserved(self, size: ImageSize, order: _Order) -> Iterator[Reservation]:
+        """Be refused now, if at all: reading a picture for nothing would take time from those admitted.
+
+        Labels must be there some time before the deadline, as long as it took to encode others lately. At
+        most half of the time is kept for that, or a slow answer could be the last one that is tried.
+        """
+        left_s = order.deadline_s - time.monotonic()
+        encode_s = min(self._encoding.predict(size.pixels), left_s / 2)
+        reservation = self._host.reserve(
+            size.reduced_to(self._limits.max_infer_pixels).padded(),
+            version=order.served.version,
+            deadline_s=order.deadline_s - encode_s,
+            lane=order.lane,
+            source=order.source,
+        )
         try:
-            yield await self._answer(reading, served, deadline_s)
+            yield reservation
         finally:
-            # A thread cannot be interrupted: a picture that nobody waits for is in memory until it is read.
-            release = partial(self._release, place, asyncio.get_running_loop())
-            reading.add_done_callback(release)
+            reservation.future.cancel()
 
     def _release(self, place: Place, loop: asyncio.AbstractEventLoop, _reading: Future[_Picture]) -> None:
         with suppress(RuntimeError):  # the loop is closed, and nobody waits for room any more
@@ -176,19 +289,31 @@ class Segmenter:
 
     async def _peek(self, data: bytes, deadline_s: float) -> ImageHeader:
         async with _until(deadline_s):
-            return await asyncio.wrap_future(self._pool.submit(_peek_header, data, self._limits.image))
+            with self._counting("decode", deadline_s):
+                return await asyncio.wrap_future(self._pool.submit(_peek_header, data, self._limits.image))
 
-    def _spec(self, served: ServedModel) -> PreprocessSpec:
-        return dataclasses.replace(served.manifest.preprocess, max_infer_pixels=self._limits.max_infer_pixels)
+    def _prepare(self, served: ServedModel) -> _Prepare:
+        preprocess, max_pixels = served.manifest.preprocess, self._limits.max_infer_pixels
+        spec = dataclasses.replace(preprocess, max_infer_pixels=max_pixels)
+        return partial(spec.prepare, canvas=self._host.canvas)
 
     async def _answer(
-        self, reading: Future[_Picture], served: ServedModel, deadline_s: float
+        self, reading: Future[_Picture], order: _Order, reservation: Reservation
     ) -> Segmentation:
-        async with _until(deadline_s):
-            picture = await asyncio.wrap_future(reading)
-            answer = await asyncio.wrap_future(
-                self._host.submit(picture.prepared, version=served.version, deadline_s=deadline_s)
+        served = order.served
+        async with _until(order.deadline_s):
+            with self._counting("decode", order.deadline_s):
+                picture = await asyncio.wrap_future(reading)
+            answering = self._host.submit(
+                picture.prepared,
+                version=served.version,
+                deadline_s=reservation.deadline_s,
+                lane=order.lane,
+                source=order.source,
+                reservation=reservation,
             )
+            with self._counting("queue", order.deadline_s):
+                answer = await asyncio.wrap_future(answering)
         return Segmentation(
             label_map=LabelMap(answer.labels_HW, served.manifest.palette),
             image_HW3=picture.image_HW3,
@@ -198,6 +323,19 @@ class Segmenter:
             ),
             inference_size=picture.prepared.content,
         )
+
+    @contextmanager
+    def _counting(self, stage: Stage, deadline_s: float) -> Iterator[None]:
+        """Count a picture that is given up in a stage; the time of the device belongs to the queue."""
+        try:
+            yield
+        except DeadlineExceededError:
+            self._metrics.expired(stage)
+            raise
+        except asyncio.CancelledError:  # by ``_until``, or because the client left
+            late = time.monotonic() >= deadline_s
+            (self._metrics.expired if late else self._metrics.cancelled)(stage)
+            raise
 
 
 def _until(deadline_s: float) -> AbstractAsyncContextManager[None]:
@@ -214,10 +352,11 @@ def _service_errors() -> Iterator[None]:
 
 
 def _bytes_needed(header: ImageHeader, max_infer_pixels: int, encode_bytes: int) -> int:
-    """Return the most memory that a picture takes: while it is decoded, in the network, or encoded."""
+    """Return the most memory that a picture takes: while it is decoded, or while its answer is encoded."""
     pixels = header.size.pixels
     network_bytes = _NETWORK_BYTES * header.size.reduced_to(max_infer_pixels).padded().pixels
-    return max(header.decode_bytes, _ANSWER_BYTES * pixels + max(network_bytes, encode_bytes * pixels))
+    # What the network saw lies beside its labels until those are encoded.
+    return max(header.decode_bytes, _ANSWER_BYTES * pixels + network_bytes + encode_bytes * pixels)
 
 
 def _peek_header(data: bytes, limits: ImageLimits) -> ImageHeader:
@@ -225,10 +364,31 @@ def _peek_header(data: bytes, limits: ImageLimits) -> ImageHeader:
         return peek_header(data, limits)
 
 
-def _read(data: bytes, limits: ImageLimits, spec: PreprocessSpec) -> _Picture:
+def _read(data: bytes, limits: ImageLimits, prepare: _Prepare) -> _Picture:
     started_s = time.monotonic()
     with _service_errors():
         image_HW3 = decode_image(data, limits)
     decoded_s = time.monotonic()
-    prepared = spec.prepare(image_HW3)
+    prepared = prepare(image_HW3)
     return _Picture(image_HW3, prepared, decoded_s - started_s, time.monotonic() - decoded_s)
+
+
+def _check_pixels(data: bytes, size: ImageSize, limits: ImageLimits) -> None:
+    if not data:
+        raise EmptyBodyError("there are no pixels")
+    if size.pixels > limits.max_pixels or max(size.height, size.width) > limits.max_side:
+        raise TooManyPixelsError(
+            f"{size} pixels: {limits.max_pixels} and {limits.max_side} a side are allowed"
+        )
+    if len(data) != _RAW_BYTES * size.pixels:
+        raise InvalidArgumentError(f"{size} pixels are {_RAW_BYTES * size.pixels} bytes, not {len(data)}")
+
+
+def _wrap(data: bytes, size: ImageSize, prepare: _Prepare, *, bgr: bool) -> _Picture:
+    started_s = time.monotonic()
+    image_HW3 = np.frombuffer(data, np.uint8).reshape(size.height, size.width, 3)
+    if bgr:
+        image_HW3 = np.ascontiguousarray(image_HW3[..., ::-1])
+    wrapped_s = time.monotonic()
+    prepared = prepare(image_HW3)
+    return _Picture(image_HW3, prepared, wrapped_s - started_s, time.monotonic() - wrapped_s)

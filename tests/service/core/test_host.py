@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,17 @@ from model.artifact import Artifact
 from model.errors import GoldenMismatchError
 from model.manifest import ModelVersion
 from model.preprocess import PreparedImage, size_of
+from service.core.device import Device
 from service.core.engine import EngineOptions
-from service.core.errors import DrainingError, LoadingError, ModelNotFoundError, VersionNotFoundError
+from service.core.errors import (
+    ConflictError,
+    DrainingError,
+    LoadingError,
+    ModelNotFoundError,
+    VersionNotFoundError,
+)
 from service.core.host import ModelHost
+from service.core.local import LocalRunner
 from service.core.worker import InferenceWorker
 
 ARTIFACT = Artifact(Path("nowhere"), FAKE_MANIFEST)
@@ -50,7 +60,8 @@ def builder() -> Builder:
 
 @pytest.fixture
 def host(builder: Builder, tmp_path: Path) -> Iterator[ModelHost]:
-    host = ModelHost(builder, EngineOptions("cpu", "auto", tmp_path / "cache"), InferenceWorker())
+    device = Device(builder, EngineOptions("cpu", "auto", tmp_path / "cache"))
+    host = ModelHost(InferenceWorker(LocalRunner(device)))
     yield host
     host.close()
 
@@ -128,3 +139,99 @@ def test_closing_frees_every_engine_and_refuses_pictures(host: ModelHost, builde
     assert all(engine.closed for engine in builder.built)
     with pytest.raises(DrainingError):
         host.submit(picture(0), version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)
+
+
+def test_a_bare_name_means_the_first_version_until_another_one_is_served(host: ModelHost) -> None:
+    host.load(CITY_1, ARTIFACT)
+    host.load(CITY_2, ARTIFACT)
+    assert host.find("city").version == CITY_1
+    assert host.find("city", 2).version == CITY_2
+    assert host.serve(CITY_2) == CITY_1
+    assert host.find("city").version == host.find().version == CITY_2
+    assert [served.version for served in host.models] == [CITY_2, CITY_1]
+    assert host.serve(CITY_2) is None
+    assert host.serve(CITY_1) == CITY_2
+
+
+def test_a_version_that_is_not_loaded_cannot_be_served(host: ModelHost) -> None:
+    host.load(CITY_1, ARTIFACT)
+    with pytest.raises(VersionNotFoundError, match="city@2"):
+        host.serve(CITY_2)
+
+
+def test_loading_beside_what_is_served_leaves_the_service_ready(host: ModelHost, builder: Builder) -> None:
+    host.load(CITY_1, ARTIFACT)
+    builder.error = GoldenMismatchError("other scores")
+    with pytest.raises(GoldenMismatchError):
+        host.load(CITY_2, ARTIFACT)
+    assert host.ready
+    assert host.find("city").version == CITY_1
+    with pytest.raises(VersionNotFoundError):
+        host.find("city", 2)
+
+
+def test_a_version_is_loaded_once_however_many_ask_for_it(host: ModelHost, builder: Builder) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        served = list(pool.map(lambda _: host.load(CITY_1, ARTIFACT), range(4)))
+    assert all(one is served[0] for one in served)
+    assert len(builder.built) == 1
+
+
+def test_a_new_version_is_run_at_the_sizes_in_use_before_it_is_served(
+    host: ModelHost, builder: Builder
+) -> None:
+    host.load(CITY_1, ARTIFACT)
+    for width in range(1, 12):
+        pixels_HW3 = np.zeros((32, 32 * width, 3), np.uint8)
+        image = PreparedImage(pixels_HW3, size_of(pixels_HW3), size_of(pixels_HW3))
+        deadline_s = time.monotonic() + PATIENCE_S
+        host.submit(image, version=CITY_1, deadline_s=deadline_s).result(PATIENCE_S)
+    host.load(CITY_2, ARTIFACT)
+    assert [shape[2] // 32 for shape in builder.built[1].seen] == [4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_what_a_bare_name_means_cannot_be_unloaded(host: ModelHost) -> None:
+    host.load(CITY_1, ARTIFACT)
+    with pytest.raises(ConflictError, match="city@1"):
+        host.unload(CITY_1)
+    with pytest.raises(VersionNotFoundError):
+        host.unload(CITY_2)
+
+
+def test_an_old_version_leaves_when_nobody_holds_it_any_more(host: ModelHost, builder: Builder) -> None:
+    host.load(CITY_1, ARTIFACT)
+    host.load(CITY_2, ARTIFACT)
+    with host.hold("city") as held:
+        host.serve(CITY_2)
+        leaving = threading.Thread(target=host.unload, args=(CITY_1,))
+        leaving.start()
+        assert not builder.built[0].closed
+        future = host.submit(picture(255), version=held.version, deadline_s=time.monotonic() + PATIENCE_S)
+        assert (future.result(PATIENCE_S).labels_HW == 3).all()
+        assert host.find("city", 1) is held
+    leaving.join(PATIENCE_S)
+    assert builder.built[0].closed
+    with pytest.raises(VersionNotFoundError):
+        host.find("city", 1)
+    assert host.ready
+
+
+def test_who_holds_an_old_version_for_too_long_is_told_that_it_is_gone(host: ModelHost) -> None:
+    host.load(CITY_1, ARTIFACT)
+    host.load(CITY_2, ARTIFACT)
+    host.serve(CITY_2)
+    with host.hold("city", 1):
+        host.unload(CITY_1, drain_s=0.0)
+        with pytest.raises(VersionNotFoundError):
+            host.submit(picture(0), version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)
+
+
+def test_raw_scores_have_the_shape_that_the_manifest_says(host: ModelHost) -> None:
+    host.load(CITY_1, ARTIFACT)
+    images_NHW3 = np.full((3, 32, 64, 3), 170, np.float32)
+    future = host.infer(images_NHW3, version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)
+    raw_NKhw = future.result(PATIENCE_S)
+    assert raw_NKhw.shape == (3, 4, 4, 8)
+    assert (raw_NKhw.argmax(1) == 2).all()
+    with pytest.raises(VersionNotFoundError):
+        host.infer(images_NHW3, version=CITY_2, deadline_s=time.monotonic() + PATIENCE_S)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine, PictureWatch, no_garbage_collector
 from PIL import Image
@@ -20,20 +21,26 @@ from model.image import ImageHeader, ImageLimits, decode_image
 from model.labels import UInt8Array
 from model.manifest import ModelVersion
 from model.preprocess import ImageSize
+from service.core.batching import Lane
+from service.core.device import Device
 from service.core.engine import EngineOptions
 from service.core.errors import (
     BusyError,
     DeadlineExceededError,
     EmptyBodyError,
+    InvalidArgumentError,
     LoadingError,
     ModelNotFoundError,
+    QueueFullError,
     TooManyPixelsError,
     UndecodableImageError,
     UnsupportedMediaError,
     VersionNotFoundError,
 )
 from service.core.host import ModelHost
-from service.core.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits, _bytes_needed
+from service.core.local import LocalRunner
+from service.core.pace import Pace
+from service.core.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits, _bytes_needed, _Order
 from service.core.worker import InferenceWorker
 
 CITY_1 = ModelVersion("city", 1)
@@ -70,7 +77,7 @@ def make(pool: ThreadPoolExecutor, tmp_path: Path) -> Iterator[MakeSegmenter]:
 
     def make(engine: FakeEngine, limits: SegmenterLimits | None = None) -> Segmenter:
         options = EngineOptions("cpu", "auto", tmp_path / "cache")
-        host = ModelHost(lambda *_: engine, options, InferenceWorker())
+        host = ModelHost(InferenceWorker(LocalRunner(Device(lambda *_: engine, options))))
         host.load(CITY_1, Artifact(Path("nowhere"), FAKE_MANIFEST))
         hosts.append(host)
         return Segmenter(host, pool, limits)
@@ -173,7 +180,7 @@ async def test_an_unknown_model_is_refused_before_anything_is_read(
 
 async def test_a_model_that_is_not_loaded_yet_is_loading(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
     options = EngineOptions("cpu", "auto", tmp_path)
-    host = ModelHost(lambda *_: FakeEngine(), options, InferenceWorker())
+    host = ModelHost(InferenceWorker(LocalRunner(Device(lambda *_: FakeEngine(), options))))
     with pytest.raises(LoadingError):
         async with Segmenter(host, pool).segment(png(32, 32), deadline_s=soon()):
             pass
@@ -202,6 +209,40 @@ async def test_a_deadline_in_the_past_is_exceeded_before_the_picture_is_read(
     assert engine.seen == []
 
 
+async def test_a_request_that_finds_no_place_is_refused_before_its_picture_is_read(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    segmenter = make(engine)
+    broken = png(64, 64)[:-20]
+    places = [
+        segmenter._host.reserve(ImageSize(64, 64), version=CITY_1, deadline_s=soon()) for _ in range(256)
+    ]
+    with pytest.raises(QueueFullError):
+        async with segmenter.segment(broken, deadline_s=soon()):
+            pass
+    for place in places:
+        place.future.cancel()
+    for _ in range(300):  # a request that fails gives its place back
+        with pytest.raises(UndecodableImageError):
+            async with segmenter.segment(broken, deadline_s=soon()):
+                pass
+
+
+async def test_labels_are_wanted_as_long_before_the_deadline_as_encoding_takes(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    segmenter = make(engine)
+    async with segmenter.segment(png(64, 64), deadline_s=soon()) as answer:
+        order = _Order(segmenter._host.find(CITY_1.name), soon(), 0, Lane.INTERACTIVE, None)
+    assert segmenter._encoding.predict(64 * 64) > 0
+    for encode_s, expected_s in ((5.0, 5.0), (1e6, PATIENCE_S / 2)):
+        segmenter._encoding = Pace()
+        segmenter._encoding.learn(pixels=64 * 64, duration_s=encode_s)
+        with segmenter._reserved(ImageSize(64, 64), order) as reservation:
+            assert order.deadline_s - reservation.deadline_s == pytest.approx(expected_s, abs=1.0)
+    assert answer.inference_size == ImageSize(64, 64)
+
+
 async def test_a_cancelled_request_withdraws_its_picture(make: MakeSegmenter, held: FakeEngine) -> None:
     segmenter = make(held)
 
@@ -212,11 +253,11 @@ async def test_a_cancelled_request_withdraws_its_picture(make: MakeSegmenter, he
     running = asyncio.ensure_future(request())
     await in_thread(held.wait_until_busy)
     waiting = asyncio.ensure_future(request())
-    while not segmenter._host._worker._room:  # noqa: ASYNC110 - a thread fills it, no event says so
+    while not segmenter._host._worker._batcher:  # noqa: ASYNC110 - a thread fills it, no event says so
         await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])
-    assert not segmenter._host._worker._room
+    assert not segmenter._host._worker._batcher
     held.go_on()
     await running
     assert len(held.seen) == 1
@@ -255,10 +296,10 @@ async def test_small_pictures_are_answered_while_large_ones_wait_for_memory(
 @pytest.mark.parametrize(
     ("decode_bytes", "side", "encode_bytes", "expected"),
     [
-        (4, 1000, 1, 5 + 1),  # the network sees a quarter
-        (4, 1000, 5, 5 + 5),
-        (4, 512, 1, 5 + 3),
-        (4, 512, 5, 5 + 5),
+        (4, 1024, 1, 5 + 0.75 + 1),  # the network sees a quarter
+        (4, 1024, 5, 5 + 0.75 + 5),
+        (4, 512, 1, 5 + 3 + 1),
+        (4, 512, 5, 5 + 3 + 5),
         (12, 1000, 1, 12),
     ],
 )
@@ -346,3 +387,48 @@ async def test_a_picture_is_out_of_memory_when_its_request_is_over(
                 pass
         held.go_on()
         await watch.wait_until_gone()
+
+
+RED_HW3 = np.full((32, 64, 3), (170, 3, 9), np.uint8)
+RED_SIZE = ImageSize(32, 64)
+
+
+@pytest.mark.parametrize(("step", "bgr"), [(1, False), (-1, True)])
+async def test_pixels_are_answered_like_the_picture_they_are(
+    make: MakeSegmenter, engine: FakeEngine, step: int, *, bgr: bool
+) -> None:
+    data = np.ascontiguousarray(RED_HW3[..., ::step]).tobytes()
+    async with make(engine).segment_pixels(data, RED_SIZE, deadline_s=soon(), bgr=bgr) as answer:
+        assert np.array_equal(answer.image_HW3, RED_HW3)
+        assert set(np.unique(answer.label_map.ids_HW)) == {2}
+        assert answer.version == CITY_1
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "error"),
+    [
+        (b"", RED_SIZE, EmptyBodyError),
+        (bytes(32 * 64 * 3 - 1), RED_SIZE, InvalidArgumentError),
+        (bytes(32 * 64 * 3 + 1), RED_SIZE, InvalidArgumentError),
+        (bytes(32 * 64 * 4), RED_SIZE, InvalidArgumentError),
+        (bytes(3 * 65), ImageSize(1, 65), TooManyPixelsError),
+        (bytes(3), ImageSize(2**31, 2**31), TooManyPixelsError),
+    ],
+)
+async def test_pixels_that_do_not_fit_their_size_reach_no_thread(
+    make: MakeSegmenter, engine: FakeEngine, data: bytes, size: ImageSize, error: type[Exception]
+) -> None:
+    segmenter = make(engine, SegmenterLimits(image=ImageLimits(max_side=64)))
+    with pytest.raises(error):
+        async with segmenter.segment_pixels(data, size, deadline_s=soon()):
+            pass
+    assert not engine.seen
+
+
+async def test_pixels_wait_for_memory_like_any_picture(make: MakeSegmenter, engine: FakeEngine) -> None:
+    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=32 * 64))
+    data = RED_HW3.tobytes()
+    async with segmenter.segment_pixels(data, RED_SIZE, deadline_s=soon()):
+        with pytest.raises(BusyError):
+            async with segmenter.segment_pixels(data, RED_SIZE, deadline_s=time.monotonic() + SHORT_S):
+                pass

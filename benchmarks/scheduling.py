@@ -1,0 +1,194 @@
+"""Measure the scheduler: what it costs an item, and in virtual time how close it comes to the ideal.
+
+    python benchmarks/scheduling.py
+    python benchmarks/scheduling.py --requests 100000 --seeds 5
+
+The simulated figures do not depend on the machine. Their devices: ``slow:20`` takes 20 ms a picture, give or
+take the noise (standard deviation of the logarithm); ``10+2n`` takes 10 + 2n ms for a batch of n <= 16.
+``ideal`` knows each duration before it begins; ``peak`` is the device running without a pause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the simulated world lives with its tests
+
+from simulation import (
+    BATCHED,
+    Outcome,
+    Request,
+    ideal_fifo,
+    one_by_one,
+    open_loop,
+    poisson_arrivals,
+    serve,
+    ten_plus_two,
+)
+
+from model.preprocess import ImageSize
+from service.core.batching import BatchKey, BatchLimits, DynamicBatcher, Item
+
+FULL_BATCH_S = 0.010 + 0.002 * 16
+PEAK = 16 / FULL_BATCH_S
+SERVICE_S = 0.020
+
+
+def main() -> None:
+    """Parse the command line and print all tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=20_000, help="of each simulated run")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="simulated runs of each line; medians are printed"
+    )
+    parser.add_argument("--items", type=int, default=20_000, help="of each timed run")
+    parser.add_argument("--busy", action="store_true", help="time although the machine is busy")
+    options = parser.parse_args()
+    if os.getloadavg()[0] > 0.5 and not options.busy:
+        sys.exit(f"load average is {os.getloadavg()[0]:.1f}: timings would mean nothing (--busy runs anyway)")
+    print(f"{platform.processor() or platform.machine()}, 1 thread, Python {platform.python_version()}")
+    report_cost(options.items)
+    print(f"\n{options.requests} requests, medians of {options.seeds} seeds")
+    report_latency(options.requests, options.seeds)
+    report_shedding(options.requests, options.seeds)
+    report_batches(options.requests, options.seeds)
+
+
+def report_cost(items: int) -> None:
+    """Print what one item costs from its admission to the end of its batch."""
+    print(f"\n{'scheduler itself':44} {'us an item':>10}")
+    for waiting, full, sources, sizes in (
+        (0, 1, 1, 1),
+        (255, 1, 1, 1),
+        (255, 1, 64, 1),
+        (255, 1, 1, 10),
+        (255, 16, 1, 1),
+        (255, 16, 64, 1),
+        (255, 16, 1, 10),
+    ):
+        name = f"{waiting} waiting, batch {full}, {sources} sources, {sizes} sizes"
+        runs_us = [cost_us(items, waiting=waiting, full=full, sources=sources, sizes=sizes) for _ in range(5)]
+        print(f"{name:44} {statistics.median(runs_us):10.1f}")
+
+
+def cost_us(items: int, *, waiting: int, full: int, sources: int, sizes: int) -> float:
+    """Time admissions and batches with so many items waiting all the time; making them is left out."""
+    batcher: DynamicBatcher[None, None] = DynamicBatcher(1_000_000)
+    keys = [BatchKey("model", ImageSize(512, 1024 + 32 * n), BatchLimits(full)) for n in range(sizes)]
+    coming: list[Item[None, None]] = [
+        Item(None, keys[n % sizes], n * 1e-3, 1e9, source=n % sources) for n in range(items + waiting + full)
+    ]
+    for item in coming[:waiting]:
+        batcher.admit(item)
+    queue = iter(coming[waiting:])
+    taken = 0
+    began_s = time.perf_counter()
+    while taken < items:
+        for _ in range(len(batcher), waiting + full):
+            batcher.admit(next(queue))
+        batch = batcher.take(now_s=1.0)
+        assert batch
+        batcher.finish(batch, now_s=1.0, duration_s=SERVICE_S)
+        taken += len(batch.items)
+    return 1e6 * (time.perf_counter() - began_s) / taken
+
+
+def report_latency(count: int, seeds: int) -> None:
+    """Print p99 under open load beside that of an ideal queue on the same arrivals and durations."""
+    print(f"\n{'slow:20, nothing refused':44} {'p99 ms':>10} {'ideal ms':>10} {'ratio':>7}")
+    for load in (0.5, 0.8, 0.95):
+        runs = [latency(seed, load, count) for seed in range(seeds)]
+        ours_ms, ideal_ms = (statistics.median(column) for column in zip(*runs, strict=True))
+        name = f"load {load:.0%}, noise 10 %"
+        print(f"{name:44} {ours_ms:10.1f} {ideal_ms:10.1f} {ours_ms / ideal_ms:7.3f}")
+
+
+def latency(seed: int, load: float, count: int) -> tuple[float, float]:
+    """Return p99 in ms: ours and that of the ideal queue."""
+    requests = open_loop(seed, load=load, count=count, noise=0.1, patience_s=60.0)
+    ours_s = [outcome.latency_s for outcome in serve(requests)]
+    return 1e3 * float(np.percentile(ours_s, 99)), 1e3 * float(np.percentile(ideal_fifo(requests), 99))
+
+
+def report_shedding(count: int, seeds: int) -> None:
+    """Print what is answered within a deadline of five durations, at and beyond full load."""
+    print(f"\n{'slow:20, deadline 100 ms':44} {'of ideal':>10} {'of peak':>10} {'admitted but late':>18}")
+    for load in (0.5, 0.95, 1.2, 2.0, 5.0, 10.0):
+        for noise in (0.0, 0.02, 0.1, 0.3):
+            runs = [shedding(seed, load, noise, count) for seed in range(seeds)]
+            ideal, peak, late = (statistics.median(column) for column in zip(*runs, strict=True))
+            name = f"load {load:.0%}, noise {noise:.0%}"
+            print(f"{name:44} {ideal:10.3f} {peak:10.3f} {late:18.2%}")
+
+
+def shedding(seed: int, load: float, noise: float, count: int) -> tuple[float, float, float]:
+    """Return answers in time as shares of the ideal's and of the peak, and how much was admitted in vain."""
+    requests = open_loop(seed, load=load, count=count, noise=noise, patience_s=5 * SERVICE_S)
+    outcomes = serve(requests, one_by_one)
+    in_time = sum(outcome.is_in_time for outcome in outcomes)
+    admitted = sum(outcome.is_admitted for outcome in outcomes)
+    peak = requests[-1].arrival_s / SERVICE_S
+    return in_time / len(ideal_fifo(requests)), in_time / peak, 1 - in_time / admitted
+
+
+def report_batches(count: int, seeds: int) -> None:
+    """Print goodput of the device that gains by batches, as a share of its peak."""
+    print(f"\n{'10+2n ms, batches of 16':44} {'of peak':>10} {'admitted but late':>18}")
+    for load in (0.95, 1.2, 2.0, 5.0, 10.0):
+        for patience in (1.5, 2.0, 5.0):
+            name = f"load {load:.0%}, deadline {patience:g} full batches"
+            report_goodput(name, seeds, batched(count, load, patience_s=patience * FULL_BATCH_S), depth=1)
+    report_goodput("saturated, no deadline", seeds, batched(count, 1.5, patience_s=60.0), depth=1)
+    report_goodput("the same, one batch staged", seeds, batched(count, 1.5, patience_s=60.0), depth=2)
+    report_goodput("the same, ten sizes", seeds, in_ten_sizes(batched(count, 1.5, patience_s=60.0)), depth=1)
+
+
+def report_goodput(name: str, seeds: int, requests: Callable[[int], list[Request]], *, depth: int) -> None:
+    """Print one line about a load."""
+    runs = [serve(requests(seed), ten_plus_two, depth=depth) for seed in range(seeds)]
+    goods = statistics.median(goodput(outcomes) for outcomes in runs)
+    late = statistics.median(lateness(outcomes) for outcomes in runs)
+    print(f"{name:44} {goods / PEAK:10.3f} {late:18.2%}")
+
+
+def batched(count: int, load: float, *, patience_s: float) -> Callable[[int], list[Request]]:
+    """Return what makes requests from a seed; a load of 1 is the peak."""
+
+    def make(seed: int) -> list[Request]:
+        arrivals_s = poisson_arrivals(np.random.default_rng(seed), rate=load * PEAK, count=count)
+        return [Request(arrival_s, patience_s=patience_s, key=BATCHED) for arrival_s in arrivals_s]
+
+    return make
+
+
+def in_ten_sizes(make: Callable[[int], list[Request]]) -> Callable[[int], list[Request]]:
+    """Spread requests over ten sizes of pictures, which share no batch."""
+    keys = [BatchKey("model", ImageSize(512, 32 * n), BatchLimits(16)) for n in range(1, 11)]
+    return lambda seed: [replace(request, key=keys[n % 10]) for n, request in enumerate(make(seed))]
+
+
+def goodput(outcomes: Sequence[Outcome]) -> float:
+    """Return answers in time a second, while requests came."""
+    end_s = outcomes[-1].request.arrival_s
+    return sum(o.is_in_time for o in outcomes if o.request.arrival_s + o.latency_s <= end_s) / end_s
+
+
+def lateness(outcomes: Sequence[Outcome]) -> float:
+    """Return how much of what was admitted was not answered in time."""
+    return 1 - sum(o.is_in_time for o in outcomes) / sum(o.is_admitted for o in outcomes)
+
+
+if __name__ == "__main__":
+    main()

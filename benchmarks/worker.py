@@ -1,0 +1,116 @@
+"""What a process of its own costs: the same engine in this process and behind the border, in turns.
+
+    python benchmarks/worker.py [--engine openvino] [--size 512x1024] [--rounds 5] [--seconds 4]
+
+Each round asks one picture after the other, first here, then there; the figure is the median over the rounds
+of the difference of the medians, with one request in flight, and of the ratio of the throughputs with four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import deque
+from concurrent.futures import Future
+from contextlib import ExitStack
+from statistics import median
+
+import numpy as np
+
+from model.preprocess import PreprocessSpec
+from service.assembly import engine_options, worker_process
+from service.core.device import Device
+from service.core.host import ModelHost
+from service.core.local import LocalRunner
+from service.core.worker import Answer, InferenceWorker
+from service.engines import late_builder
+from service.machine import is_busy, this_machine
+from service.registry import open_registry
+from service.settings import load_settings
+
+IN_FLIGHT = 4
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--size", default="512x1024")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--force", action="store_true", help="measure even though the machine is busy")
+    arguments = parser.parse_args()
+    if is_busy() and not arguments.force:
+        parser.error("the machine is busy with other work; wait, or measure with --force")
+    models = {"engine": arguments.engine, "precision": arguments.precision, "allow_fault_engine": True}
+    settings = load_settings(flags={"models": models})
+    registry = open_registry(settings)
+    version = registry.resolve(settings.models.serve[0])
+    device = Device(late_builder(arguments.engine), engine_options(settings))
+    with ExitStack() as stack:
+        hosts = {}
+        for name, runner in {"here": LocalRunner(device), "there": worker_process(settings)}.items():
+            hosts[name] = ModelHost(InferenceWorker(runner))
+            stack.callback(hosts[name].close)
+            served = hosts[name].load(version, registry.open(version))
+        height, width = map(int, arguments.size.split("x"))
+        image_HW3 = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        ask = {name: Asker(host, served.manifest.preprocess, image_HW3) for name, host in hosts.items()}
+        rounds = [
+            {name: (a.latency_s(arguments.seconds), a.per_s(arguments.seconds)) for name, a in ask.items()}
+            for _ in range(arguments.rounds)
+        ]
+    print(this_machine())
+    print(f"{version} {served.engine} {arguments.size}")
+    for name in ask:
+        p50 = 1e3 * median(one[name][0] for one in rounds)
+        print(f"{name:>6}: p50 {p50:.3f} ms, {median(one[name][1] for one in rounds):.1f} pictures/s")
+    added_ms = 1e3 * median(one["there"][0] - one["here"][0] for one in rounds)
+    ratio = median(one["there"][1] / one["here"][1] for one in rounds)
+    print(f"added p50 {added_ms:.3f} ms; throughput with {IN_FLIGHT} in flight x {ratio:.3f}")
+
+
+class Asker:
+    """Asks a host about one picture again and again as a request does: prepare, submit, look at labels."""
+
+    def __init__(self, host: ModelHost, spec: PreprocessSpec, image_HW3: np.ndarray) -> None:
+        self._host = host
+        self._spec = spec
+        self._image_HW3 = image_HW3
+
+    def latency_s(self, seconds: float) -> float:
+        """Return the median time of one request."""
+        durations_s, end_s = [], time.perf_counter() + seconds
+        while not durations_s or time.perf_counter() < end_s:
+            begun_s = time.perf_counter()
+            self._look(self._submit())
+            durations_s.append(time.perf_counter() - begun_s)
+        return median(durations_s)
+
+    def per_s(self, seconds: float) -> float:
+        """Return how many are answered in a second with several in flight."""
+        count, begun_s = 0, time.perf_counter()
+        waiting = deque(self._submit() for _ in range(IN_FLIGHT))
+        while time.perf_counter() < begun_s + seconds:
+            self._look(waiting.popleft())
+            waiting.append(self._submit())
+            count += 1
+        while waiting:
+            self._look(waiting.popleft())
+            count += 1
+        return count / (time.perf_counter() - begun_s)
+
+    def _submit(self) -> Future[Answer]:
+        prepared = self._spec.prepare(self._image_HW3, self._host.canvas)
+        version = self._host.find().version
+        return self._host.submit(prepared, version=version, deadline_s=time.monotonic() + 60)
+
+    def _look(self, future: Future[Answer]) -> None:
+        future.result().labels_HW.max()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Puts the core together as the settings say: the same for the service and for commands that start none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from model.image import ImageLimits
+from service.core.batching import BatchLimits
+from service.core.cores import usable_cores
+from service.core.engine import EngineOptions
+from service.core.host import ModelHost
+from service.core.job import Runner
+from service.core.life import WorkerLife
+from service.core.process import ProcessRunner
+from service.core.segmenter import Segmenter, SegmenterLimits
+from service.core.worker import InferenceWorker
+from service.engines import resolve_device
+from service.settings import Settings
+from service.telemetry import LogOptions, Metrics
+from service.worker_config import WORKER_MODULE, WorkerConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Core:
+    """What every frontend holds.
+
+    Attributes:
+        host: the models.
+        segmenter: answers pictures.
+        pool: threads that read pictures and encode answers.
+    """
+
+    host: ModelHost
+    segmenter: Segmenter
+    pool: Executor
+
+
+@contextmanager
+def open_core(settings: Settings, runner: Runner, metrics: Metrics | None = None) -> Iterator[Core]:
+    """Build the core without a model; closed, it has answered what it had accepted.
+
+    Args:
+        settings: limits and options.
+        runner: carries batches out; closed with the core.
+        metrics: None = nobody looks at them.
+    """
+    limits = settings.limits
+    batches = BatchLimits(max_items=engine_options(settings).max_batch)
+    with ExitStack() as stack:
+        worker = InferenceWorker(runner, max_waiting=limits.max_waiting, limits=batches, metrics=metrics)
+        host = ModelHost(worker, metrics)
+        stack.callback(host.close)
+        pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
+        images = ImageLimits(limits.max_pixels, limits.max_side)
+        per_picture = SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
+        yield Core(host, Segmenter(host, pool, per_picture, metrics), pool)
+
+
+def worker_process(settings: Settings) -> ProcessRunner:
+    """Return what runs models in a process of their own and starts that again when it dies."""
+    log = LogOptions(settings.log.level, settings.log.format)
+    config = WorkerConfig(settings.models.engine, engine_options(settings), log)
+    return ProcessRunner(lambda: WorkerLife(WORKER_MODULE, [config.to_json()], os.environ))
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """Return how the settings want engines to be built."""
+    models = settings.models
+    device = resolve_device(models.device)
+    return EngineOptions(device, models.precision, models.cache_folder, models.threads)

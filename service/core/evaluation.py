@@ -1,0 +1,347 @@
+"""The work of evaluation jobs, done by the models of this process in the lane that waits for all others.
+
+Axes: N pictures, H height, W width, 3 = red green blue; h w = H/stride W/stride, K channels of the head.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from model.confined import ConfinedReader
+from model.dataset import DatasetSpec, LabeledImages
+from model.errors import DatasetError, ModelError, StorageError
+from model.evaluation import EvaluationContext, EvaluationReport, Evaluator, ScoredImage, SkippedImage
+from model.execution import segment
+from model.grid import Float32Array
+from model.labels import UInt8Array
+from model.manifest import WEIGHTS_FILE, ModelVersion
+from model.preprocess import size_of
+from model.protocols import Protocol, find_protocol, make_plan
+from model.registry import ModelRegistry
+from model.report import ShownImage, render_html
+from model.resampling import PixelArray
+from service.core.engine import EngineUnavailableError
+from service.core.errors import (
+    ConflictError,
+    DrainingError,
+    ModelOutputInvalidError,
+    VersionNotFoundError,
+)
+from service.core.host import ModelHost, ServedModel
+from service.core.jobs import JobError, JobInterruptedError, JobPlan, JobRequest, JobResult, JsonObject
+
+_STEP_PIXELS = 16 << 20
+"""Of the network's input; 2 to 5 seconds on the processors this was tried on."""
+
+_MAX_STEP_IMAGES = 8
+_MAX_SHOWN = 6
+_BATCH_TIMEOUT_S = 120.0  # of one batch of the bulk lane, which may wait behind a crowd
+
+_Pair = tuple[UInt8Array, UInt8Array]
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The data sets that jobs may name, and nothing else on the disk.
+
+    Args:
+        files: TOML file by name.
+    """
+
+    files: Mapping[str, Path]
+
+    def open(self, name: str, split: str) -> LabeledImages:
+        """Return the pictures of a split.
+
+        Raises:
+            DatasetError: no such name or split, its list is broken, or leads out of the data set's folder;
+                the message names no path outside of that.
+        """
+        if name not in self.files:
+            raise DatasetError(f"no data set {name!r} is configured")
+        spec = DatasetSpec.from_toml(self.files[name])
+        try:
+            return LabeledImages(spec, split, read=ConfinedReader(spec.root))
+        except DatasetError as error:
+            raise DatasetError(_relative(error, spec)) from error
+
+
+class HostedEvaluation:
+    """The core's ``JobWork`` on the models of a host; see there for what the calls do.
+
+    A version that the host does not serve is loaded, and unloaded when the job ends or another one is needed.
+
+    Args:
+        host: runs the networks.
+        registry: has the versions, and keeps the reports.
+        datasets: that may be evaluated on.
+        pool: threads that read pictures, and share what is done beside the network.
+        environment: plain JSON: ``processor``, ``versions`` of libraries, and what else numbers depend on.
+    """
+
+    def __init__(
+        self,
+        host: ModelHost,
+        registry: ModelRegistry,
+        datasets: Datasets,
+        pool: Executor,
+        *,
+        environment: JsonObject,
+    ) -> None:
+        self._host = host
+        self._registry = registry
+        self._datasets = datasets
+        self._pool = pool
+        self._environment = environment
+        self._stopping = threading.Event()
+        self._borrowed: ModelVersion | None = None
+        self._opened: dict[tuple[str, str], LabeledImages] = {}
+
+    def plan(self, request: JobRequest) -> JobPlan:
+        """Look at the data set and at this machine."""
+        with _job_errors(), self._served(request.version) as served:
+            protocol = find_protocol(request.protocol)
+            self._opened.pop((request.dataset, request.split), None)
+            pictures = self._pictures(request)
+            _check_classes(served, pictures)
+            return JobPlan(
+                images=len(pictures),
+                images_per_step=_images_per_step(pictures, protocol),
+                pins=self._pins(served, pictures) | {"data": _fingerprint(pictures, request)},
+            )
+
+    def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
+        """Evaluate some of the pictures."""
+        counts: JsonObject = {"images": [], "skipped": []}
+        with _job_errors(), self._served(request.version) as served:
+            pictures = self._pictures(request)
+            self._check_pins(plan, served, pictures)
+            for index, pair in self._read_ahead(pictures, images):
+                try:
+                    image_HW3, truth_HW = pair.result()
+                except DatasetError as error:
+                    if not request.skip_broken:
+                        raise DatasetError(_relative(error, pictures.spec)) from error
+                    reason = _relative(error, pictures.spec)
+                    counts["skipped"].append(
+                        {"index": index, "name": _name(pictures, index), "reason": reason}
+                    )
+                    continue
+                guess_HW = self._labels(image_HW3, find_protocol(request.protocol), served)
+                scored = ScoredImage.of(
+                    index, _name(pictures, index), truth_HW, guess_HW, pictures.spec.palette
+                )
+                counts["images"].append(scored.to_json())
+        return counts
+
+    def finish(
+        self, job_id: str, request: JobRequest, plan: JobPlan, counts: Sequence[JsonObject]
+    ) -> JobResult:
+        """Add up, and store the report beside the model."""
+        with _job_errors(), self._served(request.version) as served:
+            pictures = self._pictures(request)
+            self._check_pins(plan, served, pictures)
+            report = _report(request, plan, counts, served, pictures)
+            shown = [
+                self._shown(one.index, pictures, request, served)
+                for one in report.worst(min(_MAX_SHOWN, plan.images_per_step))
+            ]
+            result = _result(report)
+            document = report.to_json() | {
+                "digest": result.digest,
+                "protocol_name": request.protocol,
+                "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            }
+            self._registry.evaluations.add(request.version.name, job_id, document, render_html(report, shown))
+        self._give_back()
+        return result
+
+    def stop(self) -> None:
+        """Give up what runs."""
+        self._stopping.set()
+
+    @contextmanager
+    def _served(self, version: ModelVersion) -> Iterator[ServedModel]:
+        """Keep a version loaded; one that is not served is borrowed from the registry."""
+        if version not in {served.version for served in self._host.models}:
+            self._give_back()
+            self._host.load(version, self._registry.open(version))
+            self._borrowed = version
+        with self._host.hold(version.name, version.number) as served:
+            yield served
+
+    def _give_back(self) -> None:
+        if self._borrowed is not None:
+            with suppress(ConflictError, VersionNotFoundError):  # it was promoted, or unloaded by somebody
+                self._host.unload(self._borrowed)
+            self._borrowed = None
+
+    def _pictures(self, request: JobRequest) -> LabeledImages:
+        place = (request.dataset, request.split)
+        if place not in self._opened:
+            self._opened = {place: self._datasets.open(*place)}
+        return self._opened[place]
+
+    def _pins(self, served: ServedModel, pictures: LabeledImages) -> JsonObject:
+        engine = served.engine
+        return {
+            "engine": engine.engine,
+            "device": engine.device,
+            "precision": engine.precision,
+            "weights": served.manifest.files[WEIGHTS_FILE],
+            "environment": self._environment,
+            "list": _list_digest(pictures),
+        }
+
+    def _check_pins(self, plan: JobPlan, served: ServedModel, pictures: LabeledImages) -> None:
+        for key, value in self._pins(served, pictures).items():
+            if value != plan.pins[key]:
+                _log.warning("job began elsewhere", pin=key, began_with=plan.pins[key], here=value)
+                raise JobError(f"the job began with another {key} than this worker has: submit it again")
+
+    def _read_ahead(self, pictures: LabeledImages, images: range) -> Iterator[tuple[int, Future[_Pair]]]:
+        """Yield each pair while the next one is being read."""
+        reading: Future[_Pair] | None = None
+        for index in images:
+            if self._stopping.is_set():
+                raise JobInterruptedError
+            pair = reading or self._pool.submit(pictures.__getitem__, index)
+            reading = self._pool.submit(pictures.__getitem__, index + 1) if index + 1 in images else None
+            yield index, pair
+
+    def _labels(self, image_HW3: UInt8Array, protocol: Protocol, served: ServedModel) -> UInt8Array:
+        def infer(images_NHW3: PixelArray) -> Float32Array:
+            if self._stopping.is_set():
+                raise JobInterruptedError
+            deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
+            return self._host.infer(images_NHW3, version=served.version, deadline_s=deadline_s).result()
+
+        return segment(image_HW3, protocol, infer, served.manifest, executor=self._pool)
+
+    def _shown(
+        self, index: int, pictures: LabeledImages, request: JobRequest, served: ServedModel
+    ) -> ShownImage:
+        image_HW3, truth_HW = pictures[index]
+        guess_HW = self._labels(image_HW3, find_protocol(request.protocol), served)
+        name = _name(pictures, index)
+        miou = (
+            ScoredImage.of(index, name, truth_HW, guess_HW, pictures.spec.palette)
+            .matrix(pictures.spec.palette.num_classes)
+            .miou
+        )
+        assert miou is not None  # unscored pictures are not among the worst
+        return ShownImage(name, miou, image_HW3, truth_HW, guess_HW)
+
+
+@contextmanager
+def _job_errors() -> Iterator[None]:
+    """Tell what no second try would change from what may pass."""
+    try:
+        yield
+    except DrainingError:
+        raise JobInterruptedError from None
+    except StorageError:
+        raise
+    except (ModelError, ModelOutputInvalidError, EngineUnavailableError) as error:
+        raise JobError(str(error)) from error
+
+
+def _check_classes(served: ServedModel, pictures: LabeledImages) -> None:
+    known, labelled = served.manifest.palette.names, pictures.spec.palette.names
+    if known != labelled:
+        raise JobError(
+            f"{served.version} has {len(known)} classes, and not the {len(labelled)} of {pictures.spec.name}"
+        )
+
+
+def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:
+    """Return how many pictures like the first readable one make a step."""
+    for index in range(len(pictures)):
+        with suppress(DatasetError):
+            plan = make_plan(protocol, size_of(pictures[index][0]))
+            views = 2 if plan.flip else 1
+            pixels = views * sum(chip.size.padded().pixels for one in plan.passes for chip in one.chips)
+            return min(max(1, _STEP_PIXELS // pixels), _MAX_STEP_IMAGES)
+    return _MAX_STEP_IMAGES
+
+
+def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
+    try:
+        return pictures.fingerprint
+    except DatasetError as error:
+        if request.skip_broken:
+            return None
+        raise DatasetError(_relative(error, pictures.spec)) from error
+
+
+def _list_digest(pictures: LabeledImages) -> str:
+    lines = [f"{pair.image}\n{pair.label}\n" for pair in pictures.pairs]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _report(
+    request: JobRequest,
+    plan: JobPlan,
+    counts: Sequence[JsonObject],
+    served: ServedModel,
+    pictures: LabeledImages,
+) -> EvaluationReport:
+    evaluator = Evaluator(pictures.spec.palette, total=plan.images)
+    for part in counts:
+        for image in part["images"]:
+            evaluator.add(ScoredImage.from_json(image))
+        for image in part["skipped"]:
+            evaluator.skip(SkippedImage(**image))
+    return evaluator.report(_context(request, plan, served))
+
+
+def _context(request: JobRequest, plan: JobPlan, served: ServedModel) -> EvaluationContext:
+    return EvaluationContext(
+        model=str(served.version),
+        weights=plan.pins["weights"],
+        engine=plan.pins["engine"],
+        device=plan.pins["device"],
+        processor=plan.pins["environment"]["processor"],
+        precision=plan.pins["precision"],
+        protocol=str(find_protocol(request.protocol)),
+        dataset=request.dataset,
+        split=request.split,
+        data_fingerprint=plan.pins["data"],
+        versions=plan.pins["environment"]["versions"],
+        command="evaluation job",
+    )
+
+
+def _result(report: EvaluationReport) -> JobResult:
+    document: JsonObject = report.to_json()
+    return JobResult(
+        miou=report.matrix.miou,
+        per_class=dict(zip(report.palette.names, report.matrix.iou, strict=True)),
+        images=len(report.images),
+        skipped=tuple(image.name for image in report.skipped),
+        digest=hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _name(pictures: LabeledImages, index: int) -> str:
+    """Return what reports call a picture: its path below the root of its data set."""
+    image, root = pictures.pairs[index].image, pictures.spec.root
+    return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.name
+
+
+def _relative(error: DatasetError, spec: DatasetSpec) -> str:
+    """Return what an error says without telling where on this machine the data set lies."""
+    return str(error).replace(f"{spec.root}/", "")

@@ -1,0 +1,304 @@
+"""The rules of frame streams, without a clock, a thread or a network.
+
+A frame waits, is worked on, and is answered: by a result, as part of a dropped range, or by an error. Every
+frame has exactly one answer, and answers leave in the order in which frames came, so a finished frame may
+have to wait for an older one. ``StreamSession`` keeps the book of one stream, ``FrameTurns`` decides between
+streams.
+
+A stream has at most one waiting frame. Which one is worked on is decided as late as possible, when the device
+has room: a frame that waits for its turn can still be replaced by a newer one, one in the device's queue not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Generic, TypeVar
+
+from service.core.errors import InvalidArgumentError, ServiceError
+
+FrameT = TypeVar("FrameT")
+ResultT = TypeVar("ResultT")
+
+
+class FramePolicy(Enum):
+    """What happens to frames that come faster than they can be answered."""
+
+    LATEST_WINS = auto()
+    """A newer frame takes the place of the one that waits."""
+    BLOCK = auto()
+    """No frame is read while one waits."""
+
+
+class DropReason(Enum):
+    """Why a frame was not worked on to its end."""
+
+    SUPERSEDED = auto()
+    TOO_OLD = auto()
+    DRAINING = auto()
+
+
+@dataclass(frozen=True)
+class StreamRules:
+    """How the frames of one stream are treated.
+
+    Args:
+        policy: see ``FramePolicy``.
+        max_in_flight: frames that are worked on, or are answered but not sent, at the same time.
+        max_frame_age_s: after how long, counted from its arrival, nobody wants a frame's result any more.
+    """
+
+    policy: FramePolicy
+    max_in_flight: int
+    max_frame_age_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Started(Generic[FrameT]):
+    """A frame whose turn it is.
+
+    Attributes:
+        seq: its number.
+        frame: what came.
+        arrived_s: when it came.
+        deadline_s: when it is too old.
+    """
+
+    seq: int
+    frame: FrameT
+    arrived_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Answered(Generic[ResultT]):
+    """A frame's result."""
+
+    seq: int
+    result: ResultT
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A frame that could not be answered; of its error only the code is kept, not what it refers to."""
+
+    seq: int
+    code: str
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Frames that were not answered: ``count`` of them, numbered from ``first_seq`` to ``last_seq``."""
+
+    first_seq: int
+    last_seq: int
+    count: int
+    reason: DropReason
+
+
+@dataclass(frozen=True)
+class ModelChanged:
+    """Results from here on come from another version; answers no frame."""
+
+    version: int
+
+
+Answer = Answered[ResultT] | Failed | Dropped | ModelChanged
+
+
+@dataclass(eq=False)
+class _Entry(Generic[FrameT, ResultT]):
+    """A frame in the book: it waits while it has its frame, is settled when it has its answer."""
+
+    seq: int
+    waiting: Started[FrameT] | None = None
+    version: int | None = None
+    answer: Answered[ResultT] | Failed | Dropped | None = None
+
+    @property
+    def is_dropped(self) -> bool:
+        return isinstance(self.answer, Dropped)
+
+
+class StreamSession(Generic[FrameT, ResultT]):
+    """The book of one stream. Not thread-safe; whoever changes it looks at its properties afterwards.
+
+    Args:
+        rules: how frames are treated.
+        version: number of the model version that the client was told.
+    """
+
+    def __init__(self, rules: StreamRules, *, version: int) -> None:
+        self._rules = rules
+        self._version = version
+        self._book: deque[_Entry[FrameT, ResultT]] = deque()
+        self._waiting: _Entry[FrameT, ResultT] | None = None
+        self._last_seq: int | None = None
+        self._is_input_over = False
+        self._is_draining = False
+
+    @property
+    def wants_frame(self) -> bool:
+        """Whether the next frame should be read now."""
+        return self._is_draining or self._rules.policy is not FramePolicy.BLOCK or self._waiting is None
+
+    @property
+    def can_start(self) -> bool:
+        """Whether a frame waits for nothing but its turn."""
+        # The second condition bounds the book of a client that does not read while its frames get too old.
+        limit = self._rules.max_in_flight
+        return self._waiting is not None and self._in_flight < limit and len(self._book) <= 2 * limit + 1
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no answer will follow."""
+        return not self._book and (self._is_input_over or self._is_draining)
+
+    def offer(self, seq: int, frame: FrameT, *, now_s: float) -> None:
+        """Take a frame that came.
+
+        Raises:
+            InvalidArgumentError: its number is not larger than that of the one before.
+        """
+        if self._last_seq is not None and seq <= self._last_seq:
+            raise InvalidArgumentError(f"seq {seq} follows {self._last_seq}: it must increase")
+        self._last_seq = seq
+        entry = _Entry[FrameT, ResultT](seq)
+        if self._is_draining:
+            self._book.append(entry)
+            self._drop(entry, DropReason.DRAINING)
+            return
+        if self._waiting is not None:
+            assert self._rules.policy is FramePolicy.LATEST_WINS
+            self._drop(self._waiting, DropReason.SUPERSEDED)
+        entry.waiting = Started(seq, frame, now_s, now_s + self._rules.max_frame_age_s)
+        self._book.append(entry)
+        self._waiting = entry
+
+    def start(self, *, now_s: float) -> Started[FrameT] | None:
+        """Take the waiting frame to work on it; None when there is none, or it is too old."""
+        entry = self._waiting
+        if entry is None or not self.can_start:
+            return None
+        started, entry.waiting, self._waiting = entry.waiting, None, None
+        assert started is not None
+        if now_s < started.deadline_s:
+            return started
+        self._drop(entry, DropReason.TOO_OLD)
+        return None
+
+    def answer(self, seq: int, result: ResultT, *, version: int) -> None:
+        """Take the result of a started frame, and the number of the model version that made it."""
+        entry = self._started(seq)
+        entry.answer = Answered(seq, result)
+        entry.version = version
+
+    def fail(self, seq: int, error: ServiceError) -> None:
+        """Take note that a started frame has no result; the stream goes on."""
+        self._started(seq).answer = Failed(seq, error.code)
+
+    def drop(self, seq: int, reason: DropReason) -> None:
+        """Take note that a started frame was given up."""
+        self._drop(self._started(seq), reason)
+
+    def end_input(self) -> None:
+        """Take note that no frame will come any more."""
+        self._is_input_over = True
+
+    def drain(self) -> None:
+        """Answer what is here, and drop what still comes."""
+        self._is_draining = True
+
+    def next_answer(self) -> Answer[ResultT] | None:
+        """Remove and return what is to be sent next; None while the oldest frame has no answer."""
+        if not self._book or self._book[0].answer is None:
+            return None
+        entry = self._book[0]
+        if entry.version not in (None, self._version):
+            assert entry.version is not None
+            self._version = entry.version
+            return ModelChanged(entry.version)
+        self._book.popleft()
+        return self._joined_with_followers(entry.answer) if entry.is_dropped else entry.answer
+
+    @property
+    def _in_flight(self) -> int:
+        return sum(entry.waiting is None and not entry.is_dropped for entry in self._book)
+
+    def _started(self, seq: int) -> _Entry[FrameT, ResultT]:
+        return next(e for e in self._book if e.seq == seq and e.waiting is None and e.answer is None)
+
+    def _drop(self, entry: _Entry[FrameT, ResultT], reason: DropReason) -> None:
+        entry.waiting = None
+        entry.answer = Dropped(entry.seq, entry.seq, 1, reason)
+        before = self._book[-2] if entry is self._book[-1] and len(self._book) > 1 else None
+        if before is not None and (joined := _joined(before.answer, entry.answer)):
+            before.answer = joined
+            self._book.pop()
+
+    def _joined_with_followers(self, answer: Answered[ResultT] | Failed | Dropped | None) -> Answer[ResultT]:
+        assert isinstance(answer, Dropped)
+        while self._book and (joined := _joined(answer, self._book[0].answer)):
+            answer = joined
+            self._book.popleft()
+        return answer
+
+
+def _joined(first: object, second: object) -> Dropped | None:
+    """Return the range that covers two neighbours, if they were dropped for the same reason."""
+    if not (isinstance(first, Dropped) and isinstance(second, Dropped) and first.reason is second.reason):
+        return None
+    return Dropped(first.first_seq, second.last_seq, first.count + second.count, first.reason)
+
+
+TakeTurn = Callable[[], bool]
+"""Starts a frame of one stream; False = it had none to start."""
+
+
+class FrameTurns:
+    """Lets the streams take turns, and only as many frames at once as keep the device busy.
+
+    Goes in rounds: a stream that has a frame to start asks for a turn of the round that is on, or of the next
+    one if it already had its turn. A plain line would not be fair: who asks a little later after each turn,
+    because its next frame comes a little later, would go round more slowly than the others.
+
+    Args:
+        at_once: frames of all streams together that are read, or wait for the device, or are in it.
+
+    Source:
+        Start-time fair queueing (Goyal, Vin, Cheng 1996), with a cost of one for each frame.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._free = at_once
+        self._round = 0
+        self._next_round: dict[TakeTurn, int] = {}
+        self._line: dict[TakeTurn, int] = {}
+
+    def ask(self, take: TakeTurn) -> None:
+        """Wait for a turn, unless this stream waits already; ``take`` may be called before this returns."""
+        if take not in self._line:
+            self._line[take] = max(self._round, self._next_round.get(take, 0))
+        self._advance()
+
+    def leave(self, take: TakeTurn) -> None:
+        """Forget a stream, whether it waits or not."""
+        self._line.pop(take, None)
+        self._next_round.pop(take, None)
+
+    def done(self) -> None:
+        """Give back a turn that ``take`` made use of."""
+        self._free += 1
+        self._advance()
+
+    def _advance(self) -> None:
+        while self._free and self._line:
+            take = min(self._line, key=self._line.__getitem__)  # in one round: who asked first
+            self._round = self._line.pop(take)
+            self._free -= 1
+            if take():
+                self._next_round[take] = self._round + 1
+            else:
+                self._free += 1

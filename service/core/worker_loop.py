@@ -1,0 +1,192 @@
+"""What a worker process does all day: hears frames, runs jobs in shared memory, and answers with frames.
+
+Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
+W/stride.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from model.artifact import read_artifact
+from model.labels import UInt8Array
+from model.manifest import ModelVersion
+from model.preprocess import PreparedImage
+from service.core.device import Device
+from service.core.frames import (
+    LOAD_ERRORS,
+    MAX_FRAME_BYTES,
+    DoneFrame,
+    ForgetFrame,
+    Frame,
+    FrameError,
+    HelloFrame,
+    LabelFrame,
+    LoadFrame,
+    PictureEntry,
+    PixelName,
+    ReplyFrame,
+    ScoreFrame,
+    UnloadFrame,
+    packed,
+    unpacked,
+)
+from service.core.job import Report
+from service.core.labeling import Pending, Work
+from service.core.life import BegunMark
+from service.core.memory import release_free_memory
+from service.core.slots import AnyArray, SlotMap, behind
+
+_log = structlog.get_logger()
+
+_ANCILLARY_BYTES = socket.CMSG_SPACE(253 * 4)
+"""Room for as many descriptors as the kernel lets one packet carry (SCM_MAX_FD)."""
+
+
+class WorkerLoop:
+    """Serves one connection until its other end is closed.
+
+    Jobs run one after the other in the calling thread; models are loaded beside them in another one.
+
+    Args:
+        link: packets with frames.
+        mark: tells which job was begun last, also after the death of this process.
+        device: what runs the jobs.
+    """
+
+    def __init__(self, link: socket.socket, mark: BegunMark, device: Device) -> None:
+        self._link = link
+        self._mark = mark
+        self._device = device
+        self._slots = SlotMap()
+        self._versions: dict[int, ModelVersion] = {}
+        self._jobs: deque[tuple[int, Pending]] = deque()
+        self._descriptors: deque[int] = deque()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+
+    def serve(self) -> None:
+        """Answer until the other end is closed.
+
+        Raises:
+            FrameError: something else than frames came.
+            DeviceLostError: the device is lost to this process.
+        """
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._send(HelloFrame())
+            while (received := self._receive()) != b"":
+                if received is None:
+                    self._finish_one()
+                else:
+                    self._obey(unpacked(received))
+
+    def close(self) -> None:
+        """End what is being loaded."""
+        self._loader.shutdown()
+
+    def _receive(self) -> bytes | None:
+        """Return the next frame, nothing at the end; None = none has come, and there are jobs to do."""
+        flags = socket.MSG_DONTWAIT if self._jobs else 0
+        try:
+            data, ancillary, _, _ = self._link.recvmsg(MAX_FRAME_BYTES, _ANCILLARY_BYTES, flags)
+        except BlockingIOError:
+            return None
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors.extend(memoryview(content).cast("i"))
+        return data
+
+    def _send(self, frame: Frame) -> None:
+        self._link.sendall(packed(frame))
+
+    def _obey(self, frame: Frame) -> None:
+        match frame:
+            case LabelFrame():
+                self._jobs.append((frame.token, self._labelling(frame)))
+            case ScoreFrame():
+                self._jobs.append((frame.token, self._scoring(frame)))
+            case LoadFrame():
+                self._loader.submit(self._load, frame)
+            case UnloadFrame():
+                self._device.unload(self._versions.pop(frame.version))
+                self._send(ReplyFrame(frame.request))
+            case ForgetFrame():
+                for slot in frame.slots:
+                    self._slots.forget(slot)
+            case _:
+                raise FrameError(f"the service does not say {frame}")
+
+    def _finish_one(self) -> None:
+        token, pending = self._jobs.popleft()
+        self._send(DoneFrame(token, pending()))
+
+    def _labelling(self, frame: LabelFrame) -> Pending:
+        self._map([entry.slot for entry in frame.pictures])
+        work = Work(
+            self._version(frame.version),
+            [self._picture(entry) for entry in frame.pictures],
+            [self._labels(entry) for entry in frame.pictures],
+            [entry.deadline_s for entry in frame.pictures],
+        )
+        return self._device.begin(work, began=partial(self._mark.set, frame.token))
+
+    def _scoring(self, frame: ScoreFrame) -> Pending:
+        self._map([frame.slot])
+        version = self._version(frame.version)
+        images_NHW3 = self._array(frame.slot, (*frame.batch, 3), frame.pixels)
+        raw_NKhw = self._array(frame.slot, frame.raw, "float32", behind(images_NHW3.nbytes))
+
+        def pending() -> Report:
+            self._mark.set(frame.token)
+            return self._device.score(version, images_NHW3, raw_NKhw, frame.deadline_s)
+
+        return pending
+
+    def _version(self, key: int) -> ModelVersion:
+        if key not in self._versions:
+            raise FrameError(f"no model has the number {key}")
+        return self._versions[key]
+
+    def _map(self, numbers: Sequence[int]) -> None:
+        """Take the descriptors of slots that are new, in the order in which the frame names them."""
+        for number in numbers:
+            if number not in self._slots:
+                if not self._descriptors:
+                    raise FrameError(f"slot {number} came without its memory")
+                self._slots.add(number, self._descriptors.popleft())
+
+    def _picture(self, entry: PictureEntry) -> PreparedImage:
+        pixels_HW3 = self._array(entry.slot, (*dataclasses.astuple(entry.padded), 3), "uint8")
+        return PreparedImage(pixels_HW3, entry.content, entry.original)
+
+    def _labels(self, entry: PictureEntry) -> UInt8Array:
+        offset = behind(3 * entry.padded.pixels)
+        return self._array(entry.slot, dataclasses.astuple(entry.original), "uint8", offset)
+
+    def _array(self, slot: int, shape: tuple[int, ...], dtype: PixelName, offset: int = 0) -> AnyArray:
+        try:
+            return self._slots.array(slot, shape, dtype, offset)
+        except TypeError as error:
+            raise FrameError(f"{shape} does not fit into slot {slot}") from error
+
+    def _load(self, frame: LoadFrame) -> None:
+        try:
+            version = ModelVersion.parse(frame.name)
+            info = self._device.load(version, read_artifact(Path(frame.folder)), frame.sizes)
+        except Exception as error:  # noqa: BLE001 - the edge of the thread: whatever a library raises
+            if type(error).__name__ not in LOAD_ERRORS:
+                _log.exception("model cannot be loaded", model=frame.name)
+            message = str(error) or type(error).__name__
+            self._send(ReplyFrame(frame.request, type(error).__name__, {"message": message}))
+        else:
+            release_free_memory()  # of the compiler: 60 MB
+            self._versions[frame.version] = version
+            self._send(ReplyFrame(frame.request, values=dataclasses.asdict(info)))

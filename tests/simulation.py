@@ -1,0 +1,236 @@
+"""A scheduler and a device under a virtual clock: time jumps from event to event."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from model.preprocess import ImageSize
+from service.core.batching import (
+    DEFAULT_MAX_WAITING,
+    Batch,
+    BatchKey,
+    BatchLimits,
+    DynamicBatcher,
+    Item,
+    Lane,
+)
+from service.core.errors import QueueFullError
+
+NEVER_S = 1e9
+ALONE = BatchKey("model", ImageSize(512, 1024))
+BATCHED = BatchKey("model", ImageSize(512, 1024), BatchLimits(max_items=16))
+
+
+class Clock:
+    """Runs what was planned in the order of its time; at the same time, what was planned first."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._plans: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+
+    def at(self, time_s: float, action: Callable[[], object]) -> None:
+        """Plan an action."""
+        heapq.heappush(self._plans, (time_s, next(self._numbers), action))
+
+    def run(self) -> None:
+        """Go on until nothing is planned."""
+        while self._plans:
+            self.now_s, _, action = heapq.heappop(self._plans)
+            action()
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A picture that somebody asks for.
+
+    Attributes:
+        arrival_s: when.
+        service_s: how long it takes, for devices that run one at a time.
+        patience_s: its deadline, counted from its arrival.
+        key: what it may share a batch with.
+        lane: see ``Item``.
+        source: see ``Item``.
+    """
+
+    arrival_s: float
+    service_s: float = 0.02
+    patience_s: float = NEVER_S
+    key: BatchKey = ALONE
+    lane: Lane = Lane.INTERACTIVE
+    source: Hashable = None
+
+
+@dataclass(eq=False)
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+        request: it.
+        is_admitted: it was not refused at once.
+        ready_s: when it was answered; None = never.
+    """
+
+    request: Request
+    is_admitted: bool = False
+    ready_s: float | None = None
+
+    @property
+    def latency_s(self) -> float:
+        """How long it took; endless without an answer."""
+        return float("inf") if self.ready_s is None else self.ready_s - self.request.arrival_s
+
+    @property
+    def is_in_time(self) -> bool:
+        """Whether it was answered before its deadline."""
+        return self.latency_s <= self.request.patience_s
+
+
+Duration = Callable[[Sequence[Request]], float]
+"""How long a device is busy with a batch, in seconds."""
+
+
+def one_by_one(requests: Sequence[Request]) -> float:
+    """Return the time of a device that gains nothing from batches."""
+    return sum(request.service_s for request in requests)
+
+
+def ten_plus_two(requests: Sequence[Request]) -> float:
+    """Return 10 + 2n ms: the time of a device that gains much from batches."""
+    return 0.010 + 0.002 * len(requests)
+
+
+class Device:
+    """Asks a scheduler for batches and runs them one after the other.
+
+    Args:
+        clock: of the world.
+        batcher: the scheduler.
+        duration_s: how long a batch takes.
+        depth: batches that are with the device at once; the first of them runs.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        batcher: DynamicBatcher[Outcome, None],
+        duration_s: Duration,
+        *,
+        depth: int = 1,
+    ) -> None:
+        self._clock = clock
+        self._batcher = batcher
+        self._duration_s = duration_s
+        self._depth = depth
+        self._given: deque[Batch[Outcome, None]] = deque()
+
+    def feed(self) -> None:
+        """Ask for more, if there is room for it."""
+        while len(self._given) < self._depth:
+            batch = self._batcher.take(now_s=self._clock.now_s)
+            if batch is None:
+                return
+            self._given.append(batch)
+            if len(self._given) == 1:
+                self._run(batch)
+
+    def _run(self, batch: Batch[Outcome, None]) -> None:
+        duration_s = self._duration_s([item.work.request for item in batch.items])
+        self._clock.at(self._clock.now_s + duration_s, partial(self._done, batch, duration_s))
+
+    def _done(self, batch: Batch[Outcome, None], duration_s: float) -> None:
+        self._given.popleft()
+        if self._given:
+            self._run(self._given[0])
+        self._batcher.finish(batch, now_s=self._clock.now_s, duration_s=duration_s)
+        for item in batch.items:
+            item.work.ready_s = self._clock.now_s
+            item.future.set_result(None)
+        self.feed()
+
+
+def serve(
+    requests: Sequence[Request],
+    duration_s: Duration = one_by_one,
+    *,
+    depth: int = 1,
+    max_items: int = DEFAULT_MAX_WAITING,
+    batcher: DynamicBatcher[Outcome, None] | None = None,
+) -> list[Outcome]:
+    """Let the scheduler answer requests, and return what became of each.
+
+    Args:
+        requests: in any order.
+        duration_s: how long the device takes for a batch.
+        depth: batches that are with the device at once.
+        max_items: how many may wait.
+        batcher: one that knows the device already, in place of a new one.
+    """
+    clock = Clock()
+    batcher = batcher or DynamicBatcher(max_items)
+    device = Device(clock, batcher, duration_s, depth=depth)
+    outcomes = [Outcome(request) for request in requests]
+
+    def arrive(outcome: Outcome) -> None:
+        asked = outcome.request
+        item: Item[Outcome, None] = Item(
+            outcome, asked.key, clock.now_s, clock.now_s + asked.patience_s, asked.lane, asked.source
+        )
+        try:
+            batcher.admit(item)
+        except QueueFullError:
+            return
+        outcome.is_admitted = True
+        device.feed()
+
+    for outcome in outcomes:
+        clock.at(outcome.request.arrival_s, partial(arrive, outcome))
+    clock.run()
+    return outcomes
+
+
+def poisson_arrivals(rng: np.random.Generator, *, rate: float, count: int) -> list[float]:
+    """Return when requests come that know nothing of each other, ``rate`` a second on average."""
+    arrivals_s: list[float] = np.cumsum(rng.exponential(1 / rate, count)).tolist()
+    return arrivals_s
+
+
+def open_loop(seed: int, *, load: float, count: int, noise: float, patience_s: float) -> list[Request]:
+    """Return requests for a device that takes 20 ms for each.
+
+    Args:
+        seed: of arrivals and service times.
+        load: arrivals a service time.
+        count: how many requests.
+        noise: standard deviation of the logarithm of the service times.
+        patience_s: of each request.
+    """
+    rng = np.random.default_rng(seed)
+    arrivals_s = poisson_arrivals(rng, rate=load / 0.02, count=count)
+    services_s = 0.02 * rng.lognormal(0.0, noise, count)
+    return [
+        Request(arrival_s, service_s, patience_s)
+        for arrival_s, service_s in zip(arrivals_s, services_s.tolist(), strict=True)
+    ]
+
+
+def ideal_fifo(requests: Sequence[Request]) -> list[float]:
+    """Return the latencies of a device that runs requests one by one, in the order in which they are given.
+
+    It knows how long each will take, and turns away at once what would be late.
+    """
+    free_s = 0.0
+    latencies_s = []
+    for request in requests:
+        ready_s = max(free_s, request.arrival_s) + request.service_s
+        if ready_s <= request.arrival_s + request.patience_s:
+            free_s = ready_s
+            latencies_s.append(ready_s - request.arrival_s)
+    return latencies_s
