@@ -1,0 +1,265 @@
+"""``bisenet stream``: a camera or film through a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from model.labels import ClassPalette, LabelMap, UInt8Array
+from service.cli.preview import Preview
+from service.client.answers import (
+    ClassInfo,
+    Dropped,
+    Failed,
+    FramePolicy,
+    GoingAway,
+    Interrupted,
+    ModelChanged,
+    Opened,
+    Result,
+    StreamEvent,
+)
+from service.client.cameras import CameraFeed, FilmWriter, is_camera
+from service.client.errors import ClientError, UnreachableError
+from service.client.following import Follower, StreamWish
+from service.client.grpc_client import AsyncGrpcClient
+from service.client.ledger import FrameLedger
+from service.core import codec
+
+EXIT_FAILED = 1
+
+_FPS_WINDOW_S = 2.0
+
+
+def stream(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A film, the number of a camera, or rtsp://...")
+    ],
+    *,
+    server: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Of the service's gRPC.")
+    ] = "127.0.0.1:8001",
+    model: Annotated[str, typer.Option(help="NAME or NAME@VERSION. Default: the service's own.")] = "",
+    policy: Annotated[
+        FramePolicy | None,
+        typer.Option(
+            help="latest: newer frames replace older ones; block: none is lost. Default: by source."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILM", help="Write overlays as a film.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show overlays in a window.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0, help="End after so much of the source.")] = None,
+    max_age_ms: Annotated[int, typer.Option(min=0, help="Drop older frames; 0 = the service's limit.")] = 0,
+    key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Holds the API key.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
+) -> None:
+    """Send the frames of a camera or film to a service; reconnect when the connection is lost.
+
+    Cameras follow the policy "latest", films "block".
+
+    Examples:
+        bisenet stream 0 --show
+        bisenet stream rtsp://camera/stream --server gpu-box:8001 --out overlay.mp4
+        bisenet stream clip.mp4 --policy latest --seconds 10 --json
+    """
+    wish = StreamWish(
+        model=model,
+        policy=policy or ("latest" if is_camera(source) else "block"),
+        max_frame_age_s=max_age_ms / 1e3,
+    )
+    key = key_file.read_text("utf-8").strip() if key_file else None
+    try:
+        with ExitStack() as stack:
+            screens = _screens(stack, source, out, show=show)
+            feed_of = partial(CameraFeed, source, wish.policy, seconds=seconds)
+            report = asyncio.run(_follow(feed_of, server, key, wish, screens))
+    except ClientError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+    typer.echo(json.dumps(report.document(), indent=2) if as_json else str(report))
+
+
+@dataclass
+class Report:
+    """What became of a stream.
+
+    Args:
+        ledger: of its frames.
+
+    Attributes:
+        skipped: pictures of the source that were never sent, as newer ones came.
+        reconnects: how often the connection was lost.
+        ages_s: from capture to result, of every result.
+    """
+
+    ledger: FrameLedger
+    skipped: int = 0
+    reconnects: int = 0
+    ages_s: list[float] = field(default_factory=list)
+    _started_s: float = field(default_factory=time.monotonic)
+    _recent_s: deque[float] = field(default_factory=deque)
+
+    def take(self, event: StreamEvent) -> None:
+        """Note an event."""
+        now_s = time.monotonic()
+        if isinstance(event, Interrupted):
+            self.reconnects += 1
+        if isinstance(event, Result):
+            self._recent_s.append(now_s)
+            if event.captured_s is not None:
+                self.ages_s.append(time.time() - event.captured_s)
+        while self._recent_s and self._recent_s[0] < now_s - _FPS_WINDOW_S:
+            self._recent_s.popleft()
+
+    def line(self) -> str:
+        """Return how it goes at the moment."""
+        age_ms = 1e3 * self.ages_s[-1] if self.ages_s else 0.0
+        outcomes = self.ledger.outcomes
+        dropped = sum(outcomes.values()) - outcomes["answered"]
+        fps = len(self._recent_s) / _FPS_WINDOW_S
+        return f"{fps:5.1f} fps, age {age_ms:4.0f} ms, {outcomes['answered']} answered, {dropped} not"
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        seconds = time.monotonic() - self._started_s
+        answered = self.ledger.outcomes["answered"]
+        return {
+            "sent": self.ledger.sent,
+            **{name: self.ledger.outcomes[name] for name in _OUTCOMES},
+            "skipped": self.skipped,
+            "reconnects": self.reconnects,
+            "fps": round(answered / seconds, 2),
+            "age_ms": {"p50": _percentile_ms(self.ages_s, 0.5), "p99": _percentile_ms(self.ages_s, 0.99)},
+        }
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        said = self.document()
+        outcomes = ", ".join(f"{said[name]} {name}" for name in _OUTCOMES if said[name])
+        age_ms = said["age_ms"]
+        return (
+            f"{said['sent']} frames sent: {outcomes or 'none answered'}; {said['fps']} results a second, "
+            f"age p50 {age_ms['p50']} ms, p99 {age_ms['p99']} ms"
+        )
+
+
+_OUTCOMES = ("answered", "superseded", "too_old", "draining", "failed", "lost")
+
+
+def _percentile_ms(values_s: Sequence[float], share: float) -> float | None:
+    if not values_s:
+        return None
+    return round(1e3 * sorted(values_s)[min(len(values_s) - 1, int(share * len(values_s)))], 1)
+
+
+@dataclass(frozen=True)
+class _Screens:
+    """Where overlays go."""
+
+    film: FilmWriter | None
+    preview: Preview | None
+
+    def __bool__(self) -> bool:
+        return self.film is not None or self.preview is not None
+
+    def show(self, image_HW3: UInt8Array, position_s: float) -> None:
+        if self.film is not None:
+            self.film.write(image_HW3, position_s)
+        if self.preview is not None:
+            self.preview.show(image_HW3)
+
+
+def _screens(stack: ExitStack, source: str, out: Path | None, *, show: bool) -> _Screens:
+    preview = Preview(source) if show else None
+    film = FilmWriter(out) if out else None
+    for screen in (preview, film):
+        if screen is not None:
+            stack.callback(screen.close)
+    return _Screens(film, preview)
+
+
+async def _follow(
+    feed_of: Callable[[], CameraFeed], server: str, key: str | None, wish: StreamWish, screens: _Screens
+) -> Report:
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(AsyncGrpcClient(server, key=key))
+        feed = await stack.enter_async_context(feed_of())
+        follower = Follower(client, feed, wish)
+        viewer = _Viewer(client, feed, screens)
+        events = await stack.enter_async_context(aclosing(follower.events()))
+        show_line = await stack.enter_async_context(_live_line())
+        report = Report(follower.ledger)
+        async for event in events:
+            report.take(event)
+            await viewer.take(event)
+            show_line(report.line())
+        report.skipped = feed.skipped
+        return report
+
+
+class _Viewer:
+    """Draws results, and tells people what they should know."""
+
+    def __init__(self, client: AsyncGrpcClient, feed: CameraFeed, screens: _Screens) -> None:
+        self._client = client
+        self._feed = feed
+        self._screens = screens
+        self._palette: ClassPalette | None = None
+
+    async def take(self, event: StreamEvent) -> None:
+        match event:
+            case Interrupted(reason=reason) if self._palette is None:
+                raise UnreachableError(reason)
+            case Interrupted(reason=reason, delay_s=delay_s):
+                typer.echo(f"warning: {reason}; trying again in {delay_s:.1f} s", err=True)
+            case GoingAway():
+                typer.echo("warning: the service is about to stop", err=True)
+            case Opened(classes=classes):
+                self._palette = _palette(classes)
+            case ModelChanged(version=version):
+                self._palette = await _palette_of_version(self._client, version)
+            case Result():
+                self._draw(event)
+                self._feed.forget(event.seq)
+            case Dropped(last_seq=seq) | Failed(seq=seq):
+                self._feed.forget(seq)
+
+    def _draw(self, result: Result) -> None:
+        assert self._palette is not None
+        if self._screens:
+            shot = self._feed.shot(result.seq)
+            label_map = LabelMap(result.mask.labels_HW(), self._palette)
+            self._screens.show(codec.overlay(shot.image_HW3, label_map).pixels(), shot.position_s)
+
+
+async def _palette_of_version(client: AsyncGrpcClient, version: int) -> ClassPalette:
+    models = await client.models()
+    return _palette(next(model.classes for model in models if model.version == version))
+
+
+def _palette(classes: Sequence[ClassInfo]) -> ClassPalette:
+    return ClassPalette(tuple(c.name for c in classes), tuple(c.color for c in classes))
+
+
+@asynccontextmanager
+async def _live_line() -> AsyncIterator[Any]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with Status("connecting", console=console) as status:
+        yield status.update

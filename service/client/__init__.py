@@ -1,0 +1,1 @@
+"""Typed clients of the service, for HTTP and gRPC."""

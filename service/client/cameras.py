@@ -1,0 +1,270 @@
+"""Pictures of cameras and films, read by PyAV in a thread, and films written by it.
+
+Axes: H height, W width, 3 = red green blue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.client.answers import Frame, FramePolicy
+from service.client.backoff import Backoff
+from service.client.errors import SourceError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+_JPEG_QUALITY = 90
+_RTSP_TIMEOUT_S = 10.0
+_AHEAD = 2
+"""Pictures that are read before somebody asks for them."""
+
+_MILLISECONDS = Fraction(1, 1000)
+_DEFAULT_FPS = 25
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One picture of a source.
+
+    Attributes:
+        image_HW3: uint8 RGB.
+        position_s: where in the film it belongs; of a camera: since the first picture.
+        captured_s: when it was read, in seconds since 1970.
+    """
+
+    image_HW3: UInt8Array
+    position_s: float
+    captured_s: float
+
+
+def is_camera(source: str) -> bool:
+    """Return whether a source goes on by itself: a number of a video device, or a URL."""
+    return source.isdigit() or "://" in source
+
+
+def shots(source: str) -> Iterator[Shot]:
+    """Read a source from its beginning to its end.
+
+    Args:
+        source: a film's path, the number of a video device, or a URL such as ``rtsp://...``.
+
+    Raises:
+        SourceError: it cannot be opened, or breaks off.
+    """
+    try:
+        with _opened(source) as container:
+            if not container.streams.video:
+                raise SourceError(f"{source}: there is no picture in it")
+            for number, frame in enumerate(container.decode(video=0)):
+                position_s = float(frame.time) if frame.time is not None else number / _DEFAULT_FPS
+                yield Shot(frame.to_ndarray(format="rgb24"), position_s, time.time())
+    except (av.error.FFmpegError, OSError) as error:
+        raise SourceError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _opened(source: str) -> Any:
+    if source.isdigit():
+        return av.open(f"/dev/video{source}", format="v4l2")
+    if source.startswith("rtsp://"):
+        # Over UDP half of a picture may be missing, and nobody would notice.
+        return av.open(source, options={"rtsp_transport": "tcp"}, timeout=_RTSP_TIMEOUT_S)
+    return av.open(source)
+
+
+def camera_shots(
+    source: str, *, pause: Callable[[float], object], backoff: Backoff | None = None
+) -> Iterator[Shot]:
+    """Read a camera for ever: when it breaks off, it is opened again.
+
+    Args:
+        source: as for ``shots``.
+        pause: waits so many seconds; true = stop reading.
+        backoff: how long to wait before the next attempt.
+
+    Raises:
+        SourceError: it cannot be opened the first time.
+    """
+    backoff = backoff or Backoff()
+    started_s: float | None = None
+    while True:
+        try:
+            for shot in shots(source):
+                started_s = shot.captured_s if started_s is None else started_s
+                backoff.reset()
+                yield Shot(shot.image_HW3, shot.captured_s - started_s, shot.captured_s)
+        except SourceError:
+            if started_s is None:
+                raise
+        if pause(backoff.next_s()):
+            return
+
+
+class CameraFeed:
+    """Numbers the pictures of a source and encodes them as JPEG, for ``Follower``.
+
+    With ``latest`` a picture that nobody took is replaced by the next one, and a film plays at its own speed;
+    with ``block`` the source waits.
+
+    Args:
+        source: see ``shots``.
+        policy: as above.
+        seconds: how much of it to read; None = all.
+
+    Attributes:
+        skipped: pictures that were replaced before they were numbered.
+    """
+
+    def __init__(self, source: str, policy: FramePolicy, *, seconds: float | None = None) -> None:
+        self.skipped = 0
+        self._source = source
+        self._policy = policy
+        self._seconds = seconds
+        self._shots: dict[int, Shot] = {}
+        self._seq = 0
+        self._queue: asyncio.Queue[Shot | SourceError | None] = asyncio.Queue()
+        self._pending: Shot | SourceError | None = None
+        self._room = threading.Semaphore(_AHEAD)
+        self._closing = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._read, name="camera", daemon=True)
+
+    async def next(self) -> Frame | None:
+        """Return the next picture; see ``FrameFeed``.
+
+        Raises:
+            SourceError: the source cannot be read.
+        """
+        if self._pending is None:
+            self._pending = await self._queue.get()
+            self._room.release()
+        shot = self._pending
+        if shot is None:
+            self._queue.put_nowait(None)  # for who asks again
+            return None
+        if isinstance(shot, SourceError):
+            raise shot
+        data = await asyncio.to_thread(_jpeg, shot.image_HW3)
+        self._pending = None
+        self._seq += 1
+        self._shots[self._seq] = shot
+        return Frame(self._seq, data, shot.captured_s)
+
+    def shot(self, seq: int) -> Shot:
+        """Return the picture of a frame."""
+        return self._shots[seq]
+
+    def forget(self, seq: int) -> None:
+        """Let the pictures go up to this frame: it is answered, and so are those before it."""
+        self._shots = {later: shot for later, shot in self._shots.items() if later > seq}
+
+    async def __aenter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._room.release()
+
+    def _read(self) -> None:
+        end: SourceError | None = None
+        try:
+            for shot in self._paced():
+                if self._seconds is not None and shot.position_s >= self._seconds:
+                    break
+                if self._policy == "block":
+                    self._room.acquire()
+                if self._closing.is_set():
+                    break
+                self._hand_over(shot)
+        except SourceError as error:
+            end = error
+        self._hand_over(end)
+
+    def _paced(self) -> Iterator[Shot]:
+        if is_camera(self._source):
+            yield from camera_shots(self._source, pause=self._closing.wait)
+            return
+        started_s = time.monotonic()
+        for shot in shots(self._source):
+            if self._policy == "latest":
+                self._closing.wait(max(0.0, started_s + shot.position_s - time.monotonic()))
+            yield Shot(shot.image_HW3, shot.position_s, time.time())
+
+    def _hand_over(self, item: Shot | SourceError | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed, nobody waits
+            self._loop.call_soon_threadsafe(self._put, item)
+
+    def _put(self, item: Shot | SourceError | None) -> None:
+        if self._policy == "latest" and isinstance(item, Shot):
+            while not self._queue.empty():
+                self._queue.get_nowait()
+                self.skipped += 1
+        self._queue.put_nowait(item)
+
+
+class FilmWriter:
+    """Writes pictures as an H.264 film; all have the size of the first.
+
+    Args:
+        path: where; its suffix decides the container.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._container: Any = av.open(str(path), "w")
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise SourceError(f"{path}: cannot be written: {error}") from error
+        self._stream: Any = None
+        self._last_ms = -1
+
+    def write(self, image_HW3: UInt8Array, position_s: float) -> None:
+        """Append a picture, to be shown from ``position_s`` on, but never before the one before it."""
+        if self._stream is None:
+            self._begin(image_HW3)
+        frame = av.VideoFrame.from_ndarray(_even(image_HW3), format="rgb24")
+        self._last_ms = max(self._last_ms + 1, round(1e3 * position_s))
+        frame.pts, frame.time_base = self._last_ms, _MILLISECONDS
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Finish the film."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+
+    def _begin(self, image_HW3: UInt8Array) -> None:
+        height, width = _even(image_HW3).shape[:2]
+        self._stream = self._container.add_stream("libx264", rate=_DEFAULT_FPS)
+        self._stream.width, self._stream.height = width, height
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = _MILLISECONDS
+
+
+def _even(image_HW3: UInt8Array) -> UInt8Array:
+    """Cut the last row or column of odd sizes: 4:2:0 has none of these."""
+    height, width = image_HW3.shape[:2]
+    return np.ascontiguousarray(image_HW3[: height & ~1, : width & ~1])
+
+
+def _jpeg(image_HW3: UInt8Array) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image_HW3).save(stream, "JPEG", quality=_JPEG_QUALITY)
+    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""The gRPC frontend: pictures and streams of frames."""

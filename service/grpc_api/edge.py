@@ -1,0 +1,132 @@
+"""The outermost layer of every call: its id, its key, its log line, its metrics, the last catch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+from google.rpc.status_pb2 import Status
+
+from service.core.errors import InternalError, ServiceError, UnauthenticatedError
+from service.core.keys import bears_known_key
+from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
+from service.telemetry import Metrics, sane_request_id
+from service.wire import segmentation_pb2 as wire
+
+_log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE_NAME = wire.DESCRIPTOR.services_by_name["Segmentation"].full_name
+REQUEST_ID_KEY = "x-request-id"
+
+CLIENT_CLOSED_REQUEST = "client_closed_request"
+"""What log and metrics call a call whose client left, or whose deadline passed; it has no answer."""
+
+
+@dataclass
+class Call:
+    """What the one log line of a call says.
+
+    Attributes:
+        request_id: the client's own if it is sane, else a new one.
+        started_s: when it came, on the clock of ``time.monotonic``.
+        code: ``ok``, or the code of the error that it ended with.
+        served: name and number of the version that answers; None = none does.
+        notes: what else is worth logging: numbers and closed sets only.
+    """
+
+    request_id: str
+    started_s: float
+    code: str = "ok"
+    served: tuple[str, int] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Edge:
+    """Wraps the methods of the service.
+
+    Args:
+        key_digests: of the API keys; empty = no key is asked for.
+        metrics: counts the answers.
+    """
+
+    def __init__(self, key_digests: frozenset[bytes], metrics: Metrics) -> None:
+        self._key_digests = key_digests
+        self._metrics = metrics
+
+    @asynccontextmanager
+    async def call(self, context: Context, method: str) -> AsyncIterator[Call]:
+        """Let a call in, turn what it raises into its status, and log one line about it.
+
+        Args:
+            context: of the call; the id of the call comes back in its trailing metadata.
+            method: its name, for log and metrics.
+
+        Raises:
+            grpc.aio.AbortError: the call failed; its status is set.
+        """
+        metadata = _ascii_metadata(context)
+        call = Call(sane_request_id(metadata.get(REQUEST_ID_KEY, "")), time.monotonic())
+        context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+        status: Status | None = None
+        with structlog.contextvars.bound_contextvars(request_id=call.request_id):
+            try:
+                self._check_key(metadata)
+                yield call
+            except ServiceError as error:
+                status = _status(call, error)
+            except asyncio.CancelledError:
+                call.code = CLIENT_CLOSED_REQUEST
+                raise
+            except grpc.aio.InternalError:  # a message could not be sent: nobody is there any more
+                call.code = CLIENT_CLOSED_REQUEST
+            except Exception:  # noqa: BLE001 - the outermost edge of a call
+                _log.exception("request failed")
+                status = _status(call, InternalError("unexpected"))
+            finally:
+                self._take_note(call, method)
+        if status is not None:
+            await _abort(context, call, status)
+
+    def _check_key(self, metadata: dict[str, str]) -> None:
+        if self._key_digests and not bears_known_key(metadata.get("authorization", ""), self._key_digests):
+            raise UnauthenticatedError("a valid API key is needed as metadata: authorization: Bearer KEY")
+
+    def _take_note(self, call: Call, method: str) -> None:
+        duration_s = time.monotonic() - call.started_s
+        self._metrics.request_done(
+            protocol="grpc",
+            route=f"/{SERVICE_NAME}/{method}",
+            code=call.code,
+            duration_s=duration_s,
+            served=call.served,
+        )
+        duration_ms = round(1e3 * duration_s, 2)
+        _log.info("call", method=method, code=call.code, duration_ms=duration_ms, **call.notes)
+
+
+def _ascii_metadata(context: Context) -> dict[str, str]:
+    """Return the first value of each key whose values are text; those of ``-bin`` keys are bytes."""
+    found: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            found.setdefault(key, value)
+    return found
+
+
+def _status(call: Call, error: ServiceError) -> Status:
+    """Render an error where it is caught: kept longer, its traceback would keep pictures in memory."""
+    call.code = error.code
+    return status_of(error, call.request_id)
+
+
+async def _abort(context: Context, call: Call, status: Status) -> None:
+    metadata = ((REQUEST_ID_KEY, call.request_id), (DETAILS_KEY, status.SerializeToString()))
+    await context.abort(STATUS_OF_CODE[call.code], status.message, metadata)

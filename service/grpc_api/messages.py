@@ -1,0 +1,230 @@
+"""Between the wire and the core: pictures in, masks and descriptions out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from model.errors import InvalidReferenceError
+from model.labels import ClassPalette, LabelMap
+from model.manifest import ModelReference
+from model.preprocess import ImageSize, size_of
+from service.core import codec
+from service.core.batching import Lane
+from service.core.errors import EmptyBodyError, InvalidArgumentError, PayloadTooLargeError
+from service.core.host import ServedModel
+from service.core.segmenter import Segmentation, Segmenter
+from service.telemetry import Stage
+from service.wire import segmentation_pb2 as wire
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model that a client names.
+
+    Attributes:
+        name: None = the default model.
+        number: of the version; None = the one that is served under the name.
+    """
+
+    name: str | None
+    number: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read ``NAME`` or ``NAME@VERSION``; nothing = the default model.
+
+        Raises:
+            InvalidArgumentError: it is neither.
+        """
+        if not text:
+            return cls(None, None)
+        try:
+            reference = ModelReference.parse(text)
+        except InvalidReferenceError as error:
+            raise InvalidArgumentError(str(error)) from None
+        if reference.alias is not None:
+            raise InvalidArgumentError(f"a model is NAME or NAME@VERSION here, not {text!r}")
+        return cls(reference.name, reference.number)
+
+
+@dataclass(frozen=True)
+class MaskRequest:
+    """How a client wants its mask.
+
+    Attributes:
+        encoding: one of the wire's, never UNSPECIFIED.
+        keep: the classes to show, others become the ignore id; None = all.
+    """
+
+    encoding: wire.MaskEncoding.ValueType
+    keep: frozenset[int] | None = None
+
+    @classmethod
+    def parse(cls, encoding: int, classes: Sequence[int], palette: ClassPalette) -> MaskRequest:
+        """Check what a client asked for.
+
+        Raises:
+            InvalidArgumentError: there is no such encoding, or no such class.
+        """
+        if encoding not in _ENCODERS and encoding != wire.MASK_ENCODING_UNSPECIFIED:
+            raise InvalidArgumentError(f"mask: there is no encoding {encoding}")
+        unknown = [class_id for class_id in classes if class_id >= palette.num_classes]
+        if unknown:
+            raise InvalidArgumentError(f"classes: there is no class {unknown[0]}")
+        known = wire.MaskEncoding.ValueType(encoding or wire.PNG)
+        return cls(known, frozenset(classes) if classes else None)
+
+    @property
+    def encode_bytes(self) -> int:
+        """Memory that ``mask_of`` takes beside the segmentation, in bytes a pixel."""
+        return _ENCODE_BYTES[self.encoding] + (0 if self.keep is None else 1)
+
+
+def segmented(
+    segmenter: Segmenter,
+    image: wire.Image,
+    target: Target,
+    wanted: MaskRequest,
+    *,
+    deadline_s: float,
+    max_bytes: int,
+    lane: Lane = Lane.INTERACTIVE,
+    source: str | None = None,
+) -> AbstractAsyncContextManager[Segmentation]:
+    """Answer a picture of the wire, whatever its encoding is; see ``Segmenter.segment``.
+
+    Args:
+        segmenter: answers it.
+        image: encoded or raw.
+        target: which model answers.
+        wanted: how the mask will be encoded.
+        deadline_s: when nobody waits for the answer any more, on the clock of ``time.monotonic``.
+        max_bytes: more than these are refused.
+        lane: how urgent it is.
+        source: who asks.
+
+    Raises:
+        EmptyBodyError: there are no bytes.
+        PayloadTooLargeError: there are too many.
+        InvalidArgumentError: there is no such encoding, or raw pixels come without a size.
+    """
+    data, encoding = image.data, image.encoding
+    if not data:
+        raise EmptyBodyError("there is no picture")
+    if len(data) > max_bytes:
+        raise PayloadTooLargeError(f"{len(data)} bytes are more than {max_bytes}")
+    encode_bytes = wanted.encode_bytes
+    model, version = target.name, target.number
+    if encoding in (wire.IMAGE_ENCODING_UNSPECIFIED, wire.ENCODED):
+        return segmenter.segment(
+            data,
+            deadline_s=deadline_s,
+            model=model,
+            version=version,
+            encode_bytes=encode_bytes,
+            lane=lane,
+            source=source,
+        )
+    if encoding not in (wire.RGB8, wire.BGR8):
+        raise InvalidArgumentError(f"image: there is no encoding {encoding}")
+    if not (image.width and image.height):
+        raise InvalidArgumentError("image: raw pixels need width and height")
+    return segmenter.segment_pixels(
+        data,
+        ImageSize(image.height, image.width),
+        bgr=encoding == wire.BGR8,
+        deadline_s=deadline_s,
+        model=model,
+        version=version,
+        encode_bytes=encode_bytes,
+        lane=lane,
+        source=source,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A mask on its way out, and where the time went."""
+
+    mask: wire.Mask
+    stages_s: Mapping[Stage, float]
+
+    @property
+    def timings(self) -> wire.Timings:
+        """What the client is told of the stages."""
+        stages_s = self.stages_s
+        return wire.Timings(
+            decode_ms=1e3 * (stages_s["decode"] + stages_s["preprocess"]),
+            queue_ms=1e3 * stages_s["queue"],
+            infer_ms=1e3 * stages_s["infer"],
+            post_ms=1e3 * stages_s["post"],
+            encode_ms=1e3 * stages_s["encode"],
+        )
+
+
+def encode(segmentation: Segmentation, wanted: MaskRequest) -> Encoded:
+    """Encode an answer as the client wants it; runs in a thread, never in the event loop."""
+    started_s = time.monotonic()
+    label_map = segmentation.label_map
+    if wanted.keep is not None:
+        label_map = label_map.keep(wanted.keep)
+    size = size_of(segmentation.image_HW3)
+    mask = wire.Mask(
+        data=_ENCODERS[wanted.encoding](segmentation, label_map),
+        encoding=wanted.encoding,
+        width=size.width,
+        height=size.height,
+    )
+    return Encoded(mask, _stages_s(segmentation, time.monotonic() - started_s))
+
+
+def _stages_s(segmentation: Segmentation, encode_s: float) -> Mapping[Stage, float]:
+    timings = segmentation.timings
+    return {
+        "decode": timings.decode_s,
+        "preprocess": timings.preprocess_s,
+        "queue": timings.queue_s,
+        "infer": timings.infer_s,
+        "post": timings.post_s,
+        "encode": encode_s,
+    }
+
+
+_Encoder = Callable[[Segmentation, LabelMap], bytes]
+
+_ENCODERS: Mapping[int, _Encoder] = {
+    wire.PNG: lambda _, label_map: codec.encode_palette_png(label_map),
+    wire.RAW: lambda _, label_map: label_map.ids_HW.tobytes(),
+    wire.COCO_RLE: lambda _, label_map: json.dumps(codec.coco_rle(label_map)).encode(),
+    wire.OVERLAY_JPEG: lambda segmentation, label_map: codec.encode_jpeg(
+        codec.overlay(segmentation.image_HW3, label_map)
+    ),
+}
+
+_ENCODE_BYTES: Mapping[int, int] = {wire.PNG: 1, wire.RAW: 1, wire.COCO_RLE: 3, wire.OVERLAY_JPEG: 5}
+
+
+def class_infos(palette: ClassPalette) -> list[wire.ClassInfo]:
+    """Describe the classes of a model."""
+    return [
+        wire.ClassInfo(id=class_id, name=name, red=red, green=green, blue=blue)
+        for class_id, (name, (red, green, blue)) in enumerate(zip(palette.names, palette.colors, strict=True))
+    ]
+
+
+def model_info(served: ServedModel) -> wire.ModelInfo:
+    """Describe a version that is served."""
+    return wire.ModelInfo(
+        name=served.version.name,
+        version=served.version.number,
+        classes=class_infos(served.manifest.palette),
+        ignore_id=served.manifest.palette.ignore_id,
+        architecture=served.manifest.architecture,
+        engine=served.engine.engine,
+        device=served.engine.device,
+        precision=served.engine.precision,
+    )

@@ -1,0 +1,199 @@
+"""``segmentation.v1.Segmentation``: the three methods of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from service.core.errors import DrainingError, InvalidArgumentError
+from service.core.host import ModelHost, ServedModel
+from service.core.segmenter import Segmenter
+from service.core.streaming import FrameTurns
+from service.grpc_api.edge import Call, Context, Edge
+from service.grpc_api.messages import MaskRequest, Target, class_infos, encode, model_info, segmented
+from service.grpc_api.streams import UNREADABLE, FrameStream, StreamLimits, StreamTools, next_request
+from service.telemetry import Metrics
+from service.wire import segmentation_pb2 as wire
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+@dataclass(frozen=True)
+class ServicerOptions:
+    """How calls are answered.
+
+    Args:
+        key_digests: of the API keys; empty = no key is asked for.
+        default_timeout_s: how long a client waits that set no deadline.
+        max_timeout_s: more than this is not waited for.
+        max_image_bytes: size of one picture.
+        streams: limits of a stream.
+        frames_at_once: frames of all streams together that are read or wait for the device.
+    """
+
+    key_digests: frozenset[bytes] = frozenset()
+    default_timeout_s: float = 30.0
+    max_timeout_s: float = 600.0
+    max_image_bytes: int = 20 * 1024 * 1024
+    streams: StreamLimits = field(default_factory=StreamLimits)
+    frames_at_once: int = 2
+
+
+class Servicer:
+    """Answers the calls of all clients. A request is None where its bytes were no message.
+
+    Args:
+        segmenter: answers pictures.
+        host: knows the served models.
+        pool: threads that encode.
+        metrics: counts.
+        options: limits.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        host: ModelHost,
+        pool: Executor,
+        metrics: Metrics,
+        options: ServicerOptions,
+    ) -> None:
+        self._segmenter = segmenter
+        self._host = host
+        self._pool = pool
+        self._metrics = metrics
+        self._options = options
+        self._edge = Edge(options.key_digests, metrics)
+        self._tools = StreamTools(
+            segmenter, pool, FrameTurns(options.frames_at_once), metrics, options.streams
+        )
+        self._streams: set[FrameStream] = set()
+        self._stream_numbers = count(1)
+        self._stops_at_s: float | None = None
+
+    def drain(self, stops_at_s: float) -> None:
+        """End all streams as soon as what they have sent is answered, and open no new ones.
+
+        Args:
+            stops_at_s: when the service will have stopped, on the clock of ``time.monotonic``.
+        """
+        self._stops_at_s = stops_at_s
+        for stream in list(self._streams):
+            stream.drain(stops_at_s)
+
+    async def ListModels(
+        self, request: wire.ListModelsRequest | None, context: Context
+    ) -> wire.ListModelsResponse:
+        """List what is served, the default model first."""
+        async with self._edge.call(context, "ListModels"):
+            _checked(request)
+            return wire.ListModelsResponse(models=[model_info(served) for served in self._host.models])
+
+    async def Segment(self, request: wire.SegmentRequest | None, context: Context) -> wire.SegmentResponse:
+        """Answer one picture."""
+        async with self._edge.call(context, "Segment") as call:
+            with self._metrics.in_flight():
+                return await self._segment(_checked(request), call, self._deadline_s(context))
+
+    async def SegmentStream(
+        self,
+        requests: object,  # noqa: ARG002 - see next_request
+        context: Context,
+    ) -> None:
+        """Answer the frames of one stream."""
+        async with self._edge.call(context, "SegmentStream") as call:
+            with self._metrics.stream():
+                await self._converse(call, context)
+
+    def _deadline_s(self, context: Context) -> float:
+        left_s: float | None = context.time_remaining()  # None without a deadline
+        options = self._options
+        timeout_s = options.default_timeout_s if left_s is None else min(left_s, options.max_timeout_s)
+        return time.monotonic() + timeout_s
+
+    async def _segment(
+        self, request: wire.SegmentRequest, call: Call, deadline_s: float
+    ) -> wire.SegmentResponse:
+        target = Target.parse(request.model)
+        served = self._find(target, call)
+        wanted = MaskRequest.parse(request.mask, request.classes, served.manifest.palette)
+        max_bytes = self._options.max_image_bytes
+        async with segmented(
+            self._segmenter, request.image, target, wanted, deadline_s=deadline_s, max_bytes=max_bytes
+        ) as segmentation:
+            loop = asyncio.get_running_loop()
+            encoded = await loop.run_in_executor(self._pool, encode, segmentation, wanted)
+        self._metrics.stages_done(encoded.stages_s)
+        version = segmentation.version
+        call.served = version.name, version.number
+        call.notes.update(bytes_in=len(request.image.data), bytes_out=len(encoded.mask.data))
+        return wire.SegmentResponse(
+            mask=encoded.mask, model=version.name, version=version.number, timings=encoded.timings
+        )
+
+    def _find(self, target: Target, call: Call) -> ServedModel:
+        served = self._host.find(target.name, target.number)
+        call.served = served.version.name, served.version.number
+        return served
+
+    async def _converse(self, call: Call, context: Context) -> None:
+        if self._stops_at_s is not None:
+            raise DrainingError("the service is about to stop")
+        wanted = await _opening(context)
+        target = Target.parse(wanted.model)
+        served = self._find(target, call)
+        rules = self._options.streams.rules(wanted)
+        stream = FrameStream(
+            context,
+            target=Target(served.version.name, target.number),
+            version=served.version.number,
+            wanted=MaskRequest.parse(wanted.mask, (), served.manifest.palette),
+            rules=rules,
+            source=f"stream-{next(self._stream_numbers)}",
+            tools=self._tools,
+        )
+        opened = wire.StreamOpened(
+            model=served.version.name,
+            version=served.version.number,
+            max_in_flight=rules.max_in_flight,
+            max_frame_age_ms=round(1e3 * rules.max_frame_age_s),
+            classes=class_infos(served.manifest.palette),
+        )
+        await context.write(wire.StreamResponse(opened=opened))
+        with self._known(stream):
+            try:
+                await stream.run()
+            finally:
+                call.notes.update(stream.outcomes)
+
+    @contextmanager
+    def _known(self, stream: FrameStream) -> Iterator[None]:
+        """Let ``drain`` reach a stream; one that was opened while the drain began is told at once."""
+        self._streams.add(stream)
+        if self._stops_at_s is not None:
+            stream.drain(self._stops_at_s)
+        try:
+            yield
+        finally:
+            self._streams.discard(stream)
+
+
+async def _opening(context: Context) -> wire.StreamOpen:
+    message = await next_request(context)
+    if message is None or message.WhichOneof("kind") != "open":
+        raise InvalidArgumentError("the first message of a stream is open")
+    return message.open
+
+
+def _checked(request: MessageT | None) -> MessageT:
+    if request is None:
+        raise InvalidArgumentError(UNREADABLE)
+    return request

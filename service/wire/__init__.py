@@ -1,0 +1,1 @@
+"""Generated from ``proto/``: messages and stubs of the gRPC interface. Do not edit; ``make proto``."""

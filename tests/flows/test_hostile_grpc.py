@@ -1,0 +1,211 @@
+"""Hostile peers on the gRPC port: what is theirs ends, by name where there is one; the service goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from fakes import PATIENCE_S
+from grpc_site import GrpcSite, open_grpc_site, until
+from http_site import encoded
+
+from service.core.segmenter import SegmenterLimits
+from service.grpc_api.limits import PeerLimits
+from service.wire import segmentation_pb2 as wire
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS, PING, RST_STREAM, HEADERS = 4, 6, 3, 1
+END_HEADERS, END_STREAM = 4, 1
+PICTURE = encoded(np.zeros((8, 8, 3), np.uint8))
+DATA = os.environ.get("BISENET_DATA_ROOT")
+METHODS = ("Segment", "SegmentStream", "ListModels")
+
+needs_data = pytest.mark.skipif(DATA is None, reason="BISENET_DATA_ROOT is not set")
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[GrpcSite]:
+    async with open_grpc_site(connections=PeerLimits(handshake_s=1.0)) as site:
+        yield site
+
+
+def hostile(part: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((Path(DATA or "") / "hostile_requests" / part).iterdir())]
+
+
+async def assert_alive(site: GrpcSite) -> None:
+    """Ask on a connection of one's own, as the others may have been cut."""
+    async with grpc.aio.insecure_channel(site.address) as channel:
+        call = channel.unary_unary(
+            "/segmentation.v1.Segmentation/Segment",
+            request_serializer=wire.SegmentRequest.SerializeToString,
+            response_deserializer=wire.SegmentResponse.FromString,
+        )
+        response = await call(wire.SegmentRequest(image=wire.Image(data=PICTURE)), timeout=PATIENCE_S)
+        assert response.mask.width == 8
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """Return a header field that is neither indexed nor compressed (RFC 7541, 6.2.2)."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+CALL_HEADERS = (
+    literal(b":method", b"POST")
+    + literal(b":scheme", b"http")
+    + literal(b":path", b"/segmentation.v1.Segmentation/SegmentStream")
+    + literal(b":authority", b"localhost")
+    + literal(b"te", b"trailers")
+    + literal(b"content-type", b"application/grpc")
+)
+
+
+def send_and_read(site: GrpcSite, data: bytes, *, half_close: bool = True) -> bytes:
+    """Send bytes on a connection of their own, and read until the service closes it."""
+    with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) as peer:
+        answer = b""
+        try:
+            peer.sendall(data)
+            if half_close:
+                peer.shutdown(socket.SHUT_WR)
+            while chunk := peer.recv(65536):
+                answer += chunk
+        except ConnectionError:
+            pass
+        return answer
+
+
+@needs_data
+@pytest.mark.data
+async def test_garbage_instead_of_http2_closes_its_connection_only(site: GrpcSite) -> None:
+    for data in [b"", b"\x00" * 100, b"GET / HTTP/1.1\r\n\r\n", *hostile("http2"), *hostile("httpreq")[:20]]:
+        await asyncio.to_thread(send_and_read, site, data)
+        await asyncio.to_thread(send_and_read, site, PREFACE + frame(SETTINGS, 0, 0) + data)
+    await assert_alive(site)
+
+
+@needs_data
+@pytest.mark.data
+@pytest.mark.parametrize("method", METHODS)
+async def test_garbage_instead_of_a_message_ends_its_call_by_name(site: GrpcSite, method: str) -> None:
+    call = site.channel.stream_stream(f"/segmentation.v1.Segmentation/{method}")
+    # Some of it are messages, as far as protobuf can tell.
+    named = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OK}
+    for data in hostile("protobuf"):
+        assert await status_of(call(iter([data]), timeout=PATIENCE_S)) in named
+    await assert_alive(site)
+
+
+async def status_of(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> grpc.StatusCode:
+    try:
+        async for _ in call:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return await call.code()
+
+
+async def test_garbage_in_the_middle_of_a_stream_ends_that_stream_only(site: GrpcSite) -> None:
+    opening = wire.StreamRequest(open=wire.StreamOpen()).SerializeToString()
+    call = site.channel.stream_stream("/segmentation.v1.Segmentation/SegmentStream")
+    good = await site.stream()
+    status = await status_of(call(iter([opening, b"\xff" * 50]), timeout=PATIENCE_S))
+    assert status is grpc.StatusCode.INVALID_ARGUMENT
+    await good.write(wire.StreamRequest(frame=wire.Frame(seq=1, image=wire.Image(data=PICTURE))))
+    assert (await good.read()).WhichOneof("kind") == "opened"
+    assert (await good.read()).result.seq == 1
+    await good.done_writing()
+
+
+async def test_half_open_peers_are_closed_and_keep_nobody_out(site: GrpcSite) -> None:
+    peers = [socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) for _ in range(50)]
+    await assert_alive(site)
+    for peer in peers:
+        assert await asyncio.to_thread(peer.recv, 1 << 16) is not None
+        peer.close()
+    await assert_alive(site)
+
+
+async def test_a_flood_of_pings_ends_the_connection(site: GrpcSite) -> None:
+    pings = frame(PING, 0, 0, bytes(8)) * 50
+    answer = await asyncio.to_thread(
+        send_and_read, site, PREFACE + frame(SETTINGS, 0, 0) + pings, half_close=False
+    )
+    assert b"too_many_pings" in answer
+
+
+@pytest.mark.soak
+async def test_five_thousand_rapid_resets_cost_next_to_nothing(site: GrpcSite) -> None:
+    before_s = time.process_time()
+    attack = PREFACE + frame(SETTINGS, 0, 0)
+    for number in range(5000):
+        stream = 2 * number + 1
+        attack += frame(HEADERS, END_HEADERS, stream, CALL_HEADERS)
+        attack += frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
+    await asyncio.to_thread(send_and_read, site, attack)
+    print(f"CPU of 5000 resets, both sides: {time.process_time() - before_s:.3f} s")  # noqa: T201
+    await until(lambda: site.metric("bisenet_stream_active") == 0)
+    await assert_alive(site)
+
+
+@pytest.mark.soak
+async def test_a_client_that_never_reads_costs_a_few_megabytes() -> None:
+    """Masks of 1 MiB each, which nobody takes; what the process grows by is the cost."""
+    async with open_grpc_site(limits=SegmenterLimits()) as site:
+        picture = encoded(np.zeros((1024, 1024, 3), np.uint8))
+        await asyncio.to_thread(talk, site, picture, reads=True)  # caches and pools are full now
+        before_mb = rss_mb()
+        stuck = socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S)
+        stuck.sendall(opened_stream(picture, count=40))
+        await until(lambda: site.metric('bisenet_stream_frames_total{outcome="superseded"}') >= 0)
+        seen = -1
+        while seen != len(site.engine.seen):  # until nothing happens any more
+            seen = len(site.engine.seen)
+            await asyncio.sleep(1.0)
+        grown_mb = rss_mb() - before_mb
+        print(f"a client that never reads costs {grown_mb:.1f} MB")  # noqa: T201
+        assert grown_mb <= 8
+        stuck.close()
+        await until(lambda: site.metric("bisenet_stream_active") == 0)
+
+
+def opened_stream(picture: bytes, *, count: int) -> bytes:
+    """Return a connection's bytes: a stream of frames whose peer never gives the service any window."""
+    messages = [wire.StreamRequest(open=wire.StreamOpen(mask=wire.RAW, policy=wire.LATEST_WINS))]
+    messages += [
+        wire.StreamRequest(frame=wire.Frame(seq=seq, image=wire.Image(data=picture)))
+        for seq in range(1, count + 1)
+    ]
+    data = PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, CALL_HEADERS)
+    for message in messages:
+        body = message.SerializeToString()
+        data += frame(0, 0, 1, b"\x00" + struct.pack(">I", len(body)) + body)
+    return data
+
+
+def talk(site: GrpcSite, picture: bytes, *, reads: bool) -> None:
+    with grpc.insecure_channel(site.address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        call = channel.unary_unary(
+            "/segmentation.v1.Segmentation/Segment",
+            request_serializer=wire.SegmentRequest.SerializeToString,
+            response_deserializer=wire.SegmentResponse.FromString,
+        )
+        for _ in range(8 if reads else 0):
+            call(wire.SegmentRequest(image=wire.Image(data=picture), mask=wire.RAW), timeout=PATIENCE_S)
+
+
+def rss_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

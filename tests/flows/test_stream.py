@@ -1,0 +1,153 @@
+"""``bisenet stream`` as users start it: a film through a service, and out as a film with overlays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import PATIENCE_S
+from grpc_site import GrpcSite, open_grpc_site
+from http_site import picture_of
+
+pytest.importorskip("av", reason="the extra `client` is not installed")
+
+from service.client.cameras import FilmWriter, shots
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[GrpcSite]:
+    async with open_grpc_site() as site:
+        yield site
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Return a film of 20 pictures, dark on the left and white on the right."""
+    writer = FilmWriter(tmp_path / "clip.mp4")
+    image_HW3 = picture_of(np.repeat(np.array([[1, 3]], np.uint8), 32, 1).repeat(64, 0))
+    for number in range(20):
+        writer.write(image_HW3, number / 25)
+    writer.close()
+    return tmp_path / "clip.mp4"
+
+
+async def bisenet_stream(*arguments: str | Path) -> tuple[int, str, str]:
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "bisenet.py", "stream", *map(str, arguments)),
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "DISPLAY"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, complaints = await asyncio.wait_for(program.communicate(), 2 * PATIENCE_S)
+    assert program.returncode is not None
+    return program.returncode, output.decode(), complaints.decode()
+
+
+async def report_of(*arguments: str | Path) -> dict[str, Any]:
+    code, output, complaints = await bisenet_stream(*arguments, "--json")
+    assert code == 0, complaints
+    report: dict[str, Any] = json.loads(output)
+    return report
+
+
+async def test_a_film_comes_back_with_overlays_picture_by_picture(
+    site: GrpcSite, clip: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "overlay.mp4"
+    report = await report_of(clip, "--server", site.address, "--out", out)
+    assert (report["sent"], report["answered"], report["lost"]) == (20, 20, 0)
+    assert report["age_ms"]["p99"] > 0
+    overlays = list(shots(str(out)))
+    assert [round(25 * shot.position_s) for shot in overlays] == list(range(20))
+    left, right = (overlays[5].image_HW3[16:48, columns].mean() for columns in (slice(4, 24), slice(40, 60)))
+    assert abs(left - 85) < 12
+    assert right > 200
+
+
+async def test_live_frames_are_all_accounted_for(site: GrpcSite, clip: Path) -> None:
+    report = await report_of(clip, "--server", site.address, "--policy", "latest", "--seconds", "0.4")
+    assert report["sent"] + report["skipped"] == 10
+    assert report["answered"] + report["superseded"] + report["too_old"] == report["sent"]
+
+
+async def test_without_a_display_a_preview_is_a_wrong_use(site: GrpcSite, clip: Path) -> None:
+    code, _, complaints = await bisenet_stream(clip, "--server", site.address, "--show")
+    assert code == 2
+    assert "DISPLAY" in complaints
+
+
+@pytest.mark.parametrize("what", ["film", "server", "model"])
+async def test_what_is_not_there_is_told_in_one_line(site: GrpcSite, clip: Path, what: str) -> None:
+    source = "none.mp4" if what == "film" else clip
+    server = "127.0.0.1:9" if what == "server" else site.address
+    code, _, complaints = await bisenet_stream(
+        source, "--server", server, "--model", "no" * (what == "model")
+    )
+    assert code == 1
+    lines = [line for line in complaints.splitlines() if line]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+
+
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+_GSTREAMER = """
+import gi
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import Gst, GstRtspServer
+Gst.init(None)
+assert Gst.ElementFactory.find("x264enc") and Gst.ElementFactory.find("videotestsrc")
+"""
+
+
+def has_gstreamer() -> bool:
+    if not SYSTEM_PYTHON.exists():
+        return False
+    return subprocess.run([SYSTEM_PYTHON, "-c", _GSTREAMER], check=False, capture_output=True).returncode == 0
+
+
+@asynccontextmanager
+async def rtsp_cameras(count: int) -> AsyncIterator[list[str]]:
+    """Run a real RTSP server; yields the URLs of its cameras."""
+    if not has_gstreamer():
+        pytest.skip("GStreamer's RTSP server is not installed (gir1.2-gst-rtsp-server-1.0, plugins-ugly)")
+    server = await asyncio.create_subprocess_exec(
+        *(str(SYSTEM_PYTHON), str(ROOT / "tests" / "rtsp_server.py"), str(count)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert server.stdout is not None
+        port = int(await asyncio.wait_for(server.stdout.readline(), PATIENCE_S))
+        yield [f"rtsp://127.0.0.1:{port}/{number}" for number in range(count)]
+    finally:
+        server.kill()
+        await server.wait()
+
+
+@pytest.mark.soak
+async def test_three_rtsp_cameras_get_masks_at_their_own_rate(site: GrpcSite, tmp_path: Path) -> None:
+    async with rtsp_cameras(3) as urls:
+        films = [tmp_path / f"{number}.mp4" for number in range(3)]
+        reports = await asyncio.gather(
+            *(
+                report_of(url, "--server", site.address, "--seconds", "6", "--out", film)
+                for url, film in zip(urls, films, strict=True)
+            )
+        )
+    for report, film in zip(reports, films, strict=True):
+        outcomes = sum(report[name] for name in ("answered", "superseded", "too_old", "failed", "lost"))
+        assert outcomes == report["sent"]
+        assert report["answered"] >= 0.5 * 6 * 15  # on a busy machine some are superseded
+        assert report["failed"] == report["lost"] == 0
+        assert len(list(shots(str(film)))) == report["answered"]

@@ -1,0 +1,141 @@
+"""Films and cameras: read by PyAV, numbered, encoded, and written again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import PATIENCE_S
+
+pytest.importorskip("av", reason="the extra `client` is not installed")
+
+from service.client.answers import Frame
+from service.client.backoff import Backoff
+from service.client.cameras import CameraFeed, FilmWriter, camera_shots, is_camera, shots
+from service.client.errors import SourceError
+
+SIZE = (48, 64)
+
+
+def film(path: Path, count: int, *, fps: float = 25.0) -> Path:
+    """Write a film whose pictures are gray, each a little brighter than the one before."""
+    writer = FilmWriter(path)
+    for number in range(count):
+        writer.write(np.full((*SIZE, 3), 10 + 5 * number, np.uint8), number / fps)
+    writer.close()
+    return path
+
+
+async def all_of(feed: CameraFeed) -> list[Frame]:
+    frames = []
+    while (frame := await asyncio.wait_for(feed.next(), PATIENCE_S)) is not None:
+        frames.append(frame)
+    return frames
+
+
+def test_a_film_is_read_as_it_was_written(tmp_path: Path) -> None:
+    read = list(shots(str(film(tmp_path / "clip.mp4", 20))))
+    assert [round(shot.position_s * 25) for shot in read] == list(range(20))
+    assert {shot.image_HW3.shape for shot in read} == {(*SIZE, 3)}
+    levels = [float(shot.image_HW3.mean()) for shot in read]
+    assert np.allclose(levels, 10 + 5 * np.arange(20), atol=4)
+
+
+def test_a_film_of_odd_size_loses_a_row_and_a_column(tmp_path: Path) -> None:
+    writer = FilmWriter(tmp_path / "odd.mp4")
+    writer.write(np.zeros((49, 65, 3), np.uint8), 0.0)
+    writer.close()
+    (shot,) = shots(str(tmp_path / "odd.mp4"))
+    assert shot.image_HW3.shape == (*SIZE, 3)
+
+
+def test_pictures_of_the_same_moment_keep_their_order(tmp_path: Path) -> None:
+    writer = FilmWriter(tmp_path / "clip.mp4")
+    for _ in range(3):
+        writer.write(np.zeros((*SIZE, 3), np.uint8), 0.0)
+    writer.close()
+    assert len(list(shots(str(tmp_path / "clip.mp4")))) == 3
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no film at all"])
+def test_what_is_no_film_is_told_by_name(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"clip\.mp4"):
+        list(shots(str(path)))
+
+
+def test_a_camera_that_is_not_there_is_told_by_name() -> None:
+    with pytest.raises(SourceError, match="77"):
+        list(shots("77"))
+
+
+def test_numbers_and_urls_are_cameras_and_paths_are_not() -> None:
+    assert is_camera("0")
+    assert is_camera("rtsp://camera/stream")
+    assert not is_camera("clip.mp4")
+
+
+async def test_a_film_with_block_loses_no_picture(tmp_path: Path) -> None:
+    async with CameraFeed(str(film(tmp_path / "clip.mp4", 30)), "block") as feed:
+        frames = await all_of(feed)
+    assert [frame.seq for frame in frames] == list(range(1, 31))
+    assert all(frame.data.startswith(b"\xff\xd8") for frame in frames)
+    assert feed.skipped == 0
+
+
+async def test_a_picture_that_nobody_took_is_replaced_by_the_next(tmp_path: Path) -> None:
+    async with CameraFeed(str(film(tmp_path / "clip.mp4", 20, fps=1000)), "latest") as feed:
+        await asyncio.to_thread(feed._thread.join, PATIENCE_S)
+        await asyncio.sleep(0)  # what the thread has handed over arrives
+        frames = await all_of(feed)
+    assert [frame.seq for frame in frames] == [1]
+    assert feed.skipped == 19
+
+
+async def test_only_so_many_seconds_are_read(tmp_path: Path) -> None:
+    async with CameraFeed(str(film(tmp_path / "clip.mp4", 30)), "block", seconds=0.4) as feed:
+        assert len(await all_of(feed)) == 10
+
+
+async def test_who_stops_waiting_takes_no_picture_along(tmp_path: Path) -> None:
+    async with CameraFeed(str(film(tmp_path / "clip.mp4", 5)), "block") as feed:
+        for _ in range(20):
+            waiting = asyncio.create_task(feed.next())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert [frame.seq for frame in await all_of(feed)] == [1, 2, 3, 4, 5]
+
+
+async def test_the_pictures_of_answered_frames_are_forgotten(tmp_path: Path) -> None:
+    async with CameraFeed(str(film(tmp_path / "clip.mp4", 4)), "block") as feed:
+        await all_of(feed)
+        assert feed.shot(3).image_HW3.shape == (*SIZE, 3)
+        feed.forget(3)
+        assert list(feed._shots) == [4]
+
+
+async def test_a_source_that_breaks_off_is_an_error(tmp_path: Path) -> None:
+    async with CameraFeed(str(tmp_path / "none.mp4"), "block") as feed:
+        with pytest.raises(SourceError):
+            await feed.next()
+
+
+def test_a_camera_that_breaks_off_is_opened_again(tmp_path: Path) -> None:
+    path = film(tmp_path / "clip.mp4", 3)
+    waits: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 2:
+            path.unlink()  # now it is gone for a while
+        return len(waits) == 4
+
+    spread = Backoff(first_s=1.0, spread=lambda _, high: high)
+    read = list(camera_shots(str(path), pause=pause, backoff=spread))
+    assert len(read) == 6
+    assert waits == [1.0, 1.0, 2.0, 4.0]

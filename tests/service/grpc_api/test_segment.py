@@ -1,0 +1,257 @@
+"""Single pictures over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+
+import grpc
+import numpy as np
+import pytest
+from fakes import PATIENCE_S, FakeEngine
+from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of, until
+from http_site import FAKE_VERSIONS, encoded, picture_of
+from PIL import Image
+
+from model.image import ImageLimits
+from model.labels import UInt8Array
+from service.core.keys import key_digests
+from service.core.segmenter import SegmenterLimits
+from service.grpc_api.servicer import ServicerOptions
+from service.wire import segmentation_pb2 as wire
+
+IDS_hw = np.repeat(np.repeat(np.array([[0, 1, 2], [3, 2, 1]], np.uint8), 2, 0), 2, 1)
+IMAGE_HW3 = picture_of(np.repeat(np.repeat(IDS_hw, 8, 0), 8, 1))
+PICTURE = encoded(IMAGE_HW3)
+KEY = "a-key-of-a-client"
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[GrpcSite]:
+    async with open_grpc_site() as site:
+        yield site
+
+
+def request(mask: int = wire.RAW, **changes: object) -> wire.SegmentRequest:
+    fields = {"image": wire.Image(data=PICTURE), "mask": mask, **changes}
+    return wire.SegmentRequest(**fields)  # type: ignore[arg-type]
+
+
+def ids_of(mask: wire.Mask) -> UInt8Array:
+    """Return one id of each 8x8 cell: between cells the model interpolates."""
+    return np.frombuffer(mask.data, np.uint8).reshape(mask.height, mask.width)[4::8, 4::8]
+
+
+async def refusal(site: GrpcSite, message: wire.SegmentRequest, **options: object) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await site.stub.Segment(message, timeout=PATIENCE_S, **options)
+    return caught.value
+
+
+async def test_a_picture_gets_its_mask_its_model_and_its_timings(site: GrpcSite) -> None:
+    response = await site.stub.Segment(request(), timeout=PATIENCE_S)
+    assert np.array_equal(ids_of(response.mask), IDS_hw)
+    assert (response.mask.encoding, response.mask.width, response.mask.height) == (wire.RAW, 48, 32)
+    assert (response.model, response.version) == ("fake", 3)
+    assert response.timings.decode_ms > 0
+
+
+async def test_the_same_picture_gets_the_same_bytes_as_over_http(site: GrpcSite) -> None:
+    response = await site.stub.Segment(request(wire.PNG), timeout=PATIENCE_S)
+    over_http = await site.site.client.post("/v1/segment", content=PICTURE)
+    assert response.mask.data == over_http.content
+
+
+async def test_a_mask_that_is_not_specified_is_a_palette_png(site: GrpcSite) -> None:
+    response = await site.stub.Segment(request(wire.MASK_ENCODING_UNSPECIFIED), timeout=PATIENCE_S)
+    assert response.mask.encoding == wire.PNG
+    picture = Image.open(io.BytesIO(response.mask.data))
+    assert picture.mode == "P"
+    assert np.array_equal(np.asarray(picture)[4::8, 4::8], IDS_hw)
+
+
+async def test_run_lengths_and_overlays_are_offered_too(site: GrpcSite) -> None:
+    runs = await site.stub.Segment(request(wire.COCO_RLE), timeout=PATIENCE_S)
+    assert [entry["id"] for entry in json.loads(runs.mask.data)] == [0, 1, 2, 3]
+    overlay = await site.stub.Segment(request(wire.OVERLAY_JPEG), timeout=PATIENCE_S)
+    assert Image.open(io.BytesIO(overlay.mask.data)).size == (48, 32)
+
+
+async def test_classes_that_are_not_kept_become_the_ignore_id(site: GrpcSite) -> None:
+    response = await site.stub.Segment(request(classes=[1, 3]), timeout=PATIENCE_S)
+    expected = np.where(np.isin(IDS_hw, [1, 3]), IDS_hw, 255)
+    assert np.array_equal(ids_of(response.mask), expected)
+
+
+@pytest.mark.parametrize(("encoding", "step"), [(wire.RGB8, 1), (wire.BGR8, -1)])
+async def test_raw_pixels_are_answered_like_the_picture_they_are(
+    site: GrpcSite, encoding: int, step: int
+) -> None:
+    image_HW3 = IMAGE_HW3.copy()
+    image_HW3[..., 2] = 7  # so that the order of the channels matters
+    data = np.ascontiguousarray(image_HW3[..., ::step]).tobytes()
+    image = wire.Image(data=data, encoding=encoding, width=48, height=32)  # type: ignore[arg-type]
+    response = await site.stub.Segment(request(image=image), timeout=PATIENCE_S)
+    assert np.array_equal(ids_of(response.mask), IDS_hw)
+
+
+@pytest.mark.parametrize("model", ["", "fake", "fake@3", "other@1", "other"])
+async def test_a_model_is_asked_for_by_name_or_by_version(site: GrpcSite, model: str) -> None:
+    response = await site.stub.Segment(request(model=model), timeout=PATIENCE_S)
+    assert response.model == (model.partition("@")[0] or "fake")
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (request(model="nobody"), "model_not_found"),
+        (request(model="fake@9"), "version_not_found"),
+        (request(model="Fake"), "invalid_argument"),
+        (request(model="fake:production"), "invalid_argument"),
+        (request(model="fake@0"), "invalid_argument"),
+        (request(mask=17), "invalid_argument"),
+        (request(classes=[4]), "invalid_argument"),
+        (request(image=wire.Image()), "empty_body"),
+        (wire.SegmentRequest(), "empty_body"),
+        (request(image=wire.Image(data=b"GIF89a")), "unsupported_media"),
+        (request(image=wire.Image(data=PICTURE[:100])), "undecodable_image"),
+        (request(image=wire.Image(data=b"x" * 5000)), "payload_too_large"),
+        (request(image=wire.Image(data=encoded(np.zeros((65, 2, 3), np.uint8)))), "too_many_pixels"),
+        (request(image=wire.Image(data=PICTURE, encoding=9)), "invalid_argument"),  # type: ignore[arg-type]
+        (request(image=wire.Image(data=b"123", encoding=wire.RGB8)), "invalid_argument"),
+        (request(image=wire.Image(data=b"1234", encoding=wire.RGB8, width=1, height=1)), "invalid_argument"),
+        (request(image=wire.Image(data=b"123", encoding=wire.BGR8, width=65, height=1)), "too_many_pixels"),
+        (
+            request(image=wire.Image(data=b"123", encoding=wire.RGB8, width=2**32 - 1, height=2**32 - 1)),
+            "too_many_pixels",
+        ),
+    ],
+)
+async def test_a_wrong_request_is_told_what_is_wrong_with_it(message: wire.SegmentRequest, code: str) -> None:
+    limits = SegmenterLimits(image=ImageLimits(max_side=64))
+    options = ServicerOptions(max_image_bytes=4999)
+    async with open_grpc_site(options=options, limits=limits) as site:
+        error = await refusal(site, message)
+        assert reason_of(error) == code
+        assert (await site.stub.Segment(request(), timeout=PATIENCE_S)).mask.data
+
+
+async def test_a_message_above_the_limit_never_reaches_the_service(site: GrpcSite) -> None:
+    image = wire.Image(data=b"x" * (21 * 1024 * 1024))
+    error = await refusal(site, request(image=image))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_before_a_model_is_loaded_the_service_is_unavailable() -> None:
+    async with open_grpc_site(versions=()) as site:
+        error = await refusal(site, request())
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert reason_of(error) == "loading"
+        assert details_of(error)["RetryInfo"].retry_delay.ToMilliseconds() > 0
+
+
+async def test_a_full_queue_is_told_with_the_time_to_come_back() -> None:
+    async with open_grpc_site(FakeEngine(held=True), max_waiting=1) as site:
+        calls = [site.stub.Segment(request(), timeout=PATIENCE_S)]
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        errors = await asyncio.gather(*(refusal_or_none(site) for _ in range(4)))
+        site.engine.go_on(8)
+        assert await calls[0]
+        refused = [error for error in errors if error is not None]
+        assert {reason_of(error) for error in refused} == {"queue_full"}
+        assert all("RetryInfo" in details_of(error) for error in refused)
+
+
+async def refusal_or_none(site: GrpcSite) -> grpc.aio.AioRpcError | None:
+    try:
+        await site.stub.Segment(request(), timeout=1)
+    except grpc.aio.AioRpcError as error:
+        return error if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
+    return None
+
+
+async def test_a_cancelled_call_leaves_the_queue() -> None:
+    async with open_grpc_site(FakeEngine(held=True)) as site:
+        first = site.stub.Segment(request(), timeout=PATIENCE_S)
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        second = site.stub.Segment(request(), timeout=PATIENCE_S)
+        await until(lambda: site.metric("bisenet_inflight") == 2)
+        second.cancel()
+        await until(lambda: site.metric("bisenet_inflight") == 1)
+        third = site.stub.Segment(request(), timeout=PATIENCE_S)
+        site.engine.go_on(2)
+        await first
+        await third
+        assert len(site.engine.seen) == 2
+
+
+async def test_a_deadline_ends_a_call_that_waits() -> None:
+    async with open_grpc_site(FakeEngine(held=True)) as site:
+        first = site.stub.Segment(request(), timeout=PATIENCE_S)
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await site.stub.Segment(request(), timeout=0.2)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        site.engine.go_on(2)
+        await first
+
+
+async def test_without_a_deadline_the_service_has_its_own() -> None:
+    async with open_grpc_site(FakeEngine(held=True), options=ServicerOptions(default_timeout_s=0.2)) as site:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await site.stub.Segment(request())
+        assert reason_of(caught.value) == "deadline_exceeded"
+        site.engine.go_on(1)
+
+
+async def test_models_are_listed_with_their_classes_the_default_first(site: GrpcSite) -> None:
+    response = await site.stub.ListModels(wire.ListModelsRequest(), timeout=PATIENCE_S)
+    assert [(model.name, model.version) for model in response.models] == [
+        (version.name, version.number) for version in FAKE_VERSIONS
+    ]
+    default = response.models[0]
+    assert [(c.id, c.name, c.red) for c in default.classes][1] == (1, "dark", 85)
+    assert (default.ignore_id, default.architecture, default.engine) == (255, "fake", "fake")
+
+
+async def test_where_keys_are_asked_for_a_call_without_one_is_refused() -> None:
+    async with open_grpc_site(options=ServicerOptions(key_digests=key_digests([KEY]))) as site:
+        for metadata in ((), (("authorization", "Bearer wrong"),), (("authorization", KEY),)):
+            error = await refusal(site, request(), metadata=metadata)
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        metadata = (("authorization", f"Bearer {KEY}"),)
+        assert await site.stub.Segment(request(), timeout=PATIENCE_S, metadata=metadata)
+
+
+async def test_the_id_of_a_request_comes_back_unless_it_could_forge_a_log_line(site: GrpcSite) -> None:
+    for asked, is_kept in (("my-id", True), ("two words", False)):
+        call = site.stub.Segment(request(), timeout=PATIENCE_S, metadata=(("x-request-id", asked),))
+        await call
+        answered = dict(await call.trailing_metadata())["x-request-id"]
+        assert (answered == asked) == is_kept
+
+
+async def test_a_defect_is_internal_and_tells_nothing() -> None:
+    def broken(_: object) -> object:
+        raise ValueError("a secret")
+
+    async with open_grpc_site(FakeEngine(answer=broken)) as site:  # type: ignore[arg-type]
+        error = await refusal(site, request())
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert "secret" not in str(error.details())
+
+
+async def test_calls_are_counted_by_method_and_code(site: GrpcSite) -> None:
+    await site.stub.Segment(request(), timeout=PATIENCE_S)
+    await refusal(site, request(model="nobody"))
+    route = 'protocol="grpc",route="/segmentation.v1.Segmentation/Segment"'
+    text = site.site.metrics.exposition()[0].decode()
+    counted = [
+        line for line in text.splitlines() if line.startswith("bisenet_requests_total") and route in line
+    ]
+    assert [('code="ok"' in line, 'code="model_not_found"' in line) for line in counted] == [
+        (True, False),
+        (False, True),
+    ]

@@ -1,0 +1,142 @@
+"""The server around the methods: its port, its health, its reflection, its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import grpc
+import pytest
+from fakes import PATIENCE_S, FakeEngine
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_site import GrpcSite, open_grpc_site
+
+from service.core.keys import key_digests
+from service.grpc_api.edge import SERVICE_NAME
+from service.grpc_api.limits import PeerLimits
+from service.grpc_api.server import GrpcBindError
+from service.grpc_api.servicer import ServicerOptions
+from service.wire import segmentation_pb2 as wire
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(site: GrpcSite, service: str = "") -> int:
+    stub = health_pb2_grpc.HealthStub(site.channel)
+    response = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S)
+    return int(response.status)
+
+
+@pytest.mark.parametrize("service", ["", SERVICE_NAME])
+async def test_health_follows_the_life_of_the_service(service: str) -> None:
+    async with open_grpc_site(versions=()) as site:
+        assert await health(site, service) == NOT_SERVING
+    async with open_grpc_site() as site:
+        assert await health(site, service) == SERVING
+        site.drain()
+        assert await health(site, service) == NOT_SERVING
+
+
+async def test_the_health_of_an_unknown_service_is_not_found() -> None:
+    async with open_grpc_site() as site:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health(site, "nobody")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_who_watches_is_told_of_the_drain_at_once() -> None:
+    async with open_grpc_site() as site:
+        stub = health_pb2_grpc.HealthStub(site.channel)
+        watching = stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert (await watching.read()).status == SERVING
+        site.drain()
+        assert (await watching.read()).status == NOT_SERVING
+
+
+async def test_health_needs_no_key() -> None:
+    async with open_grpc_site(options=ServicerOptions(key_digests=key_digests(["a-key"]))) as site:
+        assert await health(site) == SERVING
+
+
+async def test_reflection_names_the_services_and_describes_the_messages() -> None:
+    async with open_grpc_site() as site:
+        stub = reflection_pb2_grpc.ServerReflectionStub(site.channel)
+        asked = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE_NAME),
+        ]
+        listed, described = [r async for r in stub.ServerReflectionInfo(iter(asked), timeout=PATIENCE_S)]
+        names = {service.name for service in listed.list_services_response.service}
+        assert {SERVICE_NAME, "grpc.health.v1.Health"} <= names
+        assert wire.DESCRIPTOR.serialized_pb in described.file_descriptor_response.file_descriptor_proto
+
+
+async def test_a_taken_port_is_told_by_its_number() -> None:
+    async with open_grpc_site() as site:
+        with pytest.raises(GrpcBindError, match=str(site.port)):
+            site.server.bind("127.0.0.1", site.port)
+
+
+async def test_a_connection_has_no_more_calls_than_the_limit_at_the_same_time() -> None:
+    limits = PeerLimits(max_streams=2)
+    async with open_grpc_site(FakeEngine(held=True), connections=limits) as site:
+        first, second = await site.stream(), await site.stream()
+        third = asyncio.create_task(site.stream())
+        for call in (first, second):
+            assert (await call.read()).WhichOneof("kind") == "opened"
+        assert not third.done()
+        first.cancel()
+        call = await third
+        assert (await call.read()).WhichOneof("kind") == "opened"
+
+
+async def test_a_stop_answers_what_was_accepted() -> None:
+    async with open_grpc_site(FakeEngine(held=True)) as site:
+        image = wire.Image(data=bytes(32 * 32 * 3), encoding=wire.RGB8, width=32, height=32)
+        call = site.stub.Segment(wire.SegmentRequest(image=image), timeout=PATIENCE_S)
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        site.server.stop()
+        site.engine.go_on(1)
+        assert (await call).mask.data
+        await site.answering
+        assert not site.server.cut_off
+
+
+async def test_a_cut_waits_for_nobody() -> None:
+    async with open_grpc_site(FakeEngine(held=True)) as site:
+        call = await site.stream()
+        assert (await call.read()).WhichOneof("kind") == "opened"
+        frame = wire.Frame(seq=1, image=wire.Image(data=bytes(3), encoding=wire.RGB8, width=1, height=1))
+        await call.write(wire.StreamRequest(frame=frame))
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        site.server.stop()
+        site.server.cut()
+        await site.answering
+        assert site.server.cut_off
+        site.engine.go_on(1)
+
+
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    async with open_grpc_site(connections=PeerLimits(handshake_s=0.2)) as site:
+        with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) as silent:
+            await asyncio.to_thread(read_to_the_end, silent)
+
+
+async def test_a_peer_that_vanished_is_gone_after_keepalive_and_timeout() -> None:
+    """A peer that opened a stream by hand and then neither answers pings nor closes."""
+    limits = PeerLimits(keepalive_s=1.0, keepalive_timeout_s=0.5)
+    async with open_grpc_site(connections=limits) as site:
+        with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) as vanished:
+            vanished.sendall(PREFACE + SETTINGS)
+            await asyncio.to_thread(read_to_the_end, vanished)
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def read_to_the_end(connection: socket.socket) -> None:
+    while connection.recv(4096):
+        pass

@@ -1,0 +1,334 @@
+"""Streams of frames over gRPC: each seq has one answer, in order, whatever happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from fakes import PATIENCE_S, FakeEngine
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_site import GrpcSite, Messages, StreamCall, details_of, open_grpc_site, reason_of, until
+from http_site import FAKE_VERSIONS, encoded, picture_of
+
+from model.manifest import ModelVersion
+from service.grpc_api.servicer import ServicerOptions
+from service.grpc_api.streams import StreamLimits
+from service.wire import segmentation_pb2 as wire
+from service.wire.segmentation_pb2_grpc import SegmentationStub
+
+DARK_HW3 = picture_of(np.ones((32, 32), np.uint8))
+DARK = encoded(DARK_HW3)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[GrpcSite]:
+    async with open_grpc_site() as site:
+        yield site
+
+
+@pytest.fixture
+async def held() -> AsyncIterator[GrpcSite]:
+    async with open_grpc_site(FakeEngine(held=True)) as site:
+        yield site
+        site.engine.go_on(100)
+
+
+async def send(call: StreamCall, *seqs: int, data: bytes = DARK, **image: Any) -> None:
+    for seq in seqs:
+        frame = wire.Frame(seq=seq, image=wire.Image(data=data, **image))
+        await call.write(wire.StreamRequest(frame=frame))
+
+
+async def rest(call: StreamCall) -> Messages:
+    """Say that no frame will come any more, and return what still comes."""
+    await call.done_writing()
+    messages, error = await until_the_end(call)
+    assert error is None, error
+    return messages
+
+
+async def until_the_end(call: StreamCall) -> tuple[Messages, grpc.aio.AioRpcError | None]:
+    messages: Messages = []
+    try:
+        while (message := await call.read()) is not grpc.aio.EOF:
+            messages.append(message)
+    except grpc.aio.AioRpcError as error:
+        return messages, error
+    return messages, None
+
+
+async def until_refused(call: StreamCall) -> tuple[Messages, grpc.aio.AioRpcError]:
+    messages, error = await until_the_end(call)
+    assert error is not None
+    return messages, error
+
+
+async def next_of(call: StreamCall, kind: str) -> Any:
+    """Return the next message, which must be of this kind."""
+    message = await call.read()
+    assert message is not grpc.aio.EOF, await call.details()
+    assert message.WhichOneof("kind") == kind, message
+    return getattr(message, kind)
+
+
+async def refusal(call: StreamCall) -> grpc.aio.AioRpcError:
+    return (await until_refused(call))[1]
+
+
+def seqs_of(messages: Messages) -> list[tuple[str, int]]:
+    found = []
+    for message in messages:
+        kind = message.WhichOneof("kind")
+        match kind:
+            case "dropped":
+                found.append((kind, message.dropped.last_seq))
+            case "result" | "error":
+                found.append((kind, getattr(message, kind).seq))
+            case _:
+                found.append((str(kind), 0))
+    return found
+
+
+async def test_each_frame_of_a_film_is_answered_in_order(site: GrpcSite) -> None:
+    call = await site.stream(policy=wire.BLOCK, mask=wire.RAW)
+    await send(call, *range(5, 45, 2))
+    opened, *results = await rest(call)
+    assert opened.opened.model == "fake"
+    assert seqs_of(results) == [("result", seq) for seq in range(5, 45, 2)]
+    assert all(set(message.result.mask.data) == {1} for message in results)
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_the_first_answer_says_what_was_agreed_on(site: GrpcSite) -> None:
+    call = await site.stream(model="fake", max_in_flight=2, max_frame_age_ms=700)
+    opened = await next_of(call, "opened")
+    assert (opened.model, opened.version) == ("fake", 3)
+    assert (opened.max_in_flight, opened.max_frame_age_ms) == (2, 700)
+    assert [c.name for c in opened.classes] == ["black", "dark", "light", "white"]
+    assert not await rest(call)
+
+
+async def test_more_than_the_limits_is_not_agreed_on(site: GrpcSite) -> None:
+    call = await site.stream(max_in_flight=1000, max_frame_age_ms=10**9)
+    opened = await next_of(call, "opened")
+    assert (opened.max_in_flight, opened.max_frame_age_ms) == (4, 30_000)
+    await rest(call)
+
+
+async def test_what_the_camera_said_of_a_frame_comes_back(site: GrpcSite) -> None:
+    call = await site.stream()
+    when = Timestamp(seconds=1_700_000_000, nanos=5)
+    frame = wire.Frame(seq=1, capture_time=when, image=wire.Image(data=DARK))
+    await call.write(wire.StreamRequest(frame=frame))
+    _, result = await rest(call)
+    assert result.result.capture_time == when
+    assert (result.result.version, result.result.mask.encoding) == (3, wire.PNG)
+    assert result.result.timings.decode_ms > 0
+
+
+async def test_raw_frames_need_no_decoding(site: GrpcSite) -> None:
+    call = await site.stream(mask=wire.RAW)
+    pixels = DARK_HW3.tobytes()
+    await send(call, 1, data=pixels, encoding=wire.BGR8, width=32, height=32)
+    _, result = await rest(call)
+    assert set(result.result.mask.data) == {1}
+
+
+async def test_the_newest_frame_wins_and_the_others_are_reported(held: GrpcSite) -> None:
+    call = await held.stream(max_in_flight=1)
+    await next_of(call, "opened")
+    await send(call, 1)
+    await asyncio.to_thread(held.engine.wait_until_busy)
+    await send(call, 2, 3, 5, 8)
+    await call.done_writing()
+    held.engine.go_on(2)
+    messages, _ = await until_the_end(call)
+    assert seqs_of(messages) == [("result", 1), ("dropped", 5), ("result", 8)]
+    dropped = messages[1].dropped
+    assert (dropped.first_seq, dropped.count, dropped.reason) == (2, 3, wire.SUPERSEDED)
+    assert held.metric('bisenet_stream_frames_total{outcome="superseded"}') == 3
+
+
+async def test_a_frame_that_got_too_old_is_dropped_and_the_stream_goes_on(held: GrpcSite) -> None:
+    call = await held.stream(max_frame_age_ms=50)
+    await next_of(call, "opened")
+    await send(call, 1)
+    dropped = await next_of(call, "dropped")
+    assert (dropped.first_seq, dropped.reason) == (1, wire.TOO_OLD)
+    held.engine.go_on(1)
+    assert not await rest(call)
+
+
+async def test_a_broken_frame_does_not_end_the_stream(site: GrpcSite) -> None:
+    call = await site.stream(policy=wire.BLOCK)
+    await send(call, 1)
+    await send(call, 2, data=DARK[:60])
+    await send(call, 3, data=b"")
+    await send(call, 4, data=b"garbage")
+    await send(call, 5, data=b"12345", encoding=wire.RGB8, width=1, height=1)
+    await send(call, 6, encoding=77)
+    await send(call, 7)
+    _, *answers = await rest(call)
+    errors = [answer.error for answer in answers if answer.WhichOneof("kind") == "error"]
+    assert [(error.seq, error.code) for error in errors] == [
+        (2, "undecodable_image"),
+        (3, "empty_body"),
+        (4, "unsupported_media"),
+        (5, "invalid_argument"),
+        (6, "invalid_argument"),
+    ]
+    assert {error.grpc_code for error in errors} == {grpc.StatusCode.INVALID_ARGUMENT.value[0]}
+    assert seqs_of(answers)[0] == ("result", 1)
+    assert seqs_of(answers)[-1] == ("result", 7)
+
+
+async def test_a_frame_above_the_limit_is_an_error_of_its_own() -> None:
+    options = ServicerOptions(streams=StreamLimits(max_frame_bytes=len(DARK)))
+    async with open_grpc_site(options=options) as site:
+        call = await site.stream(policy=wire.BLOCK)
+        await send(call, 1, data=DARK + b"x")
+        await send(call, 2)
+        _, error, result = await rest(call)
+        assert error.error.code == "payload_too_large"
+        assert result.result.seq == 2
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        ([wire.StreamRequest(frame=wire.Frame(seq=1))], "invalid_argument"),
+        ([wire.StreamRequest()], "invalid_argument"),
+        ([], "invalid_argument"),
+        ([wire.StreamRequest(open=wire.StreamOpen(model="nobody"))], "model_not_found"),
+        ([wire.StreamRequest(open=wire.StreamOpen(model="fake@2"))], "version_not_found"),
+        ([wire.StreamRequest(open=wire.StreamOpen(policy=9))], "invalid_argument"),  # type: ignore[arg-type]
+        ([wire.StreamRequest(open=wire.StreamOpen(mask=9))], "invalid_argument"),  # type: ignore[arg-type]
+        ([wire.StreamRequest(open=wire.StreamOpen())] * 2, "invalid_argument"),
+        ([wire.StreamRequest(open=wire.StreamOpen()), wire.StreamRequest()], "invalid_argument"),
+    ],
+)
+async def test_a_message_out_of_place_ends_the_stream_by_name_and_nothing_else(
+    site: GrpcSite, messages: list[wire.StreamRequest], code: str
+) -> None:
+    error = await asyncio.to_thread(blocking_refusal, site, messages)
+    assert reason_of(error) == code
+    call = await site.stream()
+    await send(call, 1)
+    assert seqs_of(await rest(call))[-1] == ("result", 1)
+
+
+def blocking_refusal(site: GrpcSite, messages: list[wire.StreamRequest]) -> Any:
+    """Return the status; of a call that ends while something is written, grpc.aio's client loses it."""
+    with grpc.insecure_channel(site.address) as channel:
+        answers = SegmentationStub(channel).SegmentStream(iter(messages), timeout=PATIENCE_S)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(answers)
+        return caught.value
+
+
+@pytest.mark.parametrize("seq", [3, 2, 0])
+async def test_a_seq_that_goes_backwards_ends_the_stream(site: GrpcSite, seq: int) -> None:
+    call = await site.stream(policy=wire.BLOCK)
+    await next_of(call, "opened")
+    await send(call, 3)
+    assert (await next_of(call, "result")).seq == 3
+    await send(call, seq)
+    assert reason_of(await refusal(call)) == "invalid_argument"
+
+
+async def test_a_new_version_is_announced_in_the_middle_of_a_stream() -> None:
+    async with open_grpc_site(versions=FAKE_VERSIONS[:1]) as site:
+        call = await site.stream(policy=wire.BLOCK)
+        await next_of(call, "opened")
+        await send(call, 1)
+        assert (await next_of(call, "result")).version == 3
+        site.site.load(ModelVersion("fake", 4))
+        site.site.host.serve(ModelVersion("fake", 4))
+        await send(call, 2)
+        notice = await next_of(call, "notice")
+        assert (notice.kind, notice.version) == (wire.MODEL_CHANGED, 4)
+        assert (await next_of(call, "result")).version == 4
+        assert not await rest(call)
+
+
+async def test_a_stream_that_drains_answers_what_it_took_says_goodbye_and_is_unavailable(
+    held: GrpcSite,
+) -> None:
+    call = await held.stream(max_in_flight=1)
+    await next_of(call, "opened")
+    await send(call, 1)
+    await asyncio.to_thread(held.engine.wait_until_busy)
+    held.drain()
+    await send(call, 2, 3)
+    await asyncio.sleep(0.05)  # frames that come even later are not answered; either is right
+    held.engine.go_on(1)
+    messages, error = await until_refused(call)
+    kinds = [kind for kind, _ in seqs_of(messages)]
+    assert kinds[0] == "result"
+    assert kinds[-1] == "notice"
+    assert set(kinds[1:-1]) <= {"dropped"}
+    assert messages[-1].notice.kind == wire.GOING_AWAY
+    assert 0 < messages[-1].notice.deadline_ms <= 1e3 * PATIENCE_S
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "draining")
+    assert "RetryInfo" in details_of(error)
+
+
+async def test_an_idle_stream_drains_at_once_and_no_new_one_is_opened(site: GrpcSite) -> None:
+    call = await site.stream()
+    await next_of(call, "opened")
+    site.drain()
+    messages, _ = await until_refused(call)
+    assert seqs_of(messages) == [("notice", 0)]
+    assert reason_of(await refusal(await site.stream())) == "draining"
+
+
+async def test_two_streams_share_the_device_frame_by_frame() -> None:
+    async with open_grpc_site(options=ServicerOptions(frames_at_once=1)) as site:
+        calls = [await site.stream(policy=wire.BLOCK) for _ in range(2)]
+        order: list[int] = []
+
+        async def converse(number: int) -> None:
+            await asyncio.gather(send(calls[number], *range(1, 21)), listen(number))
+
+        async def listen(number: int) -> None:
+            for _ in range(21):
+                message = await calls[number].read()
+                order.append(number)
+                assert message is not grpc.aio.EOF
+            await calls[number].done_writing()
+
+        await asyncio.gather(converse(0), converse(1))
+        assert sorted(order[:22]).count(0) in range(8, 15)
+
+
+async def test_a_client_that_leaves_takes_its_frames_along(held: GrpcSite) -> None:
+    call = await held.stream(max_in_flight=4, policy=wire.BLOCK)
+    await send(call, 1, 2, 3)
+    await asyncio.to_thread(held.engine.wait_until_busy)
+    call.cancel()
+    await until(lambda: held.metric("bisenet_stream_active") == 0)
+    held.engine.go_on(1)
+    other = await held.stream()
+    await send(other, 1)
+    held.engine.go_on(1)
+    assert seqs_of(await rest(other))[-1] == ("result", 1)
+    assert len(held.engine.seen) == 2
+
+
+async def test_a_stream_has_a_deadline_like_any_call(held: GrpcSite) -> None:
+    call = held.stub.SegmentStream(timeout=0.3)
+    await call.write(wire.StreamRequest(open=wire.StreamOpen()))
+    assert (await refusal(call)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: held.metric("bisenet_stream_active") == 0)
+
+
+async def test_a_client_that_never_reads_stops_the_work_and_not_the_reading(site: GrpcSite) -> None:
+    call = await site.stream(mask=wire.RAW)
+    big = encoded(np.zeros((512, 1024, 3), np.uint8))
+    await send(call, *range(1, 200), data=big)
+    assert len(site.engine.seen) <= 40  # 64 KiB windows hold a few masks of 512 KiB at most
+    call.cancel()
