@@ -1,0 +1,75 @@
+"""The admin frontend of a running service, as the commands call it."""
+
+from __future__ import annotations
+
+import json
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+_TIMEOUT_S = 30.0
+_ERRORS = 400
+
+
+class AdminError(Exception):
+    """The service refused, or cannot be reached; the message is for people."""
+
+
+class AdminClient:
+    """Sends JSON to the admin frontend of a service, and reads it.
+
+    Args:
+        url: of the frontend.
+        token_file: holds its token.
+
+    Raises:
+        AdminError: the URL is none, or the file cannot be read.
+    """
+
+    def __init__(self, url: str, token_file: Path) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise AdminError(f"not a URL of a service: {url!r}")
+        self._url = url
+        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._netloc = parts.netloc
+        try:
+            self._token = token_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise AdminError(f"token file {token_file} cannot be read: {error}") from error
+
+    def call(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Return what the service answers.
+
+        Raises:
+            AdminError: it answers with an error, or not at all.
+        """
+        connection = self._kind(self._netloc, timeout=_TIMEOUT_S)
+        try:
+            connection.request(
+                method,
+                path,
+                None if body is None else json.dumps(body),
+                {"Authorization": f"Bearer {self._token}", **(headers or {})},
+            )
+            response = connection.getresponse()
+            status, content = response.status, response.read()
+        except (OSError, HTTPException, ValueError) as error:
+            raise AdminError(f"{self._url} does not answer: {error}") from error
+        finally:
+            connection.close()
+        return self._understood(status, content)
+
+    def _understood(self, status: int, content: bytes) -> dict[str, Any]:
+        try:
+            document = json.loads(content)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise AdminError(f"{self._url} answers {status}, and is no BiSeNet service")
+        if status >= _ERRORS:
+            raise AdminError(f"{document.get('code')}: {document.get('detail')}")
+        return document

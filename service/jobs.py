@@ -1,0 +1,216 @@
+"""Evaluation jobs, put together as the settings say: where they are kept, who runs them, who reports."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+
+import structlog
+
+from model.registry import ModelRegistry
+from service.assembly import open_core, worker_process
+from service.core.desk import EvaluationDesk
+from service.core.errors import ServiceError
+from service.core.evaluation import Datasets, HostedEvaluation
+from service.core.host import ModelHost
+from service.core.jobs import EvaluationJobs
+from service.core.memory import limit_heaps
+from service.core.niceness import yield_to_others
+from service.core.scores import Scoreboard
+from service.durable_jobs.client import DurableJobs, open_client
+from service.durable_jobs.database import JobsDatabase
+from service.durable_jobs.worker import WorkerOptions, run_jobs
+from service.engines import resolve_device
+from service.machine import this_machine
+from service.registry import open_registry
+from service.settings import Settings
+from service.telemetry import LogOptions, Metrics, configure_logging
+
+_DESK_THREADS = 4
+_COUNTING_THREADS = 2
+_GRACE_S = 10.0
+_REPORT_INTERVAL_S = 5.0
+
+_log = structlog.get_logger()
+
+
+class JobsService:
+    """The jobs of a service; see ``open_jobs``.
+
+    Args:
+        settings: of the service.
+        database: prepared, and owned by this process where it is to run jobs.
+        desk: takes jobs in.
+        pool: threads for the desk.
+        stack: what is started is closed with it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: JobsDatabase,
+        desk: EvaluationDesk,
+        pool: Executor,
+        stack: ExitStack,
+    ) -> None:
+        self.desk = desk
+        self.pool = pool
+        self._settings = settings
+        self._database = database
+        self._stack = stack
+
+    def start(
+        self, host: ModelHost, registry: ModelRegistry, scoreboard: Scoreboard, metrics: Metrics
+    ) -> None:
+        """Begin to run jobs, unless workers do it, and to report about them; once the models are loaded.
+
+        Raises:
+            JobsUnavailableError: the database cannot be used, or another worker has this one's name.
+        """
+        if self._settings.jobs.mode == "embedded":
+            self._stack.enter_context(working(self._settings, self._database, host, registry))
+        reporter = JobsReporter(self.desk.jobs, scoreboard, metrics)
+        reporter.start()
+        self._stack.callback(reporter.close)
+
+
+@contextmanager
+def open_jobs(settings: Settings, registry: ModelRegistry) -> Iterator[JobsService | None]:
+    """Open the jobs database; None where there are no jobs.
+
+    Raises:
+        JobsUnavailableError: it cannot be used, or another process runs the jobs of its file.
+    """
+    if settings.jobs.mode == "off":
+        yield None
+        return
+    database = jobs_database(settings)
+    with ExitStack() as stack:
+        if settings.jobs.mode == "embedded":
+            stack.enter_context(database.owned())
+        database.prepare()
+        client = stack.enter_context(open_client(database))
+        pool = stack.enter_context(ThreadPoolExecutor(_DESK_THREADS, thread_name_prefix="desk"))
+        desk = EvaluationDesk(DurableJobs(client), registry, settings.datasets.keys())
+        yield JobsService(settings, database, desk, pool, stack)
+
+
+def run_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
+    """Run jobs until SIGTERM or Ctrl-C, without frontends.
+
+    Args:
+        settings: the configuration.
+        on_ready: told the name of this worker, once, when it takes jobs.
+
+    Raises:
+        JobsUnavailableError: the jobs database cannot be used, or another process has it or this name.
+        RegistryUrlError: the registry's URL names no store.
+    """
+    limit_heaps()
+    configure_logging(LogOptions(settings.log.level, settings.log.format))
+    stopped = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stopped.set())
+    database, registry = jobs_database(settings), open_registry(settings)
+    with ExitStack() as stack:
+        stack.enter_context(database.owned())
+        database.prepare()
+        core = stack.enter_context(open_core(settings, worker_process(settings)))
+        stack.enter_context(working(settings, database, core.host, registry))
+        on_ready(worker_id(settings))
+        stopped.wait()
+
+
+@contextmanager
+def working(
+    settings: Settings, database: JobsDatabase, host: ModelHost, registry: ModelRegistry
+) -> Iterator[None]:
+    """Run jobs of a prepared database as long as the context lasts.
+
+    Raises:
+        JobsUnavailableError: the database cannot be used, or another worker has this one's name.
+    """
+    environment = json.loads(json.dumps(asdict(this_machine())))  # as it comes back from the database
+    with ThreadPoolExecutor(
+        _COUNTING_THREADS, thread_name_prefix="counting", initializer=yield_to_others
+    ) as pool:
+        work = HostedEvaluation(host, registry, Datasets(settings.datasets), pool, environment=environment)
+        options = WorkerOptions(worker_id(settings), environment, grace_s=_GRACE_S)
+        with run_jobs(database, work, options):
+            yield
+
+
+def jobs_database(settings: Settings) -> JobsDatabase:
+    """Return the database that the settings name."""
+    url = settings.jobs.database
+    return JobsDatabase.at(None if url is None else url.get_secret_value(), settings.jobs.state_folder)
+
+
+def worker_id(settings: Settings) -> str:
+    """Return the name of this worker: one for each device of a machine, if none is configured."""
+    return settings.jobs.worker_id or f"{socket.gethostname()}-{resolve_device(settings.models.device)}"
+
+
+class JobsReporter:
+    """Tells the metrics and the scoreboard what became of the jobs, every few seconds, in its own thread.
+
+    Args:
+        jobs: all of them.
+        scoreboard: told of models with new results.
+        metrics: told of all.
+    """
+
+    def __init__(self, jobs: EvaluationJobs, scoreboard: Scoreboard, metrics: Metrics) -> None:
+        self._jobs = jobs
+        self._scoreboard = scoreboard
+        self._metrics = metrics
+        self._told: set[str] = set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="jobs-reporter", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop."""
+        self._stopping.set()
+        self._thread.join()
+
+    def report(self) -> None:
+        """Look at all jobs once.
+
+        Raises:
+            ServiceError: the database does not answer.
+        """
+        jobs = self._jobs.list()
+        self._metrics.eval_jobs(Counter(job.state.value for job in jobs))
+        new = [job for job in reversed(jobs) if job.result is not None and job.id not in self._told]
+        for job in new:
+            assert job.result is not None
+            if job.result.miou is not None:
+                version = job.request.version
+                self._metrics.eval_scored(
+                    model=version.name,
+                    version=version.number,
+                    dataset=job.request.dataset,
+                    protocol=job.request.protocol,
+                    miou=job.result.miou,
+                )
+        self._scoreboard.refresh(job.request.version.name for job in new)
+        self._told.update(job.id for job in new)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.report()
+            except ServiceError as error:
+                _log.warning("jobs cannot be read", reason=str(error))
+            self._stopping.wait(_REPORT_INTERVAL_S)

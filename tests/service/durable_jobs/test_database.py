@@ -1,0 +1,190 @@
+"""Whose the database is, what it refuses, and how it fails."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from job_worker import PATIENCE_S, REQUEST, FakeWork, expected_result, finished, open_jobs, running
+from sqlalchemy.exc import DBAPIError
+
+from service.core.errors import BusyError, NotFoundError, StorageFullError
+from service.core.jobs import JobState
+from service.durable_jobs.client import DurableJobs
+from service.durable_jobs.database import SCHEMA, JobsDatabase, database_errors
+from service.durable_jobs.errors import JobsUnavailableError
+
+
+class Marker:
+    """Whose unpickling would leave a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return os.mkdir, (str(self._path),)
+
+
+def pickled(path: Path) -> str:
+    return base64.b64encode(pickle.dumps(Marker(path))).decode()
+
+
+def table_of(database: JobsDatabase, name: str = "workflow_status") -> str:
+    return name if database.folder else f"{SCHEMA}.{name}"
+
+
+def make_pickle(database: JobsDatabase, job_id: str, value: str) -> None:
+    statements = (
+        f"UPDATE {table_of(database, 'workflow_input')} SET inputs = :value WHERE workflow_uuid = :id",
+        f"UPDATE {table_of(database)} SET serialization = 'py_pickle' WHERE workflow_uuid = :id",
+    )
+    engine = database.engine()
+    try:
+        with engine.begin() as connection:
+            for statement in statements:
+                assert connection.execute(sa.text(statement), {"value": value, "id": job_id}).rowcount == 1
+    finally:
+        engine.dispose()
+
+
+def drop_guards(database: JobsDatabase) -> None:
+    """Do what somebody does who can write to the database at will."""
+    engine = database.engine()
+    try:
+        with engine.begin() as connection:
+            if database.folder:
+                connection.execute(sa.text("DROP TRIGGER no_pickle_update_workflow_status"))
+            else:
+                connection.execute(
+                    sa.text(f"ALTER TABLE {table_of(database)} DROP CONSTRAINT no_pickle_workflow_status")
+                )
+    finally:
+        engine.dispose()
+
+
+def test_the_database_refuses_a_row_that_claims_to_be_a_pickle(
+    database: JobsDatabase, jobs: DurableJobs, tmp_path: Path
+) -> None:
+    job = jobs.submit(REQUEST)
+    with pytest.raises(DBAPIError, match=r"no_pickle|no pickles"):
+        make_pickle(database, job.id, pickled(tmp_path / "marker"))
+
+
+def test_a_worker_refuses_a_database_that_holds_a_pickle(
+    database: JobsDatabase, jobs: DurableJobs, tmp_path: Path
+) -> None:
+    job = jobs.submit(REQUEST)
+    drop_guards(database)
+    make_pickle(database, job.id, pickled(tmp_path / "marker"))
+    with pytest.raises(JobsUnavailableError, match="holds a pickle"), running(database, FakeWork()):
+        pass
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_pickle_that_appears_under_a_running_worker_is_not_unpickled(
+    sqlite_database: JobsDatabase, tmp_path: Path
+) -> None:
+    go_on = threading.Event()
+    work = FakeWork(on_image=lambda _image: go_on.wait(PATIENCE_S))
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, work):
+        drop_guards(sqlite_database)
+        first, second = jobs.submit(REQUEST), jobs.submit(REQUEST)  # which waits for the first one
+        make_pickle(sqlite_database, second.id, pickled(tmp_path / "marker"))
+        go_on.set()
+        assert finished(jobs, first).state is JobState.SUCCEEDED
+        assert finished(jobs, jobs.submit(REQUEST)).state is JobState.SUCCEEDED
+        assert second.id not in {job.id for job in jobs.list()}
+        with pytest.raises(NotFoundError):
+            jobs.get(second.id)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_only_the_owner_can_read_the_file(sqlite_database: JobsDatabase) -> None:
+    sqlite_database.prepare()
+    folder = sqlite_database.folder
+    assert folder is not None
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_preparing_twice_changes_nothing(database: JobsDatabase) -> None:
+    database.prepare()
+    database.prepare()
+
+
+def test_a_second_process_on_the_same_folder_is_refused(sqlite_database: JobsDatabase) -> None:
+    with (
+        sqlite_database.owned(),
+        pytest.raises(JobsUnavailableError, match="another process runs the jobs of"),
+        sqlite_database.owned(),
+    ):
+        pass
+    with sqlite_database.owned():
+        pass
+
+
+@pytest.mark.parametrize("damage", ["no database at all, but long enough", None])
+def test_a_damaged_file_is_named_with_what_to_do(sqlite_database: JobsDatabase, damage: str | None) -> None:
+    with open_jobs(sqlite_database) as jobs:
+        for _ in range(50):
+            jobs.submit(REQUEST)
+    folder = sqlite_database.folder
+    assert folder is not None
+    path = folder / "jobs.sqlite"
+    if damage is not None:
+        path.write_text(damage * 100)
+    else:
+        content = bytearray(path.read_bytes())
+        content[4096 : 2 * 4096] = b"\xff" * 4096
+        path.write_bytes(content)
+    with pytest.raises(JobsUnavailableError, match=r"is damaged .*: move the file away"):
+        sqlite_database.prepare()
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
+    database = JobsDatabase("postgresql://user:secret@127.0.0.1:1/jobs")
+    with pytest.raises(JobsUnavailableError) as failure:
+        database.prepare()
+    assert "127.0.0.1:1/jobs" in str(failure.value)
+    assert "secret" not in str(failure.value)
+
+
+def test_a_full_disk_is_told_from_a_database_that_is_away() -> None:
+    for reason, expected in (("database or disk is full", StorageFullError), ("disk I/O error", BusyError)):
+        with pytest.raises(expected), database_errors():
+            raise DBAPIError("INSERT", {}, sqlite3.OperationalError(reason))
+
+
+def test_a_worker_that_the_database_failed_takes_its_job_up_again(sqlite_database: JobsDatabase) -> None:
+    """There is no room for a step, and later there is."""
+    engine = sqlite_database.engine()
+
+    def execute(statement: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(sa.text(statement))
+
+    def on_image(image: int) -> None:
+        if image == 3 and not broken:
+            execute(
+                "CREATE TRIGGER full BEFORE INSERT ON operation_outputs "
+                "BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+            )
+            broken.append(image)
+
+    broken: list[int] = []
+    try:
+        with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+            job = jobs.submit(REQUEST)
+            while not broken:
+                assert not jobs.get(job.id).state.is_final
+            execute("DROP TRIGGER full")
+            assert finished(jobs, job).result == expected_result(20)
+    finally:
+        engine.dispose()

@@ -1,0 +1,256 @@
+"""Jobs on both databases: submitted, run, cancelled, interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from job_worker import (
+    PATIENCE_S,
+    REQUEST,
+    FakeWork,
+    WorkerProcess,
+    expected_result,
+    finished,
+    open_jobs,
+    running,
+    when,
+)
+
+from service.core.errors import ConflictError, NotFoundError
+from service.core.jobs import JobError, JobInterruptedError, JobState
+from service.durable_jobs import executor
+from service.durable_jobs.client import DurableJobs
+from service.durable_jobs.database import JobsDatabase
+
+
+def test_a_job_is_run_to_its_result(database: JobsDatabase, jobs: DurableJobs) -> None:
+    job = jobs.submit(REQUEST)
+    assert (job.state, job.request, job.done, job.total) == (JobState.QUEUED, REQUEST, 0, None)
+    with running(database, FakeWork()):
+        done = finished(jobs, job)
+    assert (done.state, done.done, done.total, done.error) == (JobState.SUCCEEDED, 20, 20, None)
+    assert done.result == expected_result(20)
+
+
+def test_a_key_stands_for_one_job_and_one_request(database: JobsDatabase, jobs: DurableJobs) -> None:
+    del database
+    with ThreadPoolExecutor(20) as pool:
+        submitted = list(pool.map(lambda _: jobs.submit(REQUEST, key="the same"), range(20)))
+    assert len({job.id for job in submitted}) == len(jobs.list()) == 1
+    with pytest.raises(ConflictError):
+        jobs.submit(dataclasses.replace(REQUEST, split="train"), key="the same")
+    assert jobs.submit(REQUEST, key="another").id != submitted[0].id
+    assert jobs.submit(REQUEST).id != jobs.submit(REQUEST).id
+
+
+def test_every_job_is_listed_and_no_part_of_one(database: JobsDatabase, jobs: DurableJobs) -> None:
+    ids = {jobs.submit(REQUEST).id for _ in range(2)}
+    with running(database, FakeWork()):
+        for job in jobs.list():
+            finished(jobs, job)
+    assert {job.id for job in jobs.list()} == ids
+
+
+@pytest.mark.parametrize("job_id", ["0" * 20, "", "../x", "0" * 20 + "-s0", "\x00", "0" * 20 + "\n"])
+def test_what_is_no_id_is_not_found(sqlite_database: JobsDatabase, job_id: str) -> None:
+    with open_jobs(sqlite_database) as jobs:
+        for look in (jobs.get, jobs.cancel):
+            with pytest.raises(NotFoundError):
+                look(job_id)
+
+
+def test_a_queued_job_is_cancelled_before_it_begins(database: JobsDatabase, jobs: DurableJobs) -> None:
+    job = jobs.submit(REQUEST)
+    assert jobs.cancel(job.id).state is JobState.CANCELLED
+    seen: list[int] = []
+    with running(database, FakeWork(on_image=seen.append)):
+        assert finished(jobs, jobs.submit(REQUEST)).state is JobState.SUCCEEDED
+    assert len(seen) == 20
+    assert jobs.get(job.id).state is JobState.CANCELLED
+
+
+def test_a_running_job_is_cancelled_within_one_step(database: JobsDatabase, jobs: DurableJobs) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def on_image(image: int) -> None:
+        seen.append(image)
+        if image == 4:
+            reached.set()
+            assert go_on.wait(PATIENCE_S)
+
+    with running(database, FakeWork(on_image=on_image)):
+        job = jobs.submit(REQUEST)
+        assert reached.wait(PATIENCE_S)
+        assert jobs.cancel(job.id).state is JobState.CANCELLED
+        go_on.set()
+        # Whatever is still queued of the cancelled job would be run before the next one.
+        assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
+    assert seen[:6] == [0, 1, 2, 3, 4, 5]
+    assert len(seen) == 6 + 20
+    assert jobs.cancel(job.id).state is JobState.CANCELLED
+
+
+def test_a_job_that_has_ended_cannot_be_cancelled(database: JobsDatabase, jobs: DurableJobs) -> None:
+    with running(database, FakeWork()):
+        job = finished(jobs, jobs.submit(REQUEST))
+    assert jobs.cancel(job.id) == job
+
+
+def test_a_job_that_cannot_be_planned_fails_with_the_reason(
+    database: JobsDatabase, jobs: DurableJobs
+) -> None:
+    with running(database, FakeWork()):
+        job = finished(jobs, jobs.submit(dataclasses.replace(REQUEST, dataset="letters")))
+    assert (job.state, job.error) == (JobState.FAILED, "no data set 'letters'")
+
+
+def test_a_worker_that_is_stopped_lays_its_job_down_and_takes_it_up_again(
+    database: JobsDatabase, jobs: DurableJobs, tmp_path: Path
+) -> None:
+    reached = threading.Event()
+    work = FakeWork(
+        on_image=lambda image: reached.set() if image == 7 else None, journal=tmp_path / "journal"
+    )
+    with running(database, work):
+        job = jobs.submit(REQUEST)
+        assert reached.wait(PATIENCE_S)
+    assert jobs.get(job.id).state is JobState.RUNNING
+    with running(database, FakeWork(journal=tmp_path / "journal")):
+        assert finished(jobs, job).result == expected_result(20)
+    counted = (tmp_path / "journal").read_text().split()
+    assert len(counted) <= 20 + 1  # a step of two pictures was begun again at most
+    assert set(counted) == {str(image) for image in range(20)}
+
+
+@pytest.mark.soak
+def test_to_stop_a_worker_is_no_rescue_however_often(sqlite_database: JobsDatabase) -> None:
+    with open_jobs(sqlite_database) as jobs:
+        job = jobs.submit(REQUEST)
+        for _ in range(5):
+            reached = threading.Event()
+
+            def on_image(_image: int, reached: threading.Event = reached) -> None:
+                reached.set()
+                raise JobInterruptedError
+
+            with running(sqlite_database, FakeWork(on_image=on_image)):
+                assert reached.wait(PATIENCE_S)
+        with running(sqlite_database, FakeWork()):
+            assert finished(jobs, job).result == expected_result(20)
+
+
+def test_a_worker_that_is_killed_takes_its_job_up_again_when_it_is_started_again(
+    sqlite_database: JobsDatabase, tmp_path: Path
+) -> None:
+    with open_jobs(sqlite_database) as jobs:
+        job = jobs.submit(REQUEST)
+        first = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9)
+        first.wait_until_ready()
+        assert first.died() == -9
+        assert jobs.get(job.id).state is JobState.RUNNING
+        with running(sqlite_database, FakeWork(journal=tmp_path / "journal")):
+            assert finished(jobs, job).result == expected_result(20)
+    counted = [int(line) for line in (tmp_path / "journal").read_text().split()]
+    assert sorted(counted) == sorted([*range(20), 8])  # the step of 8 and 9 was begun again, no other
+
+
+@pytest.mark.soak
+def test_pictures_that_kill_every_worker_fail_the_job_after_three_rescues(
+    sqlite_database: JobsDatabase, tmp_path: Path
+) -> None:
+    with open_jobs(sqlite_database) as jobs:
+        job = jobs.submit(REQUEST)
+        for _ in range(4):
+            process = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9)
+            process.wait_until_ready()
+            assert process.died() == -9
+        survivor = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9).wait_until_ready()
+        job = finished(jobs, job)
+        assert survivor.stop() == 0
+    assert job.state is JobState.FAILED
+    assert "the workers died 4 times at the same pictures" in str(job.error)
+
+
+def test_what_fails_for_the_moment_is_tried_again(sqlite_database: JobsDatabase) -> None:
+    failures = iter([True])
+
+    def on_image(image: int) -> None:
+        if image == 3 and next(failures, False):
+            raise ConnectionError("the device is away")
+
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
+
+
+def test_progress_is_seen_while_a_job_runs(sqlite_database: JobsDatabase) -> None:
+    go_on = threading.Event()
+
+    def on_image(image: int) -> None:
+        assert image < 12 or go_on.wait(PATIENCE_S)
+
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        job = jobs.submit(REQUEST)
+        seen = when(jobs, job, lambda seen: seen.done == 12)
+        assert (seen.state, seen.total) == (JobState.RUNNING, 20)
+        go_on.set()
+        assert finished(jobs, job).done == 20
+
+
+def test_a_job_that_began_with_other_libraries_fails_instead_of_mixing(
+    sqlite_database: JobsDatabase,
+) -> None:
+    reached = threading.Event()
+    work = FakeWork(on_image=lambda image: reached.set() if image == 3 else None)
+    with open_jobs(sqlite_database) as jobs:
+        with running(sqlite_database, work):
+            job = jobs.submit(REQUEST)
+            assert reached.wait(PATIENCE_S)
+        with running(sqlite_database, FakeWork(), environment={"fake": 2}):
+            job = finished(jobs, job)
+    assert job.state is JobState.FAILED
+    assert job.error == "the job began with other libraries or on another processor: submit it again"
+
+
+def test_a_shard_that_fails_ends_the_whole_job_with_its_reason(sqlite_database: JobsDatabase) -> None:
+    seen: list[int] = []
+
+    def on_image(image: int) -> None:
+        seen.append(image)
+        if image == 5:
+            raise JobError("5.png: broken")
+
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        job = finished(jobs, jobs.submit(REQUEST))
+        assert (job.state, job.error) == (JobState.FAILED, "5.png: broken")
+        assert finished(jobs, jobs.submit(REQUEST)).error == "5.png: broken"
+    assert seen.count(5) == 2  # what cannot help is not tried again
+
+
+def test_a_defect_is_told_without_its_details(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(executor._RETRIES, "max_attempts", 1)
+
+    def on_image(image: int) -> None:
+        raise KeyError(f"/secret/path/{image}")
+
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        job = finished(jobs, jobs.submit(REQUEST))
+    assert (job.state, job.error) == (JobState.FAILED, "the service failed, its log tells why")
+
+
+def test_jobs_that_ended_long_ago_are_forgotten(sqlite_database: JobsDatabase) -> None:
+    with open_jobs(sqlite_database) as jobs:
+        with running(sqlite_database, FakeWork()):
+            ended = finished(jobs, jobs.submit(REQUEST))
+        queued = jobs.submit(REQUEST)
+        with running(sqlite_database, FakeWork()):
+            finished(jobs, queued)
+            assert {job.id for job in jobs.list()} == {ended.id, queued.id}
+        with running(sqlite_database, FakeWork(), keep_days=-1.0):  # as if it were tomorrow
+            assert jobs.list() == ()

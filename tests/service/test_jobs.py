@@ -1,0 +1,96 @@
+"""Jobs as the settings put them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeJobs, write_pooling_artifact
+
+from model.manifest import ModelVersion
+from model.registry import ModelRegistry
+from service.core.errors import BusyError
+from service.core.jobs import JobRequest, JobResult, JobState
+from service.core.scores import Scoreboard
+from service.durable_jobs.errors import JobsUnavailableError
+from service.jobs import JobsReporter, jobs_database, open_jobs, worker_id
+from service.settings import Settings, load_settings
+from service.telemetry import Metrics
+
+RESULT = JobResult(0.25, {"a": 0.25}, 7, (), "d" * 64)
+
+
+def configured(folder: Path, **jobs: Any) -> Settings:
+    flags: Mapping[str, Mapping[str, Any]] = {
+        "jobs": {"state_folder": folder / "state"} | jobs,
+        "registry": {"url": str(folder / "registry")},
+        "auth": {"admin_token_file": folder / "admin", "scrape_token_file": folder / "scrape"},
+        "models": {"cache_folder": folder / "cache", "device": "cpu"},
+    }
+    return load_settings(flags=flags, environment={})
+
+
+def test_without_a_url_jobs_are_kept_in_the_state_folder(tmp_path: Path) -> None:
+    assert jobs_database(configured(tmp_path)).url == f"sqlite:///{tmp_path}/state/jobs.sqlite"
+    postgres = jobs_database(configured(tmp_path, database="postgresql://user:secret@db/jobs"))
+    assert (postgres.url, postgres.folder) == ("postgresql://user:secret@db/jobs", None)
+    assert "secret" not in str(postgres)
+
+
+def test_a_worker_is_called_as_configured_or_by_its_machine_and_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "rack7")
+    assert worker_id(configured(tmp_path)) == "rack7-cpu"
+    assert worker_id(configured(tmp_path, worker_id="pod-0")) == "pod-0"
+
+
+def test_without_jobs_nothing_is_opened(tmp_path: Path) -> None:
+    with open_jobs(configured(tmp_path, mode="off"), ModelRegistry(tmp_path / "registry")) as jobs:
+        assert jobs is None
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_service_that_leaves_jobs_to_workers_does_not_keep_them_from_the_file(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path / "registry")
+    with (
+        open_jobs(configured(tmp_path, mode="external"), registry),
+        open_jobs(configured(tmp_path), registry) as embedded,
+    ):
+        assert embedded is not None
+        with (
+            pytest.raises(JobsUnavailableError, match="another process runs the jobs of"),
+            open_jobs(configured(tmp_path), registry),
+        ):
+            pass
+
+
+def test_what_jobs_found_reaches_metrics_and_scoreboard_once(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path / "registry")
+    registry.publish(write_pooling_artifact(tmp_path / "artifact").folder, "pool")
+    jobs, metrics, scoreboard = FakeJobs(), Metrics(), Scoreboard(registry)
+    reporter = JobsReporter(jobs, scoreboard, metrics)
+    request = JobRequest(ModelVersion("pool", 1), "noise", "val", "ss")
+    first, second, waiting = (jobs.submit(request).id for _ in range(3))
+    jobs.move(first, state=JobState.SUCCEEDED, result=RESULT)
+    jobs.move(second, state=JobState.SUCCEEDED, result=JobResult(0.5, {"a": 0.5}, 7, (), "e" * 64))
+    reporter.report()
+    shown = metrics.exposition()[0].decode()
+    assert 'bisenet_eval_jobs{state="succeeded"} 2.0' in shown
+    assert 'bisenet_eval_jobs{state="queued"} 1.0' in shown
+    assert 'bisenet_eval_miou{dataset="noise",model="pool",protocol="ss",version="1"} 0.5' in shown
+    jobs.cancel(waiting)
+    reporter.report()
+    assert 'bisenet_eval_jobs{state="queued"} 0.0' in metrics.exposition()[0].decode()
+
+
+def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> None:
+    jobs = FakeJobs()
+    jobs.failure = BusyError("away")
+    reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
+    with pytest.raises(BusyError):
+        reporter.report()
+    reporter.start()
+    reporter.close()
