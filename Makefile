@@ -4,22 +4,26 @@
 #   make test             install everything for development, run the tests (TESTS=tests/model to choose)
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
+#   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
+#   make proto            write service/wire from proto/
 #   make images           build the container images
 #   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
-#   make train-camvid     train the shipped model again (CAMVID=/path/to/camvid)
+#   make train-camvid     train, ship and score the shipped model, for a machine with a GPU (CAMVID=/path/to/camvid)
+#   make quantize-camvid  make the int8 version of the shipped model again (CAMVID=/path/to/camvid)
 
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
 TESTS  ?= tests
+N      ?= 1000000
 CAMVID ?= $(BISENET_DATA_ROOT)/camvid
 
 BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak bench images compose-test train-camvid clean
+.PHONY: serve test check format soak fuzz bench proto images compose-test train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
@@ -29,6 +33,9 @@ test: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(TESTS)
+
+fuzz: $(VENV)/.installed-dev
+	PYTHONPATH=. $(BIN)/python tests/fuzz_image.py $(N)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -43,6 +50,9 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/bisenet bench engine --engine openvino --precision f32 --precision bf16 --engine torch --peer benchmark_app $(ARGS)
 
+proto: $(VENV)/.installed-dev
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/generate_wire.py .
+
 images:
 	docker/check.sh images
 
@@ -50,7 +60,13 @@ compose-test:
 	docker/check.sh compose
 
 train-camvid: $(VENV)/.installed-dev
-	$(BIN)/bisenet train camvid-v2 --set data.root="$(CAMVID)" --out runs/camvid-v2 --resume $(ARGS)
+	$(BIN)/python .ci/train_camvid.py "$(CAMVID)" $(ARGS)
+
+quantize-camvid: $(VENV)/.installed-dev
+	rm -rf runs/camvid-v2-int8
+	$(BIN)/bisenet models quantize bisenetv2-camvid@1 --dataset camvid --root "$(CAMVID)" --out runs/camvid-v2-int8 $(ARGS)
+	rm -rf model/shipped/bisenetv2-camvid/2
+	mv runs/camvid-v2-int8 model/shipped/bisenetv2-camvid/2
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
@@ -67,4 +83,6 @@ $(VENV)/.installed-base: $(SETUP) | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(SETUP) | $(VENV)/bin/python
 	@echo "installing the service, torch and the development tools into $(VENV)"
 	@$(PIP) -e ".[dev]"
+	@# An oracle of the tests; of what it asks for (matplotlib, an obsolete typing, ...) its evaluator needs this.
+	@$(PIP) --no-deps cityscapesscripts pyquaternion
 	@touch $@ $(VENV)/.installed-base

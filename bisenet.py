@@ -11,8 +11,13 @@ import typer
 COMMANDS = {
     "serve": ("service.cli.serve", "serve", "Start the HTTP service."),
     "predict": ("service.cli.predict", "predict", "Segment pictures without a server."),
+    "evaluate": ("service.cli.evaluate", "evaluate", "Score a model on labelled pictures."),
     "train": ("training.cli", "train", "Train a model from a recipe or a configuration file."),
+    "dataset": ("training.cli", "dataset", "Look at a data set before anything is learned from it."),
+    "worker": ("service.cli.worker", "worker", "Run evaluation jobs without frontends."),
+    "jobs": ("service.cli.jobs", "app", "Submit, list, show and cancel evaluation jobs of a service."),
     "models": ("service.cli.models", "app", "List, publish, import, promote, export and delete models."),
+    "stream": ("service.cli.stream", "stream", "Send a camera or film to a running service."),
     "bench": ("service.cli.bench", "app", "Measure what this machine does."),
     "doctor": ("service.cli.doctor", "doctor", "Say what this machine can run, and why not the rest."),
 }

@@ -28,7 +28,16 @@ def main() -> int:
         print("torch is installed here: this check proves nothing")
         return 1
     port = free_port()
-    command = [str(Path(sys.executable).with_name("bisenet")), "serve", "--http-port", str(port)]
+    command = [
+        str(Path(sys.executable).with_name("bisenet")),
+        "serve",
+        "--http-port",
+        str(port),
+        "--admin-port",
+        "0",
+        "--grpc-port",
+        "0",
+    ]
     with subprocess.Popen(command) as server:
         try:
             wait_until_ready(port, server)

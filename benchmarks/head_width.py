@@ -21,10 +21,10 @@ from model.manifest import ModelManifest
 from model.network import ARCHITECTURES, build
 from service.cli.bench import noise, parse_size
 from service.cli.contest import EngineContender, compete
-from service.cli.machine import is_busy, this_machine
 from service.core.engine import EngineOptions
 from service.engines.openvino import build as build_engine
 from service.engines.openvino import precisions
+from service.machine import is_busy, this_machine
 
 ARCHITECTURE = "bisenetv2"
 WIDTHS = (1024, 256, 128)
@@ -61,7 +61,7 @@ def main() -> None:
     print(f"{ARCHITECTURE}, {options.size}, batch 1: {this_machine().processor}")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         artifacts = {width: artifact(Path(folder) / str(width), width) for width in WIDTHS}
-        for precision in precisions("cpu"):
+        for precision in set(precisions("cpu")) - {"int8"}:
             engine_options = EngineOptions("cpu", precision, Path(folder) / "cache")
             engines = {width: build_engine(artifacts[width], engine_options) for width in WIDTHS}
             for engine in engines.values():

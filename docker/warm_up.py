@@ -1,8 +1,23 @@
 """Load the shipped model while the image is built: fills the caches, and proves that the image can serve."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from model import execution
 from service.bootstrap import open_service
-from service.settings import load_settings
+from service.core.engine import private_folder
+from service.settings import Layer, load_settings
+
+
+def without_secrets(folder: Path) -> Layer:
+    """Return flags that keep tokens and state out of the image: all its containers would share them."""
+    tokens = {"admin_token_file": folder / "admin", "scrape_token_file": folder / "scrape"}
+    return {"auth": tokens, "jobs": {"mode": "off"}}
+
 
 if __name__ == "__main__":
-    with open_service(load_settings()) as service:
-        service.load_models()
+    with TemporaryDirectory() as folder:
+        settings = load_settings(flags=without_secrets(Path(folder)))
+        execution.warm_up(private_folder(settings.models.cache_folder / "numba"))
+        with open_service(settings) as service:
+            service.load_models()

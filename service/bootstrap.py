@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+import os
 import socket
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import uvloop
+from fastapi import APIRouter
 from starlette.types import ASGIApp
 
-from model.artifact import Artifact
-from model.errors import ModelError
-from model.image import ImageLimits
-from service.core.engine import (
-    EngineOptions,
-    EngineUnavailableError,
-    InferenceEngine,
-    usable_cores,
-)
+from model.errors import ModelError, RegistryUrlError
+from model.manifest import ModelReference, ModelVersion
+from model.registry import ModelRegistry
+from service.assembly import engine_options, open_core, worker_process
+from service.core.engine import EngineUnavailableError
+from service.core.errors import NoWorkerError
 from service.core.host import ModelHost, ServedModel
-from service.core.memory import limit_heaps, release_free_memory
-from service.core.segmenter import Segmenter, SegmenterLimits
-from service.core.worker import InferenceWorker
-from service.engines import engine_builder, resolve_device
-from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy, key_digests
+from service.core.keys import key_digests
+from service.core.lifecycle import Lifecycle
+from service.core.memory import limit_heaps
+from service.core.scores import Scoreboard
+from service.core.versions import LiveVersions
+from service.durable_jobs.errors import JobsUnavailableError
+from service.frontends import Frontends
+from service.grpc_api.limits import PeerLimits
+from service.grpc_api.server import GrpcBindError, GrpcServer
+from service.grpc_api.servicer import Servicer, ServicerOptions
+from service.grpc_api.streams import StreamLimits
+from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
+from service.http_api.admin.access import AdminPolicy
+from service.http_api.admin.app import create_admin_app
+from service.http_api.admin.drain import drain_router
+from service.http_api.admin.evaluations import evaluations_router
+from service.http_api.admin.metrics import metrics_router
+from service.http_api.admin.tokens import TokenFileError, obtain_token
+from service.http_api.admin.versions import versions_router
 from service.http_api.app import HttpOptions, create_app
 from service.http_api.body import BodyLimits
-from service.http_api.health import Lifecycle
+from service.http_api.patience import ConnectionLimits
 from service.http_api.segment import SegmentOptions
-from service.http_api.server import BindError, HttpServer, listen, url_of
-from service.registry import open_registry
-from service.settings import Settings
-from service.telemetry import LogOptions, configure_logging
+from service.http_api.server import BindError, HttpServer, affordable_connections, listen, url_of
+from service.jobs import JobsService, open_jobs
+from service.log_stream import UnblockedStream
+from service.registry import open_registry, wants_int8
+from service.settings import Settings, SettingsError, is_loopback
+from service.telemetry import LogOptions, Metrics, configure_logging
 
 _log = structlog.get_logger()
+
+_RETRY_S = 1.0
 
 
 class StartError(Exception):
@@ -50,12 +68,18 @@ class Ready:
     """What is served, and where: the first model is the default one."""
 
     url: str
+    grpc_address: str
+    admin_url: str
+    admin_token_file: Path
     models: tuple[ServedModel, ...]
 
     def __str__(self) -> str:
         """Return one line for people."""
         engines = ", ".join(f"{m.version} ({m.engine.engine} {m.engine.precision})" for m in self.models)
-        return f"Ready: {self.url}/v1/segment serves {engines}; documentation: {self.url}/docs"
+        return (
+            f"Ready: {self.url}/v1/segment serves {engines}; documentation: {self.url}/docs; "
+            f"gRPC: {self.grpc_address}; administration: {self.admin_url}, token in {self.admin_token_file}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +87,15 @@ class Service:
     """Everything that lives as long as the process."""
 
     settings: Settings
+    registry: ModelRegistry
     host: ModelHost
     lifecycle: Lifecycle
+    metrics: Metrics
+    scoreboard: Scoreboard
+    jobs: JobsService | None
     app: ASGIApp
+    admin_app: ASGIApp
+    servicer: Servicer
 
     def load_models(self) -> None:
         """Load what the settings name; the first start compiles, later ones find caches.
@@ -74,12 +104,43 @@ class Service:
             ModelError: a model is not there, or must not be used.
             EngineUnavailableError: this machine cannot run the engine.
         """
-        registry = open_registry(self.settings)
-        versions = [registry.resolve(reference) for reference in self.settings.models.serve]
+        versions = [
+            self.registry.resolve(reference, int8=wants_int8(self.settings))
+            for reference in self.settings.models.serve
+        ]
         for wanted in versions:
             self.host.expect(wanted)
         for wanted in versions:
-            self.host.load(wanted, registry.open(wanted))
+            self._load(wanted)
+        self.scoreboard.refresh(wanted.name for wanted in versions)
+
+    def _load(self, version: ModelVersion) -> None:
+        """Load a version; if worker processes die of it, which may pass, try again until the service ends."""
+        artifact = self.registry.open(version)
+        while not self.lifecycle.draining:
+            try:
+                self.host.load(version, artifact)
+            except NoWorkerError as error:
+                time.sleep(min(error.retry_after_s, _RETRY_S))
+            else:
+                return
+
+    def start_jobs(self) -> None:
+        """Begin to run evaluation jobs, after the models are loaded.
+
+        Raises:
+            JobsUnavailableError: the jobs database cannot be used, or another worker has this one's name.
+        """
+        if self.jobs is not None:
+            self.jobs.start(self.host, self.registry, self.scoreboard, self.metrics)
+
+
+@dataclass(frozen=True, eq=False)
+class Listeners:
+    """The open sockets of the frontends."""
+
+    http: socket.socket
+    admin: socket.socket
 
 
 def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int:
@@ -97,97 +158,181 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
         SettingsError: the keys file cannot be used.
     """
     limit_heaps()
-    configure_logging(LogOptions(settings.log.level, settings.log.format))
     with ExitStack() as stack:
+        stream = stack.enter_context(closing(UnblockedStream(sys.stderr.fileno())))
+        configure_logging(LogOptions(settings.log.level, settings.log.format), stream)
         try:
-            listener = stack.enter_context(listen(settings.server.host, settings.server.http_port))
+            listeners = _listen(settings, stack)
             service = stack.enter_context(open_service(settings))
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(service, listener, on_ready))
-        except (BindError, ModelError, EngineUnavailableError) as error:
+                code = runner.run(_serve(service, listeners, on_ready))
+                if code:
+                    # A thread cannot be interrupted: to close things would wait for what was cut off.
+                    _log.warning("stopped before everything was answered")
+                    stream.close()
+                    os._exit(code)
+                return code
+        except (BindError, GrpcBindError, JobsUnavailableError, ModelError, EngineUnavailableError) as error:
             raise StartError(str(error)) from error
+
+
+def _listen(settings: Settings, stack: ExitStack) -> Listeners:
+    server = settings.server
+    return Listeners(
+        http=stack.enter_context(listen(server.host, server.http_port)),
+        admin=stack.enter_context(listen(server.admin_host, server.admin_port)),
+    )
 
 
 @contextmanager
 def open_service(settings: Settings) -> Iterator[Service]:
     """Build a service that has not loaded a model yet; closed, it has answered what it had accepted."""
+    registry = _open_registry(settings)
     with ExitStack() as stack:
-        host = ModelHost(
-            _engine_builder(settings),
-            EngineOptions(
-                device=resolve_device(settings.models.device),
-                precision=settings.models.precision,
-                cache_folder=settings.models.cache_folder,
-            ),
-            InferenceWorker(max_waiting=settings.limits.max_waiting),
-        )
-        stack.callback(host.close)
-        pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
+        metrics = Metrics()
+        core = stack.enter_context(open_core(settings, worker_process(settings), metrics))
         lifecycle = Lifecycle()
-        segmenter = Segmenter(host, pool, _segmenter_limits(settings))
+        scoreboard = Scoreboard(registry)
+        jobs = stack.enter_context(open_jobs(settings, registry))
+        app = create_app(
+            core.segmenter,
+            core.host,
+            core.pool,
+            lifecycle=lifecycle,
+            metrics=metrics,
+            options=_http_options(settings),
+            scoreboard=scoreboard,
+        )
+        references = [ModelReference.parse(reference) for reference in settings.models.serve]
+        versions = LiveVersions(registry, core.host, references)
+        admin_app = create_admin_app(
+            [
+                metrics_router(metrics),
+                drain_router(lifecycle),
+                versions_router(versions),
+                *_job_routers(jobs, lifecycle),
+            ],
+            policy=_admin_policy(settings),
+            lifecycle=lifecycle,
+            metrics=metrics,
+        )
+        servicer = Servicer(core.segmenter, core.host, core.pool, metrics, _servicer_options(settings))
         yield Service(
-            settings, host, lifecycle, create_app(segmenter, host, pool, lifecycle, _http_options(settings))
+            settings, registry, core.host, lifecycle, metrics, scoreboard, jobs, app, admin_app, servicer
         )
 
 
-async def _serve(service: Service, listener: socket.socket, on_ready: Callable[[Ready], None]) -> int:
-    server = HttpServer(service.app, grace_s=service.settings.server.grace_s)
-    url = url_of(listener)
+def _job_routers(jobs: JobsService | None, lifecycle: Lifecycle) -> list[APIRouter]:
+    return [] if jobs is None else [evaluations_router(jobs.desk, jobs.pool, lifecycle)]
 
-    def stop() -> None:
-        server.force_exit = server.should_exit
-        server.should_exit = True
-        service.lifecycle.draining = True
+
+async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:
+    lifecycle, server = service.lifecycle, service.settings.server
+    grpc_server = _grpc_server(service)
+    grpc_address = grpc_server.bind(server.host, server.grpc_port)
+    frontends = Frontends(
+        [_http_server(service, service.app, listeners.http), grpc_server],
+        _http_server(service, service.admin_app, listeners.admin),
+        lifecycle,
+        lame_duck_s=server.lame_duck_s,
+    )
 
     async def load() -> None:
         try:
             await asyncio.to_thread(service.load_models)
-            release_free_memory()  # of the compiler: 60 MB
+            await asyncio.to_thread(service.start_jobs)
         except BaseException:
-            server.should_exit = True
+            frontends.end()
             raise
-        service.lifecycle.started = True
-        if not server.should_exit:
+        lifecycle.started = True
+        if not frontends.ending:
             _log.info("ready", url=url, models=[str(m.version) for m in service.host.models])
-            on_ready(Ready(url, service.host.models))
+            on_ready(Ready(url, grpc_address, admin_url, token_file, service.host.models))
 
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop)
-    _log.info("listening", url=url)
+    url, admin_url = url_of(listeners.http), url_of(listeners.admin)
+    token_file = service.settings.auth.admin_token_file
+    _log.info("listening", url=url, grpc_address=grpc_address, admin_url=admin_url, token=str(token_file))
     loading = asyncio.create_task(load())
-    await server.serve(sockets=[listener])
-    await loading  # a compiler cannot be interrupted
-    return int(server.force_exit)
+    code = await frontends.run()
+    if not code:
+        await loading  # a compiler cannot be interrupted
+    return code
 
 
-def _engine_builder(settings: Settings) -> Callable[[Artifact, EngineOptions], InferenceEngine]:
-    def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
-        # The engine's library is imported here, while the probes answer already.
-        return engine_builder(settings.models.engine, options.device)(artifact, options)
+def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> HttpServer:
+    server, limits = service.settings.server, service.settings.limits
+    return HttpServer(
+        app,
+        listener,
+        grace_s=server.grace_s - server.lame_duck_s,
+        limits=ConnectionLimits(
+            max_connections=affordable_connections(limits.max_connections),
+            head_timeout_s=limits.head_timeout_s,
+        ),
+        metrics=service.metrics,
+    )
 
-    return build
+
+def _grpc_server(service: Service) -> GrpcServer:
+    server, limits = service.settings.server, service.settings.limits
+    host, lifecycle = service.host, service.lifecycle
+    return GrpcServer(
+        service.servicer,
+        lambda: host.ready and not lifecycle.draining,
+        PeerLimits(limits.max_body_bytes, limits.max_streams, limits.max_calls),
+        grace_s=server.grace_s - server.lame_duck_s,
+    )
 
 
-def _segmenter_limits(settings: Settings) -> SegmenterLimits:
+def _servicer_options(settings: Settings) -> ServicerOptions:
     limits = settings.limits
-    return SegmenterLimits(
-        image=ImageLimits(limits.max_pixels, limits.max_side),
-        max_infer_pixels=limits.max_infer_pixels,
-        max_pixels_in_flight=limits.max_pixels_in_flight,
+    return ServicerOptions(
+        key_digests=key_digests(settings.auth.read_keys()),
+        default_timeout_s=limits.default_timeout_s,
+        max_image_bytes=limits.max_body_bytes,
+        streams=StreamLimits(max_frame_age_s=limits.default_timeout_s, max_frame_bytes=limits.max_body_bytes),
+        frames_at_once=2 * engine_options(settings).max_batch,  # a batch on the device, and the next one
     )
 
 
 def _http_options(settings: Settings) -> HttpOptions:
     server, limits = settings.server, settings.limits
-    own_names = LOOPBACK_HOSTS | {server.host.lower(), *(name.lower() for name in server.allowed_hosts)}
+    is_listed = server.is_loopback or bool(server.allowed_hosts)
     return HttpOptions(
         access=AccessPolicy(
             key_digests=key_digests(settings.auth.read_keys()),
-            hosts=own_names if server.is_loopback else None,
+            hosts=_own_names(server.host, server.allowed_hosts) if is_listed else None,
         ),
         segment=SegmentOptions(
             body=BodyLimits(limits.max_body_bytes, limits.receive_timeout_s),
+            max_body_bytes_in_flight=limits.max_body_bytes_in_flight,
             default_timeout_s=limits.default_timeout_s,
         ),
     )
+
+
+def _admin_policy(settings: Settings) -> AdminPolicy:
+    host, auth = settings.server.admin_host, settings.auth
+    return AdminPolicy(
+        _token("admin_token_file", auth.admin_token_file),
+        _token("scrape_token_file", auth.scrape_token_file),
+        _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None,
+    )
+
+
+def _token(key: str, path: Path) -> str:
+    try:
+        return obtain_token(path)
+    except TokenFileError as error:
+        raise SettingsError(f"auth.{key}: {error}") from error
+
+
+def _own_names(host: str, allowed: Sequence[str]) -> frozenset[str]:
+    return LOOPBACK_HOSTS | {host.lower(), *(name.lower() for name in allowed)}
+
+
+def _open_registry(settings: Settings) -> ModelRegistry:
+    try:
+        return open_registry(settings)
+    except RegistryUrlError as error:
+        raise SettingsError(f"registry.url: {error}") from error

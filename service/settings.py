@@ -33,7 +33,12 @@ from model.preprocess import DEFAULT_MAX_INFER_PIXELS
 from service.core.admission import DEFAULT_MAX_PIXELS_IN_FLIGHT
 from service.core.batching import DEFAULT_MAX_WAITING
 from service.core.engine import PrecisionChoice
+from service.engines import ENGINES
+from service.engines.fault import PREFIX as FAULT_PREFIX
+from service.grpc_api.limits import PeerLimits
 from service.http_api.body import BodyLimits
+from service.http_api.patience import ConnectionLimits
+from service.http_api.room import DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
 from service.telemetry import LogFormat, LogLevel
 
 DEFAULT_MODEL = "bisenetv2-camvid"
@@ -57,7 +62,16 @@ def _refuse_bool(value: object) -> object:
 
 
 def _split(value: object) -> object:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",")] if value.strip() else []
+
+
+def _engine_name(name: str) -> str:
+    names = ("auto", *ENGINES)
+    if name not in names and not name.startswith(FAULT_PREFIX):
+        raise ValueError(f"must be one of {', '.join(names)}")
+    return name
 
 
 _Number = BeforeValidator(_refuse_bool)
@@ -66,6 +80,7 @@ Port = Annotated[int, _Number, Field(ge=0, le=65535)]
 Count = Annotated[int, _Number, Field(ge=1)]
 Seconds = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], _List]
+DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -79,29 +94,41 @@ class ServerSettings(_Section):
     Attributes:
         host: name or address; what is not loopback needs ``auth.keys`` or ``auth.allow_anonymous``.
         http_port: 0 = a free one.
-        allowed_hosts: values of ``Host`` that are answered on loopback besides its own names.
-        grace_s: how long requests may take to finish after SIGTERM.
+        grpc_port: 0 = a free one.
+        admin_host: where the admin frontend listens; every request there needs a token.
+        admin_port: 0 = a free one.
+        allowed_hosts: values of ``Host`` that are answered besides the service's own names; elsewhere than on
+            loopback none means any.
+        grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
+        lame_duck_s: how long after SIGTERM new requests are still answered.
     """
 
     host: str = "127.0.0.1"
     http_port: Port = 8000
+    grpc_port: Port = 8001
+    admin_host: str = "127.0.0.1"
+    admin_port: Port = 8002
     allowed_hosts: Names = ()
     grace_s: Count = 25
+    lame_duck_s: Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)] = 5.0
 
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
+
+    @model_validator(mode="after")
+    def _has_time_to_finish(self) -> Self:
+        if self.lame_duck_s >= self.grace_s:
+            raise ValueError(f"lame_duck_s {self.lame_duck_s:g} must be less than grace_s {self.grace_s}")
+        return self
 
 
 class RegistrySettings(_Section):
     """``[registry]``: where published models are; the shipped model is always there beside them."""
 
     url: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
-        default_factory=lambda: str(_user_folder("XDG_DATA_HOME", ".local/share") / "registry")
+        default_factory=lambda: str(_data_folder() / "registry")
     )
 
 
@@ -111,15 +138,20 @@ class ModelsSettings(_Section):
     Attributes:
         serve: model references; the first is the default model.
         engine: ``auto`` takes the fastest that this machine has.
+        allow_fault_engine: let the engine be ``fault:...``, which fails on purpose: for tests.
         device: ``auto`` takes what the engine prefers.
-        precision: ``auto`` takes the fastest that reproduces the golden sample.
+        precision: ``auto`` takes the fastest that reproduces the golden sample; a model that is named without
+            a version runs as its int8 version, if it has one and the processor has instructions for it.
+        threads: of the network; none = all cores that this process may keep busy.
         cache_folder: for compiled graphs.
     """
 
     serve: Names = (DEFAULT_MODEL,)
-    engine: Literal["auto", "openvino", "torch"] = "auto"
+    engine: Annotated[str, AfterValidator(_engine_name)] = "auto"
+    allow_fault_engine: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:[0-9]+)$")] = "auto"
     precision: PrecisionChoice = "auto"
+    threads: Count | None = None
     cache_folder: UserPath = Field(default_factory=lambda: _user_folder("XDG_CACHE_HOME", ".cache"))
 
     @field_validator("serve")
@@ -134,27 +166,43 @@ class ModelsSettings(_Section):
             raise ValueError(str(error)) from None
         return serve
 
+    @model_validator(mode="after")
+    def _means_to_fail(self) -> Self:
+        if self.engine.startswith(FAULT_PREFIX) and not self.allow_fault_engine:
+            raise ValueError("engine: an engine that fails on purpose needs models.allow_fault_engine")
+        return self
+
 
 class LimitsSettings(_Section):
     """``[limits]``: what one request, and all of them together, may cost.
 
     Attributes:
         max_body_bytes: of a request.
+        max_body_bytes_in_flight: of all requests together, those that arrive and those that wait.
+        max_connections: to each HTTP port; fewer where the process may not open so many files.
+        max_streams: gRPC calls at the same time on one connection.
+        max_calls: gRPC calls at the same time on all connections.
         max_pixels: that a picture's header may declare.
         max_side: longest side that it may declare, in pixels.
         max_infer_pixels: larger pictures are reduced before the network.
         max_pixels_in_flight: decoded pixels in memory at the same time, at 7 bytes each.
         max_waiting: requests in the queue.
+        head_timeout_s: how long the head of a request may take to arrive.
         receive_timeout_s: from the head of a request to its last byte.
         default_timeout_s: how long a client waits for its answer that does not say so.
     """
 
     max_body_bytes: Count = BodyLimits.max_bytes
+    max_body_bytes_in_flight: Count = DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
+    max_connections: Count = ConnectionLimits.max_connections
+    max_streams: Count = PeerLimits.max_streams
+    max_calls: Count = PeerLimits.max_calls
     max_pixels: Count = ImageLimits.max_pixels
     max_side: Count = ImageLimits.max_side
     max_infer_pixels: Count = DEFAULT_MAX_INFER_PIXELS
     max_pixels_in_flight: Count = DEFAULT_MAX_PIXELS_IN_FLIGHT
     max_waiting: Count = DEFAULT_MAX_WAITING
+    head_timeout_s: Seconds = ConnectionLimits.head_timeout_s
     receive_timeout_s: Seconds = BodyLimits.receive_timeout_s
     default_timeout_s: Seconds = 30.0
 
@@ -166,11 +214,15 @@ class AuthSettings(_Section):
         keys: API keys, of which a client sends one as ``Authorization: Bearer KEY``.
         keys_file: more of them, one a line.
         allow_anonymous: listen beyond loopback without keys.
+        admin_token_file: holds the token of the admin frontend; made on the first start.
+        scrape_token_file: holds the token that opens ``/metrics`` alone; likewise.
     """
 
     keys: Annotated[tuple[SecretStr, ...], _List] = ()
     keys_file: UserPath | None = None
     allow_anonymous: bool = False
+    admin_token_file: UserPath = Field(default_factory=lambda: _data_folder() / "admin-token")
+    scrape_token_file: UserPath = Field(default_factory=lambda: _data_folder() / "scrape-token")
 
     def read_keys(self) -> tuple[str, ...]:
         """Return all keys.
@@ -186,6 +238,30 @@ class AuthSettings(_Section):
         return tuple(keys)
 
 
+class JobsSettings(_Section):
+    """``[jobs]``: evaluation jobs.
+
+    Attributes:
+        mode: ``embedded`` runs them in the service, ``external`` leaves them to ``bisenet worker``, ``off``
+            has none.
+        database: ``postgresql://...``, which several workers may share; none = a file in ``state_folder``.
+        state_folder: of one service or worker at a time.
+        worker_id: stays the same over restarts, and no other worker has it; none = host name and device.
+    """
+
+    mode: Literal["embedded", "external", "off"] = "embedded"
+    database: SecretStr | None = None
+    state_folder: UserPath = Field(default_factory=lambda: _data_folder() / "state")
+    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")] | None = None
+
+    @field_validator("database")
+    @classmethod
+    def _is_postgres(cls, database: SecretStr | None) -> SecretStr | None:
+        if database is not None and not database.get_secret_value().startswith("postgresql://"):
+            raise ValueError("is no postgresql:// URL")
+        return database
+
+
 class LogSettings(_Section):
     """``[log]``: what is written to stderr."""
 
@@ -194,14 +270,21 @@ class LogSettings(_Section):
 
 
 class Settings(_Section):
-    """The whole configuration, checked."""
+    """The whole configuration, checked.
+
+    Attributes:
+        datasets: data-set file by name; jobs can name these and nothing else. Relative paths of the
+            configuration file start at its folder.
+    """
 
     server: ServerSettings = ServerSettings()
     registry: RegistrySettings = Field(default_factory=RegistrySettings)
     models: ModelsSettings = Field(default_factory=ModelsSettings)
     limits: LimitsSettings = LimitsSettings()
-    auth: AuthSettings = AuthSettings()
+    auth: AuthSettings = Field(default_factory=AuthSettings)
+    jobs: JobsSettings = Field(default_factory=JobsSettings)
     log: LogSettings = LogSettings()
+    datasets: dict[DatasetName, UserPath] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_not_open_to_everybody(self) -> Self:
@@ -212,6 +295,14 @@ class Settings(_Section):
                 "auth.keys_file, or say --allow-anonymous"
             )
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can connect to an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_settings(
@@ -247,6 +338,9 @@ def _read_toml(path: Path) -> Layer:
     for section, values in content.items():
         if not isinstance(values, dict):
             raise SettingsError(f"{section}: is no section")
+    for name, file in content.get("datasets", {}).items():
+        if isinstance(file, str):
+            content["datasets"][name] = str(path.parent / Path(file).expanduser())
     return content
 
 
@@ -289,6 +383,10 @@ def _lines(path: Path) -> list[str]:
     return keys
 
 
+def _data_folder() -> Path:
+    return _user_folder("XDG_DATA_HOME", ".local/share")
+
+
 def _user_folder(variable: str, fallback: str) -> Path:
     base = os.environ.get(variable, "")
     if base.startswith("/"):
@@ -296,4 +394,4 @@ def _user_folder(variable: str, fallback: str) -> Path:
     try:
         return Path.home() / fallback / "bisenet"
     except RuntimeError:
-        raise SettingsError("HOME is not set: set registry.url and models.cache_folder") from None
+        raise SettingsError(f"HOME is not set: set {variable}, or each file and folder") from None

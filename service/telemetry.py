@@ -1,13 +1,19 @@
-"""How the service speaks about itself: structured log lines on stderr."""
+"""How the service speaks about itself: structured log lines on stderr, and numbers for Prometheus."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TextIO, cast, get_args
 
 import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
 from structlog.typing import Processor
 
 LogFormat = Literal["auto", "json", "console"]
@@ -19,6 +25,18 @@ _LEVELS: dict[LogLevel, int] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+
+class LogStream(Protocol):
+    """Takes log lines."""
+
+    def write(self, text: str) -> object:
+        """Take a line, its end included."""
+        ...
+
+    def flush(self) -> None:
+        """See to it that the lines get to where they belong."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,8 +52,13 @@ class LogOptions:
     format: LogFormat = "auto"
 
 
-def configure_logging(options: LogOptions) -> None:
-    """Send every log line, the libraries' too, to stderr: one line of JSON each, or coloured text."""
+def configure_logging(options: LogOptions, stream: LogStream | None = None) -> None:
+    """Send every log line, the libraries' too, to one place: as a line of JSON each, or as coloured text.
+
+    Args:
+        options: what, and how.
+        stream: None = stderr; whoever logs waits until the line is written there.
+    """
     as_json = options.format == "json" or (options.format == "auto" and not sys.stderr.isatty())
     structlog.configure(
         processors=[
@@ -45,7 +68,7 @@ def configure_logging(options: LogOptions) -> None:
             *(_json_lines() if as_json else _coloured_lines()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[options.level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stream or sys.stderr)),
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Forwarder()], force=True)
     # One line for each malformed form would let a client fill the disk; the request's own line says it.
@@ -64,6 +87,14 @@ def _coloured_lines() -> tuple[Processor, ...]:
     return (structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),)
 
 
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def sane_request_id(asked_id: str) -> str:
+    """Return the id that a client gave to its request if it is fit for a log line, else a new one."""
+    return asked_id if _SANE_REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex
+
+
 class _Forwarder(logging.Handler):
     """Turns a library's record into a structured line."""
 
@@ -71,3 +102,264 @@ class _Forwarder(logging.Handler):
         """Log the record at its own level, under its own name."""
         logger = structlog.get_logger().bind(library=record.name)
         logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
+Frontend = Literal["http", "grpc"]
+Stage = Literal["receive", "decode", "preprocess", "queue", "infer", "post", "encode"]
+RejectReason = Literal[
+    "queue_full", "rate_limited", "loading", "draining", "no_worker", "busy", "too_many_connections"
+]
+WasteReason = Literal["cancelled", "expired", "failed"]
+FrameOutcome = Literal["answered", "superseded", "too_old", "draining", "failed"]
+JobStateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+UNKNOWN = "unknown"
+"""The label of whatever is in no closed set: what clients send never becomes a label."""
+
+_DURATION_BUCKETS_S = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1),
+    *(0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_FRAME_AGE_BUCKETS_S = (0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+_LOAD_BUCKETS_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+_RATIO_BUCKETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class ModelLabels:
+    """A served version as metrics name it, and what runs it."""
+
+    model: str
+    version: int
+    engine: str
+    device: str
+    precision: str
+
+
+class Metrics:
+    """Every instrument of the service; its methods may be called from any thread.
+
+    All labels are from closed sets: a version that nobody announced counts as ``unknown``.
+    Each object has a registry of its own, so that tests and several services in one process stay apart.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._versions: set[tuple[str, int]] = set()
+        self._create_request_instruments()
+        self._create_device_instruments()
+        self._create_stream_instruments()
+        self._create_job_instruments()
+        ProcessCollector(registry=self._registry)
+
+    # --- requests
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Count a request as being answered as long as the context lasts."""
+        with self._inflight.track_inprogress():
+            yield
+
+    def request_done(
+        self,
+        *,
+        protocol: Frontend,
+        route: str,
+        code: str,
+        duration_s: float,
+        served: tuple[str, int] | None = None,
+    ) -> None:
+        """Count an answered request.
+
+        Args:
+            protocol: of the frontend.
+            route: template of the path, or full method of gRPC; ``unmatched`` where there is none.
+            code: ``ok``, or the code of the error that was answered: never text of a client.
+            duration_s: from the end of its head to its answer, in seconds.
+            served: name and number of the version that answered; None when none did.
+        """
+        self._requests.labels(protocol, route, *self._version_labels(served), code).inc()
+        self._request_duration.labels(protocol, route).observe(max(0.0, duration_s))
+        if code in get_args(RejectReason):
+            self._rejected.labels(code).inc()
+
+    def stages_done(self, stages_s: Mapping[Stage, float]) -> None:
+        """Note where the time of one answer went, in seconds."""
+        for stage, seconds in stages_s.items():
+            self._stage_duration.labels(stage).observe(max(0.0, seconds))
+
+    def rejected(self, reason: RejectReason) -> None:
+        """Count what was refused and is no request yet; ``request_done`` counts refused requests."""
+        self._rejected.labels(reason).inc()
+
+    def expired(self, stage: Stage) -> None:
+        """Count a request whose deadline passed; ``stage`` is where."""
+        self._expired.labels(stage).inc()
+
+    def cancelled(self, stage: Stage) -> None:
+        """Count a request whose client left; ``stage`` is where."""
+        self._cancelled.labels(stage).inc()
+
+    # --- the device
+
+    def batch_done(self, *, size: int, padding_ratio: float) -> None:
+        """Note a batch that the device answered.
+
+        Args:
+            size: items in it.
+            padding_ratio: share of its pixels that belong to no picture, 0..1.
+        """
+        self._batch_size.observe(size)
+        self._batch_padding.observe(padding_ratio)
+
+    def wasted(self, reason: WasteReason, seconds: float) -> None:
+        """Add time of the device that nobody had an answer for."""
+        self._wasted.labels(reason).inc(max(0.0, seconds))
+
+    def worker_restarted(self) -> None:
+        """Count a worker process that was started again."""
+        self._worker_restarts.inc()
+
+    def watch(self, *, queue_depth: Callable[[], float], busy_ratio: Callable[[], float]) -> None:
+        """Read these whenever somebody asks for the metrics.
+
+        Args:
+            queue_depth: pictures that wait.
+            busy_ratio: share of the last seconds in which the device was busy, 0..1.
+        """
+        self._queue_depth.set_function(queue_depth)
+        self._busy_ratio.set_function(busy_ratio)
+
+    def model_loaded(self, labels: ModelLabels, *, seconds: float) -> None:
+        """Announce a version that is served from now on."""
+        self._versions.add((labels.model, labels.version))
+        self._model_info.labels(*_info_labels(labels)).set(1)
+        self._model_load.observe(max(0.0, seconds))
+
+    def model_unloaded(self, labels: ModelLabels) -> None:
+        """Take back what ``model_loaded`` said; what was counted for the version stays."""
+        self._model_info.remove(*_info_labels(labels))
+
+    # --- streams
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Count a stream as active as long as the context lasts."""
+        with self._stream_active.track_inprogress():
+            yield
+
+    def frame_done(self, outcome: FrameOutcome, *, count: int = 1, age_s: float | None = None) -> None:
+        """Count frames of a stream.
+
+        Args:
+            outcome: what became of them.
+            count: how many.
+            age_s: from its capture to its answer, in seconds; None = unknown, or there was none.
+        """
+        self._stream_frames.labels(outcome).inc(count)
+        if age_s is not None:
+            self._stream_age.observe(max(0.0, age_s))
+
+    # --- evaluation jobs
+
+    def eval_jobs(self, counts: Mapping[JobStateName, int]) -> None:
+        """Tell how many jobs are in each state; a state that is not named has none."""
+        for state in get_args(JobStateName):
+            self._eval_jobs.labels(state).set(counts.get(state, 0))
+
+    def eval_scored(self, *, model: str, version: int, dataset: str, protocol: str, miou: float) -> None:
+        """Tell the newest score of a version; all names come from the registry and the configuration.
+
+        Args:
+            model: name of the model.
+            version: its number.
+            dataset: name of the data set.
+            protocol: of the evaluation.
+            miou: 0..1.
+        """
+        self._eval_miou.labels(model, str(version), dataset, protocol).set(miou)
+
+    # --- for Prometheus
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """Return all numbers and their media type, in the form that the header ``Accept`` asks for."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self._registry), media_type
+
+    def _version_labels(self, served: tuple[str, int] | None) -> tuple[str, str]:
+        if served is None:
+            return "", ""
+        return (served[0], str(served[1])) if served in self._versions else (UNKNOWN, UNKNOWN)
+
+    def _create_request_instruments(self) -> None:
+        self._requests = self._counter(
+            "requests", "Requests answered.", "protocol", "route", "model", "version", "code"
+        )
+        self._request_duration = self._histogram(
+            "request_duration_seconds", "From head to answer.", _DURATION_BUCKETS_S, "protocol", "route"
+        )
+        self._stage_duration = self._histogram(
+            "stage_duration_seconds", "Where the time of an answer went.", _DURATION_BUCKETS_S, "stage"
+        )
+        self._inflight = self._gauge("inflight", "Requests being answered.")
+        self._rejected = self._counter("rejected", "Requests refused for lack of room.", "reason")
+        self._expired = self._counter("expired", "Requests whose deadline passed.", "stage")
+        self._cancelled = self._counter("cancelled", "Requests whose client left.", "stage")
+        _begin_at_zero(self._rejected, RejectReason)
+        _begin_at_zero(self._stage_duration, Stage)
+        _begin_at_zero(self._expired, Stage)
+        _begin_at_zero(self._cancelled, Stage)
+
+    def _create_device_instruments(self) -> None:
+        self._batch_size = self._histogram("batch_size", "Pictures in a batch.", _BATCH_BUCKETS)
+        self._batch_padding = self._histogram(
+            "batch_padding_ratio", "Share of a batch that is padding.", _RATIO_BUCKETS
+        )
+        self._queue_depth = self._gauge("queue_depth", "Pictures that wait for the device.")
+        self._busy_ratio = self._gauge("worker_busy_ratio", "Share of time in which the device is busy.")
+        self._wasted = self._counter(
+            "wasted_device_seconds", "Time of the device without an answer.", "reason"
+        )
+        self._worker_restarts = self._counter("worker_restarts", "Worker processes started again.")
+        self._model_info = self._gauge(
+            "model_info", "1 for each served version.", "model", "version", "engine", "device", "precision"
+        )
+        self._model_load = self._histogram(
+            "model_load_seconds", "From artifact to proved engine.", _LOAD_BUCKETS_S
+        )
+        _begin_at_zero(self._wasted, WasteReason)
+
+    def _create_stream_instruments(self) -> None:
+        self._stream_active = self._gauge("stream_active", "Open streams.")
+        self._stream_frames = self._counter("stream_frames", "Frames of streams.", "outcome")
+        self._stream_age = self._histogram(
+            "stream_frame_age_seconds", "From capture to answer.", _FRAME_AGE_BUCKETS_S
+        )
+        _begin_at_zero(self._stream_frames, FrameOutcome)
+
+    def _create_job_instruments(self) -> None:
+        self._eval_jobs = self._gauge("eval_jobs", "Evaluation jobs.", "state")
+        self._eval_miou = self._gauge(
+            "eval_miou", "Newest mIoU, 0..1.", "model", "version", "dataset", "protocol"
+        )
+        _begin_at_zero(self._eval_jobs, JobStateName)
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(f"bisenet_{name}", meaning, labels, registry=self._registry)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(f"bisenet_{name}", meaning, labels, registry=self._registry)
+
+    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"bisenet_{name}", meaning, labels, buckets=buckets, registry=self._registry)
+
+
+def _begin_at_zero(instrument: Counter | Gauge | Histogram, values: object) -> None:
+    """Show all series of a closed set from the start: a rate needs a first point."""
+    for value in get_args(values):
+        instrument.labels(value)
+
+
+def _info_labels(labels: ModelLabels) -> tuple[str, ...]:
+    return labels.model, str(labels.version), labels.engine, labels.device, labels.precision

@@ -12,7 +12,7 @@ from PIL import Image
 from model import decode
 from model.artifact import Artifact
 from model.labels import ClassPalette, UInt8Array
-from model.manifest import ModelManifest
+from model.manifest import ModelManifest, ModelVersion
 from model.registry import ModelRegistry
 
 # A deadline would measure the machine. Under CI hypothesis loads a profile of its own, without one as well.
@@ -57,6 +57,26 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("artifact") / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_int8_artifact(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Return the int8 version of ``tiny_artifact``; what needs it is skipped where NNCF is not installed."""
+    pytest.importorskip("nncf", reason="nncf is not installed: pip install 'bisenet-service[quantize]'")
+    from model.quantize import finish, write_quantized  # noqa: PLC0415 - only tests that need it pay for it
+
+    random = np.random.default_rng(3)
+    labels_HW = np.zeros((96, 128), np.uint8)
+    pictures = [(random.integers(0, 256, (96, 128, 3), np.uint8), labels_HW) for _ in range(4)]
+    quantized = write_quantized(
+        tiny_artifact,
+        _folder(tmp_path_factory),
+        version=ModelVersion("tiny", 1),
+        training=pictures,
+        validation=pictures,
+        max_miou_loss=100.0,
+    )
+    return finish(quantized, {})
 
 
 @pytest.fixture(scope="session")

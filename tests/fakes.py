@@ -32,6 +32,8 @@ from model.manifest import (
 from model.openvino_graph import GRAPH_INPUT, GRAPH_OUTPUT, load_openvino
 from model.storage import Storage, StoredObject
 from service.core.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.errors import ConflictError, NotFoundError, ServiceError
+from service.core.jobs import EvaluationJob, JobRequest, JobState
 
 T = TypeVar("T")
 
@@ -225,3 +227,45 @@ def no_garbage_collector() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+class FakeJobs:
+    """Evaluation jobs in memory, which nobody runs: a test moves them itself."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, EvaluationJob] = {}
+        self.failure: ServiceError | None = None
+        self._keys: dict[str, str] = {}
+
+    def submit(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
+        self._fail()
+        job_id = self._keys.get(key or "") or f"{len(self.known):020x}"
+        if key is not None:
+            self._keys[key] = job_id
+        job = self.known.setdefault(job_id, EvaluationJob(job_id, request, JobState.QUEUED))
+        if job.request != request:
+            raise ConflictError("this Idempotency-Key was used for another request")
+        return job
+
+    def get(self, job_id: str) -> EvaluationJob:
+        self._fail()
+        if job_id not in self.known:
+            raise NotFoundError("there is no such job")
+        return self.known[job_id]
+
+    def list(self) -> tuple[EvaluationJob, ...]:
+        self._fail()
+        return tuple(reversed(self.known.values()))
+
+    def cancel(self, job_id: str) -> EvaluationJob:
+        if not self.get(job_id).state.is_final:
+            self.move(job_id, state=JobState.CANCELLED)
+        return self.get(job_id)
+
+    def move(self, job_id: str, **changes: Any) -> None:
+        """Let a job be another one from now on."""
+        self.known[job_id] = dataclasses.replace(self.known[job_id], **changes)
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure

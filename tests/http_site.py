@@ -20,12 +20,15 @@ from model import decode
 from model.artifact import Artifact
 from model.labels import UInt8Array
 from model.manifest import ModelVersion
+from service.core.device import Device
 from service.core.engine import EngineOptions
 from service.core.host import ModelHost
+from service.core.lifecycle import Lifecycle
+from service.core.local import LocalRunner
 from service.core.segmenter import Segmenter, SegmenterLimits
 from service.core.worker import InferenceWorker
 from service.http_api.app import HttpOptions, create_app
-from service.http_api.health import Lifecycle
+from service.telemetry import Metrics
 
 FAKE_VERSIONS = (ModelVersion("fake", 3), ModelVersion("other", 1))
 _ARTIFACT = Artifact(Path("nowhere"), FAKE_MANIFEST)
@@ -40,6 +43,7 @@ class Site:
     host: ModelHost
     engine: FakeEngine
     lifecycle: Lifecycle
+    metrics: Metrics
 
     def load(self, version: ModelVersion) -> None:
         """Let the host serve one more version."""
@@ -62,14 +66,18 @@ async def open_site(
     with ExitStack() as stack:
         cache_folder = Path(stack.enter_context(TemporaryDirectory()))
         engine_options = EngineOptions(device="cpu", precision="f32", cache_folder=cache_folder)
-        worker = InferenceWorker(max_waiting=max_waiting, decode_threads=1)
-        host = ModelHost(lambda _artifact, _options: engine, engine_options, worker)
+        device = Device(lambda _artifact, _options: engine, engine_options, decode_threads=1)
+        host = ModelHost(InferenceWorker(LocalRunner(device), max_waiting=max_waiting))
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(2))
-        app = create_app(Segmenter(host, pool, limits), host, pool, lifecycle, options or HttpOptions())
+        metrics = Metrics()
+        segmenter = Segmenter(host, pool, limits, metrics)
+        app = create_app(
+            segmenter, host, pool, lifecycle=lifecycle, metrics=metrics, options=options or HttpOptions()
+        )
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            site = Site(app, client, host, engine, lifecycle)
+            site = Site(app, client, host, engine, lifecycle, metrics)
             for version in versions:
                 site.load(version)
             lifecycle.started = bool(versions)

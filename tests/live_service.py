@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,19 +55,45 @@ class Server:
         ):
             yield raw, reader
 
-    def rss_bytes(self) -> int:
-        return self._memory("VmRSS")
+    def wait_until_logged(self, text: str) -> None:
+        """Return when the log contains a text and the end of its line: it is written in the background."""
+        given_up_s = time.monotonic() + PATIENCE_S
+        while "\n" not in self.log.read_text().partition(text)[2]:
+            assert time.monotonic() < given_up_s, f"never logged: {text}"
+            time.sleep(0.01)
 
-    def peak_rss_bytes(self) -> int:
-        """Return the most since the start, or since ``forget_peak``."""
-        return self._memory("VmHWM")
+    def memory_bytes(self) -> int:
+        """Return what the service and its workers have in memory; what they share counts once."""
+        return sum(_proportional_bytes(pid) for pid in [self.process.pid, *_descendants(self.process.pid)])
 
-    def forget_peak(self) -> None:
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+    @contextmanager
+    def peak_memory(self) -> Iterator[list[int]]:
+        """Look at the memory again and again; the list's only item is the most that was seen."""
+        peak, done = [self.memory_bytes()], threading.Event()
 
-    def _memory(self, key: str) -> int:
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+        def look() -> None:
+            while not done.wait(0.1):
+                peak[0] = max(peak[0], self.memory_bytes())
+
+        watching = threading.Thread(target=look)
+        watching.start()
+        try:
+            yield peak
+        finally:
+            done.set()
+            watching.join()
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield int(child)
+            yield from _descendants(int(child))
+
+
+def _proportional_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def serving_environment(registry: Path, cache_folder: Path, home: Path, model: str) -> dict[str, str]:
@@ -77,18 +105,37 @@ def serving_environment(registry: Path, cache_folder: Path, home: Path, model: s
         "BISENET_REGISTRY": str(registry),
         "BISENET_MODELS__CACHE_FOLDER": str(cache_folder),
         "BISENET_MODELS__SERVE": model,
+        "BISENET_JOBS__MODE": "off",  # several services of one home would need a folder each
+        "BISENET_SERVER__ADMIN_PORT": "0",
+        "BISENET_SERVER__GRPC_PORT": "0",
+        "BISENET_SERVER__LAME_DUCK_S": "0",
     }
 
 
 @contextmanager
-def started(environment: Mapping[str, str], log: Path, *arguments: str) -> Iterator[Server]:
-    """Start a service on a free port, wait until it is ready, and kill it if it still runs in the end."""
+def started(
+    environment: Mapping[str, str],
+    log: Path,
+    *arguments: str,
+    stderr: int | None = None,
+    files: int | None = None,
+) -> Iterator[Server]:
+    """Start a service on a free port, wait until it is ready, and kill it if it still runs in the end.
+
+    Args:
+        environment: of the process.
+        log: where its stderr goes, unless ``stderr`` is a descriptor for it.
+        arguments: of ``bisenet serve``.
+        stderr: see ``log``.
+        files: how many the process may have open; None = as many as this one.
+    """
+    limit = [] if files is None else ["bash", "-c", f'ulimit -n {files}; exec "$0" "$@"']
     with (
-        log.open("w") as stderr,
+        log.open("w") as log_file,
         subprocess.Popen(
-            [*BISENET, "serve", "--http-port", "0", *arguments],
+            [*limit, *BISENET, "serve", "--http-port", "0", *arguments],
             stdout=subprocess.PIPE,
-            stderr=stderr,
+            stderr=log_file if stderr is None else stderr,
             text=True,
             env=dict(environment),
         ) as process,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,23 +15,35 @@ import typer
 
 from model.artifact import Artifact
 from model.labels import UInt8Array
-from model.manifest import GRAPH_FILE
+from model.manifest import GRAPH_FILE, ModelVersion
 from model.preprocess import ImageSize, size_of
+from service.assembly import engine_options
+from service.cli.bench_load import grpc, http, pipeline
+from service.cli.bench_stream import stream
 from service.cli.contest import BenchmarkApp, Contender, EngineContender, Figures, compete
-from service.cli.local import EXIT_FAILED, engine_options, exit_on_errors, local_settings, open_artifact
-from service.cli.machine import Machine, is_busy, this_machine
+from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
+from service.cli.pictures import parse_image_size
 from service.core.engine import EngineInfo, EngineOptions, InferenceEngine, PrecisionChoice
 from service.engines import engine_builder
+from service.engines.int8 import prefers_int8
+from service.machine import Machine, is_busy, this_machine
+from service.registry import open_registry
+from service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
 
 _ROUNDS = 5
-_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 @app.callback()
 def bench() -> None:
     """Measure what this machine does."""
+
+
+app.command()(pipeline)
+app.command()(http)
+app.command()(grpc)
+app.command()(stream)
 
 
 @app.command()
@@ -42,7 +53,8 @@ def engine(
         list[str] | None, typer.Option("--engine", help="auto, openvino or torch; repeatable.")
     ] = None,
     precisions: Annotated[
-        list[str] | None, typer.Option("--precision", help="auto, f32 or bf16, for each engine; repeatable.")
+        list[str] | None,
+        typer.Option("--precision", help="auto, f32, bf16 or int8, each engine; repeatable."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
@@ -62,6 +74,7 @@ def engine(
     Examples:
         bisenet bench engine
         bisenet bench engine --engine openvino --engine torch --precision f32 --precision bf16
+        bisenet bench engine --precision bf16 --precision int8
         bisenet bench engine --peer benchmark_app --size 512x1024 --seconds 20 --json
     """
     images_NHW3 = noise(batch, parse_size(size))
@@ -72,17 +85,15 @@ def engine(
     with exit_on_errors():
         models = {"serve": model and [model], "device": device}
         settings = local_settings({"models": models, "registry": {"url": registry}})
-        version, artifact = open_artifact(settings)
         options = engine_options(settings)
         choices = list(product(engines or ["auto"], wanted))
-        with _engines(artifact, choices, options) as built:
-            contenders: list[Contender] = [EngineContender(engine, images_NHW3) for engine in built]
+        with _engines(settings, choices, options) as built:
+            contenders: list[Contender] = [EngineContender(one.engine, images_NHW3) for one in built]
             if peer:
-                contenders += _peers(artifact, contenders, images_NHW3.shape)
+                contenders += _peers(built, images_NHW3.shape)
             results = compete(contenders, rounds=_ROUNDS, round_s=seconds / _ROUNDS, batch=batch)
-    report = Report(
-        str(version), str(size_of(images_NHW3[0])), batch, options.device, this_machine(), results
-    )
+            versions = ", ".join(dict.fromkeys(str(one.version) for one in built))
+    report = Report(versions, str(size_of(images_NHW3[0])), batch, options.device, this_machine(), results)
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else str(report))
 
 
@@ -92,10 +103,7 @@ def parse_size(text: str) -> ImageSize:
     Raises:
         typer.BadParameter: it is written otherwise.
     """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not HEIGHTxWIDTH")
-    return ImageSize(int(match[1]), int(match[2])).padded()
+    return parse_image_size(text).padded()
 
 
 def parse_precision(text: str) -> PrecisionChoice:
@@ -114,25 +122,34 @@ def noise(batch: int, size: ImageSize) -> UInt8Array:
     return np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), np.uint8)
 
 
+@dataclass(frozen=True, eq=False)
+class _Built:
+    version: ModelVersion
+    artifact: Artifact
+    engine: InferenceEngine
+
+
 @contextmanager
 def _engines(
-    artifact: Artifact, choices: Sequence[tuple[str, PrecisionChoice]], options: EngineOptions
-) -> Iterator[list[InferenceEngine]]:
-    built: dict[EngineInfo, InferenceEngine] = {}
+    settings: Settings, choices: Sequence[tuple[str, PrecisionChoice]], options: EngineOptions
+) -> Iterator[list[_Built]]:
+    registry = open_registry(settings)
+    built: dict[EngineInfo, _Built] = {}
     with ExitStack() as stack:
         for choice, precision in choices:
-            build = engine_builder(choice, options.device)
-            one = build(artifact, dataclasses.replace(options, precision=precision))
-            stack.callback(one.close)
-            built.setdefault(one.info, one)  # auto and its meaning, asked for by name, are one contender
+            int8 = prefers_int8(choice, options.device, precision)
+            version = registry.resolve(settings.models.serve[0], int8=int8)
+            artifact, build = registry.open(version), engine_builder(choice, options.device)
+            engine = build(artifact, dataclasses.replace(options, precision=precision))
+            stack.callback(engine.close)
+            # auto and its meaning, asked for by name, are one contender
+            built.setdefault(engine.info, _Built(version, artifact, engine))
         yield list(built.values())
 
 
-def _peers(
-    artifact: Artifact, contenders: Sequence[Contender], shape_NHW3: tuple[int, ...]
-) -> list[Contender]:
-    precisions = dict.fromkeys(contender.precision for contender in contenders)
-    return [BenchmarkApp(artifact.path(GRAPH_FILE), shape_NHW3, precision) for precision in precisions]
+def _peers(built: Sequence[_Built], shape_NHW3: tuple[int, ...]) -> list[Contender]:
+    graphs = {one.engine.info.precision: one.artifact.path(GRAPH_FILE) for one in built}
+    return [BenchmarkApp(graph, shape_NHW3, precision) for precision, graph in graphs.items()]
 
 
 @dataclass(frozen=True)

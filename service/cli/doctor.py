@@ -13,16 +13,16 @@ from typing import Annotated
 import typer
 
 from model.errors import ModelError
+from service.assembly import engine_options
 from service.cli.local import (
     EXIT_FAILED,
-    engine_options,
     exit_on_errors,
     local_settings,
     open_artifact,
 )
-from service.cli.machine import Machine, this_machine
 from service.core.engine import EngineUnavailableError, private_folder
 from service.engines import ENGINES, engine_builder, engine_precisions
+from service.machine import Machine, this_machine
 from service.registry import open_registry
 from service.settings import Settings
 

@@ -52,7 +52,8 @@ def export_model(
     """
     check_out(form, out)
     with exit_on_errors():
-        models = {"serve": model and [model]}
+        # In floating point unless an int8 version is named: other programs quantise as their device likes.
+        models = {"serve": model and [model], "precision": "f32"}
         version, artifact = open_artifact(local_settings({"models": models, "registry": {"url": registry}}))
         files = export(version, artifact, form, out)
     if as_json:
@@ -85,9 +86,12 @@ def export(version: ModelVersion, artifact: Artifact, form: Format, out: Path) -
         The files; the first one is the one that programs are given.
 
     Raises:
-        ExportError: a file cannot be written, or the packages that write the format are not installed.
+        ExportError: a file cannot be written, the packages that write the format are not installed, or the
+            format does not know int8.
         ModelError: the artifact is damaged, or what was written computes something else.
     """
+    if form == "onnx" and artifact.manifest.precision == "int8":
+        raise ExportError(f"{version} is int8, which is exported as openvino only")
     write, suffixes = _writer(form), SUFFIXES[form]
     target = out if _is_file_name(out) else out / f"{version.name}-{version.number}{suffixes[0]}"
     try:

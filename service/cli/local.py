@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import typer
 
 from model.artifact import Artifact
 from model.errors import InvalidReferenceError, ModelError, RegistryUrlError
-from model.image import ImageLimits
 from model.manifest import ModelVersion
-from service.core.engine import EngineOptions, EngineUnavailableError, usable_cores
+from service.assembly import engine_options, open_core
+from service.core.device import Device
+from service.core.engine import EngineUnavailableError
 from service.core.errors import ServiceError
-from service.core.host import ModelHost, ServedModel
-from service.core.segmenter import Segmenter, SegmenterLimits
-from service.core.worker import InferenceWorker
-from service.engines import engine_builder, resolve_device
-from service.registry import open_registry
+from service.core.host import ServedModel
+from service.core.local import LocalRunner
+from service.core.segmenter import Segmenter
+from service.engines import engine_builder
+from service.registry import open_registry, wants_int8
 from service.settings import Layer, Settings, SettingsError, load_settings
 from service.telemetry import LogOptions, configure_logging
 
@@ -61,14 +61,8 @@ def open_artifact(settings: Settings) -> tuple[ModelVersion, Artifact]:
         ArtifactError: it is damaged.
     """
     registry = open_registry(settings)
-    version = registry.resolve(settings.models.serve[0])
+    version = registry.resolve(settings.models.serve[0], int8=wants_int8(settings))
     return version, registry.open(version)
-
-
-def engine_options(settings: Settings) -> EngineOptions:
-    """Return how the settings want engines to be built."""
-    models = settings.models
-    return EngineOptions(resolve_device(models.device), models.precision, models.cache_folder)
 
 
 @contextmanager
@@ -81,18 +75,6 @@ def open_segmenter(settings: Settings) -> Iterator[tuple[Segmenter, ServedModel]
     """
     version, artifact = open_artifact(settings)
     options = engine_options(settings)
-    limits = settings.limits
-    with ExitStack() as stack:
-        host = ModelHost(engine_builder(settings.models.engine, options.device), options, InferenceWorker())
-        stack.callback(host.close)
-        pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
-        segmenter = Segmenter(
-            host,
-            pool,
-            SegmenterLimits(
-                ImageLimits(limits.max_pixels, limits.max_side),
-                limits.max_infer_pixels,
-                limits.max_pixels_in_flight,
-            ),
-        )
-        yield segmenter, host.load(version, artifact)
+    device = Device(engine_builder(settings.models.engine, options.device), options)
+    with open_core(settings, LocalRunner(device)) as core:
+        yield core.segmenter, core.host.load(version, artifact)

@@ -13,16 +13,19 @@ import typer
 
 from model.aliases import Alias
 from model.artifact import Artifact, read_artifact
+from model.errors import EvaluationError
+from model.evaluations import Requirement
 from model.manifest import ModelVersion
 from model.openvino_graph import prove_graph
 from model.registry import DEFAULT_ALIAS, ModelRegistry
 from service.cli.export_model import export_model
 from service.cli.import_model import import_model
 from service.cli.local import exit_on_errors, local_settings, open_artifact
+from service.cli.quantize_model import quantize_model
 from service.registry import open_registry
 from service.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="List, publish, import, promote, export and delete models.")
+app = typer.Typer(no_args_is_help=True, help="List, publish, import, promote, quantize, export models.")
 
 Reference = Annotated[
     str | None,
@@ -122,17 +125,33 @@ def verify(model: Reference = None, *, registry: RegistryUrl = None, as_json: As
 
 @app.command()
 def promote(
-    model: Version, alias: AliasName = DEFAULT_ALIAS, *, registry: RegistryUrl = None, as_json: AsJson = False
+    model: Version,
+    alias: AliasName = DEFAULT_ALIAS,
+    *,
+    require_miou: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="dataset=D,protocol=P,min=0..1[,split=S]",
+            help="Refuse unless the newest such evaluation job found at least this; may be repeated.",
+        ),
+    ] = None,
+    registry: RegistryUrl = None,
+    as_json: AsJson = False,
 ) -> None:
     """Point an alias at a version; NAME alone means its alias production.
 
     Examples:
         bisenet models promote city@3
         bisenet models promote city@4 --alias canary
+        bisenet models promote city@4 --require-miou dataset=city,protocol=ss,min=0.7
     """
+    requirements = [_requirement(text) for text in require_miou or ()]
     with exit_on_errors():
         version = ModelVersion.parse(model)
-        moved = open_registry(_settings(registry)).promote(version, alias)
+        opened = open_registry(_settings(registry))
+        for requirement in requirements:
+            requirement.check(version, opened.evaluations.of_model(version.name))
+        moved = opened.promote(version, alias)
     _report_move(version.name, alias, moved, as_json=as_json)
 
 
@@ -173,6 +192,14 @@ def delete(model: Version, *, registry: RegistryUrl = None, as_json: AsJson = Fa
 
 app.command("import")(import_model)
 app.command("export")(export_model)
+app.command("quantize")(quantize_model)
+
+
+def _requirement(text: str) -> Requirement:
+    try:
+        return Requirement.parse(text)
+    except EvaluationError as error:
+        raise typer.BadParameter(str(error), param_hint="--require-miou") from None
 
 
 def _settings(registry: str | None, model: str | None = None) -> Settings:

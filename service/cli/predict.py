@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from model.preprocess import size_of
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
+from service.client.errors import SourceError
 from service.core import codec
 from service.core.errors import InvalidArgumentError, ServiceError
 from service.core.host import ServedModel
@@ -26,6 +27,9 @@ from service.core.segmenter import Segmentation, Segmenter
 Output = Literal["labels", "color", "overlay"]
 Entry = dict[str, Any]
 """The report on one picture: plain JSON values; ``error`` is there when there is no mask."""
+
+FILM_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+"""What is taken for a film by its name."""
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """What is taken of a folder; a file that is named is read whatever it is called."""
@@ -47,9 +51,13 @@ class Job:
 
 def predict(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", exists=True, help="Pictures, or folders of pictures.")
+        list[Path],
+        typer.Argument(metavar="INPUT", exists=True, help="Pictures, folders of pictures, or one film."),
     ],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="A .png file for one picture, else a folder.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="A .png file for one picture, a film for a film, else a folder."),
+    ],
     *,
     output: Annotated[Output, typer.Option(help="What the masks show.")] = "color",
     model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
@@ -67,16 +75,61 @@ def predict(
         bisenet predict photo.jpg --out mask.png
         bisenet predict photos/ more/*.jpg --out masks --output overlay
         bisenet predict photo.jpg --out mask.png --model city@3 --json
+        bisenet predict clip.mp4 --out overlay.mp4 --output overlay
     """
-    jobs = plan(inputs, out)
+    film = film_of(inputs, out, output)
+    jobs = plan(inputs, out) if film is None else []
     models = {"serve": model and [model], "engine": engine, "device": device, "precision": precision}
     with exit_on_errors():
         settings = local_settings({"models": models, "registry": {"url": registry}})
-        with open_segmenter(settings) as (segmenter, served), _progress(len(jobs)) as advance:
-            entries = asyncio.run(_predict_all(segmenter, jobs, output, advance))
+        with (
+            open_segmenter(settings) as (segmenter, served),
+            _progress(len(jobs) if film is None else None) as advance,
+        ):
+            if film is None:
+                entries = asyncio.run(_predict_all(segmenter, jobs, output, advance))
+            else:
+                entries = [_predict_film(segmenter, film, out, output, advance)]
     _report(entries, served, as_json=as_json)
     if any("error" in entry for entry in entries):
         raise typer.Exit(EXIT_FAILED)
+
+
+def film_of(inputs: Sequence[Path], out: Path, output: Output) -> Path | None:
+    """Return the film that is to be read; None when there are pictures only.
+
+    Raises:
+        typer.BadParameter: there are other inputs beside it, or its masks cannot be written there.
+    """
+    film = next((path for path in inputs if _is_film(path)), None)
+    if film is None:
+        return None
+    if len(inputs) > 1:
+        raise typer.BadParameter(f"a film is taken alone: {film}")
+    if _is_film(out) and output == "labels":
+        raise typer.BadParameter(f"a film holds no exact labels: name a folder, not {out}")
+    if out.resolve() == film.resolve():
+        raise typer.BadParameter(f"the output would take the place of the film: {out}")
+    if out.suffix and not _is_film(out) and not out.is_dir():
+        raise typer.BadParameter(f"a film becomes a film or a folder of PNG files, not {out}")
+    return film
+
+
+def _is_film(path: Path) -> bool:
+    return path.suffix.lower() in FILM_SUFFIXES and not path.is_dir()
+
+
+def _predict_film(
+    segmenter: Segmenter, film: Path, out: Path, output: Output, advance: Callable[[], None]
+) -> Entry:
+    try:
+        from service.cli.video import predict_film  # noqa: PLC0415 - PyAV is an extra
+    except ImportError as error:
+        raise InvalidArgumentError("films need the extra: pip install 'bisenet-service[client]'") from error
+    try:
+        return asyncio.run(predict_film(segmenter, film, out, output, advance, as_film=_is_film(out)))
+    except SourceError as error:
+        return {"input": str(film), "error": {"code": "undecodable_image", "message": str(error)}}
 
 
 def plan(inputs: Sequence[Path], out: Path) -> list[Job]:
@@ -124,7 +177,7 @@ def _check_targets(jobs: Sequence[Job]) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def _progress(total: int | None) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     with Progress(console=console, disable=total == 1 or not console.is_terminal) as progress:
         bar = progress.add_task("pictures", total=total)

@@ -28,6 +28,10 @@ def serve(
     http_port: Annotated[
         int | None, typer.Option(help="Port for HTTP; 0 = a free one. Default: 8000.")
     ] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port for gRPC. Default: 8001.")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port for administration and metrics. Default: 8002.")
+    ] = None,
     model: _Reference = None,
     engine: Annotated[str | None, typer.Option(help="auto, openvino or torch. Default: auto.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N. Default: auto.")] = None,
@@ -35,12 +39,15 @@ def serve(
         str | None, typer.Option(help="auto, f32, bf16, f16 or int8. Default: auto.")
     ] = None,
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
+    jobs: Annotated[
+        str | None, typer.Option(help="Evaluation jobs: embedded, external or off. Default: embedded.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags win.")] = None,
     allow_anonymous: Annotated[
         bool | None, typer.Option("--allow-anonymous", help="Let other machines in without API keys.")
     ] = None,
 ) -> None:
-    """Serve models over HTTP until SIGTERM or Ctrl-C.
+    """Serve models over HTTP and gRPC until SIGTERM or Ctrl-C.
 
     Examples:
         bisenet serve
@@ -48,10 +55,11 @@ def serve(
         curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/segment -o mask.png
     """
     flags: Layer = {
-        "server": {"host": host, "http_port": http_port},
+        "server": {"host": host, "http_port": http_port, "grpc_port": grpc_port, "admin_port": admin_port},
         "models": {"serve": model or None, "engine": engine, "device": device, "precision": precision},
         "registry": {"url": registry},
         "auth": {"allow_anonymous": allow_anonymous},
+        "jobs": {"mode": jobs},
     }
     try:
         raise typer.Exit(_run(load_settings(config, flags)))

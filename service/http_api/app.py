@@ -5,26 +5,21 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from service.core.errors import ServiceError
 from service.core.host import ModelHost
+from service.core.lifecycle import Lifecycle
+from service.core.scores import Scoreboard
 from service.core.segmenter import Segmenter
 from service.http_api import problems
 from service.http_api.access import AccessPolicy, Gate
 from service.http_api.docs import add_docs
-from service.http_api.documents import ProblemDocument
 from service.http_api.edge import Edge
-from service.http_api.health import Lifecycle, health_router
+from service.http_api.foundation import problem_app
+from service.http_api.health import health_router
 from service.http_api.models import models_router
 from service.http_api.segment import SegmentEndpoint, SegmentOptions, segment_router
-
-INTERFACE_VERSION = "1"
-"""Of the HTTP interface, whose paths begin with it; not of the program."""
+from service.telemetry import Metrics
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,14 @@ class HttpOptions:
 
 
 def create_app(
-    segmenter: Segmenter, host: ModelHost, pool: Executor, lifecycle: Lifecycle, options: HttpOptions
+    segmenter: Segmenter,
+    host: ModelHost,
+    pool: Executor,
+    *,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    options: HttpOptions,
+    scoreboard: Scoreboard | None = None,
 ) -> ASGIApp:
     """Return the application.
 
@@ -50,35 +52,17 @@ def create_app(
         host: knows the served models.
         pool: threads that encode answers.
         lifecycle: what the probes tell.
+        metrics: counts what is answered.
         options: how it behaves.
+        scoreboard: knows what evaluations found; None = nothing is known.
     """
-    app = FastAPI(
-        title="BiSeNet segmentation service",
-        version=INTERFACE_VERSION,
-        description=_description(),
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        exception_handlers={
-            ServiceError: problems.service_error_response,
-            HTTPException: problems.routing_error_response,
-            RequestValidationError: problems.invalid_query_response,
-            ClientDisconnect: problems.disconnected_response,
-            Exception: problems.unexpected_error_response,
-        },
-        responses={
-            "default": {
-                "description": "An error.",
-                "content": {problems.PROBLEM_TYPE: {"schema": ProblemDocument.model_json_schema()}},
-            }
-        },
-    )
+    app = problem_app(title="BiSeNet segmentation service", description=_description())
     # Before the model routes: there "{model}" would match "NAME:segment" and answer 404 for a wrong method.
     app.include_router(segment_router(SegmentEndpoint(segmenter, host, pool, options.segment)))
-    app.include_router(models_router(host))
+    app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
     add_docs(app)
-    return Edge(Gate(app, options.access))
+    return Edge(Gate(app, options.access), lifecycle, metrics)
 
 
 _INTRODUCTION = """

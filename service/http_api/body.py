@@ -2,32 +2,74 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from service.core.deadline import within
 from service.core.errors import (
     EmptyBodyError,
+    InvalidArgumentError,
     PayloadTooLargeError,
     RequestTooSlowError,
     UnsupportedMediaError,
 )
 from service.http_api.form import FormFile, boundary_of
 
+DocumentT = TypeVar("DocumentT", bound=BaseModel)
+
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """What one request may send.
+    """What one request may send, and how slowly.
 
     Args:
         max_bytes: of the body, form framing included.
-        receive_timeout_s: from the head to the last byte.
+        receive_timeout_s: from the first byte to the last.
+        grace_s: after this time a body must come at a pace that gets it here in time: the memory for all of
+            it is reserved.
+        min_bytes_per_s: the pace of the smallest.
     """
 
     max_bytes: int = 20 * 1024 * 1024
     receive_timeout_s: float = 30.0
+    grace_s: float = 5.0
+    min_bytes_per_s: int = 8192
+
+    def patience_s(self, received: int, expected: int) -> float:
+        """Return how long after its first byte a body that is still so short is given up.
+
+        Who sends at a constant pace, and would be done in time, is always ahead of this.
+
+        Args:
+            received: bytes so far.
+            expected: bytes altogether; 0 = unknown.
+        """
+        grace_s = min(self.grace_s, self.receive_timeout_s / 2)
+        pace = max(self.min_bytes_per_s, expected / (self.receive_timeout_s - grace_s))
+        return min(self.receive_timeout_s, grace_s + received / pace)
+
+
+def declared_bytes(request: Request, limits: BodyLimits) -> int | None:
+    """Return how long a body says that it is; None if it does not say.
+
+    Raises:
+        PayloadTooLargeError: more than the limit.
+    """
+    header = request.headers.get("content-length")
+    if header is None:
+        return None
+    digits = header.lstrip("0")  # of which there may be thousands
+    if digits.isascii() and digits.isdigit() and _is_more(digits, limits.max_bytes):
+        raise _too_large(limits)
+    return int(digits or "0")
+
+
+_DOCUMENT_LIMITS = BodyLimits(max_bytes=64 * 1024, receive_timeout_s=10.0)
 
 
 async def read_picture(request: Request, limits: BodyLimits) -> bytes:
@@ -45,21 +87,40 @@ async def read_picture(request: Request, limits: BodyLimits) -> bytes:
     """
     _refuse_by_head(request, limits)
     boundary = boundary_of(request.headers.get("content-type", ""))
-    too_slow = f"the body did not arrive within {limits.receive_timeout_s:g} s"
-    async with within(limits.receive_timeout_s, RequestTooSlowError, too_slow):
-        data = await (_raw(request, limits) if boundary is None else _form_file(request, limits, boundary))
+    data = await (_raw(request, limits) if boundary is None else _form_file(request, limits, boundary))
     if not data:
         raise EmptyBodyError("there is no picture in the request")
     return data
+
+
+async def read_document(request: Request, kind: type[DocumentT]) -> DocumentT:
+    """Receive the small JSON document that a request carries.
+
+    Args:
+        request: its ``Content-Type`` is ignored.
+        kind: what it must be; forbid extra fields there.
+
+    Raises:
+        InvalidArgumentError: it is no JSON, or no such document; the message names the field.
+        PayloadTooLargeError: it is larger than 64 KiB.
+        RequestTooSlowError: it did not arrive in time.
+    """
+    _refuse_by_head(request, _DOCUMENT_LIMITS)
+    data = await _raw(request, _DOCUMENT_LIMITS)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+    raise InvalidArgumentError(
+        f"{field!r} is missing, unknown or wrong" if field else "this is no JSON object"
+    )
 
 
 def _refuse_by_head(request: Request, limits: BodyLimits) -> None:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
         raise UnsupportedMediaError("compressed bodies are not accepted: send the picture as it is")
-    declared = request.headers.get("content-length", "").lstrip("0")  # of which there may be thousands
-    if declared.isascii() and declared.isdigit() and _is_more(declared, limits.max_bytes):
-        raise _too_large(limits)
+    declared_bytes(request, limits)
 
 
 def _is_more(digits: str, limit: int) -> bool:
@@ -83,8 +144,12 @@ async def _form_file(request: Request, limits: BodyLimits, boundary: bytes) -> b
 async def _chunks(request: Request, limits: BodyLimits) -> AsyncIterator[bytes]:
     received = 0
     more = True
+    expected = declared_bytes(request, limits) or 0
+    started_s = time.monotonic()
     while more:
-        message = await request.receive()
+        left_s = started_s + limits.patience_s(received, expected) - time.monotonic()
+        async with within(left_s, RequestTooSlowError, "the body arrives too slowly"):
+            message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk = message.get("body", b"")

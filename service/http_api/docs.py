@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 from collections.abc import Iterator, Mapping
+from textwrap import dedent
 from typing import Any
 
 from fastapi import FastAPI
@@ -91,8 +92,12 @@ def _table(first: str, second: str, rows: list[tuple[str, str]]) -> Iterator[str
 
 
 def _paragraphs(text: str) -> list[str]:
-    blocks = (block for block in text.split("\n\n") if block.strip())
-    return [f"<pre>{_text(b)}</pre>" if b.startswith("    ") else f"<p>{_text(b)}</p>" for b in blocks]
+    return [_block(block) for block in text.split("\n\n") if block.strip()]
+
+
+def _block(text: str) -> str:
+    is_code = text.lstrip("\n").startswith("    ")
+    return f"<pre>{_text(dedent(text))}</pre>" if is_code else f"<p>{_text(text)}</p>"
 
 
 def _codes(names: Mapping[str, Any]) -> str:

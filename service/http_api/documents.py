@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel
 
+from model.evaluations import StoredEvaluation
 from service.core.host import ServedModel
 from service.http_api.parameters import MaskEncoding
 
@@ -52,13 +54,26 @@ class ClassDocument(BaseModel):
     color: tuple[int, int, int]
 
 
+class ScoreDocument(BaseModel):
+    """What the newest evaluation of a kind found; mIoU from 0 to 1."""
+
+    dataset: str
+    split: str
+    protocol: str
+    precision: str
+    miou: float | None
+    images: int
+    finished_at: str
+
+
 class ModelDocument(EngineDocument):
-    """A served version with its classes."""
+    """A served version with its classes, and how good it was found."""
 
     default: bool
     architecture: str
     ignore_id: int
     classes: list[ClassDocument]
+    evaluations: list[ScoreDocument]
 
 
 class ModelListDocument(BaseModel):
@@ -104,12 +119,15 @@ def engine_document(served: ServedModel) -> EngineDocument:
     )
 
 
-def model_document(served: ServedModel, *, default: bool) -> ModelDocument:
+def model_document(
+    served: ServedModel, *, default: bool, scores: Sequence[StoredEvaluation]
+) -> ModelDocument:
     """Describe a version.
 
     Args:
         served: the version.
         default: whether it answers requests that name no model.
+        scores: its evaluations.
     """
     palette = served.manifest.palette
     classes = [
@@ -122,4 +140,5 @@ def model_document(served: ServedModel, *, default: bool) -> ModelDocument:
         architecture=served.manifest.architecture,
         ignore_id=palette.ignore_id,
         classes=classes,
+        evaluations=[ScoreDocument.model_validate(one, from_attributes=True) for one in scores],
     )

@@ -1,14 +1,19 @@
-"""The outermost layer of every request: its id, its one log line, the last catch."""
+"""The outermost layer of every request: its id, its log line, its place in the metrics, the last catch."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.core.errors import DrainingError, RequestTooSlowError
+from service.core.lifecycle import Lifecycle
 from service.http_api.exchange import Exchange
+from service.http_api.problems import CLIENT_CLOSED_CODE, problem
+from service.telemetry import Metrics
 
 _log = structlog.get_logger()
 
@@ -20,10 +25,14 @@ class Edge:
 
     Args:
         app: what answers.
+        lifecycle: while it is draining, each answer ends its connection.
+        metrics: counts the answers.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics) -> None:
         self._app = app
+        self._lifecycle = lifecycle
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log one line about it; a probe that succeeds is logged at debug level."""
@@ -35,17 +44,35 @@ class Edge:
             scope = {**scope, "method": "GET"}
         exchange = Exchange.begin(scope, now_s=time.monotonic())
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
-            status = await self._answer(scope, receive, send, exchange)
-            quiet = scope["path"] in PROBE_PATHS and exchange.code == "ok"
-            (_log.debug if quiet else _log.info)(
-                "request",
-                method=method,
-                route=_route(scope),
-                status=status,
-                code=exchange.code,
-                duration_ms=round(1e3 * (time.monotonic() - exchange.started_s), 2),
-                **exchange.notes,
-            )
+            with self._metrics.in_flight():
+                status = await self._answer(scope, receive, send, exchange)
+            self._take_note(scope, exchange, method=method, status=status)
+
+    def _take_note(self, scope: Scope, exchange: Exchange, *, method: str, status: int) -> None:
+        route = _route(scope)
+        duration_s = time.monotonic() - exchange.started_s
+        self._metrics.request_done(
+            protocol="http", route=route, code=exchange.code, duration_s=duration_s, served=exchange.served
+        )
+        self._metrics.stages_done(exchange.stages_s)
+        if not exchange.received:
+            self._count_unreceived(exchange.code)
+        quiet = scope["path"] in PROBE_PATHS and exchange.code == "ok"
+        (_log.debug if quiet else _log.info)(
+            "request",
+            method=method,
+            route=route,
+            status=status,
+            code=exchange.code,
+            duration_ms=round(1e3 * duration_s, 2),
+            **exchange.notes,
+        )
+
+    def _count_unreceived(self, code: str) -> None:
+        if code == RequestTooSlowError.code:
+            self._metrics.expired("receive")
+        elif code == CLIENT_CLOSED_CODE:
+            self._metrics.cancelled("receive")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> int:
         status = 0
@@ -54,11 +81,18 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = exchange.request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = exchange.request_id
+                if self._lifecycle.draining:
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
             await self._app(scope, receive, send_labelled)
+        except asyncio.CancelledError:  # the process ends, and its grace is over
+            if not status:
+                refusal = DrainingError("the service stopped before it could answer")
+                await problem(refusal, exchange)(scope, receive, send_labelled)
         except Exception:  # noqa: BLE001 - the outermost edge of a request; it was answered as `internal`
             _log.exception("request failed")
         return status

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+from service.telemetry import Stage, sane_request_id
+
 _STATE_KEY = "exchange"
 
 
@@ -22,20 +22,24 @@ class Exchange:
         request_id: the client's own if it is sane, else a new one.
         started_s: when the head was complete, on the clock of ``time.monotonic``.
         code: ``ok``, or the code of the error that was answered.
+        served: name and number of the version that answers; None = none does.
+        received: its body is here.
+        stages_s: where the time of its answer went; empty when it has none.
         notes: what the handler wants to have logged besides: numbers and closed sets, never names of files.
     """
 
     request_id: str
     started_s: float
     code: str = "ok"
+    served: tuple[str, int] | None = None
+    received: bool = False
+    stages_s: Mapping[Stage, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, scope: Scope, *, now_s: float) -> Exchange:
         """Attach a new exchange to a request."""
-        asked_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = asked_id if _SANE_REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex
-        exchange = cls(request_id, now_s)
+        exchange = cls(sane_request_id(Headers(scope=scope).get("x-request-id", "")), now_s)
         scope.setdefault("state", {})[_STATE_KEY] = exchange
         return exchange
 

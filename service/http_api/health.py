@@ -6,20 +6,8 @@ from fastapi import APIRouter
 
 from service.core.errors import DrainingError, LoadingError
 from service.core.host import ModelHost
+from service.core.lifecycle import Lifecycle
 from service.http_api.documents import ProbeDocument, ReadinessDocument, engine_document
-
-
-class Lifecycle:
-    """Where the process stands between its start and its end.
-
-    Attributes:
-        started: every model that was asked for has been loaded.
-        draining: it is about to stop; no new work should come.
-    """
-
-    def __init__(self) -> None:
-        self.started = False
-        self.draining = False
 
 
 def health_router(host: ModelHost, lifecycle: Lifecycle) -> APIRouter:

@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.errors import PaletteError
 from model.labels import ClassPalette
 from service.core.codec import DEFAULT_ALPHA
-from service.core.errors import InvalidArgumentError
+from service.core.errors import InvalidArgumentError, VersionNotFoundError
 from service.http_api.negotiation import Output
 
 MaskEncoding = Literal["png", "coco_rle", "none"]
 
 MAX_TIMEOUT_MS = 600_000
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _SIX_DIGITS = re.compile(r"[0-9]{1,6}")
 
 
@@ -52,16 +53,17 @@ class SegmentQuery(BaseModel):
 
 
 def invalid_parameter(error: Mapping[str, Any]) -> InvalidArgumentError:
-    """Return what to tell a client about a query that ``SegmentQuery`` refused.
+    """Return what to tell a client about a query that was refused.
 
     Args:
         error: one entry of pydantic's list of errors, located in the query.
     """
     name = str(error["loc"][1])
-    field = SegmentQuery.model_fields.get(name)
-    if field is None:
+    if error["type"] == "extra_forbidden":
         return InvalidArgumentError(f"unknown query parameter {name!r}")
-    return InvalidArgumentError(f"query parameter {name!r} is not valid. {field.description}")
+    field = SegmentQuery.model_fields.get(name)
+    advice = f" {field.description}" if field is not None else ""
+    return InvalidArgumentError(f"query parameter {name!r} is not valid.{advice}")
 
 
 def refuse_repeats(request: Request) -> None:
@@ -89,6 +91,17 @@ def timeout_s(request: Request, query: SegmentQuery, *, default_s: float) -> flo
     if not _SIX_DIGITS.fullmatch(text) or not 1 <= int(text) <= MAX_TIMEOUT_MS:
         raise InvalidArgumentError(f"header {TIMEOUT_HEADER} is a whole number from 1 to {MAX_TIMEOUT_MS}")
     return int(text) / 1e3
+
+
+def version_number(text: str) -> int:
+    """Return the number of a version in a path.
+
+    Raises:
+        VersionNotFoundError: it is none.
+    """
+    if not _VERSION_NUMBER.fullmatch(text):
+        raise VersionNotFoundError("a version is a number from 1")
+    return int(text)
 
 
 def class_ids(classes: Sequence[str], palette: ClassPalette) -> frozenset[int] | None:

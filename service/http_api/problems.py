@@ -19,8 +19,10 @@ from service.core.errors import (
     InvalidArgumentError,
     NotFoundError,
     OverloadError,
+    RequestTooSlowError,
     ServiceError,
     UnauthenticatedError,
+    message_for_clients,
 )
 from service.http_api.exchange import Exchange
 from service.http_api.parameters import invalid_parameter
@@ -56,10 +58,10 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = MappingProxyType(
     }
 )
 
-_MAX_DETAIL = 300
-
 CLIENT_CLOSED_REQUEST = 499
 """What the log says when nobody was left to answer; never sent."""
+
+CLIENT_CLOSED_CODE = "client_closed_request"
 
 
 class MethodNotAllowedError(InvalidArgumentError):
@@ -92,7 +94,7 @@ def problem(error: ServiceError, exchange: Exchange) -> Response:
         "title": status.phrase,
         "status": status.value,
         "code": error.code,
-        "detail": _detail(error),
+        "detail": message_for_clients(error),
         "request_id": exchange.request_id,
     }
     return Response(json.dumps(body), status.value, _headers(error), PROBLEM_TYPE)
@@ -112,17 +114,12 @@ def _status(error: ServiceError) -> HTTPStatus:
     return _STATUS_OF_HTTP_ERROR.get(type(error)) or STATUS_OF_CODE[error.code]
 
 
-def _detail(error: ServiceError) -> str:
-    if isinstance(error, InternalError):
-        return "the service failed, its log tells why"
-    text = str(error)  # may quote what the client sent
-    return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]}..."
-
-
 def _headers(error: ServiceError) -> dict[str, str]:
     match error:
         case OverloadError():
             return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        case RequestTooSlowError():
+            return {"Connection": "close"}  # the rest of it is still to come
         case UnauthenticatedError():
             return {"WWW-Authenticate": "Bearer"}
         case MethodNotAllowedError():
@@ -158,5 +155,5 @@ async def unexpected_error_response(request: Request, _error: Exception) -> Resp
 
 async def disconnected_response(request: Request, _error: ClientDisconnect) -> Response:
     """Take note that the client left; nobody reads this answer."""
-    Exchange.of(request.scope).code = "client_closed_request"
+    Exchange.of(request.scope).code = CLIENT_CLOSED_CODE
     return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from typing import Any
 
 import httptools
 import structlog
+import uvicorn
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.core.errors import InvalidArgumentError
+from service.core.errors import BusyError, InvalidArgumentError, RequestTooSlowError, ServiceError
 from service.http_api.exchange import Exchange
+from service.http_api.patience import ConnectionLimits, WriteWatch
 from service.http_api.problems import HeadTooLargeError, TargetTooLongError, problem
+from service.telemetry import Metrics
 
 _log = structlog.get_logger()
 
@@ -28,6 +32,28 @@ MAX_HEADER_FIELDS = 100
 MAX_BODY_PIECES = 65_536
 """Chunks, or reads where there are none: 20 MiB in the packets of an Ethernet are 15,000."""
 
+MAX_UNWANTED_BYTES = 32 << 20
+"""Of a body that goes on after its request was answered; then the connection is closed."""
+
+_LINGER_S = 1.0
+"""For a client to read the last answer, or to send the request that it was about to send."""
+
+
+class GuardedConfig(uvicorn.Config):
+    """Uvicorn's configuration, and what ``GuardedProtocol`` needs besides.
+
+    Args:
+        app: what answers.
+        limits: of each connection and of all together.
+        metrics: counts the connections that are refused.
+        options: uvicorn's own.
+    """
+
+    def __init__(self, app: Any, *, limits: ConnectionLimits, metrics: Metrics, **options: Any) -> None:
+        super().__init__(app, http=GuardedProtocol, **options)
+        self.limits = limits
+        self.metrics = metrics
+
 
 class GuardedProtocol(HttpToolsProtocol):
     """Refuses malformed and oversized heads as every other error is refused, and ignores upgrades.
@@ -37,18 +63,44 @@ class GuardedProtocol(HttpToolsProtocol):
     more, without its ``Upgrade``.
     """
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
+    def __init__(self, config: GuardedConfig, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(config, *arguments, **keywords)
+        self._limits = config.limits
+        self._metrics = config.metrics
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._writes: WriteWatch
         self._unaccounted_bytes = 0  # since the last end of a head, piece of a body, or end of a message
         self._head_bytes = 0
         self._header_fields = 0
         self._body_pieces = 0
         self._in_head = False
+        self._in_body = False
+        self._unwanted_bytes = 0
         self._is_upgrade = False
+        self._is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request, unless there are too many connections."""
+        super().connection_made(transport)
+        self._writes = WriteWatch(transport, self._limits, self.loop.call_later)
+        if len(self.connections) > self._limits.max_connections:
+            self._metrics.rejected("too_many_connections")
+            self._is_refused = True
+            self._send(BusyError("there are too many connections"))
+            transport.close()
+        else:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_awaiting_head()
+        self._writes.stop()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse the next bytes of the connection."""
-        self._unset_keepalive_if_required()
+        if self._is_refused or self.transport.is_closing():
+            return
         self._unaccounted_bytes += len(data)
         try:
             self._parse(data)
@@ -64,16 +116,19 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a head."""
         super().on_message_begin()
+        # Not by any byte that comes: empty lines, or the rest of a refused body, would put off the end.
+        self._unset_keepalive_if_required()
+        self._await_head()
         self._in_head = True
         self._is_upgrade = False
-        self._head_bytes = self._header_fields = self._body_pieces = 0
+        self._head_bytes = self._header_fields = self._body_pieces = self._unwanted_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the target."""
         super().on_url(url)
-        self._count_head(len(url))
         if len(self.url) > MAX_TARGET_BYTES:
             raise TargetTooLongError(f"path and query together have at most {MAX_TARGET_BYTES} bytes")
+        self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field of the head; those after a body are read over."""
@@ -84,6 +139,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """End a head: the request begins."""
+        self._stop_awaiting_head()
         self._in_head = False
         self._unaccounted_bytes = 0
         self._is_upgrade = self.parser.should_upgrade()
@@ -92,6 +148,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() == "1.1" and not any(name == b"host" for name, _ in self.headers):
             raise InvalidArgumentError("the header Host is missing")
         super().on_headers_complete()
+        self._in_body = True
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -99,13 +156,62 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_pieces += 1
         if self._body_pieces > MAX_BODY_PIECES:
             raise InvalidArgumentError(f"the body comes in more than {MAX_BODY_PIECES} pieces")
+        if self.cycle.response_complete:
+            self._unwanted_bytes += len(body)
+            if self._unwanted_bytes > MAX_UNWANTED_BYTES:
+                raise InvalidArgumentError("the body does not end")
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request."""
         self._unaccounted_bytes = 0
+        self._in_body = False
         if not self._is_upgrade:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, and for the client to take the answer."""
+        super().on_response_complete()
+        self._writes.look()
+
+    def pause_writing(self) -> None:
+        """Note that the client takes its answer more slowly than it is made."""
+        super().pause_writing()
+        self._writes.look()
+
+    def resume_writing(self) -> None:
+        """Note that the client has caught up."""
+        super().resume_writing()
+        self._writes.look_again()
+
+    def shutdown(self) -> None:
+        """End the connection with the answer that is on its way, or soon."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LINGER_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_if_idle(self) -> None:
+        if not self._in_head and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._head_is_late)
+
+    def _stop_awaiting_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.flow.read_paused:  # it is not the client who is slow
+            self._await_head()
+        elif self._in_head or self._unaccounted_bytes:
+            self._refuse(RequestTooSlowError("the head of the request did not arrive in time"))
+        else:
+            self.transport.close()
 
     def _parse(self, data: bytes) -> None:
         try:
@@ -121,24 +227,39 @@ class GuardedProtocol(HttpToolsProtocol):
         fields = [(name, value) for name, value in self.headers if name != b"upgrade"]
         if len(fields) == len(self.headers):
             raise httptools.HttpParserError  # CONNECT
+        version = self.parser.get_http_version().encode()
         lines = [b"%b: %b\r\n" % field for field in fields]
-        return b"%b %b HTTP/1.1\r\n%b\r\n" % (self.parser.get_method(), self.url, b"".join(lines))
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
 
     def _count_head(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes
         if self._head_bytes > MAX_HEAD_BYTES or self._header_fields > MAX_HEADER_FIELDS:
             raise _head_too_large()
 
-    def _refuse(self, refusal: InvalidArgumentError) -> None:
+    def _refuse(self, refusal: ServiceError) -> None:
         """Answer an error and close the connection; an answer that is on its way comes first, and alone."""
         if self._is_answering():
             self.cycle.keep_alive = False
             return
+        if not (self._in_body and self.cycle.response_complete):  # the request has its answer already
+            self._send(refusal)
+        self._close_gently()
+
+    def _send(self, refusal: ServiceError) -> None:
         exchange = Exchange(uuid.uuid4().hex, time.monotonic())
         response = problem(refusal, exchange)
         self.transport.write(_as_bytes(response, exchange.request_id))
-        self.transport.close()
         _log.info("request", status=response.status_code, code=exchange.code, request_id=exchange.request_id)
+
+    def _close_gently(self) -> None:
+        """Let the client read its answer: what it sends to a closed socket would wipe that out."""
+        self._is_refused = True
+        if self.cycle is not None:  # its application has nobody to answer any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _is_answering(self) -> bool:
         """Whether a whole request, or an answer that has begun, is on its way."""

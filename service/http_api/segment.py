@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Executor
@@ -14,7 +13,6 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from service.core.errors import VersionNotFoundError
 from service.core.host import ModelHost, ServedModel
 from service.core.segmenter import Segmenter
 from service.http_api.body import BodyLimits, read_picture
@@ -22,12 +20,11 @@ from service.http_api.documents import SegmentationDocument
 from service.http_api.exchange import Exchange
 from service.http_api.form import FILE_FIELD
 from service.http_api.negotiation import JPEG, NPY, PNG, RAW, negotiate
-from service.http_api.parameters import SegmentQuery, class_ids, refuse_repeats, timeout_s
+from service.http_api.parameters import SegmentQuery, class_ids, refuse_repeats, timeout_s, version_number
 from service.http_api.rendering import Rendering, RenderingRequest, encode_bytes, render
+from service.http_api.room import DEFAULT_MAX_BODY_BYTES_IN_FLIGHT, BodyRoom
 
 ResultT = TypeVar("ResultT")
-
-_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,12 @@ class SegmentOptions:
 
     Args:
         body: what one may send.
+        max_body_bytes_in_flight: what all together may send.
         default_timeout_s: how long a client waits that does not say so.
     """
 
     body: BodyLimits = field(default_factory=BodyLimits)
+    max_body_bytes_in_flight: int = DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
     default_timeout_s: float = 30.0
 
 
@@ -60,27 +59,32 @@ class SegmentEndpoint:
         self._host = host
         self._pool = pool
         self._options = options
+        self._room = BodyRoom(options.max_body_bytes_in_flight, options.body)
 
     async def segment(self, request: Request, query: Annotated[SegmentQuery, Query()]) -> Response:
         """Segment a picture with the default model."""
-        return await self._answer(request, query, self._host.find())
+        with self._host.hold() as served:
+            return await self._answer(request, query, served)
 
     async def segment_with_model(
         self, request: Request, query: Annotated[SegmentQuery, Query()], model: str
     ) -> Response:
         """Segment a picture with a model by name."""
-        return await self._answer(request, query, self._host.find(model))
+        with self._host.hold(model) as served:
+            return await self._answer(request, query, served)
 
     async def segment_with_version(
         self, request: Request, query: Annotated[SegmentQuery, Query()], model: str, version: str
     ) -> Response:
         """Segment a picture with one version of a model."""
-        return await self._answer(request, query, self._host.find(model, _number(version)))
+        with self._host.hold(model, version_number(version)) as served:
+            return await self._answer(request, query, served)
 
     async def _answer(self, request: Request, query: SegmentQuery, served: ServedModel) -> Response:
         """Refuse by the head alone what can be; then receive the body, and stop when the client leaves."""
         refuse_repeats(request)
         exchange = Exchange.of(request.scope)
+        exchange.served = served.version.name, served.version.number
         deadline_s = exchange.started_s + timeout_s(request, query, default_s=self._options.default_timeout_s)
         wanted = RenderingRequest(
             media_type=negotiate(request.headers.getlist("accept"), query.output),
@@ -89,10 +93,13 @@ class SegmentEndpoint:
             mask=query.mask,
             keep=class_ids(query.classes, served.manifest.palette),
         )
-        data = await read_picture(request, self._options.body)
-        receive_s = time.monotonic() - exchange.started_s
-        work = self._segment(data, served, wanted, receive_s=receive_s, deadline_s=deadline_s)
-        rendering = await while_connected(request.receive, work)
+        async with self._room.holding(request, deadline_s=deadline_s):
+            data = await read_picture(request, self._options.body)
+            exchange.received = True
+            receive_s = time.monotonic() - exchange.started_s
+            work = self._segment(data, served, wanted, receive_s=receive_s, deadline_s=deadline_s)
+            rendering = await while_connected(request.receive, work)
+        exchange.stages_s = rendering.stages_s
         exchange.notes.update(rendering.notes, bytes_in=len(data), bytes_out=len(rendering.body))
         return Response(rendering.body, headers=rendering.headers, media_type=wanted.media_type)
 
@@ -191,9 +198,3 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _number(version: str) -> int:
-    if not _VERSION_NUMBER.fullmatch(version):
-        raise VersionNotFoundError("a version is a number from 1")
-    return int(version)

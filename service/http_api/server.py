@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from service.http_api.protocol import GuardedProtocol
+from service.http_api.handshakes import HANDSHAKE_S, stop_handshakes
+from service.http_api.patience import ConnectionLimits
+from service.http_api.protocol import GuardedConfig, GuardedProtocol
+from service.telemetry import Metrics
 
 _BACKLOG = 2048
-_KEEP_ALIVE_S = 10
+_OTHER_FILES = 512
+"""Models, workers, sockets of other frontends, logs: 60 are open at rest; and one for each picture."""
+_LAST_WORDS_S = 1.0
+"""For requests that are cut off to say so."""
 
 
 class BindError(Exception):
@@ -52,6 +60,23 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def affordable_connections(wanted: int) -> int:
+    """Return how many connections this process can have, and let it open as many files as it may.
+
+    Accepting one more than there are file descriptors ends in a loop of failures, so that a few are kept for
+    everything else.
+
+    Args:
+        wanted: at most so many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft - _OTHER_FILES))
+
+
 class HttpServer(uvicorn.Server):
     """Serves an application on an open socket until it is told to stop.
 
@@ -60,14 +85,29 @@ class HttpServer(uvicorn.Server):
 
     Args:
         app: what answers.
-        grace_s: how long requests may take to finish once ``should_exit`` is set.
+        listener: from ``listen``; closed when the server stops.
+        grace_s: how long requests may take to finish once it stops.
+        limits: of connections.
+        metrics: counts the connections that are refused.
+
+    Attributes:
+        cut_off: requests were cut off in the end, by ``cut`` or because they took too long.
     """
 
-    def __init__(self, app: ASGIApp, *, grace_s: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        grace_s: float,
+        limits: ConnectionLimits,
+        metrics: Metrics,
+    ) -> None:
         super().__init__(
-            uvicorn.Config(
+            GuardedConfig(
                 app,
-                http=GuardedProtocol,
+                limits=limits,
+                metrics=metrics,
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -75,10 +115,52 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_keep_alive=limits.idle_timeout_s,
                 timeout_graceful_shutdown=grace_s,
             )
         )
+        self.cut_off = False
+        self._listener = listener
+
+    async def answer(self) -> None:
+        """Answer until ``stop`` is called and everything is answered, or its grace is over."""
+        await self.serve(sockets=[self._listener.dup()])
+
+    def stop(self) -> None:
+        """Accept nothing more, and end with what has begun."""
+        self.should_exit = True
+
+    def cut(self) -> None:
+        """Do not even wait for that: answer it as ``draining``."""
+        self.should_exit = self.force_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, finish what was accepted, and cut off what does not end."""
+        stop_handshakes(self._listener)
+        await asyncio.sleep(HANDSHAKE_S)
+        for server in self.servers:
+            server.close()
+        await self._take_in()
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            self.cut_off = True
+            for task in self.server_state.tasks:
+                task.cancel()
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_S)
+
+    async def _take_in(self) -> None:
+        """Accept who has connected already: closing the socket would cut them off."""
+        loop = asyncio.get_running_loop()
+        with self._listener, contextlib.suppress(BlockingIOError):
+            self._listener.setblocking(False)
+            while True:
+                connection, _ = self._listener.accept()
+                await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> GuardedProtocol:
+        config = self.config
+        assert isinstance(config, GuardedConfig)
+        return GuardedProtocol(config, self.server_state, self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -40,9 +40,11 @@ def test_keys_in_dotenv_are_asked_for() -> None:
     assert settings(BISENET_AUTH__KEYS="one,another").auth.read_keys() == ("one", "another")
 
 
-def test_the_published_port_is_the_one_that_is_listened_on() -> None:
-    (port,) = service()["ports"]
-    assert port.endswith(f":{settings().server.http_port}")
+def test_the_published_ports_are_those_that_are_listened_on_and_only_on_loopback() -> None:
+    server = settings().server
+    published = [port.rpartition(":") for port in service()["ports"]]
+    assert [int(inside) for _, _, inside in published] == [server.http_port, server.grpc_port]
+    assert all(outside.startswith("127.0.0.1:") for outside, _, _ in published)
 
 
 def test_the_container_can_change_nothing_but_its_volume_and_tmp() -> None:

@@ -104,10 +104,10 @@ def test_all_that_the_service_writes_lies_in_the_volume() -> None:
     assert volume in Path(anonymous_settings().registry.url).parents
 
 
-def test_the_port_that_is_exposed_and_probed_is_the_one_that_is_listened_on() -> None:
-    port = anonymous_settings().server.http_port
-    assert int(only("EXPOSE")) == port
-    assert f"HTTPConnection('127.0.0.1', {port})" in only("HEALTHCHECK")
+def test_the_ports_that_are_exposed_and_probed_are_those_that_are_listened_on() -> None:
+    server = anonymous_settings().server
+    assert [int(port) for port in only("EXPOSE").split()] == [server.http_port, server.grpc_port]
+    assert f"HTTPConnection('127.0.0.1', {server.http_port})" in only("HEALTHCHECK")
 
 
 def test_it_can_be_published_but_serves_nobody_without_keys() -> None:

@@ -130,7 +130,7 @@ def test_a_head_has_no_body(server: Server) -> None:
 
 def test_each_request_is_one_line_of_json(server: Server, photo: UInt8Array) -> None:
     server.client.post("/v1/segment", content=encoded(photo), headers={"X-Request-Id": "the-one"})
-    server.client.get("/v1/models")  # by now the line of the first one is written
+    server.wait_until_logged('"request_id": "the-one"')
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     (line,) = [line for line in lines if line.get("request_id") == "the-one"]
     assert (line["event"], line["route"], line["code"]) == ("request", "/v1/segment", "ok")

@@ -80,11 +80,13 @@ def test_the_deployment_and_the_service_select_the_pods() -> None:
     assert SERVICE["spec"]["selector"].items() <= labels.items()
 
 
-def test_the_service_and_the_probes_reach_the_port_that_is_listened_on() -> None:
+def test_the_service_and_the_probes_reach_the_ports_that_are_listened_on() -> None:
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
     probes = [CONTAINER[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
-    used = {port["targetPort"] for port in SERVICE["spec"]["ports"]} | {probe["port"] for probe in probes}
-    assert {ports[name] for name in used} == {settings().server.http_port}
+    server = settings().server
+    assert ports == {"http": server.http_port, "grpc": server.grpc_port}
+    assert {port["targetPort"] for port in SERVICE["spec"]["ports"]} == ports.keys()
+    assert {probe["port"] for probe in probes} == {"http"}
     assert {probe["path"] for probe in probes} == PROBE_PATHS
 
 

@@ -16,7 +16,7 @@ from model.labels import UInt8Array
 from service.bootstrap import Service, StartError, open_service, run_service
 from service.core.engine import EngineUnavailableError
 from service.http_api.server import listen
-from service.settings import Layer, Settings, SettingsError, load_settings
+from service.settings import Layer, RegistrySettings, Settings, SettingsError, load_settings
 
 
 @pytest.fixture
@@ -26,7 +26,18 @@ def settings(tiny_registry: Path, shared_cache: Path) -> Settings:
 
 def configured(registry: Path, cache: Path, **sections: Mapping[str, Any]) -> Settings:
     models = {"serve": ["tiny"], "cache_folder": cache} | dict(sections.pop("models", {}))
-    flags: Layer = {"registry": {"url": str(registry)}, "models": models, **sections}
+    jobs = {"mode": "off"} | dict(sections.pop("jobs", {}))
+    server = {"admin_port": 0, "grpc_port": 0} | dict(sections.pop("server", {}))
+    tokens = {f"{name}_token_file": cache / f"{name}-token" for name in ("admin", "scrape")}
+    auth = tokens | dict(sections.pop("auth", {}))
+    flags: Layer = {
+        "registry": {"url": str(registry)},
+        "models": models,
+        "jobs": jobs,
+        "server": server,
+        "auth": auth,
+        **sections,
+    }
     return load_settings(flags=flags, environment={})
 
 
@@ -111,16 +122,44 @@ def test_an_engine_that_cannot_run_here_is_not_replaced_by_another(
         service.load_models()
 
 
-def test_a_taken_port_stops_the_start(tiny_registry: Path, shared_cache: Path) -> None:
+@pytest.mark.parametrize("key", ["http_port", "grpc_port", "admin_port"])
+def test_a_taken_port_stops_the_start(tiny_registry: Path, shared_cache: Path, key: str) -> None:
     try:
         with listen("127.0.0.1", 0) as holder:
             port = holder.getsockname()[1]
+            server = {"http_port": 0, key: port}
             with pytest.raises(StartError, match=str(port)):
-                run_service(
-                    configured(tiny_registry, shared_cache, server={"http_port": port}), on_ready=print
-                )
+                run_service(configured(tiny_registry, shared_cache, server=server), on_ready=print)
     finally:
         structlog.reset_defaults()
+
+
+def test_a_url_that_names_no_registry_is_a_wrong_setting(shared_cache: Path) -> None:
+    wrong = configured(Path("unused"), shared_cache).model_copy(
+        update={"registry": RegistrySettings(url="ftp://host/models")}
+    )
+    with pytest.raises(SettingsError, match=r"registry\.url: .*ftp://host"), open_service(wrong):
+        pass
+
+
+def test_a_token_file_that_cannot_be_made_is_a_wrong_setting(tiny_registry: Path, shared_cache: Path) -> None:
+    auth = {"scrape_token_file": "/dev/null/token"}
+    with (
+        pytest.raises(SettingsError, match=r"auth\.scrape_token_file"),
+        open_service(configured(tiny_registry, shared_cache, auth=auth)),
+    ):
+        pass
+
+
+async def test_allowed_hosts_are_kept_to_on_a_public_address_too(
+    tiny_registry: Path, shared_cache: Path
+) -> None:
+    public = {"host": "0.0.0.0", "allowed_hosts": ["api.example"]}
+    settings = configured(tiny_registry, shared_cache, server=public, auth={"allow_anonymous": True})
+    with open_service(settings) as service:
+        for host, status in (("api.example", 200), ("localhost", 200), ("other.example", 403)):
+            async with client_of(service, host) as client:
+                assert (await client.get("/livez")).status_code == status
 
 
 def test_a_keys_file_that_is_not_there_stops_the_start(tiny_registry: Path, shared_cache: Path) -> None:

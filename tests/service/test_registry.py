@@ -9,7 +9,7 @@ from fakes import write_pooling_artifact
 from model.errors import RegistryUrlError
 from model.manifest import ModelVersion
 from service import registry
-from service.registry import open_registry
+from service.registry import open_registry, wants_int8
 from service.settings import Settings, load_settings
 
 
@@ -31,3 +31,16 @@ def test_shipped_models_are_found_beside_an_empty_registry(
 def test_a_url_that_names_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryUrlError, match="ftp://host"):
         open_registry(configured("ftp://host/models", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ({"precision": "int8"}, True),
+        ({"precision": "bf16"}, False),
+        ({"engine": "torch"}, False),
+        ({"device": "cuda:0"}, False),
+    ],
+)
+def test_whether_int8_is_wanted_follows_from_the_settings(flags: dict[str, str], *, wanted: bool) -> None:
+    assert wants_int8(load_settings(flags={"models": flags}, environment={"HOME": "/"})) is wanted

@@ -30,15 +30,15 @@ def test_without_any_layer_the_service_is_private_and_serves_the_shipped_model()
 
 
 def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
-    toml = "[server]\nhttp_port = 1\ngrace_s = 1\n[limits]\nmax_side = 1\n"
+    toml = "[server]\nhttp_port = 1\ngrace_s = 8\n[limits]\nmax_side = 1\n"
     settings = load(
         toml=toml,
         folder=tmp_path,
         flags={"server": {"http_port": 3, "host": None}},
         BISENET_SERVER__HTTP_PORT="2",
-        BISENET_SERVER__GRACE_S="2",
+        BISENET_SERVER__GRACE_S="9",
     )
-    assert (settings.server.http_port, settings.server.grace_s, settings.limits.max_side) == (3, 2, 1)
+    assert (settings.server.http_port, settings.server.grace_s, settings.limits.max_side) == (3, 9, 1)
     assert settings.server.host == "127.0.0.1"
 
 
@@ -76,7 +76,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
     for variable in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(SettingsError, match=r"registry\.url and models\.cache_folder"):
+    with pytest.raises(SettingsError, match="XDG_DATA_HOME"):
         load()
 
 
@@ -101,6 +101,9 @@ def test_variables_of_others_are_left_alone() -> None:
         ("[server]\nhttp_port = -1", "server.http_port"),
         ("[server]\nhttp_port = 1.5", "server.http_port"),
         ("[server]\ngrace_s = 0", "server.grace_s"),
+        ("[server]\ngrace_s = 5", "server: lame_duck_s 5 must be less than grace_s 5"),
+        ("[server]\nlame_duck_s = -1", "server.lame_duck_s"),
+        ("[server]\nadmin_port = 70000", "server.admin_port"),
         ("[server]\nhost = 1", "server.host"),
         ("[server]\nallowed_hosts = [1]", "server.allowed_hosts"),
         ("[server]\nhost = '0.0.0.0'", "server.host"),
@@ -118,10 +121,14 @@ def test_variables_of_others_are_left_alone() -> None:
         ("[limits]\nmax_infer_pixels = 0", "limits.max_infer_pixels"),
         ("[limits]\nmax_pixels_in_flight = 0", "limits.max_pixels_in_flight"),
         ("[limits]\nmax_waiting = 0", "limits.max_waiting"),
+        ("[limits]\nmax_connections = 0", "limits.max_connections"),
+        ("[limits]\nmax_body_bytes_in_flight = 0", "limits.max_body_bytes_in_flight"),
+        ("[limits]\nhead_timeout_s = 0", "limits.head_timeout_s"),
         ("[limits]\nreceive_timeout_s = 0", "limits.receive_timeout_s"),
         ("[limits]\ndefault_timeout_s = inf", "limits.default_timeout_s"),
         ("[auth]\nkeys = [1]", "auth.keys"),
         ("[auth]\nkeys_file = 1", "auth.keys_file"),
+        ("[auth]\nadmin_token_file = 1", "auth.admin_token_file"),
         ("[auth]\nallow_anonymous = 'perhaps'", "auth.allow_anonymous"),
         ("[auth]\npassword = 'x'", "auth.password: unknown key"),
         ("[log]\nlevel = 'loud'", "log.level"),
@@ -165,6 +172,13 @@ def test_a_key_or_a_word_lets_other_machines_in(auth: dict[str, object]) -> None
     assert not load(flags={"server": {"host": "0.0.0.0"}, "auth": auth}).server.is_loopback
 
 
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_list_of_keys_is_no_key(empty: str) -> None:
+    assert load(BISENET_AUTH__KEYS=empty).auth.read_keys() == ()
+    with pytest.raises(SettingsError, match="allow-anonymous"):
+        load(BISENET_AUTH__KEYS=empty, BISENET_SERVER__HOST="0.0.0.0")
+
+
 def test_keys_come_from_the_list_and_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("three\n\n  four  \n")
@@ -203,3 +217,39 @@ def test_any_value_gives_settings_or_one_line(section: str, key: str, value: obj
         load(flags={section: {key: value}})
     except SettingsError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_data_sets_of_a_file_start_at_its_folder(tmp_path: Path) -> None:
+    config = tmp_path / "bisenet.toml"
+    config.write_text('[datasets]\ncamvid = "camvid.toml"\ncity = "/data/city.toml"\n')
+    settings = load_settings(config, environment={"BISENET_DATASETS__FACE": "/data/face.toml"})
+    assert settings.datasets == {
+        "camvid": tmp_path / "camvid.toml",
+        "city": Path("/data/city.toml"),
+        "face": Path("/data/face.toml"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "key"),
+    [
+        ("datasets", {"../camvid": "camvid.toml"}, "datasets.../camvid"),
+        ("datasets", {"camvid": 3}, "datasets.camvid"),
+        ("jobs", {"mode": "sometimes"}, "jobs.mode"),
+        ("jobs", {"database": "mysql://db/jobs"}, "jobs.database"),
+        ("jobs", {"worker_id": "a/b"}, "jobs.worker_id"),
+        ("jobs", {"worker_id": ""}, "jobs.worker_id"),
+    ],
+)
+def test_settings_of_jobs_that_cannot_be_used_are_named(
+    section: str, values: dict[str, object], key: str
+) -> None:
+    with pytest.raises(SettingsError) as failure:
+        load_settings(flags={section: values}, environment={})
+    assert str(failure.value).startswith(f"{key}")
+    assert "\n" not in str(failure.value)
+
+
+def test_the_password_of_the_jobs_database_is_never_printed() -> None:
+    settings = load_settings(flags={"jobs": {"database": "postgresql://a:secret@db/jobs"}}, environment={})
+    assert "secret" not in repr(settings)

@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
+from fakes import write_pooling_artifact
 from typer.testing import CliRunner, Result
 
 from model.preprocess import ImageSize
+from model.registry import ModelRegistry
 from service.cli import bench
 
 Run = Callable[..., Result]
@@ -36,6 +39,36 @@ def test_every_engine_in_every_precision_is_measured_once(run: Run) -> None:
     assert all(figures["runs"] == 5 for figures in report["results"])
     assert report["machine"]["processor"]
     assert report["machine"]["versions"]["openvino"]
+
+
+def test_int8_is_measured_on_the_int8_version_of_the_model(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    registry = ModelRegistry(tmp_path / "registry")
+    registry.publish(write_pooling_artifact(tmp_path / "first").folder, "pooling")
+    int8 = write_pooling_artifact(tmp_path / "second", precision="int8", derived_from="pooling@1")
+    registry.publish(int8.folder, "pooling")
+    result = CliRunner().invoke(
+        bench.app,
+        [
+            "engine",
+            "--precision",
+            "f32",
+            "--precision",
+            "int8",
+            "--size",
+            "32x32",
+            "--seconds",
+            "0",
+            "--force",
+            "--json",
+        ],
+        env={**environment, "BISENET_REGISTRY": str(tmp_path / "registry")},
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["model"] == "pooling@1, pooling@2"
+    assert [figures["name"] for figures in report["results"]] == ["openvino f32", "openvino int8"]
 
 
 def test_people_read_the_same_with_its_context(run: Run) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeEngine
+from fakes import FakeEngine, write_pooling_artifact
 
+from model.manifest import GRAPH_FILE
 from service.cli.contest import BenchmarkApp, EngineContender, compete
 from service.core.engine import EngineUnavailableError, Precision
 
@@ -59,6 +61,12 @@ def test_an_engine_is_warmed_up_and_each_of_its_runs_timed() -> None:
     assert len(durations_s) == 1
     assert durations_s[0] > 0
     assert engine.seen == [(2, 32, 32, 3)] * 4
+
+
+def test_a_benchmark_app_with_streams_tells_the_time_between_batches(tmp_path: Path) -> None:
+    graph = write_pooling_artifact(tmp_path / "artifact").path(GRAPH_FILE)
+    (between_s,) = BenchmarkApp(graph, (1, 32, 32, 3), "f32", streams=2).play(0.0)
+    assert 0 < between_s < 1
 
 
 def test_a_benchmark_app_that_fails_says_why(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -97,6 +97,12 @@ def test_onnx_without_its_packages_says_what_installs_them(
     assert names(tmp_path) == []
 
 
+def test_an_int8_version_is_no_onnx(tmp_path: Path) -> None:
+    int8 = write_pooling_artifact(tmp_path / "int8", precision="int8", derived_from="pooling@1")
+    with pytest.raises(ExportError, match="pooling@1 is int8"):
+        export(POOLING_1, int8, "onnx", tmp_path / "city.onnx")
+
+
 @pytest.mark.soak
 def test_onnx_is_written_from_the_command_line(
     tiny_registry: Path, environment: dict[str, str], tmp_path: Path

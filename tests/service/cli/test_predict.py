@@ -105,8 +105,8 @@ def test_the_report_says_who_answered_what_and_how_fast(run: Run, tmp_path: Path
 
 def test_a_file_that_is_no_picture_fails_alone(run: Run, tmp_path: Path) -> None:
     picture(tmp_path / "in" / "good.png")
-    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
-    result = run(tmp_path / "film.mp4", tmp_path / "in", "--out", tmp_path / "masks", "--json")
+    (tmp_path / "film.dat").write_bytes(b"\0\0\0\x18ftypmp42")
+    result = run(tmp_path / "film.dat", tmp_path / "in", "--out", tmp_path / "masks", "--json")
     assert result.exit_code == 1
     bad, good = json.loads(result.stdout)["images"]
     assert bad["error"]["code"] == "unsupported_media"
@@ -115,10 +115,10 @@ def test_a_file_that_is_no_picture_fails_alone(run: Run, tmp_path: Path) -> None
 
 
 def test_a_failure_is_told_with_the_name_of_its_file(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
-    result = run(tmp_path / "film.mp4", "--out", tmp_path / "mask.png")
+    (tmp_path / "film.dat").write_bytes(b"\0\0\0\x18ftypmp42")
+    result = run(tmp_path / "film.dat", "--out", tmp_path / "mask.png")
     assert result.exit_code == 1
-    assert "film.mp4: " in result.stderr
+    assert "film.dat: " in result.stderr
     assert "0 of 1 pictures by pooling@1" in result.stdout
 
 

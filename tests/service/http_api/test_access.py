@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from service.core.errors import ForbiddenError, InvalidArgumentError, UnauthenticatedError
-from service.http_api.access import LOOPBACK_HOSTS, OPEN_PATHS, AccessPolicy, key_digests
+from service.core.keys import key_digests
+from service.http_api.access import LOOPBACK_HOSTS, OPEN_PATHS, AccessPolicy
 
 KEYED = AccessPolicy(key_digests=key_digests(["first-key", "second-key"]))
 LOOPBACK = AccessPolicy(hosts=LOOPBACK_HOSTS)

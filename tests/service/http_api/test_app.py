@@ -8,20 +8,24 @@ from collections.abc import AsyncIterator, Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 import structlog
-from fakes import FAKE_MANIFEST
-from http_site import Site, open_site
+from fakes import FAKE_MANIFEST, FakeEngine
+from http_site import Site, encoded, open_site
 from starlette.types import Receive, Scope, Send
 from structlog.testing import LogCapture
 
 from model.manifest import ModelVersion
-from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy, key_digests
+from service.core.keys import key_digests
+from service.core.lifecycle import Lifecycle
+from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.docs import docs_page
 from service.http_api.edge import Edge
 from service.http_api.problems import STATUS_OF_CODE
+from service.telemetry import Metrics, ModelLabels
 
 KEY = "a-long-random-key"
 
@@ -92,7 +96,7 @@ async def test_a_defect_of_the_application_is_logged_once_and_survived(log: LogC
     async def broken(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise RuntimeError("broken")
 
-    await Edge(broken)(
+    await Edge(broken, Lifecycle(), Metrics())(
         {"type": "http", "method": "GET", "path": "/", "headers": []}, _never_called, _never_called
     )
     assert [entry["event"] for entry in log.entries] == ["request failed", "request"]
@@ -271,3 +275,34 @@ async def test_the_openapi_document_refers_to_nothing_that_it_lacks(site: Site) 
     assert "SegmentationDocument" in names
     assert names <= set(json.loads(text)["components"]["schemas"])
     assert text.count('"$ref"') == len(re.findall(r'"\$ref":"#/components/schemas/', text))
+
+
+async def test_an_answer_is_counted_with_its_route_its_version_and_its_stages(site: Site) -> None:
+    labels = ModelLabels("fake", 3, "fake", "cpu", "f32")
+    site.metrics.model_loaded(labels, seconds=0)
+    picture = encoded(np.zeros((32, 32, 3), np.uint8))
+    await site.client.post("/v1/models/fake:segment", content=picture)
+    await site.client.post("/v1/models/x\u00e4y:segment", content=picture)
+    await site.client.post("/v1/elsewhere")
+    text = site.metrics.exposition()[0].decode()
+    route = "/v1/models/{model}:segment"
+    for series in (
+        f'bisenet_requests_total{{code="ok",model="fake",protocol="http",route="{route}",version="3"}} 1.0',
+        f'bisenet_requests_total{{code="model_not_found",model="",protocol="http",route="{route}",version=""}}',
+        'bisenet_requests_total{code="not_found",model="",protocol="http",route="unmatched",version=""} 1.0',
+        'bisenet_stage_duration_seconds_count{stage="encode"} 1.0',
+        'bisenet_stage_duration_seconds_count{stage="preprocess"} 1.0',
+        "bisenet_inflight 0.0",
+    ):
+        assert series in text
+
+
+async def test_a_picture_that_nobody_waits_for_is_counted_where_it_was_given_up() -> None:
+    engine = FakeEngine(held=True)
+    picture = encoded(np.zeros((32, 32, 3), np.uint8))
+    async with open_site(engine) as site:
+        late = await site.client.post("/v1/segment?timeout_ms=200", content=picture)
+        engine.go_on()
+        assert late.status_code == 504
+        text = site.metrics.exposition()[0].decode()
+    assert 'bisenet_expired_total{stage="queue"} 1.0' in text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
@@ -14,6 +16,10 @@ from fakes import PATIENCE_S, FakeEngine
 from http_site import Site, encoded, open_site
 
 from service.http_api import protocol
+from service.http_api.app import HttpOptions
+from service.http_api.body import BodyLimits
+from service.http_api.patience import ConnectionLimits
+from service.http_api.segment import SegmentOptions
 from service.http_api.server import HttpServer, listen
 
 PICTURE = encoded(np.zeros((32, 32, 3), np.uint8))
@@ -27,9 +33,16 @@ MIB = 1 << 20
 class Wire:
     """A server and how to talk to it."""
 
-    def __init__(self, site: Site, port: int) -> None:
+    def __init__(self, site: Site, server: HttpServer, port: int) -> None:
         self.site = site
         self.port = port
+        self._server = server
+
+    async def until_nobody_is_connected(self) -> None:
+        given_up_s = time.monotonic() + PATIENCE_S
+        while self._server.server_state.connections:  # no event says so
+            assert time.monotonic() < given_up_s, "somebody is still connected"
+            await asyncio.sleep(0.01)
 
     async def ask(self, *pieces: bytes, until_closed: bool = True) -> list[int]:
         """Send pieces, read to the end, return the statuses of all answers."""
@@ -37,7 +50,7 @@ class Wire:
 
     async def converse(self, *pieces: bytes, until_closed: bool = True) -> bytes:
         async with asyncio.timeout(PATIENCE_S):
-            reader, writer = await asyncio.open_connection("localhost", self.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             try:
                 for piece in pieces:
                     writer.write(piece)
@@ -52,13 +65,20 @@ def statuses(answers: bytes) -> list[int]:
 
 
 @asynccontextmanager
-async def serving(engine: FakeEngine | None = None) -> AsyncIterator[Wire]:
-    async with open_site(engine) as site:
-        with listen("localhost", 0) as listener:
-            server = HttpServer(site.app, grace_s=1)
-            running = asyncio.create_task(server.serve(sockets=[listener]))
-            yield Wire(site, listener.getsockname()[1])
-            server.should_exit = True
+async def serving(
+    engine: FakeEngine | None = None,
+    limits: ConnectionLimits | None = None,
+    options: HttpOptions | None = None,
+) -> AsyncIterator[Wire]:
+    async with open_site(engine, options=options) as site:
+        with listen("127.0.0.1", 0) as listener:
+            port = listener.getsockname()[1]
+            server = HttpServer(
+                site.app, listener, grace_s=1, limits=limits or ConnectionLimits(), metrics=site.metrics
+            )
+            running = asyncio.create_task(server.answer())
+            yield Wire(site, server, port)
+            server.stop()
             await running
 
 
@@ -192,6 +212,20 @@ async def test_a_body_in_absurdly_many_pieces_is_refused(wire: Wire) -> None:
     assert await wire.ask(POST + b"Transfer-Encoding: chunked\r\n\r\n", pieces) == [400]
 
 
+async def test_a_body_that_goes_on_after_the_answer_is_cut_off(wire: Wire) -> None:
+    request = POST + b"Content-Length: 99999999999\r\n\r\n"
+    with suppress(ConnectionError):
+        assert await wire.ask(request, *[bytes(MIB)] * (protocol.MAX_UNWANTED_BYTES // MIB + 1)) == [413]
+
+
+async def test_an_answer_reaches_a_client_that_is_still_sending(wire: Wire) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", wire.port)
+        writer.write(LIVE + b"X" * protocol.MAX_HEAD_BYTES + b"X" * 4 * MIB)
+        assert statuses(await reader.readuntil(b"\r\n\r\n")) == [431]
+        writer.close()
+
+
 async def test_expectations_are_met_or_read_over(wire: Wire) -> None:
     request = with_length(POST + b"Expect: 100-continue\r\n", PICTURE)
     assert await wire.ask(request) == [100, 200]
@@ -246,7 +280,7 @@ async def test_an_answer_that_is_on_its_way_is_not_disturbed_by_what_follows() -
 
 async def test_who_leaves_in_the_middle_of_a_body_disturbs_nobody(wire: Wire) -> None:
     for cut in (1, 20, len(PICTURE) - 1):
-        _, writer = await asyncio.open_connection("localhost", wire.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
         writer.write(with_length(POST, PICTURE)[: -len(PICTURE) + cut])
         await writer.drain()
         writer.transport.abort()
@@ -256,3 +290,109 @@ async def test_who_leaves_in_the_middle_of_a_body_disturbs_nobody(wire: Wire) ->
 async def test_a_head_that_comes_byte_by_byte_is_understood(wire: Wire) -> None:
     request = LIVE + b"Connection: close\r\n\r\n"
     assert await wire.ask(*(request[i : i + 1] for i in range(len(request)))) == [200]
+
+
+# --- clients that take their time -------------------------------------------------------------------------
+
+HASTY = ConnectionLimits(head_timeout_s=0.4, idle_timeout_s=0.4, stall_timeout_s=0.2, write_timeout_s=1.0)
+
+
+@pytest.fixture
+async def hasty() -> AsyncIterator[Wire]:
+    async with serving(limits=HASTY) as wire:
+        yield wire
+
+
+@pytest.mark.parametrize("start", [LIVE, b"\r\n", b"G", POST + b"Upgrade: h2c\r\n"])
+async def test_a_head_that_does_not_end_is_answered_with_408_and_cut_off(hasty: Wire, start: bytes) -> None:
+    assert await hasty.ask(start) == [408]
+
+
+async def test_a_head_that_trickles_is_cut_off_too(hasty: Wire) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)
+        writer.write(LIVE)
+        assert statuses(await trickle(b"X: a\r\n", reader, writer)) in ([408], [])
+
+
+async def test_who_connects_and_says_nothing_is_left_without_a_word(hasty: Wire) -> None:
+    assert await hasty.converse() == b""
+
+
+@pytest.mark.parametrize("chatter", [b"", b"\r\n"])
+async def test_an_idle_connection_is_closed_whatever_trickles_in(hasty: Wire, chatter: bytes) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)
+        writer.write(LIVE + b"\r\n")
+        assert statuses(await reader.readuntil(b'"live"}')) == [200]
+        await trickle(chatter, reader, writer)
+
+
+async def trickle(piece: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """Send a piece again and again until the server closes; return what it said."""
+    answer = asyncio.create_task(reader.read())
+    while not answer.done():
+        writer.write(piece)
+        await asyncio.wait([answer], timeout=0.02)
+    writer.close()
+    with suppress(ConnectionError):  # it was cut off while it still sent
+        return answer.result()
+    return b""
+
+
+async def test_the_second_head_on_a_connection_has_a_deadline_as_well(hasty: Wire) -> None:
+    assert await hasty.ask(LIVE + b"\r\n" + LIVE) == [200, 408]
+
+
+async def test_a_body_that_trickles_is_answered_with_408_and_cut_off() -> None:
+    body = BodyLimits(receive_timeout_s=0.4)
+    async with (
+        serving(options=HttpOptions(segment=SegmentOptions(body=body))) as wire,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", wire.port)
+        writer.write(POST + b"Content-Length: 1000000\r\n\r\n")
+        answer = await trickle(b"a", reader, writer)
+        assert statuses(answer) in ([408], [])
+        assert b"connection: close" in answer or not answer
+        await wire.until_nobody_is_connected()
+        text = wire.site.metrics.exposition()[0].decode()
+        assert 'bisenet_expired_total{stage="receive"} 1.0' in text
+
+
+async def test_the_rest_of_a_refused_body_may_not_trickle_for_ever(hasty: Wire) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)
+        writer.write(POST + b"Content-Length: 99999999999\r\n\r\n")
+        assert statuses(await reader.readuntil(b"}")) == [413]
+        await trickle(b"a", reader, writer)
+
+
+async def test_who_does_not_take_the_answer_is_cut_off() -> None:
+    huge = encoded(np.zeros((1500, 1500, 3), np.uint8))
+    ask = b"POST /v1/segment?output=color HTTP/1.1\r\nAccept: application/x-npy\r\n" + HOST
+    loop = asyncio.get_running_loop()
+    async with serving(limits=HASTY) as wire, asyncio.timeout(PATIENCE_S):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", wire.port))
+            await loop.sock_sendall(client, with_length(ask, huge, close=False))
+            assert statuses(await loop.sock_recv(client, 100)) == [200]
+            await wire.until_nobody_is_connected()
+
+
+async def test_one_connection_too_many_is_told_so_and_the_others_live_on() -> None:
+    async with serving(limits=ConnectionLimits(max_connections=3)) as wire:
+        held = [await asyncio.open_connection("127.0.0.1", wire.port) for _ in range(3)]
+        for _ in range(2):
+            for reader, writer in held:
+                writer.write(LIVE + b"\r\n")
+                await reader.readuntil(b'"live"}')
+            answer = await wire.converse()
+            assert statuses(answer) == [503]
+            assert b"retry-after: 1" in answer
+        text = wire.site.metrics.exposition()[0].decode()
+        assert 'bisenet_rejected_total{reason="too_many_connections"} 2.0' in text
+        for _, writer in held:
+            writer.close()

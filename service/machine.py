@@ -6,9 +6,9 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
-from service.core.engine import usable_cores
+from service.core.cores import usable_cores
+from service.engines.int8 import cpuinfo
 
 _LIBRARIES = ("bisenet-service", "openvino", "torch", "numpy", "numba")
 _VECTOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
@@ -36,10 +36,10 @@ class Machine:
 
 def this_machine() -> Machine:
     """Describe the machine that this runs on."""
-    cpuinfo = _cpuinfo()
-    flags = cpuinfo.get("flags", "").split()
+    info = cpuinfo()
+    flags = info.get("flags", "").split()
     return Machine(
-        processor=cpuinfo.get("model name", platform.machine()),
+        processor=info.get("model name", platform.machine()),
         cores=usable_cores(),
         vector_flags=tuple(flag for flag in _VECTOR_FLAGS if flag in flags),
         system=f"{platform.system()} {platform.machine()}",
@@ -50,16 +50,6 @@ def this_machine() -> Machine:
 def is_busy() -> bool:
     """Return whether other work would show in a measurement: a load of the last minute above 1/4 a core."""
     return os.getloadavg()[0] > _BUSY_LOAD_PER_CORE * usable_cores()
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Return what Linux says of the first core; nothing elsewhere."""
-    try:
-        first_core = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").partition("\n\n")[0]
-    except FileNotFoundError:
-        return {}
-    pairs = (line.partition(":") for line in first_core.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _installed() -> dict[str, str]:

@@ -1,0 +1,103 @@
+"""Runs the frontends until a signal ends them: nothing that was accepted is lost.
+
+SIGTERM   not ready from now on; for ``lame_duck_s`` everything that still comes is answered, since those who
+          send it may not have noticed yet; then no more connections, and what has begun is finished.
+SIGINT    the same without the lame-duck time: nobody but a person at a terminal sends it.
+another   whatever has begun is answered as ``draining``, at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from service.core.lifecycle import Lifecycle
+
+_log = structlog.get_logger()
+
+
+class Frontend(Protocol):
+    """Something that listens; all methods belong to the event loop."""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether requests were cut off in the end, because there was no more time."""
+        ...
+
+    async def answer(self) -> None:
+        """Answer until ``stop`` is called and everything is answered, or its grace is over."""
+        ...
+
+    def stop(self) -> None:
+        """Accept nothing more, and end with what has begun."""
+        ...
+
+    def cut(self) -> None:
+        """Do not even wait for that."""
+        ...
+
+
+class Frontends:
+    """The frontends of one process, and their end.
+
+    Args:
+        data: what work comes through.
+        admin: ends when all of them have ended, so that the last metrics can be read.
+        lifecycle: told when the end begins.
+        lame_duck_s: as above.
+    """
+
+    def __init__(
+        self, data: Sequence[Frontend], admin: Frontend, lifecycle: Lifecycle, *, lame_duck_s: float
+    ) -> None:
+        self._data = data
+        self._admin = admin
+        self._lifecycle = lifecycle
+        self._lame_duck_s = lame_duck_s
+        self._ending = False
+        self._cut = False
+
+    @property
+    def ending(self) -> bool:
+        """Whether the end has begun."""
+        return self._ending
+
+    async def run(self) -> int:
+        """Answer until a signal comes, and to the end.
+
+        Returns:
+            The exit code: 0, or 1 when requests were cut off.
+        """
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self.end, signum)
+        administrating = asyncio.create_task(self._admin.answer())
+        await asyncio.gather(*(frontend.answer() for frontend in self._data))
+        self._admin.stop()
+        await administrating
+        return int(self._cut or any(frontend.cut_off for frontend in self._data))
+
+    def end(self, signum: int | None = None) -> None:
+        """Begin to end; the second call cuts off.
+
+        Args:
+            signum: which signal says so; None = the process itself, when it cannot go on.
+        """
+        if self._ending and signum is not None:
+            self._cut = True
+            for frontend in (*self._data, self._admin):
+                frontend.cut()
+            return
+        self._ending = self._lifecycle.draining = True
+        is_expected = signum == signal.SIGTERM and self._lifecycle.started
+        delay_s = self._lame_duck_s if is_expected else 0.0
+        _log.info("stopping", lame_duck_s=delay_s)
+        asyncio.get_running_loop().call_later(delay_s, self._stop)
+
+    def _stop(self) -> None:
+        for frontend in self._data:
+            frontend.stop()

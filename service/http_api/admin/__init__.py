@@ -1,0 +1,1 @@
+"""The admin frontend: versions, evaluations, drain, metrics; on its own port, never without a token."""

@@ -1,0 +1,38 @@
+"""The admin application, put together of one router for each concern."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastapi import APIRouter
+from starlette.types import ASGIApp
+
+from service.core.lifecycle import Lifecycle
+from service.http_api.access import Gate
+from service.http_api.admin.access import AdminPolicy
+from service.http_api.edge import Edge
+from service.http_api.foundation import problem_app
+from service.telemetry import Metrics
+
+ADMIN_PREFIX = "/admin/v1"
+"""Of every router here except that of the metrics."""
+
+
+def create_admin_app(
+    routers: Iterable[APIRouter], *, policy: AdminPolicy, lifecycle: Lifecycle, metrics: Metrics
+) -> ASGIApp:
+    """Return the application.
+
+    Args:
+        routers: what it offers; their paths begin with ``ADMIN_PREFIX``.
+        policy: what each request must show.
+        lifecycle: of the process.
+        metrics: counts what is answered.
+    """
+    app = problem_app(
+        title="BiSeNet segmentation service: administration",
+        description="Every request needs `Authorization: Bearer TOKEN`.",
+    )
+    for router in routers:
+        app.include_router(router)
+    return Edge(Gate(app, policy), lifecycle, metrics)

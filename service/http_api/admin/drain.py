@@ -1,0 +1,41 @@
+"""``POST /admin/v1/drain``: let traffic go elsewhere before the process is stopped."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import structlog
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from service.core.lifecycle import Lifecycle
+
+_log = structlog.get_logger()
+
+
+class DrainDocument(BaseModel):
+    """The service asks for no more work."""
+
+    state: Literal["draining"] = "draining"
+
+
+def drain_router(lifecycle: Lifecycle) -> APIRouter:
+    """Return the route that begins to drain.
+
+    Args:
+        lifecycle: of the process.
+    """
+    router = APIRouter(prefix="/admin/v1", tags=["lifecycle"])
+
+    @router.post("/drain", status_code=202)
+    async def drain() -> DrainDocument:
+        """Turn `/readyz` to 503 and end each connection with its answer.
+
+        What still comes is answered; SIGTERM then ends the process. There is no way back.
+        """
+        if not lifecycle.draining:
+            _log.info("draining", by="admin")
+        lifecycle.draining = True
+        return DrainDocument()
+
+    return router

@@ -1,0 +1,216 @@
+"""``/admin/v1/evaluations``: submit evaluation jobs, watch them, cancel them, read their reports."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from dataclasses import asdict
+from typing import TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict
+
+from service.core.deadline import within
+from service.core.desk import EvaluationDesk
+from service.core.errors import BusyError, InvalidArgumentError
+from service.core.jobs import EvaluationJob, JobState
+from service.core.lifecycle import Lifecycle
+from service.http_api.body import read_document
+
+PREFIX = "/admin/v1/evaluations"
+
+_PATIENCE_S = 10.0
+"""For the jobs database: a file can be locked by somebody for half a minute."""
+
+_LOOK_S = 0.5
+_KEEP_ALIVE_S = 15.0
+# What the report may load: nothing but what is in it.
+_REPORT_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "X-Content-Type-Options": "nosniff",
+}
+
+T = TypeVar("T")
+
+
+class SubmissionDocument(BaseModel):
+    """What is to be evaluated."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    dataset: str
+    split: str = "val"
+    protocol: str = "ss"
+    skip_broken: bool = False
+
+
+class EvaluationResultDocument(BaseModel):
+    """What came out; IoU from 0 to 1, null for a class that does not occur."""
+
+    miou: float | None
+    per_class: dict[str, float | None]
+    images: int
+    skipped: list[str]
+    digest: str
+    report: str
+
+
+class EvaluationDocument(BaseModel):
+    """A job as it stands."""
+
+    id: str
+    state: JobState
+    model: str
+    dataset: str
+    split: str
+    protocol: str
+    done: int
+    total: int | None
+    error: str | None
+    result: EvaluationResultDocument | None
+
+
+class EvaluationListDocument(BaseModel):
+    """All jobs, the newest first."""
+
+    evaluations: list[EvaluationDocument]
+
+
+class _Clerk:
+    """Calls the desk, which blocks, without blocking the event loop."""
+
+    def __init__(self, desk: EvaluationDesk, pool: Executor) -> None:
+        self.desk = desk
+        self._pool = pool
+
+    async def call(self, function: Callable[[], T]) -> T:
+        async with within(_PATIENCE_S, BusyError, "the jobs database does not answer"):
+            return await asyncio.wrap_future(self._pool.submit(function))
+
+    async def get(self, job_id: str) -> EvaluationJob:
+        return await self.call(lambda: self.desk.jobs.get(job_id))
+
+
+def evaluations_router(desk: EvaluationDesk, pool: Executor, lifecycle: Lifecycle) -> APIRouter:
+    """Return the routes of the evaluation jobs.
+
+    Args:
+        desk: takes jobs in.
+        pool: threads for it; the caller closes it.
+        lifecycle: of the process; when it ends, so do event streams.
+    """
+    router = APIRouter(prefix=PREFIX, tags=["evaluations"])
+    clerk = _Clerk(desk, pool)
+
+    @router.post(
+        "",
+        status_code=202,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": SubmissionDocument.model_json_schema()}},
+            }
+        },
+    )
+    async def submit(request: Request, response: Response) -> EvaluationDocument:
+        """Queue a job.
+
+        With the header `Idempotency-Key` it may be sent again: the same body gives the same job, another
+        one is a conflict.
+        """
+        wanted = await read_document(request, SubmissionDocument)
+        key = _idempotency_key(request)
+        job = await clerk.call(lambda: desk.submit(**wanted.model_dump(), key=key))
+        response.headers["Location"] = f"{PREFIX}/{job.id}"
+        return evaluation_document(job)
+
+    @router.get("")
+    async def list_evaluations() -> EvaluationListDocument:
+        """List all jobs, the newest first."""
+        jobs = await clerk.call(desk.jobs.list)
+        return EvaluationListDocument(evaluations=[evaluation_document(job) for job in jobs])
+
+    @router.get("/{job_id}")
+    async def show(job_id: str) -> EvaluationDocument:
+        """Show a job."""
+        return evaluation_document(await clerk.get(job_id))
+
+    @router.get("/{job_id}/events", response_class=StreamingResponse)
+    async def events(job_id: str) -> StreamingResponse:
+        """Stream the job whenever it changes, as server-sent events `evaluation`, until it has ended."""
+        first = await clerk.get(job_id)
+        return StreamingResponse(
+            _events(clerk, first, lifecycle),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    @router.get("/{job_id}/report", response_class=Response)
+    async def report(job_id: str) -> Response:
+        """Return the report as one HTML page."""
+        page = await clerk.call(lambda: desk.page(job_id))
+        return Response(page, media_type="text/html", headers=_REPORT_HEADERS)
+
+    @router.delete("/{job_id}", status_code=202)
+    async def cancel(job_id: str) -> EvaluationDocument:
+        """Cancel a job before its next step; one that has ended stays as it is."""
+        return evaluation_document(await clerk.call(lambda: desk.jobs.cancel(job_id)))
+
+    return router
+
+
+def evaluation_document(job: EvaluationJob) -> EvaluationDocument:
+    """Describe a job."""
+    result = None
+    if job.result is not None:
+        result = EvaluationResultDocument.model_validate(
+            asdict(job.result) | {"report": f"{PREFIX}/{job.id}/report"}
+        )
+    return EvaluationDocument(
+        id=job.id,
+        state=job.state,
+        model=str(job.request.version),
+        dataset=job.request.dataset,
+        split=job.request.split,
+        protocol=job.request.protocol,
+        done=job.done,
+        total=job.total,
+        error=job.error,
+        result=result,
+    )
+
+
+def _idempotency_key(request: Request) -> str | None:
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1:
+        raise InvalidArgumentError("there are two headers Idempotency-Key")
+    return keys[0] if keys else None
+
+
+async def _events(clerk: _Clerk, job: EvaluationJob, lifecycle: Lifecycle) -> AsyncIterator[str]:
+    yield _event(job)
+    told_s = time.monotonic()
+    while not (job.state.is_final or lifecycle.draining):
+        await asyncio.sleep(_LOOK_S)
+        seen = await _look_again(clerk, job)
+        if seen != job:
+            yield _event(seen)
+            job, told_s = seen, time.monotonic()
+        elif time.monotonic() - told_s > _KEEP_ALIVE_S:
+            yield ":\n\n"  # a comment: proxies close what is silent
+            told_s = time.monotonic()
+
+
+async def _look_again(clerk: _Clerk, job: EvaluationJob) -> EvaluationJob:
+    try:
+        return await clerk.get(job.id)
+    except BusyError:
+        return job
+
+
+def _event(job: EvaluationJob) -> str:
+    return f"event: evaluation\ndata: {evaluation_document(job).model_dump_json()}\n\n"

@@ -1,0 +1,57 @@
+"""Tokens that are made once and kept in files which only their owner can read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+_TOKEN_BYTES = 32
+_MAX_FILE_BYTES = 4096
+
+
+class TokenFileError(Exception):
+    """A token cannot be read or written; the message names the file."""
+
+
+def obtain_token(path: Path) -> str:
+    """Return the token of a file; where there is none, make one (0600) that every later start finds.
+
+    Of several processes that start at once, all get the same token.
+
+    Raises:
+        TokenFileError: the file cannot be read or written, others may write to it, or it holds no token.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            return _read(path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _create(path, secrets.token_urlsafe(_TOKEN_BYTES))
+        return _read(path)
+    except OSError as error:
+        raise TokenFileError(f"token file {path}: {error.strerror}") from error
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
+            raise TokenFileError(f"token file {path} can be written to by others")
+        token = file.read(_MAX_FILE_BYTES).strip().decode("ascii", "replace")
+    if not token.isprintable() or not token.isascii() or " " in token or not token:
+        raise TokenFileError(f"token file {path} holds no token: printable ASCII without spaces")
+    return token
+
+
+def _create(path: Path, token: str) -> None:
+    """Let the file appear with its content, unless somebody else was faster."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{token}\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()

@@ -1,0 +1,85 @@
+"""``/admin/v1/models``: aliases, and which versions are loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.aliases import Alias
+from service.core.versions import LiveVersions
+from service.http_api.body import read_document
+from service.http_api.documents import EngineDocument, engine_document
+from service.http_api.parameters import version_number
+
+
+class PromotionDocument(BaseModel):
+    """Where an alias shall point."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: Annotated[int, Field(ge=1, le=999_999_999)]
+
+
+class AliasDocument(BaseModel):
+    """Where an alias points, and where it pointed before, the latest first."""
+
+    model: str
+    alias: str
+    version: int
+    previous: list[int]
+
+
+class UnloadedDocument(BaseModel):
+    """A version that is served no longer."""
+
+    name: str
+    version: int
+    state: Literal["unloaded"] = "unloaded"
+
+
+_PROMOTION = {
+    "requestBody": {"content": {"application/json": {"schema": PromotionDocument.model_json_schema()}}}
+}
+
+
+def versions_router(versions: LiveVersions) -> APIRouter:
+    """Return the routes that change what is served.
+
+    Args:
+        versions: carries the changes out, in threads: each takes seconds.
+    """
+    router = APIRouter(prefix="/admin/v1/models/{model}", tags=["versions"])
+
+    @router.put("/aliases/{alias}", openapi_extra=_PROMOTION)
+    async def promote(request: Request, model: str, alias: str) -> AliasDocument:
+        """Point an alias at a version; if the alias is served here, load and prove it first, then switch."""
+        number = (await read_document(request, PromotionDocument)).version
+        moved = await asyncio.to_thread(versions.promote, model, alias, number)
+        return _alias_document(model, alias, moved)
+
+    @router.post("/aliases/{alias}:rollback")
+    async def roll_back(model: str, alias: str) -> AliasDocument:
+        """Point an alias at the version before, with the same care."""
+        return _alias_document(model, alias, await asyncio.to_thread(versions.rollback, model, alias))
+
+    @router.post("/versions/{version}:load")
+    async def load(model: str, version: str) -> EngineDocument:
+        """Serve a version under its number, beside whatever is served."""
+        served = await asyncio.to_thread(versions.load, model, version_number(version))
+        return engine_document(served)
+
+    @router.post("/versions/{version}:unload")
+    async def unload(model: str, version: str) -> UnloadedDocument:
+        """Serve a version no longer, once its last picture is answered; 409 if the bare name means it."""
+        number = version_number(version)
+        await asyncio.to_thread(versions.unload, model, number)
+        return UnloadedDocument(name=model, version=number)
+
+    return router
+
+
+def _alias_document(model: str, alias: str, moved: Alias) -> AliasDocument:
+    return AliasDocument(model=model, alias=alias, version=moved.version, previous=list(moved.previous))

@@ -1,0 +1,45 @@
+"""The empty application that both frontends begin with: whatever fails in it is answered as a problem."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.core.errors import ServiceError
+from service.http_api import problems
+from service.http_api.documents import ProblemDocument
+
+INTERFACE_VERSION = "1"
+"""Of the HTTP interfaces, whose paths contain it; not of the program."""
+
+
+def problem_app(*, title: str, description: str) -> FastAPI:
+    """Return an application without routes, without pages from the network, and without redirects.
+
+    Args:
+        title: of its OpenAPI document.
+        description: text for people, paragraphs separated by empty lines.
+    """
+    return FastAPI(
+        title=title,
+        version=INTERFACE_VERSION,
+        description=description,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={
+            ServiceError: problems.service_error_response,
+            HTTPException: problems.routing_error_response,
+            RequestValidationError: problems.invalid_query_response,
+            ClientDisconnect: problems.disconnected_response,
+            Exception: problems.unexpected_error_response,
+        },
+        responses={
+            "default": {
+                "description": "An error.",
+                "content": {problems.PROBLEM_TYPE: {"schema": ProblemDocument.model_json_schema()}},
+            }
+        },
+    )

@@ -1,0 +1,82 @@
+"""How long a connection may take for what: slow clients cost a socket, and that not for long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What connections may cost.
+
+    Args:
+        max_connections: at the same time; more are refused.
+        head_timeout_s: from the connection, or the first byte of a later request, to the end of the head.
+        idle_timeout_s: between two requests; also what the rest of a refused body may take.
+        write_timeout_s: from the end of an answer to the moment in which the client has taken all of it.
+        stall_timeout_s: a client that takes less than ``min_bytes_per_s`` for so long is cut off.
+        min_bytes_per_s: of an answer.
+    """
+
+    max_connections: int = 2048
+    head_timeout_s: float = 10.0
+    idle_timeout_s: float = 10.0
+    write_timeout_s: float = 60.0
+    stall_timeout_s: float = 10.0
+    min_bytes_per_s: int = 8192
+
+
+class WriteWatch:
+    """Cuts off a client that does not take its answer.
+
+    Args:
+        transport: of the connection.
+        limits: of an answer.
+        call_later: of the event loop.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        limits: ConnectionLimits,
+        call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
+    ) -> None:
+        self._transport = transport
+        self._limits = limits
+        self._call_later = call_later
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        self._checks_left = 0
+
+    def look(self) -> None:
+        """Begin to watch if something waits to be sent, and nobody watches yet."""
+        unsent = self._transport.get_write_buffer_size()
+        if self._timer is None and unsent:
+            self._unsent = unsent
+            self._checks_left = round(self._limits.write_timeout_s / self._limits.stall_timeout_s)
+            self._timer = self._call_later(self._limits.stall_timeout_s, self._check)
+
+    def look_again(self) -> None:
+        """Begin anew: the client has taken nearly all, and more may be written from now on."""
+        self.stop()
+        self.look()
+
+    def stop(self) -> None:
+        """Stop watching: the connection is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _check(self) -> None:
+        self._timer = None
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        self._checks_left -= 1
+        due = self._limits.min_bytes_per_s * self._limits.stall_timeout_s
+        if not self._unsent:
+            return
+        if self._checks_left <= 0 or before - self._unsent < due:
+            self._transport.abort()
+        else:
+            self._timer = self._call_later(self._limits.stall_timeout_s, self._check)

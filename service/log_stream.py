@@ -1,0 +1,68 @@
+"""Where log lines go without anybody waiting: a reader that does not read, or is gone, stops no request."""
+
+from __future__ import annotations
+
+import os
+import threading
+from queue import Empty, Full, Queue
+
+_MAX_LINES = 10_000
+_LAST_LINES_S = 1.0
+
+
+class UnblockedStream:
+    """A text stream to a file descriptor, written to by a thread of its own.
+
+    When the other side takes nothing, lines wait; when too many wait, new ones are dropped, and a line says
+    how many as soon as there is room.
+
+    Args:
+        descriptor: stays open.
+        max_lines: that wait.
+    """
+
+    def __init__(self, descriptor: int, *, max_lines: int = _MAX_LINES) -> None:
+        self._descriptor = descriptor
+        self._lines: Queue[str] = Queue(max_lines)
+        self._dropped = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, text: str) -> None:
+        """Take a line; return at once."""
+        try:
+            self._lines.put_nowait(text)
+        except Full:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Return at once: lines are on their way."""
+
+    def close(self) -> None:
+        """Hand on what waits, as far as somebody takes it within a second."""
+        self._closed.set()
+        self._thread.join(_LAST_LINES_S)
+
+    def _run(self) -> None:
+        while (text := self._next()) is not None:
+            try:
+                _write_all(self._descriptor, text.encode())
+            except OSError:  # nobody will ever read: the lines have no place to go
+                continue
+
+    def _next(self) -> str | None:
+        while True:
+            try:
+                text = self._lines.get(timeout=0.1)
+            except Empty:
+                if self._closed.is_set():
+                    return None
+                continue
+            dropped, self._dropped = self._dropped, 0
+            return text if not dropped else f'{text}{{"event": "log lines dropped", "count": {dropped}}}\n'
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

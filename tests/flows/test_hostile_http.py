@@ -1,0 +1,298 @@
+"""Hostile pictures and requests against a running service: refused as what they are, they leave no trace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import io
+import os
+import random
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from fakes import PATIENCE_S, write_pooling_artifact
+from http_site import encoded
+from live_service import Server, serving_environment, started
+from PIL import Image
+
+from model.registry import ModelRegistry
+from service.core.admission import BYTES_PER_PIXEL_IN_FLIGHT, DEFAULT_MAX_PIXELS_IN_FLIGHT
+
+MIB = 1 << 20
+SMALL = encoded(np.zeros((64, 96, 3), np.uint8))
+CODES = {
+    "ok": (200, None),
+    "undecodable": (422, "undecodable_image"),
+    "unsupported_format": (415, "unsupported_media"),
+    "too_many_pixels": (413, "too_many_pixels"),
+}
+"""What the service says where the corpus says the key."""
+
+needs_data = pytest.mark.skipif("BISENET_DATA_ROOT" not in os.environ, reason="BISENET_DATA_ROOT is not set")
+
+
+@pytest.fixture(scope="module")
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, shared_cache: Path, temporary_folder: Path
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("pooling")
+    ModelRegistry(folder / "registry").publish(write_pooling_artifact(folder / "artifact").folder, "pooling")
+    environment = serving_environment(folder / "registry", shared_cache, folder, "pooling")
+    with started({**environment, "TMPDIR": str(temporary_folder)}, folder / "log") as server:
+        yield server
+        assert server.stop() == 0
+    errors = [line for line in server.log.read_text().splitlines() if '"level": "error"' in line]
+    assert not errors
+
+
+def rows_of(corpus: str) -> list[dict[str, str]]:
+    with (data_folder(corpus) / "manifest.tsv").open(newline="") as lines:
+        return list(csv.DictReader(lines, delimiter="\t"))
+
+
+def data_folder(corpus: str) -> Path:
+    return Path(os.environ["BISENET_DATA_ROOT"]) / corpus
+
+
+def assert_alive(server: Server) -> None:
+    assert server.client.get("/livez").status_code == 200
+    assert server.client.post("/v1/segment", content=SMALL).status_code == 200
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def code_of(response: httpx2.Response) -> tuple[int, str | None]:
+    code = None if response.status_code == 200 else response.json()["code"]
+    return response.status_code, code
+
+
+def mismatches(server: Server, rows: Sequence[Mapping[str, str]], *, as_form: bool) -> list[str]:
+    def post(row: Mapping[str, str]) -> tuple[int, str | None]:
+        data = (data_folder("hostile_images") / row["file"]).read_bytes()
+        if as_form:
+            return code_of(server.client.post("/v1/segment", files={"file": (row["whats_wrong"], data)}))
+        return code_of(server.client.post("/v1/segment", content=data))
+
+    with ThreadPoolExecutor(2) as clients:
+        answers = list(clients.map(post, rows))
+    return [
+        f"{row['file']} ({row['whats_wrong']}): {answer}"
+        for row, answer in zip(rows, answers, strict=True)
+        if answer != CODES[row["expected_code"]]
+    ]
+
+
+@pytest.mark.data
+@needs_data
+def test_every_hostile_picture_gets_its_answer_raw_and_as_a_form_and_leaves_no_memory_behind(
+    server: Server, temporary_folder: Path
+) -> None:
+    rows = rows_of("hostile_images")
+    assert len(rows) == 1358
+    assert not mismatches(server, rows, as_form=False)
+    assert_alive(server)
+    before = server.memory_bytes()
+    assert not mismatches(server, rows, as_form=True)
+    assert_alive(server)
+    assert server.memory_bytes() <= 1.03 * before
+    assert not list(temporary_folder.iterdir())
+
+
+def near_limit_pictures() -> list[bytes]:
+    """Return pictures of 49 megapixels in a few kilobytes: what each decoder likes least."""
+    side = 7000
+    gray = Image.new("L", (side, side))
+    return [
+        png_of_zeros(side, color_type=6),
+        encoded_image(gray, "JPEG", progressive=True),
+        encoded_image(gray.convert("RGB"), "WEBP", lossless=True, method=0),
+        png_of_zeros(side, color_type=0),
+    ]
+
+
+def encoded_image(picture: Image.Image, image_format: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+def png_of_zeros(side: int, *, color_type: int) -> bytes:
+    channels = {0: 1, 6: 4}[color_type]
+    header = struct.pack(">IIBBBBB", side, side, 8, color_type, 0, 0, 0)
+    data = zlib.compress(bytes(side * (1 + channels * side)), 1)
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def test_a_crowd_of_pictures_at_the_limit_stays_within_its_memory_and_lets_small_ones_through(
+    server: Server,
+) -> None:
+    pictures = near_limit_pictures()
+    for picture in pictures:  # what the engine keeps for the largest input that it gets is no longer new
+        assert post_patiently(server, picture, timeout_ms=60_000) == (200, None)
+    before = server.memory_bytes()
+    with server.peak_memory() as peak, ThreadPoolExecutor(80) as clients:
+        crowd = [
+            clients.submit(post_patiently, server, pictures[number % 4], timeout_ms=6000)
+            for number in range(64)
+        ]
+        rest = [clients.submit(post_patiently, server, SMALL, timeout_ms=60_000) for _ in range(16)]
+    answers = {future.result() for future in crowd}
+    assert answers <= {(200, None), (503, "busy"), (504, "deadline_exceeded"), (429, "queue_full")}
+    assert {future.result() for future in rest} == {(200, None)}
+    budget = DEFAULT_MAX_PIXELS_IN_FLIGHT * BYTES_PER_PIXEL_IN_FLIGHT
+    assert peak[0] <= before + budget + 64 * MIB
+    assert_alive(server)
+
+
+def post_patiently(server: Server, picture: bytes, *, timeout_ms: int) -> tuple[int, str | None]:
+    url = f"{server.client.base_url}/v1/segment"
+    return code_of(
+        httpx2.post(url, params={"timeout_ms": timeout_ms}, content=picture, timeout=2 * PATIENCE_S)
+    )
+
+
+# --- requests ---------------------------------------------------------------------------------------------
+
+
+async def ask(server: Server, request: bytes, *, patience_s: float = 5.0) -> list[int]:
+    """Send a request and nothing more; return the statuses of all answers.
+
+    Args:
+        server: is asked.
+        request: or the beginning of one.
+        patience_s: without an answer for so long, it was only the beginning; say that nothing more comes.
+    """
+    url = server.client.base_url
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(request)
+        try:
+            answers = await first_bytes(reader, patience_s)
+            with contextlib.suppress(ConnectionError):  # cut off, with the rest of it still on its way
+                writer.write_eof()
+                answers += await reader.read()
+        finally:
+            writer.close()
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", answers)]
+
+
+async def first_bytes(reader: asyncio.StreamReader, patience_s: float) -> bytes:
+    try:
+        return await asyncio.wait_for(reader.read(1), patience_s)
+    except (TimeoutError, ConnectionError):
+        return b""
+
+
+async def ask_all(server: Server, requests: Sequence[bytes], *, patience_s: float = 5.0) -> list[list[int]]:
+    """Send many at once, and see to it that the service is alive all the while."""
+    at_once = asyncio.Semaphore(64)
+
+    async def ask_in_turn(request: bytes) -> list[int]:
+        async with at_once:
+            return await ask(server, request, patience_s=patience_s)
+
+    answering = asyncio.gather(*(ask_in_turn(request) for request in requests))
+    while not answering.done():
+        assert (await asyncio.to_thread(server.client.get, "/livez")).status_code == 200
+        await asyncio.wait([answering], timeout=0.05)
+    return await answering
+
+
+def allowed(row: Mapping[str, str], answers: Sequence[int]) -> bool:
+    """Whether the first answer is one of those that the manifest names."""
+    if not answers:
+        return "close" in row["expected"]
+    named = [int(status) for status in re.findall(r"\b[1-5][0-9]{2}\b", row["expected"].split(";")[0])]
+    if "4xx" in row["expected"] or row["expected"].startswith("200/206"):
+        named += range(400, 500)
+    return answers[0] in named and all(status < 500 for status in answers)
+
+
+@pytest.mark.data
+@needs_data
+@pytest.mark.parametrize("kind", ["raw", "httpreq", "multipart"])
+async def test_every_hostile_request_is_refused_or_cut_off(server: Server, kind: str) -> None:
+    rows = [row for row in rows_of("hostile_requests") if row["file"].startswith(f"{kind}/")]
+    requests = [(data_folder("hostile_requests") / row["file"]).read_bytes() for row in rows]
+    if kind == "multipart":
+        requests = [as_form(request) for request in requests]
+    answers = await ask_all(server, requests)
+    wrong = [f"{row['file']}: {got}" for row, got in zip(rows, answers, strict=True) if not allowed(row, got)]
+    assert len(rows) == {"raw": 18, "httpreq": 200, "multipart": 70}[kind]
+    assert not wrong
+    assert_alive(server)
+
+
+BOUNDARY = b"dfhjksd23f43242f43fv4b4g2g2g23vf2"  # that of the corpus
+
+
+def as_form(body: bytes) -> bytes:
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    kind = b"Content-Type: multipart/form-data; boundary=" + BOUNDARY
+    return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (head, kind, len(body), body)
+
+
+# --- mutants of requests ----------------------------------------------------------------------------------
+
+POST = b"POST /v1/segment?alpha=0.5&classes=1&output=overlay HTTP/1.1\r\nHost: localhost\r\n"
+GOOD = (
+    b"%bAccept: application/json;q=0.5, image/png\r\nContent-Length: %d\r\n\r\n%b"
+    % (POST, len(SMALL), SMALL),
+    b"%bTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (POST, len(SMALL), SMALL),
+    as_form(
+        b"--%b\r\nContent-Disposition: form-data; name=file; filename=a.png\r\n\r\n%b\r\n--%b--\r\n"
+        % (BOUNDARY, SMALL, BOUNDARY)
+    ),
+    b"GET /v1/models/pooling HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n" * 3,
+)
+PIECES = (
+    *(b"\r\n", b"\0", b": ", b"%", b"\xff\xfe", b"chunked", b",", b";", b'"', b"A" * 300, b"-1", b"9" * 30),
+    *(b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n", b"Host: elsewhere\r\n", b"HTTP/1.0"),
+)
+
+
+def mutant_of_a_request(rng: random.Random, requests: Sequence[bytes]) -> bytes:
+    data = bytearray(rng.choice(requests))
+    for _ in range(rng.choice((1, 1, 2, 3, 6))):
+        start = rng.randrange(len(data) + 1)
+        end = start + rng.randrange(20)
+        match rng.randrange(4):
+            case 0:
+                data[start:end] = rng.randbytes(rng.randrange(4))
+            case 1:
+                data[start:start] = rng.choice(PIECES)
+            case 2:
+                data[start:start] = data[start:end] * rng.choice((1, 3, 40))
+            case _:
+                other = rng.choice(requests)
+                data[start:] = other[rng.randrange(len(other) + 1) :]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(20_000, marks=pytest.mark.soak)])
+async def test_no_mutant_of_a_request_is_a_defect(server: Server, count: int) -> None:
+    rng = random.Random(count)
+    requests = [mutant_of_a_request(rng, GOOD) for _ in range(count)]
+    answers = await ask_all(server, requests, patience_s=0.2)
+    assert all(status < 500 for statuses in answers for status in statuses)
+    assert sum(200 in statuses for statuses in answers) > count // 20  # not all of them are nonsense
+    assert_alive(server)

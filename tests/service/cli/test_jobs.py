@@ -1,0 +1,141 @@
+"""``bisenet jobs`` against an admin frontend on a real socket."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
+from typer.testing import CliRunner
+
+from model.registry import ModelRegistry
+from service.cli.jobs import app
+from service.core.desk import EvaluationDesk
+from service.core.jobs import JobResult, JobState
+from service.core.lifecycle import Lifecycle
+from service.http_api.admin.access import AdminPolicy
+from service.http_api.admin.app import create_admin_app
+from service.http_api.admin.evaluations import evaluations_router
+from service.http_api.server import listen, url_of
+from service.telemetry import Metrics
+
+RESULT = JobResult(0.5, {"dark": 0.5, "bright": None}, 7, ("3.png",), "d" * 64)
+
+
+@dataclass(frozen=True)
+class Office:
+    """A running admin frontend."""
+
+    jobs: FakeJobs
+    url: str
+    token_file: Path
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Return exit code and output of ``bisenet jobs``."""
+        address = ["--server", self.url, "--token-file", str(self.token_file)]
+        done = CliRunner().invoke(app, [*arguments, *address])
+        return done.exit_code, done.output
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    folder = tmp_path_factory.mktemp("office")
+    registry = ModelRegistry(folder / "registry")
+    registry.publish(write_pooling_artifact(folder / "artifact").folder, "pool")
+    token_file = folder / "token"
+    token_file.write_text("secret\n")
+    jobs, lifecycle = FakeJobs(), Lifecycle()
+    with ThreadPoolExecutor(2) as pool, listen("127.0.0.1", 0) as listener:
+        admin = create_admin_app(
+            [evaluations_router(EvaluationDesk(jobs, registry, {"noise"}), pool, lifecycle)],
+            policy=AdminPolicy("secret", "scrape", None),
+            lifecycle=lifecycle,
+            metrics=Metrics(),
+        )
+        server = uvicorn.Server(uvicorn.Config(admin, lifespan="off", log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield Office(jobs, url_of(listener), token_file)
+        server.should_exit = True
+        thread.join(PATIENCE_S)
+
+
+def test_a_job_is_submitted_shown_listed_and_cancelled(office: Office) -> None:
+    exit_code, output = office.run("submit", "--model", "pool", "--dataset", "noise", "--json")
+    job = json.loads(output)
+    assert (exit_code, job["state"], job["model"]) == (0, "queued", "pool@1")
+    assert office.run("show", job["id"]) == (0, f"{job['id']}  queued     pool@1 on noise val by ss\n")
+    office.jobs.move(job["id"], state=JobState.RUNNING, done=3, total=8)
+    assert f"{job['id']}  running    pool@1 on noise val by ss: 3 of 8 pictures\n" in office.run("list")[1]
+    assert json.loads(office.run("cancel", job["id"], "--json")[1])["state"] == "cancelled"
+    assert json.loads(office.run("list", "--json")[1])[0]["state"] == "cancelled"
+
+
+def test_a_key_makes_a_command_repeatable(office: Office) -> None:
+    command = ("submit", "--model", "pool", "--dataset", "noise", "--key", "nightly", "--json")
+    assert json.loads(office.run(*command)[1]) == json.loads(office.run(*command)[1])
+
+
+def test_a_result_is_printed_by_class(office: Office) -> None:
+    job_id = json.loads(office.run("submit", "--model", "pool", "--dataset", "noise", "--json")[1])["id"]
+    office.jobs.move(job_id, state=JobState.SUCCEEDED, result=RESULT)
+    assert office.run("show", job_id)[1].splitlines() == [
+        f"{job_id}  succeeded  pool@1 on noise val by ss: mIoU 50.00 % over 7 pictures",
+        "  dark    50.00 %",
+        "  bright  none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code"), [(JobState.SUCCEEDED, 0), (JobState.FAILED, 1), (JobState.CANCELLED, 1)]
+)
+def test_who_waits_learns_how_it_ended(office: Office, state: JobState, exit_code: int) -> None:
+    command = ("submit", "--model", "pool", "--dataset", "noise", "--key", f"wait for {state}")
+    job_id = json.loads(office.run(*command, "--json")[1])["id"]
+    error = "a file is broken" if state is JobState.FAILED else None
+    office.jobs.move(job_id, state=state, error=error, result=RESULT if exit_code == 0 else None)
+    ended, output = office.run(*command, "--wait")
+    assert ended == exit_code
+    assert error is None or output.endswith(": a file is broken\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("submit", "--model", "nobody", "--dataset", "noise"), "model_not_found: no model 'nobody'"),
+        (("submit", "--model", "pool", "--dataset", "letters"), "not_found: no data set 'letters'"),
+        (("show", "nobody"), "not_found: there is no such job"),
+        (("cancel", "../jobs"), "not_found: "),
+    ],
+)
+def test_what_the_service_refuses_is_one_line(
+    office: Office, arguments: tuple[str, ...], message: str
+) -> None:
+    exit_code, output = office.run(*arguments)
+    assert exit_code == 1
+    assert output.startswith(f"error: {message}")
+    assert output.count("\n") == 1
+
+
+def test_a_service_that_is_not_there_is_named(office: Office, tmp_path: Path) -> None:
+    for server, token_file, message in (
+        ("http://127.0.0.1:1", office.token_file, "http://127.0.0.1:1 does not answer"),
+        ("127.0.0.1:8002", office.token_file, "not a URL of a service"),
+        (office.url, tmp_path / "none", f"token file {tmp_path / 'none'} cannot be read"),
+    ):
+        done = CliRunner().invoke(app, ["list", "--server", server, "--token-file", str(token_file)])
+        assert (done.exit_code, done.output.count("\n")) == (1, 1)
+        assert done.output.startswith(f"error: {message}")
+
+
+def test_a_wrong_token_is_told(office: Office, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("other")
+    done = CliRunner().invoke(app, ["list", "--server", office.url, "--token-file", str(tmp_path / "token")])
+    assert done.exit_code == 1
+    assert done.output.startswith("error: unauthenticated: ")

@@ -1,0 +1,89 @@
+"""``bisenet predict`` of a film: every picture, in order, as a film or as a folder of masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+pytest.importorskip("av", reason="the extra `client` is not installed")
+
+from service.cli.predict import predict
+from service.client.cameras import FilmWriter, shots
+
+Run = Callable[..., Result]
+
+app = typer.Typer()
+app.command()(predict)
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+    return run
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    writer = FilmWriter(tmp_path / "clip.mp4")
+    random = np.random.default_rng(0)
+    for number in range(7):
+        writer.write(random.integers(0, 256, (64, 96, 3), np.uint8), number / 25)
+    writer.close()
+    return tmp_path / "clip.mp4"
+
+
+def test_a_film_becomes_a_film_of_as_many_pictures(run: Run, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "overlay.mp4"
+    result = run(clip, "--out", out, "--output", "overlay", "--json")
+    assert result.exit_code == 0, result.output
+    (entry,) = json.loads(result.stdout)["images"]
+    assert entry == {"input": str(clip), "output": str(out), "frames": 7}
+    written = list(shots(str(out)))
+    assert [round(25 * shot.position_s) for shot in written] == list(range(7))
+    assert written[0].image_HW3.shape == (64, 96, 3)
+
+
+def test_a_film_becomes_a_folder_of_the_masks_that_its_pictures_get(
+    run: Run, clip: Path, tmp_path: Path
+) -> None:
+    assert run(clip, "--out", tmp_path / "masks", "--output", "labels").exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "masks").iterdir())
+    assert names == [f"clip-{number:06}.png" for number in range(1, 8)]
+    third = list(shots(str(clip)))[2].image_HW3
+    Image.fromarray(third).save(tmp_path / "third.png")
+    assert run(tmp_path / "third.png", "--out", tmp_path / "mask.png").exit_code == 0
+    assert (tmp_path / "mask.png").read_bytes() == (tmp_path / "masks" / "clip-000003.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("clip.mp4", "--out", "labels.mp4", "--output", "labels"),
+        ("clip.mp4", "--out", "clip.mp4"),
+        ("clip.mp4", "--out", "mask.png"),
+        ("clip.mp4", "clip.mp4", "--out", "masks"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_done(
+    run: Run, clip: Path, arguments: tuple[str, ...]
+) -> None:
+    before = clip.read_bytes()
+    named = [clip.parent / word if "." in word or word == "masks" else word for word in arguments]
+    assert run(*named).exit_code == 2
+    assert clip.read_bytes() == before
+
+
+def test_a_film_that_is_none_is_told_in_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "none.mp4").write_bytes(b"no film")
+    result = run(tmp_path / "none.mp4", "--out", tmp_path / "masks")
+    assert result.exit_code == 1
+    assert "none.mp4" in result.stderr
