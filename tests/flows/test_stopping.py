@@ -65,6 +65,7 @@ def wait_until_draining(server: Server) -> None:
     assert server.client.get("/readyz").json()["code"] == "draining"
 
 
+@pytest.mark.soak
 def test_the_lame_duck_time_ends_although_clients_keep_their_connections(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -203,6 +204,7 @@ def test_a_setting_that_cannot_be_used_is_named_in_one_line(
 # --- more clients than there is room for ------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_a_service_without_file_descriptors_left_refuses_and_recovers(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -283,6 +285,7 @@ def unread_log() -> Iterator[int]:
     os.close(writer)
 
 
+@pytest.mark.soak
 def test_a_log_that_nobody_reads_holds_no_request_up(
     environment: dict[str, str], tmp_path: Path, unread_log: int
 ) -> None:

@@ -161,6 +161,7 @@ def test_what_was_best_is_published_even_if_it_was_not_last(
     assert after.files["model.safetensors"] == before.files["model.safetensors"]
 
 
+@pytest.mark.soak
 def test_scores_of_learned_pictures_choose_nothing(config: TrainingConfig, tmp_path: Path) -> None:
     learned = dataclasses.replace(
         config, data=dataclasses.replace(config.data, train_splits=("train", "val"))
@@ -169,6 +170,7 @@ def test_scores_of_learned_pictures_choose_nothing(config: TrainingConfig, tmp_p
     assert read_artifact(tmp_path / "artifact").manifest.provenance["steps"] == 4
 
 
+@pytest.mark.soak
 def test_a_run_may_begin_with_a_published_model_and_says_what_fitted(
     config: TrainingConfig,
     tiny_artifact: Artifact,

@@ -176,6 +176,7 @@ def test_pictures_that_kill_every_worker_fail_the_job_after_three_rescues(
     assert "the workers died 4 times at the same pictures" in str(job.error)
 
 
+@pytest.mark.soak
 def test_what_fails_for_the_moment_is_tried_again(sqlite_database: JobsDatabase) -> None:
     failures = iter([True])
 
@@ -216,6 +217,7 @@ def test_a_job_that_began_with_other_libraries_fails_instead_of_mixing(
     assert job.error == "the job began with other libraries or on another processor: submit it again"
 
 
+@pytest.mark.soak
 def test_a_shard_that_fails_ends_the_whole_job_with_its_reason(sqlite_database: JobsDatabase) -> None:
     seen: list[int] = []
 
@@ -244,6 +246,7 @@ def test_a_defect_is_told_without_its_details(
     assert (job.state, job.error) == (JobState.FAILED, "the service failed, its log tells why")
 
 
+@pytest.mark.soak
 def test_jobs_that_ended_long_ago_are_forgotten(sqlite_database: JobsDatabase) -> None:
     with open_jobs(sqlite_database) as jobs:
         with running(sqlite_database, FakeWork()):

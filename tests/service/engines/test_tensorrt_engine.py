@@ -31,17 +31,23 @@ def network() -> SegmentationNetwork:
 
 
 @pytest.fixture
+def architecture() -> nn.Module:
+    """Return what is exported in a moment."""
+    return nn.Conv2d(3, 4, 1).half()
+
+
+@pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeTorchTensorRt:
     monkeypatch.setattr(importlib.metadata, "version", {}.get)
     return FakeTorchTensorRt()
 
 
 def engine_of(
-    library: FakeTorchTensorRt, folder: Path, network: SegmentationNetwork, **changes: object
+    library: FakeTorchTensorRt, folder: Path, architecture: nn.Module, **changes: object
 ) -> nn.Module:
     options = {"gpu": "a GPU (9, 0)", "max_batch": 3, "files": FILES, "size": SIZE} | changes
     builder = TensorRtBuilder(library, CompileCache(folder), options["gpu"], options["max_batch"])
-    return builder.engine(network.architecture, options["size"], options["files"])
+    return builder.engine(architecture, options["size"], options["files"])
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("bisenetv1", {}), ("bisenetv2", {"head_channels": 8})])
@@ -57,19 +63,19 @@ def test_an_exported_network_takes_every_batch_up_to_the_largest(
 
 
 def test_an_engine_is_built_saved_and_only_then_loaded(
-    library: FakeTorchTensorRt, network: SegmentationNetwork, tmp_path: Path
+    library: FakeTorchTensorRt, architecture: nn.Module, tmp_path: Path
 ) -> None:
-    engine = engine_of(library, tmp_path, network)
+    engine = engine_of(library, tmp_path, architecture)
     assert library.calls == ["compile", "save", "load"]
     x_N3HW = torch.zeros(2, 3, SIZE.height, SIZE.width, dtype=torch.float16)
     with torch.inference_mode():
-        assert torch.equal(engine(x_N3HW), network.architecture(x_N3HW))
+        assert torch.equal(engine(x_N3HW), architecture(x_N3HW))
 
 
 def test_the_engine_takes_half_numbers_and_batches_from_one(
-    library: FakeTorchTensorRt, network: SegmentationNetwork, tmp_path: Path
+    library: FakeTorchTensorRt, architecture: nn.Module, tmp_path: Path
 ) -> None:
-    engine_of(library, tmp_path, network)
+    engine_of(library, tmp_path, architecture)
     (described,) = library.inputs
     assert described["dtype"] is torch.float16
     assert described["min_shape"] == (1, 3, 64, 96)
@@ -77,10 +83,10 @@ def test_the_engine_takes_half_numbers_and_batches_from_one(
 
 
 def test_a_second_start_builds_nothing(
-    library: FakeTorchTensorRt, network: SegmentationNetwork, tmp_path: Path
+    library: FakeTorchTensorRt, architecture: nn.Module, tmp_path: Path
 ) -> None:
-    engine_of(library, tmp_path, network)
-    engine_of(library, tmp_path, network)
+    engine_of(library, tmp_path, architecture)
+    engine_of(library, tmp_path, architecture)
     assert library.calls == ["compile", "save", "load", "load"]
 
 
@@ -95,20 +101,20 @@ def test_a_second_start_builds_nothing(
     ids=["gpu", "batch", "size", "weights"],
 )
 def test_an_engine_for_anything_else_is_not_taken(
-    library: FakeTorchTensorRt, network: SegmentationNetwork, tmp_path: Path, change: dict[str, object]
+    library: FakeTorchTensorRt, architecture: nn.Module, tmp_path: Path, change: dict[str, object]
 ) -> None:
-    engine_of(library, tmp_path, network)
-    engine_of(library, tmp_path, network, **change)
+    engine_of(library, tmp_path, architecture)
+    engine_of(library, tmp_path, architecture, **change)
     assert library.calls.count("compile") == 2
 
 
 def test_a_corrupt_engine_is_built_anew(
-    library: FakeTorchTensorRt, network: SegmentationNetwork, tmp_path: Path
+    library: FakeTorchTensorRt, architecture: nn.Module, tmp_path: Path
 ) -> None:
-    engine_of(library, tmp_path, network)
+    engine_of(library, tmp_path, architecture)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-1])
-    engine_of(library, tmp_path, network)
+    engine_of(library, tmp_path, architecture)
     assert library.calls.count("compile") == 2
 
 
