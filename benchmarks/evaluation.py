@@ -16,6 +16,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -24,14 +26,20 @@ import numpy as np
 from model.dataset import DatasetSpec, LabeledImages
 from model.execution import segment
 from model.labels import UInt8Array
+from model.manifest import ModelManifest
 from model.metrics import confusion_matrix
 from model.preprocess import ImageSize, size_of
 from model.protocols import DEFAULT_CROP, find_protocol, make_plan
-from service.cli.local import local_settings
+from service.assembly import engine_options
+from service.cli.local import local_settings, open_artifact
 from service.cli.scoring import Candidate, evaluate_split, open_candidate
+from service.core.cores import usable_cores
+from service.core.engine import InferenceEngine
+from service.engines import engine_builder
 
 LARGE = ImageSize(1024, 2048)
 NUM_CLASSES = 19
+MODEL = "bisenetv2-camvid@1"
 
 
 def main() -> None:
@@ -49,11 +57,13 @@ def main() -> None:
         raise SystemExit(f"load average is {load:.1f}: timings would mean nothing (--busy runs anyway)")
     count_pixels(options.rounds)
     pictures = LabeledImages(DatasetSpec.load("camvid", root=options.root), "val")
-    with open_candidate(local_settings({"models": {"precision": options.precision}})) as candidate:
-        engine = candidate.engine.info
-        print(f"{candidate.version}, {engine.engine} {engine.precision} on {engine.device}, load {load:.1f}")
-        single_scale(candidate, pictures, options.rounds)
-        many_chips(candidate, options.rounds)
+    settings = local_settings({"models": {"precision": options.precision, "serve": [MODEL]}})
+    _, artifact = open_artifact(settings)
+    bare = engine_builder("openvino", "cpu")(artifact, engine_options(settings))
+    with open_candidate(settings) as candidate, closing(bare):
+        print(f"{candidate.version}, {bare.info.engine} {bare.info.precision}, load {load:.1f}")
+        single_scale(candidate, bare, pictures, options.rounds)
+        many_chips(artifact.manifest, bare, options.rounds)
 
 
 def count_pixels(rounds: int) -> None:
@@ -68,17 +78,17 @@ def count_pixels(rounds: int) -> None:
         print(f"counting {LARGE}, {name}: {1e3 * median_s:.2f} ms")
 
 
-def single_scale(candidate: Candidate, pictures: LabeledImages, rounds: int) -> None:
+def single_scale(candidate: Candidate, engine: InferenceEngine, pictures: LabeledImages, rounds: int) -> None:
     """Evaluate a split, and run the engine alone on as many pictures of the same size."""
     protocol = find_protocol("ss")
     image_HW3, _ = pictures[0]
     seen = make_plan(protocol, size_of(image_HW3)).passes[0].scaled
     images_NHW3 = noise(seen)[np.newaxis]
-    candidate.engine.infer(images_NHW3)
+    engine.infer(images_NHW3)
 
     def bare() -> None:
         for _ in range(len(pictures)):
-            candidate.engine.infer(images_NHW3)
+            engine.infer(images_NHW3)
 
     def whole() -> None:
         evaluate_split(candidate, pictures, protocol, command="")
@@ -95,23 +105,20 @@ def single_scale(candidate: Candidate, pictures: LabeledImages, rounds: int) -> 
     )
 
 
-def many_chips(candidate: Candidate, rounds: int) -> None:
+def many_chips(manifest: ModelManifest, engine: InferenceEngine, rounds: int) -> None:
     """Evaluate one large picture by ``mscf``, and run the engine alone on one chip."""
     image_HW3 = noise(LARGE)
     chip_NHW3 = noise(ImageSize(DEFAULT_CROP, DEFAULT_CROP))[np.newaxis].astype(np.float32)
     protocol = find_protocol("mscf")
     runs = make_plan(protocol, LARGE).runs
-    candidate.engine.infer(chip_NHW3)
-
-    def whole() -> None:
-        segment(image_HW3, protocol, candidate.engine.infer, candidate.manifest, executor=candidate.rows)
-
+    engine.infer(chip_NHW3)
     ratios, times = [], []
-    for _ in range(rounds):
-        chips_s = statistics.median(seconds(lambda: candidate.engine.infer(chip_NHW3)) for _ in range(7))
-        evaluation_s = seconds(whole)
-        ratios.append(evaluation_s / (runs * chips_s))
-        times.append(evaluation_s)
+    with ThreadPoolExecutor(usable_cores()) as rows:
+        for _ in range(rounds):
+            chips_s = statistics.median(seconds(lambda: engine.infer(chip_NHW3)) for _ in range(7))
+            whole = partial(segment, image_HW3, protocol, engine.infer, manifest, executor=rows)
+            times.append(seconds(whole))
+            ratios.append(times[-1] / (runs * chips_s))
     print(
         f"mscf of {LARGE}: {statistics.median(times):.2f} s, {statistics.median(ratios):.2f} times"
         f" {runs} chips of the bare engine"

@@ -1,21 +1,24 @@
-"""One model, one split, one protocol: pictures are read, run and counted side by side, in three threads.
+"""One model, one split, one protocol: as many pictures side by side as there are engines.
 
 Axes: H height, W width, 3 = red green blue.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 
 from model import execution
 from model.dataset import LabeledImages
 from model.errors import DatasetError, EvaluationError
 from model.evaluation import EvaluationContext, EvaluationReport, Evaluator, ScoredImage, SkippedImage
-from model.execution import PlanScores, label, score
+from model.execution import label, score
 from model.labels import UInt8Array
 from model.manifest import ModelManifest, ModelVersion
 from model.preprocess import size_of
@@ -24,46 +27,38 @@ from model.report import ShownImage
 from service.assembly import engine_options
 from service.cli.local import open_artifact
 from service.core.cores import usable_cores
-from service.core.engine import InferenceEngine, private_folder
+from service.core.engine import EngineOptions, InferenceEngine, private_folder
 from service.engines import engine_builder
 from service.machine import this_machine
 from service.settings import Settings
 
-_READ_AHEAD = 2
-"""Pictures that are read while one is in the network."""
-
-_Pair = tuple[UInt8Array, UInt8Array]
-
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A model on an engine, ready to be scored.
+    """A model on its engines, ready to be scored.
 
     Attributes:
         version: of the model.
         manifest: of the model.
-        engine: that runs it.
-        rows: threads that share the rows of what is done beside the engine.
+        engines: alike; each runs one picture at a time.
     """
 
     version: ModelVersion
     manifest: ModelManifest
-    engine: InferenceEngine
-    rows: Executor
+    engines: tuple[InferenceEngine, ...]
 
-    def scores(self, image_HW3: UInt8Array, protocol: Protocol) -> PlanScores:
-        """Run the network on a picture as the protocol says."""
+    def labels(self, image_HW3: UInt8Array, protocol: Protocol, engine: InferenceEngine) -> UInt8Array:
+        """Return labels_HW of a picture, as the protocol says; all in the calling thread but the engine."""
         plan = make_plan(protocol, size_of(image_HW3))
-        return score(image_HW3, plan, self.engine.infer, self.manifest, executor=self.rows)
-
-    def labels(self, scores: PlanScores) -> UInt8Array:
-        """Return labels_HW of a picture."""
-        return label(scores, self.manifest, executor=self.rows)
+        return label(score(image_HW3, plan, engine.infer, self.manifest), self.manifest)
 
 
 @contextmanager
 def open_candidate(settings: Settings) -> Iterator[Candidate]:
-    """Build the engine of the first model of the settings.
+    """Build engines for the first model of the settings: on a CPU one of one thread for each core.
+
+    Threads that share a picture wait for each other, and for whoever reads the next one: with an engine a
+    core nobody waits. On CamVid that is 1.2 times as many pictures a second (bf16, two cores).
 
     Raises:
         ModelError: the model is not there, or must not be used.
@@ -72,9 +67,19 @@ def open_candidate(settings: Settings) -> Iterator[Candidate]:
     version, artifact = open_artifact(settings)
     options = engine_options(settings)
     execution.warm_up(private_folder(options.cache_folder / "numba"))
-    engine = engine_builder(settings.models.engine, options.device)(artifact, options)
-    with closing(engine), ThreadPoolExecutor(usable_cores(), thread_name_prefix="rows") as rows:
-        yield Candidate(version, artifact.manifest, engine, rows)
+    build = partial(engine_builder(settings.models.engine, options.device), artifact)
+    with ExitStack() as stack:
+        engines = []
+        for one in _side_by_side(options):
+            engines.append(build(one))
+            stack.callback(engines[-1].close)
+        yield Candidate(version, artifact.manifest, tuple(engines))
+
+
+def _side_by_side(options: EngineOptions) -> list[EngineOptions]:
+    if options.device != "cpu" or options.threads is not None:
+        return [options]
+    return [dataclasses.replace(options, threads=1)] * usable_cores()
 
 
 def evaluate_split(
@@ -87,8 +92,6 @@ def evaluate_split(
     advance: Callable[[], None] = lambda: None,
 ) -> EvaluationReport:
     """Score a model on every picture of a split.
-
-    While the network runs on one picture, the next ones are read and the last one is counted.
 
     Args:
         candidate: what is scored.
@@ -137,7 +140,7 @@ def show_worst(
     shown = []
     for one in report.worst(count):
         image_HW3, truth_HW = pictures[one.index]
-        guess_HW = candidate.labels(candidate.scores(image_HW3, protocol))
+        guess_HW = candidate.labels(image_HW3, protocol, candidate.engines[0])
         miou = one.matrix(report.palette.num_classes).miou
         shown.append(ShownImage(one.name, miou or 0.0, image_HW3, truth_HW, guess_HW))
     return tuple(shown)
@@ -146,37 +149,40 @@ def show_worst(
 def _outcomes(
     candidate: Candidate, pictures: LabeledImages, protocol: Protocol, *, skip_broken: bool
 ) -> Iterator[ScoredImage | SkippedImage]:
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "count") as counter:
-        counting: deque[Future[ScoredImage]] = deque()
-        for index, reading in enumerate(_read_ahead(pictures, reader)):
+    """Score the pictures, one in each engine and as many waiting; in their order."""
+    free: SimpleQueue[InferenceEngine] = SimpleQueue()
+    for engine in candidate.engines:
+        free.put(engine)
+
+    def scored(index: int) -> ScoredImage:
+        image_HW3, truth_HW = pictures[index]
+        engine = free.get()
+        try:
+            guess_HW = candidate.labels(image_HW3, protocol, engine)
+        finally:
+            free.put(engine)
+        return ScoredImage.of(index, pictures.name(index), truth_HW, guess_HW, pictures.spec.palette)
+
+    with ThreadPoolExecutor(len(candidate.engines), "score") as workers:
+        for index, future in enumerate(_ahead(workers, scored, len(pictures), 2 * len(candidate.engines))):
             try:
-                image_HW3, truth_HW = reading.result()
+                yield future.result()
             except DatasetError as error:
                 if not skip_broken:
                     raise
                 yield SkippedImage(index, pictures.name(index), str(error))
-                continue
-            scores = candidate.scores(image_HW3, protocol)
-            counting.append(counter.submit(_count, candidate, pictures, index, scores, truth_HW))
-            if len(counting) > 1:
-                yield counting.popleft().result()
-        yield from (future.result() for future in counting)
 
 
-def _read_ahead(pictures: LabeledImages, reader: Executor) -> Iterator[Future[_Pair]]:
-    reading: deque[Future[_Pair]] = deque()
-    for index in range(len(pictures)):
-        reading.append(reader.submit(pictures.__getitem__, index))
-        if len(reading) > _READ_AHEAD:
-            yield reading.popleft()
-    yield from reading
-
-
-def _count(
-    candidate: Candidate, pictures: LabeledImages, index: int, scores: PlanScores, truth_HW: UInt8Array
-) -> ScoredImage:
-    guess_HW = candidate.labels(scores)
-    return ScoredImage.of(index, pictures.name(index), truth_HW, guess_HW, pictures.spec.palette)
+def _ahead(
+    workers: Executor, work: Callable[[int], ScoredImage], count: int, depth: int
+) -> Iterator[Future[ScoredImage]]:
+    """Submit a few more pictures than are waited for; not all, for an error ends the evaluation."""
+    waiting: deque[Future[ScoredImage]] = deque()
+    for index in range(count):
+        waiting.append(workers.submit(work, index))
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _check_classes(candidate: Candidate, pictures: LabeledImages) -> None:
@@ -205,7 +211,7 @@ def _context(
     fingerprint: str | None,
     command: str,
 ) -> EvaluationContext:
-    engine, machine = candidate.engine.info, this_machine()
+    engine, machine = candidate.engines[0].info, this_machine()
     return EvaluationContext(
         model=str(candidate.version),
         weights=candidate.manifest.digest,
