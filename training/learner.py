@@ -142,11 +142,7 @@ def _parallel(heads: nn.Module, config: TrainingConfig, ranks: Ranks) -> nn.Modu
         heads = torch.compile(heads, dynamic=False)  # type: ignore[assignment]  # a module stays a module
     if ranks.world == 1:
         return heads
-    return DistributedDataParallel(
-        heads,
-        gradient_as_bucket_view=True,
-        find_unused_parameters=config.loss.auxiliary_weight == 0,
-    )
+    return DistributedDataParallel(heads, gradient_as_bucket_view=True)
 
 
 def _in_sync(network: SegmentationNetwork) -> SegmentationNetwork:
@@ -162,6 +158,7 @@ def _initial_network(config: TrainingConfig, data: TrainingData) -> Segmentation
         config.network.parameters,
         mean=data.mean,
         std=data.std,
+        with_auxiliary=config.loss.auxiliary_weight > 0,
     )
     network.to(data.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     return network

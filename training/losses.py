@@ -27,7 +27,7 @@ class LossConfig:
     Args:
         ohem_threshold: pixels whose class got less than this probability are hard, 0..1; 1 keeps all pixels.
         class_weight_base: c in the class weights 1 / ln(c + frequency); larger is flatter. 0 = no weights.
-        auxiliary_weight: of each auxiliary (booster) head; the main head has 1.
+        auxiliary_weight: of each auxiliary (booster) head; the main head has 1. 0 = the network has none.
         dice: weight of the main head's Dice loss; 0 = without.
         edge: weight of the main head's cross entropy over the pixels next to another class; 0 = without.
         edge_width: side of the square in which such a neighbour counts, in pixels, odd.
@@ -107,7 +107,7 @@ class SegmentationLoss:
         floor = -math.log(config.ohem_threshold)
         main, *auxiliary = [_cross_entropy(raw_NKhw, target, floor) for raw_NKhw in heads]
         total = main
-        if auxiliary and config.auxiliary_weight:
+        if auxiliary:
             total = total + config.auxiliary_weight * torch.stack(auxiliary).sum()
         if config.dice:
             total = total + config.dice * dice_loss(heads[0], target.labels_N1HW, target.weights_N1HW > 0)

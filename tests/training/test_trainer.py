@@ -238,6 +238,14 @@ def test_parts_of_a_batch_add_up_to_its_gradient(config: TrainingConfig, data: T
         torch.testing.assert_close(whole, halves, rtol=1e-3, atol=1e-5)
 
 
+def test_auxiliary_heads_without_weight_are_not_built(config: TrainingConfig, data: TrainingData) -> None:
+    learner = Learner(changed(config, "loss", auxiliary_weight=0.0), data, ALONE)
+    images_NHW3, labels_NHW = torch.rand((2, 32, 64, 3)) * 255, torch.ones((2, 32, 64), dtype=torch.uint8)
+    learner.step(0, 0.0, lambda _: (images_NHW3, labels_NHW))
+    assert not any(name.startswith("architecture.aux") for name, _ in learner.network.named_parameters())
+    assert all(parameter.grad is not None for parameter in learner.network.parameters())
+
+
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("f32", marks=pytest.mark.soak)])
 def test_every_precision_takes_finite_steps_and_resumes(
     config: TrainingConfig, data: TrainingData, tmp_path: Path, precision: str
