@@ -59,7 +59,7 @@ batch_size = 2
 validate_every = 3
 save_every = 2
 [compute]
-precision = "bf16"
+precision = "f32"
 """
 SPLITS = {"train": 5, "val": 2}
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)

@@ -246,7 +246,7 @@ def test_auxiliary_heads_without_weight_are_not_built(config: TrainingConfig, da
     assert all(parameter.grad is not None for parameter in learner.network.parameters())
 
 
-@pytest.mark.parametrize("precision", ["fp16", pytest.param("f32", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_every_precision_takes_finite_steps_and_resumes(
     config: TrainingConfig, data: TrainingData, tmp_path: Path, precision: str
 ) -> None:
