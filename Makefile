@@ -29,7 +29,7 @@ serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak" $(TESTS)
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile $(TESTS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(TESTS)
