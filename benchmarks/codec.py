@@ -46,7 +46,9 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread; {versions}")
     print(f"{'label maps':28} {'ours ms':>9} {'Pillow ms':>9} {'ratio':>7} {'ours KB':>9} {'Pillow KB':>9}")
     if options.labels:
-        report(options.labels.name, real_maps(options.labels), options.rounds)
+        for size in (None, (512, 1024)):
+            name = f"{options.labels.name} {'as it is' if size is None else '{}x{}'.format(*size)}"
+            report(name, real_maps(options.labels, size), options.rounds)
     for height, width in ((360, 480), (512, 1024), (1024, 2048)):
         report(f"smooth {height}x{width}", [smooth_map(height, width)], options.rounds)
     report("noise 1024x2048", [noise_map(1024, 2048)], options.rounds)
@@ -92,12 +94,15 @@ def encode_by_pillow(label_map: LabelMap) -> bytes:
     return stream.getvalue()
 
 
-def real_maps(folder: Path) -> list[LabelMap]:
-    """Read the first label maps of a folder."""
+def real_maps(folder: Path, size: tuple[int, int] | None) -> list[LabelMap]:
+    """Read the first label maps of a folder, resized to a height and width by the nearest pixel."""
     files = sorted(folder.glob("*.png"))[:MAX_FILES]
     if not files:
         sys.exit(f"no PNG in {folder}")
-    arrays = [np.array(Image.open(file)) for file in files]
+    pictures = [Image.open(file) for file in files]
+    if size:
+        pictures = [picture.resize(size[::-1], Image.Resampling.NEAREST) for picture in pictures]
+    arrays = [np.array(picture) for picture in pictures]
     num_classes = max(int(ids_HW[ids_HW < 255].max(initial=0)) for ids_HW in arrays) + 1
     return [LabelMap(ids_HW, rainbow(num_classes)) for ids_HW in arrays]
 
