@@ -2,8 +2,8 @@
 
 ``augment``: crops of 512x1024 out of pairs of 2048x1024, decoded already, one core each. OpenCV resizes
 picture and labels whole, then crops, mirrors and jitters, as the published code does. Target: >= 2.5x.
-``step``: BiSeNetV2 on a CPU: bf16, channels last, our loss, fused optimiser, against float32, NCHW, autograd
-on full-size scores. Target: <= 0.6x of its time.
+``step``: BiSeNetV2 on a CPU: bf16 if it has that, channels last, our loss, fused optimiser, against float32,
+NCHW, autograd on full-size scores. Target: <= 0.6x of its time.
 ``gpu``: whole steps, data resident, compiled, bf16, against an eager float32 loop that augments on the host.
 Targets: data wait <= 3 %, >= 2x the crops a second. Needs CUDA.
 
@@ -139,7 +139,7 @@ def report_step(options: argparse.Namespace) -> None:
         f" {torch.get_num_threads()} threads"
     )
     compare(
-        "  bf16 channels last : f32 NCHW",
+        f"  {config.compute.on(data.device).precision} channels last : f32 NCHW",
         [lambda: learner.step(0, 1e-4, lambda _: (images, labels)).item()] * options.rounds,
         [lambda: plain(images.permute(0, 3, 1, 2).float(), labels).item()] * options.rounds,
         per=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,6 +74,7 @@ def train(config: TrainingConfig, options: RunOptions) -> bool:
     with stop.listening():
         config.schedule.part_size(ranks_here().world)
         device = choose_device(config.device, ranks_here().local_rank)
+        config = replace(config, compute=config.compute.on(device))
         config.compute.set_up(device)
         checkpoints = CheckpointFolder(options.out / CHECKPOINT_FOLDER)
         if not options.resume and not checkpoints.is_empty:

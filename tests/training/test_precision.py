@@ -27,6 +27,25 @@ def test_only_fp16_scales_its_loss() -> None:
     assert scaled == {"bf16": False, "fp16": True, "f32": False}
 
 
+@pytest.mark.parametrize(
+    ("instructions", "precision"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True}, "f32"), ({}, "f32")],
+)
+def test_auto_is_bf16_only_where_the_processor_has_it(
+    instructions: dict[str, bool], precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert ComputeConfig().on(CPU).precision == precision
+    with ComputeConfig().autocast(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (
+            torch.bfloat16 if precision == "bf16" else torch.float32
+        )
+
+
+def test_a_precision_that_was_asked_for_stays() -> None:
+    assert ComputeConfig(precision="bf16").on(CPU).precision == "bf16"
+
+
 @pytest.fixture
 def _any_algorithm_afterwards() -> Iterator[None]:
     yield
