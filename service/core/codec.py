@@ -35,9 +35,9 @@ _COMPRESSION_LEVEL = 1
 _JPEG_QUALITY = 85
 
 _BAND_PIXELS = 1 << 19
-"""Painted, filtered and compressed together. Each call of the compressor costs, and so do temporary arrays that
-leave the processor's cache: of 2^16 to 2^21 this is best for labels (0.30 ms at 512x1024, against 0.45 and
-0.33) and for overlays on two Zen 3 cores."""
+"""Painted, filtered and compressed together. Each call of the compressor costs, and so do temporary arrays
+that leave the processor's cache: of 2^16 to 2^21 this is best for labels (0.30 ms at 512x1024, against 0.45
+and 0.33) and for overlays on two Zen 3 cores."""
 _ONE = 256  # alpha in fixed point
 _HALF = 128
 
