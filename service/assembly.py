@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from model.image import ImageLimits
+from model.preprocess import ImageSize
 from service.core.batching import BatchLimits
 from service.core.cores import usable_cores
 from service.core.engine import EngineOptions
@@ -19,9 +20,12 @@ from service.core.process import ProcessRunner
 from service.core.segmenter import Segmenter, SegmenterLimits
 from service.core.worker import InferenceWorker
 from service.engines import resolve_device
-from service.settings import Settings
+from service.settings import ModelsSettings, Settings
 from service.telemetry import LogOptions, Metrics
 from service.worker_config import WORKER_MODULE, WorkerConfig
+
+_GPU_BATCH = 8
+"""Pictures of the largest batch on a GPU; a CPU gains nothing by batches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,5 +74,11 @@ def worker_process(settings: Settings) -> ProcessRunner:
 def engine_options(settings: Settings) -> EngineOptions:
     """Return how the settings want engines to be built."""
     models = settings.models
-    device = resolve_device(models.device)
-    return EngineOptions(device, models.precision, models.cache_folder, models.threads)
+    device = resolve_device(models.device, models.engine)
+    batch = 1 if device == "cpu" else _GPU_BATCH
+    return EngineOptions(device, models.precision, models.cache_folder, models.threads, batch, _sizes(models))
+
+
+def _sizes(models: ModelsSettings) -> tuple[ImageSize, ...]:
+    sides = [tuple(map(int, text.split("x"))) for text in models.sizes]
+    return tuple(ImageSize(height, width).padded() for height, width in sides)

@@ -21,4 +21,4 @@ def open_registry(settings: Settings) -> ModelRegistry:
 def wants_int8(settings: Settings) -> bool:
     """Return whether a model that is named without a version should run as its int8 version, if any."""
     models = settings.models
-    return prefers_int8(models.engine, resolve_device(models.device), models.precision)
+    return prefers_int8(models.engine, resolve_device(models.device, models.engine), models.precision)

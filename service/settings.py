@@ -79,6 +79,7 @@ _List = BeforeValidator(_split)
 Port = Annotated[int, _Number, Field(ge=0, le=65535)]
 Count = Annotated[int, _Number, Field(ge=1)]
 Seconds = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
+_Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
 Names = Annotated[tuple[str, ...], _List]
 DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -142,6 +143,8 @@ class ModelsSettings(_Section):
         device: ``auto`` takes what the engine prefers.
         precision: ``auto`` takes the fastest that reproduces the golden sample; a model that is named without
             a version runs as its int8 version, if it has one and the processor has instructions for it.
+        sizes: ``HEIGHTxWIDTH`` of pictures for which a GPU's engines are compiled at the start; all others
+            run as well.
         threads: of the network; none = all cores that this process may keep busy.
         cache_folder: for compiled graphs.
     """
@@ -151,6 +154,7 @@ class ModelsSettings(_Section):
     allow_fault_engine: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:[0-9]+)$")] = "auto"
     precision: PrecisionChoice = "auto"
+    sizes: Annotated[tuple[_Size, ...], _List] = ()
     threads: Count | None = None
     cache_folder: UserPath = Field(default_factory=lambda: _user_folder("XDG_CACHE_HOME", ".cache"))
 

@@ -50,7 +50,7 @@ app.command()(stream)
 def engine(
     *,
     engines: Annotated[
-        list[str] | None, typer.Option("--engine", help="auto, openvino or torch; repeatable.")
+        list[str] | None, typer.Option("--engine", help="auto, openvino, tensorrt or torch; repeatable.")
     ] = None,
     precisions: Annotated[
         list[str] | None,

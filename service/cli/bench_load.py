@@ -57,7 +57,7 @@ Rate = Annotated[
 Seconds = Annotated[float, typer.Option(min=0, help="How long to send.")]
 Model = Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")]
 RegistryUrl = Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")]
-Engine = Annotated[str | None, typer.Option(help="auto, openvino or torch.")]
+Engine = Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")]
 Precision = Annotated[str | None, typer.Option(help="auto, f32, bf16, f16 or int8.")]
 Force = Annotated[bool, typer.Option("--force", help="Measure even though the machine is busy.")]

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +20,7 @@ from service.cli.local import (
     open_artifact,
 )
 from service.core.engine import EngineUnavailableError, private_folder
-from service.engines import ENGINES, engine_builder, engine_precisions
+from service.engines import ENGINES, FIRST_GPU, NO_GPU, engine_builder, engine_precisions, has_gpu
 from service.machine import Machine, this_machine
 from service.registry import open_registry
 from service.settings import Settings
@@ -91,7 +90,7 @@ def examine(settings: Settings) -> Diagnosis:
     checks = {"cache folder": _cache_folder, "registry": _registry, "model": _model}
     return Diagnosis(
         machine=this_machine(),
-        engines=(*engines, _tensorrt()),
+        engines=tuple(engines),
         checks=tuple(_finding(name, partial(check, settings)) for name, check in checks.items()),
     )
 
@@ -104,13 +103,22 @@ def _finding(name: str, look: Callable[[], str]) -> Finding:
 
 
 def _precisions(name: str) -> str:
-    return f"{', '.join(engine_precisions(name, 'cpu'))} on the CPU"
+    """Return what an engine computes in, on each device that it can use.
 
-
-def _tensorrt() -> Finding:
-    has_gpu = Path("/proc/driver/nvidia/version").exists()
-    detail = "this version has no such engine" if has_gpu else "needs an NVIDIA GPU; this machine shows none"
-    return Finding("tensorrt", ok=False, detail=detail)
+    Raises:
+        EngineUnavailableError: it can use none; the message says why.
+    """
+    if name == "tensorrt" and not has_gpu():
+        raise EngineUnavailableError(NO_GPU)
+    known, refused = [], []
+    for device in ("cpu", *([FIRST_GPU] if has_gpu() else [])):
+        try:
+            known.append(f"{', '.join(engine_precisions(name, device))} on {device}")
+        except EngineUnavailableError as error:
+            refused.append(str(error))
+    if not known:
+        raise EngineUnavailableError("; ".join(refused))
+    return "; ".join(known + refused)
 
 
 def _cache_folder(settings: Settings) -> str:

@@ -53,7 +53,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="M2", help="Another model, or what is different: engine=torch,precision=f32"),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, openvino or torch.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, f32, bf16 or int8.")] = None,
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,

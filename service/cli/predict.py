@@ -61,7 +61,7 @@ def predict(
     *,
     output: Annotated[Output, typer.Option(help="What the masks show.")] = "color",
     model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, openvino or torch.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, f32 or bf16.")] = None,
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,

@@ -33,7 +33,9 @@ def serve(
         int | None, typer.Option(help="Port for administration and metrics. Default: 8002.")
     ] = None,
     model: _Reference = None,
-    engine: Annotated[str | None, typer.Option(help="auto, openvino or torch. Default: auto.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, openvino, tensorrt or torch. Default: auto.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N. Default: auto.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, f32, bf16, f16 or int8. Default: auto.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -25,15 +25,25 @@ Float32Array = npt.NDArray[np.float32]
 ImageBatch = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 Precision = Literal["f32", "bf16", "f16", "int8"]
 PrecisionChoice = Literal["auto", "f32", "bf16", "f16", "int8"]
+AUTO_DEVICE = "auto"
+"""The first GPU or, if no engine runs there, the CPU."""
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine turned out to be: shown by ``doctor``, ``/readyz`` and ``/v1/models``."""
+    """What an engine turned out to be: shown by ``doctor``, ``/readyz`` and ``/v1/models``.
+
+    Attributes:
+        engine: its name.
+        device: ``cpu`` or ``cuda:N``.
+        precision: what it computes in.
+        refused: why engines that ``auto`` likes better do not run here; empty if there are none.
+    """
 
     engine: str
     device: str
     precision: Precision
+    refused: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,13 @@ class EngineOptions:
     """How an engine is to be built.
 
     Args:
-        device: ``cpu`` or ``cuda:N``.
+        device: ``cpu`` or ``cuda:N``; or ``AUTO_DEVICE``, for ``auto`` engines only.
         precision: ``auto`` takes the fastest that the device has and the golden sample allows.
         threads: inference threads; None = what the library takes of the cores that this process may use.
         cache_folder: owner-only folder for compiled graphs, created when missing.
         max_batch: pictures of the largest batch that is to be fast.
         sizes: padded sizes that are compiled for, where a library gains by that; all others run as well.
+        refused: why better engines are not built, for ``EngineInfo``.
     """
 
     device: str
@@ -55,6 +66,7 @@ class EngineOptions:
     threads: int | None = None
     max_batch: int = 1
     sizes: tuple[ImageSize, ...] = ()
+    refused: str = ""
 
 
 class InferenceEngine(Protocol):

@@ -372,4 +372,6 @@ def _values(reply: ReplyFrame) -> Mapping[str, str]:
 def _engine_info(values: Mapping[str, str]) -> EngineInfo:
     precision = values["precision"]
     assert precision in get_args(Precision)
-    return EngineInfo(values["engine"], values["device"], cast("Precision", precision))
+    return EngineInfo(
+        values["engine"], values["device"], cast("Precision", precision), values.get("refused", "")
+    )

@@ -146,7 +146,7 @@ class OpenVinoEngine:
 
     def __init__(self, artifact: Artifact, options: EngineOptions, precision: Precision) -> None:
         self._artifact = _kept(artifact)
-        self._info = EngineInfo("openvino", options.device, precision)
+        self._info = EngineInfo("openvino", options.device, precision, options.refused)
         self._core = load_openvino().Core()
         self._cache = CompileCache(options.cache_folder / "openvino")
         self._properties = {

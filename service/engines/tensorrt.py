@@ -72,7 +72,7 @@ def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
 
     if options.precision not in ("auto", *native):
         raise EngineUnavailableError(f"tensorrt computes in {', '.join(native)}, not in {options.precision}")
-    info = EngineInfo("tensorrt", options.device, "f16")
+    info = EngineInfo("tensorrt", options.device, "f16", options.refused)
     network = load_network(artifact, info)
     general = GraphedNetwork(network, torch.device(options.device))
     cache = CompileCache(options.cache_folder / "tensorrt")

@@ -61,7 +61,7 @@ def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
     precision = native[0] if options.precision == "auto" else options.precision
     if precision not in native:
         raise EngineUnavailableError(f"torch computes in {', '.join(native)} here, not in {precision}")
-    info = EngineInfo("torch", options.device, precision)
+    info = EngineInfo("torch", options.device, precision, options.refused)
     on_cpu = options.device == "cpu"
     engine = _cpu_engine(artifact, options, info) if on_cpu else _cuda_engine(artifact, options, info)
     prove(engine.infer, artifact, pixels="uint8", precision=precision)

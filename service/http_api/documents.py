@@ -30,13 +30,14 @@ class ProbeDocument(BaseModel):
 
 
 class EngineDocument(BaseModel):
-    """Which version is served, and what runs it."""
+    """Which version is served, what runs it, and why no faster engine does; empty if there is none."""
 
     name: str
     version: int
     engine: str
     device: str
     precision: str
+    refused: str
 
 
 class ReadinessDocument(BaseModel):
@@ -116,6 +117,7 @@ def engine_document(served: ServedModel) -> EngineDocument:
         engine=served.engine.engine,
         device=served.engine.device,
         precision=served.engine.precision,
+        refused=served.engine.refused,
     )
 
 

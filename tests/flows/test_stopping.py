@@ -185,6 +185,12 @@ def test_a_port_that_is_taken_is_named(environment: dict[str, str], flag: str) -
     assert done.stderr.endswith(f"error: cannot listen on 127.0.0.1 port {port}: Address already in use\n")
 
 
+def test_an_engine_asked_for_by_name_is_not_replaced(environment: dict[str, str]) -> None:
+    done = run(environment, "--engine", "tensorrt")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.search(r"^error: tensorrt .*$", done.stderr, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "key"),
     [

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.preprocess import ImageSize
+from service.assembly import engine_options
 from service.settings import DEFAULT_MODEL, Layer, Settings, SettingsError, load_settings
 
 
@@ -253,3 +255,14 @@ def test_settings_of_jobs_that_cannot_be_used_are_named(
 def test_the_password_of_the_jobs_database_is_never_printed() -> None:
     settings = load_settings(flags={"jobs": {"database": "postgresql://a:secret@db/jobs"}}, environment={})
     assert "secret" not in repr(settings)
+
+
+def test_sizes_of_pictures_are_compiled_for_padded() -> None:
+    options = engine_options(load(flags={"models": {"sizes": ["500x1000", "64x96"], "device": "cuda:0"}}))
+    assert (options.sizes, options.max_batch) == ((ImageSize(512, 1024), ImageSize(64, 96)), 8)
+
+
+@pytest.mark.parametrize("size", ["500", "0x9", "512X1024", "x"])
+def test_a_size_that_is_none_is_refused(size: str) -> None:
+    with pytest.raises(SettingsError, match=r"models\.sizes"):
+        load(flags={"models": {"sizes": [size]}})

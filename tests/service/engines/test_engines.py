@@ -16,10 +16,11 @@ from model.artifact import GOLDEN_TOLERANCE, Artifact, pack_golden
 from model.errors import DigestMismatchError, GoldenMismatchError
 from model.labels import UInt8Array
 from model.manifest import GOLDEN_FILE, GRAPH_WEIGHTS_FILE, WEIGHTS_FILE
-from service.core.engine import EngineOptions, EngineUnavailableError, InferenceEngine
-from service.engines import ENGINES, engine_builder, engine_precisions, resolve_device
+from service.core.engine import AUTO_DEVICE, EngineOptions, EngineUnavailableError, InferenceEngine
+from service.engines import ENGINES, NO_GPU, engine_builder, engine_precisions, resolve_device
 
-NATIVE = [(name, precision) for name in ENGINES for precision in engine_precisions(name, "cpu")]
+CPU_ENGINES = ("openvino", "torch")
+NATIVE = [(name, precision) for name in CPU_ENGINES for precision in engine_precisions(name, "cpu")]
 WEIGHTS_OF = {"openvino": GRAPH_WEIGHTS_FILE, "torch": WEIGHTS_FILE}
 
 Build = Callable[..., InferenceEngine]
@@ -97,7 +98,7 @@ class TestEveryEngine:
         np.testing.assert_array_equal(first, kept)
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=CPU_ENGINES)
 def build(request: pytest.FixtureRequest, cache_folder: Path) -> Build:
     """Build the engine under test of an artifact, in f32 unless said otherwise."""
 
@@ -165,18 +166,61 @@ def test_the_choice_of_an_engine_is_kept() -> None:
     assert {name: engine_builder(name, "cpu").__module__ for name in ENGINES} == dict(ENGINES)
 
 
-def test_openvino_is_the_default_of_the_cpu_and_torch_of_a_gpu() -> None:
-    assert engine_builder("auto", "cpu").__module__ == ENGINES["openvino"]
-    assert engine_builder("auto", "cuda:0").__module__ == ENGINES["torch"]
+def test_without_a_gpu_auto_is_openvino_and_says_why(tiny_artifact: Artifact, cache_folder: Path) -> None:
+    options = EngineOptions("cpu", "f32", cache_folder, threads=1)
+    engine = engine_builder("auto", "cpu")(tiny_artifact, options)
+    assert (engine.info.engine, engine.info.device) == ("openvino", "cpu")
+    assert engine.info.refused == f"tensorrt: {NO_GPU}; torch: {NO_GPU}"
+    engine.close()
 
 
-def test_the_default_device_is_the_cpu() -> None:
-    assert resolve_device("auto") == "cpu"
-    assert resolve_device("cuda:1") == "cuda:1"
+def test_auto_falls_back_from_a_gpu_that_no_engine_can_use_and_says_why(
+    tiny_artifact: Artifact, cache_folder: Path
+) -> None:
+    options = EngineOptions(AUTO_DEVICE, "f32", cache_folder, threads=1)
+    engine = engine_builder("auto", AUTO_DEVICE)(tiny_artifact, options)
+    assert (engine.info.engine, engine.info.device) == ("openvino", "cpu")
+    reasons = engine.info.refused.split("; torch: ")
+    assert reasons[0].startswith("tensorrt: tensorrt needs an NVIDIA GPU")
+    assert reasons[1] == "torch finds no NVIDIA GPU to be cuda:0"
+    engine.close()
+
+
+def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(
+    tiny_artifact: Artifact, cache_folder: Path
+) -> None:
+    options = EngineOptions("cuda:0", "auto", cache_folder)
+    with pytest.raises(EngineUnavailableError, match="torch finds no NVIDIA GPU"):
+        engine_builder("auto", "cuda:0")(tiny_artifact, options)
+
+
+def test_tensorrt_asked_for_by_name_is_not_replaced(tiny_artifact: Artifact, cache_folder: Path) -> None:
+    device = resolve_device("auto", "tensorrt")
+    with pytest.raises(EngineUnavailableError, match="needs an NVIDIA GPU"):
+        engine_builder("tensorrt", device)(tiny_artifact, EngineOptions(device, "auto", cache_folder))
+
+
+@pytest.mark.parametrize(
+    ("engine", "without_gpu", "with_gpu"),
+    [
+        ("auto", "cpu", AUTO_DEVICE),
+        ("torch", "cpu", "cuda:0"),
+        ("tensorrt", "cuda:0", "cuda:0"),
+        ("openvino", "cpu", "cpu"),
+        ("fault:slow:1", "cpu", "cpu"),
+    ],
+)
+def test_an_engine_takes_a_gpu_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, without_gpu: str, with_gpu: str
+) -> None:
+    for driver, device in ((tmp_path / "none", without_gpu), (tmp_path, with_gpu)):
+        monkeypatch.setattr("service.engines._DRIVER_FILES", (str(driver),))
+        assert resolve_device("auto", engine) == device
+        assert resolve_device("cuda:1", engine) == "cuda:1"
 
 
 def test_an_unknown_engine_is_named_by_the_error() -> None:
-    with pytest.raises(EngineUnavailableError, match=r"'tensorflow'.*openvino, torch"):
+    with pytest.raises(EngineUnavailableError, match=r"'tensorflow'.*openvino, tensorrt, torch"):
         engine_builder("tensorflow", "cpu")
 
 
