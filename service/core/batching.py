@@ -92,6 +92,27 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
         """Return in how many seconds all that runs and waits will be done, by what was learnt."""
         return self._busy_s(now_s) + sum(queue.work_s(self._paces) for queue in self._lanes.values())
 
+    def check(self, lane: Lane, model: Hashable, *, now_s: float, deadline_s: float) -> None:
+        """Refuse what ``reserve`` would refuse even if it were as small as the smallest of late.
+
+        Under overload even to receive a picture takes time from those that were admitted.
+
+        Args:
+            lane: its lane; it has no source.
+            model: of its key.
+            now_s: when it came.
+            deadline_s: when nobody waits for it any more.
+
+        Raises:
+            QueueFullError: as ``admit``.
+        """
+        pace = self._paces.get(model, Pace())
+        wait_s = self._wait_s(lane, now_s) + self._lanes[lane].work_before_s(None, self._paces)
+        ready_s = now_s + _with_margin(wait_s, pace.least_s(), pace)
+        if self._has_place(lane, None) and (self._is_idle or ready_s <= deadline_s):
+            return
+        raise self._full(now_s)
+
     def reserve(self, item: Item[WorkT, ResultT]) -> None:
         """Promise a place to an item whose picture is not ready for the device yet.
 
@@ -190,36 +211,43 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
         now_s = item.admitted_s
         if now_s >= item.deadline_s:
             raise DeadlineExceededError("the deadline passed before the request was queued")
-        if not self._has_place(item) or not self._is_in_time(item):
-            wait_s = self.expected_wait_s(now_s=now_s)
-            raise QueueFullError(f"{len(self)} requests are waiting", retry_after_s=wait_s)
+        if not self._has_place(item.lane, item.source) or not self._is_in_time(item):
+            raise self._full(now_s)
+
+    def _full(self, now_s: float) -> QueueFullError:
+        wait_s = self.expected_wait_s(now_s=now_s)
+        return QueueFullError(f"{len(self)} requests are waiting", retry_after_s=wait_s)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not len(self) and not self._running
 
     def _busy_s(self, now_s: float) -> float:
         return max(0.0, self._free_at_s - now_s) if self._running else 0.0
 
-    def _has_place(self, item: Item[WorkT, ResultT]) -> bool:
-        behind = sum(queue.places for lane, queue in self._lanes.items() if lane >= item.lane)
-        of_source = 0 if item.source is None else self._lanes[item.lane].places_of(item.source)
+    def _has_place(self, lane: Lane, source: Hashable) -> bool:
+        behind = sum(queue.places for other, queue in self._lanes.items() if other >= lane)
+        of_source = 0 if source is None else self._lanes[lane].places_of(source)
         return (
             len(self) < self._max_items
-            and behind < max(1.0, _SHARES[item.lane] * self._max_items)
+            and behind < max(1.0, _SHARES[lane] * self._max_items)
             and of_source < max(1.0, _SOURCE_SHARE * self._max_items)
         )
 
     def _is_in_time(self, item: Item[WorkT, ResultT]) -> bool:
         """Predict; but what an idle device is given costs nobody anything, and refutes a wrong prediction."""
-        if not len(self) and not self._running:
+        if self._is_idle:
             return True
-        wait_s = self._busy_s(item.admitted_s)
-        wait_s += sum(self._lanes[lane].work_s(self._paces) for lane in Lane if lane < item.lane)
-        wait_s += self._lanes[item.lane].work_until_s(item, self._paces)
-        return item.admitted_s + wait_s + self._reserve_s(item, wait_s) <= item.deadline_s
-
-    def _reserve_s(self, item: Item[WorkT, ResultT], wait_s: float) -> float:
-        """Return what to add to the sum of many durations: deviations add up as squares."""
         pace = self._paces[item.key.model]
+        wait_s = self._wait_s(item.lane, item.admitted_s)
+        wait_s += self._lanes[item.lane].work_until_s(item, self._paces)
         own_s = pace.predict(item.pixels)
-        return _SPREADS * pace.spread_s(item.pixels) * math.sqrt(wait_s / own_s) if own_s else 0.0
+        return item.admitted_s + _with_margin(wait_s - own_s, own_s, pace) <= item.deadline_s
+
+    def _wait_s(self, lane: Lane, now_s: float) -> float:
+        """Return how long the device is busy with what runs, and with the lanes that go first."""
+        first = (queue.work_s(self._paces) for other, queue in self._lanes.items() if other < lane)
+        return self._busy_s(now_s) + sum(first)
 
     def _next_batch(self, now_s: float, late: list[Item[WorkT, ResultT]]) -> Batch[WorkT, ResultT] | None:
         while (lane := self._next_lane(now_s)) is not None:
@@ -311,3 +339,9 @@ def _as_many_as_fit(
         if count and starts_s + pace.predict((count + 1) * item.pixels) > until_s:
             return items[:count]
     return full
+
+
+def _with_margin(wait_s: float, own_s: float, pace: Pace) -> float:
+    """Return when an item will be done: deviations of the many durations before it add up as squares."""
+    done_s = wait_s + own_s
+    return done_s + (_SPREADS * pace.spread * own_s * math.sqrt(done_s / own_s) if own_s else 0.0)

@@ -197,6 +197,18 @@ class ModelHost:
         """
         return self._worker.canvas(padded, original)
 
+    def check(self, *, version: ModelVersion, deadline_s: float) -> None:
+        """Refuse an interactive picture that is not even received yet, if no place could be promised to it.
+
+        Args:
+            version: as in ``submit``.
+            deadline_s: as in ``submit``.
+
+        Raises:
+            QueueFullError: as ``submit``.
+        """
+        self._worker.check(version, deadline_s=deadline_s)
+
     def reserve(
         self,
         padded: ImageSize,

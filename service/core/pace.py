@@ -58,9 +58,14 @@ class Pace:
             return self._typical_s[pixels]
         return self._per_pixel_s * pixels + self._per_batch_s * batches
 
-    def spread_s(self, pixels: int) -> float:
-        """Return how far a batch of so many pixels is off its prediction on average, in seconds."""
-        return self._deviation * self.predict(pixels)
+    def least_s(self) -> float:
+        """Return what the smallest batch measured lately adds to a longer one; 0 before any was."""
+        return self._per_pixel_s * min(self._typical_s, default=0)
+
+    @property
+    def spread(self) -> float:
+        """How far durations are off their prediction on average, as a share of it."""
+        return self._deviation
 
     def _note_deviation(self, pixels: int, duration_s: float) -> None:
         """Average how far, as a share of it, durations lie from what sizes measured before made expect."""

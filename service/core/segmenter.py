@@ -150,6 +150,19 @@ class Segmenter:
         self._budget = MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT)
         self._encoding = Pace()
 
+    def check(self, version: ModelVersion, *, deadline_s: float) -> None:
+        """Refuse a picture by what waits alone, before it is received.
+
+        Args:
+            version: that would answer it.
+            deadline_s: see ``segment``.
+
+        Raises:
+            QueueFullError: nothing could be answered in time, however small.
+        """
+        encode_s = _kept_s(self._encoding.least_s(), deadline_s)
+        self._host.check(version=version, deadline_s=deadline_s - encode_s)
+
     @asynccontextmanager
     async def segment(
         self,
@@ -264,13 +277,8 @@ class Segmenter:
 
     @contextmanager
     def _reserved(self, size: ImageSize, order: _Order) -> Iterator[Reservation]:
-        """Be refused now, if at all: reading a picture for nothing would take time from those admitted.
-
-        Labels must be there some time before the deadline, as long as it took to encode others lately. At
-        most half of the time is kept for that, or a slow answer could be the last one that is tried.
-        """
-        left_s = order.deadline_s - time.monotonic()
-        encode_s = min(self._encoding.predict(size.pixels), left_s / 2)
+        """Be refused now, if at all: reading a picture for nothing would take time from those admitted."""
+        encode_s = _kept_s(self._encoding.predict(size.pixels), order.deadline_s)
         reservation = self._host.reserve(
             size.reduced_to(self._limits.max_infer_pixels).padded(),
             version=order.served.version,
@@ -336,6 +344,14 @@ class Segmenter:
             late = time.monotonic() >= deadline_s
             (self._metrics.expired if late else self._metrics.cancelled)(stage)
             raise
+
+
+def _kept_s(encode_s: float, deadline_s: float) -> float:
+    """Return how long before the deadline labels must be there, when encoding takes so long lately.
+
+    At most half of the time is kept for that, or a slow answer could be the last one that is tried.
+    """
+    return min(encode_s, (deadline_s - time.monotonic()) / 2)
 
 
 def _until(deadline_s: float) -> AbstractAsyncContextManager[None]:

@@ -213,7 +213,11 @@ class LaneQueue(Generic[WorkT, ResultT]):
         pictures = limit - waiting % limit if waiting >= limit > 1 else item.pictures
         batches = 0 if waiting % limit else 1
         own_s = paces[item.key.model].predict(pictures * item.key.size.pixels, batches=batches)
-        return own_s + self.work_s(paces) * self._share_before(item.source)
+        return own_s + self.work_before_s(item.source, paces)
+
+    def work_before_s(self, source: Hashable, paces: Mapping[Hashable, Pace]) -> float:
+        """Return how long the device will be busy with this lane before the next item of a source."""
+        return self.work_s(paces) * self._share_before(source)
 
     def _share_before(self, source: Hashable) -> float:
         turns = self._per_source[source] + 1

@@ -167,6 +167,21 @@ class InferenceWorker:
             del self._outstanding[version]
         self._runner.unload(version)
 
+    def check(self, version: ModelVersion, *, deadline_s: float) -> None:
+        """Refuse an interactive picture that is not even received yet, if no place could be promised to it.
+
+        Args:
+            version: whose engine would answer it.
+            deadline_s: as in ``submit``.
+
+        Raises:
+            QueueFullError: as ``submit``.
+        """
+        with self._changed:
+            self._batcher.check(
+                Lane.INTERACTIVE, (version, "labels"), now_s=self._clock(), deadline_s=deadline_s
+            )
+
     def reserve(
         self,
         version: ModelVersion,

@@ -19,6 +19,7 @@ from service.http_api.foundation import problem_app
 from service.http_api.health import health_router
 from service.http_api.models import models_router
 from service.http_api.segment import SegmentEndpoint, SegmentOptions, segment_router
+from service.http_api.turnstile import Turnstile
 from service.telemetry import Metrics
 
 
@@ -62,7 +63,8 @@ def create_app(
     app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
     add_docs(app)
-    return Edge(Gate(app, options.access), lifecycle, metrics)
+    turnstile = Turnstile(app, segmenter, host, options.segment.default_timeout_s)
+    return Edge(Gate(turnstile, options.access), lifecycle, metrics)
 
 
 _INTRODUCTION = """

@@ -49,7 +49,7 @@ class Edge:
             self._take_note(scope, exchange, method=method, status=status)
 
     def _take_note(self, scope: Scope, exchange: Exchange, *, method: str, status: int) -> None:
-        route = _route(scope)
+        route = exchange.route or _route(scope)
         duration_s = time.monotonic() - exchange.started_s
         self._metrics.request_done(
             protocol="http", route=route, code=exchange.code, duration_s=duration_s, served=exchange.served

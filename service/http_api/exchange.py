@@ -22,6 +22,7 @@ class Exchange:
         request_id: the client's own if it is sane, else a new one.
         started_s: when the head was complete, on the clock of ``time.monotonic``.
         code: ``ok``, or the code of the error that was answered.
+        route: the pattern of its path where no route was looked for; None = ask the scope.
         served: name and number of the version that answers; None = none does.
         received: its body is here.
         stages_s: where the time of its answer went; empty when it has none.
@@ -31,6 +32,7 @@ class Exchange:
     request_id: str
     started_s: float
     code: str = "ok"
+    route: str | None = None
     served: tuple[str, int] | None = None
     received: bool = False
     stages_s: Mapping[Stage, float] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -23,6 +23,7 @@ from service.http_api.negotiation import JPEG, NPY, PNG, RAW, negotiate
 from service.http_api.parameters import SegmentQuery, class_ids, refuse_repeats, timeout_s, version_number
 from service.http_api.rendering import Rendering, RenderingRequest, encode_bytes, render
 from service.http_api.room import DEFAULT_MAX_BODY_BYTES_IN_FLIGHT, BodyRoom
+from service.http_api.turnstile import ROUTES
 
 ResultT = TypeVar("ResultT")
 
@@ -126,12 +127,13 @@ class SegmentEndpoint:
 
 def segment_router(endpoint: SegmentEndpoint) -> APIRouter:
     """Return the three routes of an endpoint."""
-    router = APIRouter(prefix="/v1", tags=["segmentation"])
-    for path, handler in (
-        ("/segment", endpoint.segment),
-        ("/models/{model}:segment", endpoint.segment_with_model),
-        ("/models/{model}/versions/{version}:segment", endpoint.segment_with_version),
-    ):
+    router = APIRouter(tags=["segmentation"])
+    handlers: tuple[Callable[..., Any], ...] = (
+        endpoint.segment,
+        endpoint.segment_with_model,
+        endpoint.segment_with_version,
+    )
+    for path, handler in zip(ROUTES, handlers, strict=True):
         router.add_api_route(
             path,
             handler,

@@ -214,6 +214,43 @@ def test_what_can_not_be_in_time_is_refused_at_once() -> None:
         batcher.admit(an_item(deadline_s=8.9))
 
 
+def check(batcher: Batcher, *, deadline_s: float) -> bool:
+    """Return whether a picture that is not received yet has a chance."""
+    try:
+        batcher.check(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=deadline_s)
+    except QueueFullError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 5, 20])
+def test_what_is_not_received_yet_has_a_chance_exactly_if_it_would_get_a_place(waiting: int) -> None:
+    for tenths in range(1, 260):
+        batcher = a_batcher(*map(an_item, "abcdefghijklmnopqrst"[:waiting]), batch_s=1.0)
+        late = an_item(deadline_s=tenths / 10)
+        chance = check(batcher, deadline_s=late.deadline_s)
+        try:
+            batcher.admit(late)
+        except QueueFullError:
+            assert not chance
+        else:
+            assert chance
+
+
+def test_what_is_not_received_yet_may_turn_out_to_be_small() -> None:
+    batcher = a_batcher(an_item("a"), batch_s=1.0)
+    batcher._paces[KEY.model].learn(pixels=10, duration_s=0.1)
+    assert check(batcher, deadline_s=1.2)
+    assert not check(batcher, deadline_s=1.0)
+
+
+def test_a_full_room_refuses_before_anything_is_received() -> None:
+    batcher = a_batcher(an_item("a"), an_item("b"), max_items=2)
+    assert not check(batcher, deadline_s=NEVER_S)
+    next_up(batcher)
+    assert check(batcher, deadline_s=NEVER_S)
+
+
 def test_more_urgent_work_is_in_front_of_a_less_urgent_item_but_not_the_other_way_round() -> None:
     batcher = a_batcher(an_item(), an_item(lane=Lane.BULK), batch_s=3.0)
     with pytest.raises(QueueFullError):

@@ -18,7 +18,7 @@ def a_pace(*durations_s: float, pixels: int = 100) -> Pace:
 
 def test_nothing_is_predicted_before_anything_is_known() -> None:
     assert Pace().predict(10**6) == 0.0
-    assert Pace().spread_s(10**6) == 0.0
+    assert Pace().spread == 0.0
 
 
 def test_after_one_size_the_duration_goes_with_the_pixels() -> None:
@@ -99,5 +99,5 @@ def test_memory_is_bounded() -> None:
 def test_the_spread_is_the_mean_deviation_from_the_prediction() -> None:
     steady = a_pace(*[0.02] * 30)
     noisy = a_pace(*[0.018, 0.022] * 200)
-    assert steady.spread_s(100) == 0.0
-    assert noisy.spread_s(100) == pytest.approx(0.002, rel=0.2)
+    assert steady.spread == 0.0
+    assert noisy.spread * noisy.predict(100) == pytest.approx(0.002, rel=0.2)

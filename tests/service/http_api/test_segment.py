@@ -369,6 +369,27 @@ async def test_a_full_waiting_room_refuses_with_advice() -> None:
         assert sorted(r.status_code for r in answered) == [200, 200, 429]
 
 
+async def test_what_has_no_place_is_refused_before_its_picture_is_received() -> None:
+    engine = FakeEngine(held=True)
+    received = []
+
+    async def picture() -> AsyncIterator[bytes]:
+        received.append(PICTURE)
+        yield PICTURE
+
+    async with open_site(engine, max_waiting=1) as site:
+        begun = asyncio.create_task(post(site))
+        await asyncio.to_thread(engine.wait_until_busy)
+        waiting = asyncio.create_task(post(site))
+        while not len(site.host._worker._batcher):  # noqa: ASYNC110 - nothing tells when a request waits
+            await asyncio.sleep(0)
+        response = await site.client.post("/v1/segment", content=picture())
+        engine.go_on(2)
+        assert code_of(response) == (429, "queue_full")
+        assert not received
+        assert [(await task).status_code for task in (begun, waiting)] == [200, 200]
+
+
 async def test_no_memory_for_another_picture_is_busy() -> None:
     engine = FakeEngine(held=True)
     async with open_site(engine, limits=SegmenterLimits(max_pixels_in_flight=IDS_HW.size)) as site:
