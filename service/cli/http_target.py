@@ -104,7 +104,7 @@ class HttpTarget:
         return content
 
     async def _exchange(self, head: bytes, body: bytes) -> tuple[int, bytes]:
-        connection = self._idle.pop() if self._idle else await self._connect()
+        connection = self._open_one() or await self._connect()
         try:
             answer = await _exchange(connection, head, body)
         except BaseException:
@@ -112,6 +112,15 @@ class HttpTarget:
             raise
         self._idle.append(connection)
         return answer
+
+    def _open_one(self) -> _Connection | None:
+        """Return an idle connection that the service has not closed meanwhile."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def _connect(self) -> _Connection:
         return await asyncio.open_connection(*self._address, limit=_READ_BYTES)

@@ -64,6 +64,16 @@ async def test_requests_at_the_same_time_have_connections_of_their_own() -> None
     assert site.connections == 4
 
 
+async def test_a_connection_that_the_service_closed_is_not_used_again() -> None:
+    site = Site(lambda _, body: response("200 OK", body), closes=True)
+    async with site.open() as target:
+        for number in range(3):
+            assert await target.segment(b"%d" % number) == b"%d" % number
+            while target._idle and not target._idle[0][0].at_eof():  # noqa: ASYNC110 - nothing tells of an end
+                await asyncio.sleep(0)
+    assert site.connections == 3
+
+
 async def test_headers_are_sent_along() -> None:
     site = Site(lambda head, _: response("200 OK", head))
     async with site.open({"Authorization": "Bearer secret"}) as target:
