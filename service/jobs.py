@@ -155,7 +155,10 @@ def jobs_database(settings: Settings) -> JobsDatabase:
 
 def worker_id(settings: Settings) -> str:
     """Return the name of this worker: one for each device of a machine, if none is configured."""
-    return settings.jobs.worker_id or f"{socket.gethostname()}-{resolve_device(settings.models.device)}"
+    return (
+        settings.jobs.worker_id
+        or f"{socket.gethostname()}-{resolve_device(settings.models.device, settings.models.engine)}"
+    )
 
 
 class JobsReporter:
