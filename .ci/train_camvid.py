@@ -44,6 +44,8 @@ def main() -> None:
     chosen = max(scores, key=lambda candidate: scores[candidate])
     print(f"chosen on val: {chosen}")
     final = train(options, [*common, chosen, 'data.train_splits=["train","val"]'], options.runs / "final")
+    if not (final / "artifact/manifest.json").is_file():
+        sys.exit("the last run was stopped: start again to go on with it")
     for version in SHIPPED.glob("[0-9]*"):
         shutil.rmtree(version)
     shutil.copytree(final / "artifact", SHIPPED / "1")

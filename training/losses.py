@@ -197,14 +197,16 @@ class _HardCrossEntropy(torch.autograd.Function):
         scored = _hardest(raw_NKhw, target, floor)
         # Nothing labelled: 0 / tiny = 0, never 0 / 0.
         weight = scored.weight.clamp_min(torch.finfo(torch.float32).tiny)
-        ctx.save_for_backward(scored.gradient_NKhw / weight)
+        # In float32 until it is scaled: the share of one pixel in a large batch is too small for fp16.
+        ctx.save_for_backward(scored.gradient_NKhw.float() / weight)
+        ctx.dtype = raw_NKhw.dtype
         return scored.total / weight
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         """Scale the gradient that ``forward`` made."""
         (gradient_NKhw,) = ctx.saved_tensors
-        return gradient_NKhw * upstream[0], None, None
+        return (gradient_NKhw * upstream[0]).to(ctx.dtype), None, None
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,6 +112,18 @@ def test_half_precision_scores_give_nearly_the_same_gradient() -> None:
     assert functional.cosine_similarity(rounded.float().flatten(), exact.flatten(), dim=0) > 0.999
 
 
+def test_the_share_of_one_pixel_is_not_too_small_for_fp16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, K, (2, 512, 512), generator=generator, dtype=torch.uint8)
+    half = torch.randn((2, K, 64, 64), generator=generator).half().requires_grad_()
+    exact = half.detach().float().requires_grad_()
+    loss, scale = SegmentationLoss(ohem(0.7), torch.ones(K), IGNORE), 2.0**16  # of a gradient scaler
+    (wanted,) = torch.autograd.grad(scale * loss.total([exact], labels), exact)
+    (gradient,) = torch.autograd.grad(scale * loss.total([half], labels), half)
+    large = wanted.abs() > wanted.abs().max() / 100
+    assert ((gradient - wanted) / wanted)[large].abs().mean() < 1e-3
+
+
 def test_class_weights_follow_the_formula_and_favour_the_rare() -> None:
     frequencies_K = torch.tensor([0.7, 0.2, 0.1, 0.0])
     weights_K = class_weights(frequencies_K, LossConfig(ohem_threshold=0.7, class_weight_base=1.1))

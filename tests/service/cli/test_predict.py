@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from service.cli.local import local_settings, open_segmenter
 from service.cli.predict import Job, plan, predict
 from service.core.codec import encode_palette_png
+from service.engines import NO_GPU
 
 Run = Callable[..., Result]
 
@@ -96,6 +97,7 @@ def test_the_report_says_who_answered_what_and_how_fast(run: Run, tmp_path: Path
     source, target = picture(tmp_path / "in.png"), tmp_path / "mask.png"
     answer = report(run(source, "--out", target, "--precision", "f32", "--json"))
     (entry,) = answer.pop("images")
+    assert answer.pop("refused") == f"tensorrt: {NO_GPU}; torch: {NO_GPU}"
     assert answer == {"model": "pooling@1", "engine": "openvino", "device": "cpu", "precision": "f32"}
     assert (entry["input"], entry["output"]) == (str(source), str(target))
     assert (entry["width"], entry["height"]) == (70, 40)

@@ -157,7 +157,8 @@ def test_models_are_loaded_while_jobs_run(shared_cache: Path, artifact: Artifact
     peer.load(artifact)
     peer.engine = FakeEngine(held=True)
     peer.send(LoadFrame(6, 2, "pooling@2", str(artifact.folder)))
-    assert peer.receive() == ReplyFrame(6, values={"engine": "fake", "device": "cpu", "precision": "f32"})
+    loaded = {"engine": "fake", "device": "cpu", "precision": "f32", "refused": ""}
+    assert peer.receive() == ReplyFrame(6, values=loaded)
     number, descriptor = peer.slot()
     peer.send(LabelFrame(1, 2, (entry(number),)), descriptor)
     peer.engine.wait_until_busy()
