@@ -2,6 +2,7 @@
 
 Raw scores are 64 times smaller than full-size ones, so all of a plan are kept, and everything that follows
 is done for one band of the picture's rows after the other: bands are independent, so threads share them.
+Where there is but one map of scores, nothing is added up, and few pixels need any arithmetic.
 
 Axes: M views of a chip (as it is, mirrored), K classes, R C = the grid with one score per class and point,
 H W = the picture's own size, T taps, Y X = rows and columns that come out, P pixels of a strip.
@@ -20,9 +21,9 @@ import numpy.typing as npt
 from model.errors import ModelOutputError
 from model.grid import Float32Array, axis_positions, grid_of
 from model.kernels import compiled, in_bands, part_of_kernel
-from model.labels import UInt8Array
+from model.labels import MAX_CLASSES, UInt8Array
 from model.manifest import Upsample
-from model.preprocess import ImageSize
+from model.preprocess import ImageSize, size_of
 from model.protocols import Chip, Pass, Plan, Summand
 from model.resampling import Taps, UInt32Array
 
@@ -31,11 +32,17 @@ Int32Array = npt.NDArray[np.int32]
 _BAND_SCORES = 1_250_000
 """Of a band of the picture, 5 MB; those of its canvas at scale 1.75 are another 15 MB, for each thread."""
 
+_BAND_PIXELS = 131_072
+"""Of a picture with one map of scores, where few pixels need arithmetic."""
+
 _STRIP_PIXELS = 512
 """Pixels whose softmax is computed at once: with 19 classes they fit the L1 cache."""
 
 _SOFTMAX, _EXP, _SCORE = range(3)
 _MODES: dict[Summand, int] = {"softmax": _SOFTMAX, "exp": _EXP, "score": _SCORE}
+
+_SEVERAL = np.uint8(MAX_CLASSES)
+"""Instead of a class: grid points with different winners."""
 
 _LOWEST = np.float32(-np.inf)
 _ZERO = np.float32(0)
@@ -84,6 +91,9 @@ def accumulate(
     ]
     num_classes = passes[0].chips[0].grid_MKRC.shape[1]
     labels_HW = np.empty((plan.size.height, plan.size.width), np.uint8)
+    if plan.single:
+        _label_one_map(passes[0].chips[0], labels_HW, executor)
+        return labels_HW
 
     def draw(first: int, last: int) -> None:
         sums_KHW = np.zeros((num_classes, last - first, plan.size.width), np.float32)
@@ -182,6 +192,30 @@ def _chip_scores(chip: Chip, grid_MKRC: Float32Array, *, aligned: bool) -> _Chip
     return _ChipScores(grid_MKRC, row_taps, views, chip.top, chip.left)
 
 
+def _label_one_map(chip: _ChipScores, labels_HW: UInt8Array, executor: Executor | None) -> None:
+    """Name the highest class of each pixel where there is nothing to add up."""
+    grid_KRC = chip.grid_MKRC[0]
+    winners_RC = np.empty(grid_KRC.shape[1:], np.uint8)
+
+    def pick(first: int, last: int) -> None:
+        compiled(_pick_highest)(grid_KRC[:, first:last], winners_RC[first:last])
+
+    def draw(first: int, last: int) -> None:
+        rows, columns = chip.rows.part(first, last), chip.columns[0]
+        compiled(_draw_one_map)(
+            grid_KRC,
+            winners_RC,
+            rows.sources_TX,
+            rows.weights_TX,
+            columns.sources_TX,
+            columns.weights_TX,
+            labels_HW[first:last],
+        )
+
+    in_bands(pick, size_of(winners_RC), executor, band_pixels=_BAND_SCORES // len(grid_KRC))
+    in_bands(draw, size_of(labels_HW), executor, band_pixels=_BAND_PIXELS)
+
+
 def _add_pass(one: _PassScores, first: int, last: int, sums_KHW: Float32Array) -> None:
     """Add what a pass says of the picture's rows [first, last)."""
     if one.canvas is None:
@@ -260,6 +294,59 @@ def _add_chip(  # noqa: PLR0917 - kernels know no keywords
                 if mode == _EXP:
                     _exp(scores_MKP[0, k, :count], bits_P)
                 _add(scores_MKP[0, k, :count], sums_KYX[k, top + y, left + begin : left + begin + count])
+
+
+def _draw_one_map(  # noqa: PLR0917 - kernels know no keywords
+    grid_KRC: Float32Array,
+    winners_RC: UInt8Array,
+    rows_TY: UInt32Array,
+    row_weights_TY: Float32Array,
+    columns_TX: UInt32Array,
+    column_weights_TX: Float32Array,
+    labels_YX: UInt8Array,
+) -> None:
+    """Name the highest class of each pixel, with arithmetic only where its grid points have several winners.
+
+    Weights are never negative, so whoever wins at all points that count wins in between (``model.decode``).
+    """
+    blended_KC = np.empty((grid_KRC.shape[0], grid_KRC.shape[2]), np.float32)
+    winners_C = np.empty(grid_KRC.shape[2], np.uint8)
+    for y in range(labels_YX.shape[0]):
+        for x in range(winners_C.size):
+            winners_C[x] = _common(winners_RC[:, x], rows_TY[:, y], row_weights_TY[:, y])
+        blended = False
+        for x in range(labels_YX.shape[1]):
+            columns_T, weights_T = columns_TX[:, x], column_weights_TX[:, x]
+            label = _common(winners_C, columns_T, weights_T)
+            if label == _SEVERAL:
+                if not blended:
+                    for k in range(blended_KC.shape[0]):
+                        _blend_rows(grid_KRC[k], rows_TY[:, y], row_weights_TY[:, y], blended_KC[k])
+                    blended = True
+                label = _highest(blended_KC, columns_T, weights_T)
+            labels_YX[y, x] = label
+
+
+@part_of_kernel
+def _common(winners: UInt8Array, sources_T: UInt32Array, weights_T: Float32Array) -> np.uint8:
+    """Return the one class that wins at all sources that count, else ``_SEVERAL``."""
+    common: np.uint8 = winners[sources_T[weights_T.argmax()]]
+    for t in range(sources_T.size):
+        if weights_T[t] > _ZERO and winners[sources_T[t]] != common:
+            return _SEVERAL
+    return common
+
+
+@part_of_kernel
+def _highest(blended_KC: Float32Array, columns_T: UInt32Array, weights_T: Float32Array) -> np.uint8:
+    best, label = _LOWEST, np.uint8(0)
+    for k in range(blended_KC.shape[0]):
+        score = weights_T[0] * blended_KC[k, columns_T[0]] + weights_T[1] * blended_KC[k, columns_T[1]]
+        for t in range(2, columns_T.size):
+            score += weights_T[t] * blended_KC[k, columns_T[t]]
+        if score > best:
+            best, label = score, np.uint8(k)
+    return label
 
 
 @part_of_kernel

@@ -141,9 +141,11 @@ def warm_up(cache_folder: Path | None = None) -> None:
         RuntimeError: numba found no folder that it can write to.
     """
     decode.warm_up(cache_folder)
-    plan = make_plan(find_protocol("ss"), ImageSize(2, 2))
-    resized(np.zeros((2, 2, 3), np.uint8), plan.passes[0].scaled)
-    accumulate(plan, [np.zeros((1, 2, 4, 4), np.float32)], upsample="bilinear", stride=8)
+    resized(np.zeros((2, 2, 3), np.uint8), ImageSize(32, 32))
+    for name in ("ss", "msf"):
+        plan = make_plan(find_protocol(name), ImageSize(2, 2))
+        raw = [np.zeros((1 + plan.flip, 2, 4, 4), np.float32) for _ in plan.passes]
+        accumulate(plan, raw, upsample="bilinear", stride=8)
 
 
 def _canvas(image_HW3: UInt8Array, one: Pass, mean: Rgb, executor: Executor | None) -> PixelArray:

@@ -103,11 +103,31 @@ def test_threads_share_the_rows_and_change_no_bit(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(shared, whole)
 
 
-def test_every_plan_runs_the_same_two_kernels() -> None:
+@pytest.mark.parametrize("upsample", get_args(Upsample))
+def test_areas_of_one_class_are_named_without_arithmetic_and_their_borders_with_it(
+    upsample: Upsample,
+) -> None:
+    plan = make_plan(find_protocol("ss"), ImageSize(150, 220))
+    (noise_NKhw,) = raw_for(plan, 5, upsample)
+    random = np.random.default_rng(1)
+    areas_hw = np.kron(random.integers(0, 5, (4, 4)), np.ones((5, 7), np.int64))
+    height, width = noise_NKhw.shape[2:]
+    cells = len(noise_NKhw[0]) // 5
+    votes_Khw = np.eye(5)[areas_hw[:height, :width]].transpose(2, 0, 1).repeat(cells, axis=0)
+    raw = [(0.5 * noise_NKhw + 12 * votes_Khw).astype(np.float32)]
+    sums_KHW = sums_by_torch(plan, raw, upsample)
+    top = sums_KHW.topk(2, dim=0).values
+    clear_HW = ((top[0] - top[1]) > 1e-4).numpy()
+    labels_HW = accumulate(plan, raw, upsample=upsample, stride=STRIDE)
+    assert clear_HW.mean() > 0.99
+    np.testing.assert_array_equal(labels_HW[clear_HW], sums_KHW.argmax(dim=0).numpy()[clear_HW])
+
+
+def test_every_plan_runs_the_same_kernels() -> None:
     for name in ("ss", "msf", "mscf", "slide"):
         plan = make_plan(small(name), ImageSize(40, 70))
         accumulate(plan, raw_for(plan, 3, "bilinear"), upsample="bilinear", stride=STRIDE)
-    for kernel in (accumulation._add_chip, accumulation._pick_highest):
+    for kernel in (accumulation._add_chip, accumulation._pick_highest, accumulation._draw_one_map):
         assert len(compiled(kernel).signatures) == 1
 
 
