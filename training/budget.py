@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 _SECONDS = 60
 _MEASURED_SHARE = 0.02
-# Validations, checkpoints, the artifact at the end, and a margin for a machine that gets slower.
 _RESERVED_SHARE = 0.06
+"""For checkpoints, the artifact at the end, and a machine that gets slower."""
+
+_LAST_VALIDATIONS = 2
+"""That of the last step, and the report's."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,16 @@ class TimeBudget:
         """Whether the rate of the first steps says enough to choose the number of steps."""
         return now_s - self.started_s >= _MEASURED_SHARE * self.limit_s
 
-    def remaining_steps(self, now_s: float, step_s: float) -> int:
-        """Return how many more steps of ``step_s`` seconds the run may take, at least 1."""
-        remaining_s = self.started_s + self.limit_s * (1 - _RESERVED_SHARE) - now_s
-        return max(1, int(remaining_s / step_s))
+    def remaining_steps(
+        self, now_s: float, step_s: float, *, validation_s: float, validate_every: int
+    ) -> int:
+        """Return how many more steps the run may take, at least 1.
+
+        Args:
+            now_s: by the clock of ``started_s``.
+            step_s: seconds of a step.
+            validation_s: seconds of a validation.
+            validate_every: steps from one validation to the next.
+        """
+        end_s = self.started_s + self.limit_s * (1 - _RESERVED_SHARE) - _LAST_VALIDATIONS * validation_s
+        return max(1, int((end_s - now_s) / (step_s + validation_s / validate_every)))

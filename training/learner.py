@@ -18,6 +18,7 @@ from model.network import SegmentationNetwork, build
 from training.config import TrainingConfig
 from training.data import TrainingData
 from training.distributed import Ranks
+from training.errors import ConfigError
 from training.losses import SegmentationLoss, class_weights
 from training.optim import MovingAverage, build_optimizer, set_learning_rate
 from training.sampling import NETWORK_STREAM, WEIGHTS_STREAM, step_seed
@@ -46,7 +47,9 @@ class Learner:
         network = _initial_network(config, data)
         # Copied before batches are normalised together, which the average never needs.
         self.average = MovingAverage(network, config.optimizer.ema_decay)
-        self.network = _in_sync(network) if config.compute.sync_bn and ranks.world > 1 else network
+        self.network = (
+            _in_sync(network, self.device) if config.compute.sync_bn and ranks.world > 1 else network
+        )
         self.optimizer = build_optimizer(self.network, config.optimizer)
         self.scaler = config.compute.scaler(data.device)
         self.loss = _loss(config, data)
@@ -145,7 +148,9 @@ def _parallel(heads: nn.Module, config: TrainingConfig, ranks: Ranks) -> nn.Modu
     return DistributedDataParallel(heads, gradient_as_bucket_view=True)
 
 
-def _in_sync(network: SegmentationNetwork) -> SegmentationNetwork:
+def _in_sync(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
+    if device.type != "cuda":
+        raise ConfigError(f"compute.sync_bn needs GPUs, and this run's device is {device}")
     synced: SegmentationNetwork = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return synced
 

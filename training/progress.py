@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,12 +26,15 @@ _CLEAR = "\r\x1b[2K"  # to the start of the line, and clear it
 class PaceMeter:
     """Measures the rate of the steps since it was last restarted; what happens between them does not count.
 
+    The first step of all counts only until there is a second one: it compiles, and fills caches.
+
     Args:
         batch_size: crops a step.
     """
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
+        self._counted = 0
         self.restart()
 
     def restart(self) -> None:
@@ -46,9 +50,17 @@ class PaceMeter:
             step_s: seconds that it took.
             waited_s: seconds of these in which it waited for pictures.
         """
+        if self._counted == 1:
+            self.restart()
+        self._counted += 1
         self._steps += 1
         self._spent_s += step_s
         self._waited_s += waited_s
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there were steps beside the first of all."""
+        return self._counted > 1
 
     @property
     def step_s(self) -> float:
@@ -164,6 +176,7 @@ class RunLog:
         self._stream = sys.stderr if stream is None else stream
         self._is_live = not silent and self._stream.isatty()
         self._shown_s = 0.0
+        self._is_new = True
 
     def write(self, event: str, line: str, **values: Any) -> None:
         """Record an event.
@@ -180,8 +193,10 @@ class RunLog:
             return
         record = {"event": event, "time_s": round(time.time(), 3), **values}
         try:
+            is_torn = self._is_new and _ends_amid_a_line(self._path)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write("\n" * is_torn + json.dumps(record) + "\n")
+            self._is_new = False
         except OSError as error:
             raise CheckpointError(f"cannot write {self._path}: {error}") from error
         if self.board is not None:
@@ -210,6 +225,15 @@ class RunLog:
         """Close the board."""
         if self.board is not None:
             self.board.close()
+
+
+def _ends_amid_a_line(path: Path) -> bool:
+    """Whether the process that wrote last died while it did."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def duration(seconds: float) -> str:

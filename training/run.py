@@ -110,6 +110,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 @contextmanager
 def _open_log(out: Path, ranks: Ranks) -> Iterator[RunLog]:
     log = RunLog(out, silent=not ranks.is_first, board=open_board(out) if ranks.is_first else None)
+    if log.board is None:
+        log.say("tensorboard is not installed: curves are in the log and in the report only")
     try:
         yield log
     finally:

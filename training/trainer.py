@@ -129,6 +129,8 @@ class Trainer:
                 break
             started_s = time.monotonic()
             self.take_step()
+            if self._is_time_to_report():
+                self.check_losses()  # a GPU ends here what it was given since the last time
             pace.count(time.monotonic() - started_s, waited_s=self._waited_s)
             self._between_steps(pace)
         finished = position.step >= position.total_steps
@@ -252,13 +254,12 @@ class Trainer:
 
     def _between_steps(self, pace: PaceMeter) -> None:
         step, schedule = self.position.step, self.config.schedule
-        if step % _LOG_EVERY == 0 or step == self.position.total_steps:
-            self.check_losses()
+        if self._is_time_to_report():
             self._freeze_when_measured(pace)
             self._report(pace)
         else:
             self.log.show(lambda: self._line(pace))
-        if step % schedule.validate_every == 0:
+        if step % schedule.validate_every == 0 and self.position.validated_step < step:
             self.validate()
         if step % schedule.save_every == 0:
             self.save("last")
@@ -285,19 +286,30 @@ class Trainer:
         # Asking makes processes wait for each other, and the host for its GPU.
         return self.data.device.type == "cpu" or self.position.step % _LOG_EVERY == 0
 
+    def _is_time_to_report(self) -> bool:
+        return self.position.step % _LOG_EVERY == 0 or self.position.step == self.position.total_steps
+
     def _freeze_when_measured(self, pace: PaceMeter) -> None:
-        position = self.position
-        if position.frozen or self.budget is None:
+        position, budget = self.position, self.budget
+        if position.frozen or budget is None or not pace.is_settled:
             return
+        began_s = time.monotonic()
+        if not self.ranks.from_first([budget.is_measured(began_s)], self.data.device)[0]:
+            return
+        self.validate()  # a validation of many large pictures may take as long as hundreds of steps
         now_s = time.monotonic()
-        wanted = position.step + self.budget.remaining_steps(now_s, pace.step_s)
-        said = self.ranks.from_first([self.budget.is_measured(now_s), wanted], self.data.device)
-        if not said[0]:
-            return
-        position.total_steps, position.frozen = int(said[1]), True
+        remaining = budget.remaining_steps(
+            now_s,
+            pace.step_s,
+            validation_s=now_s - began_s,
+            validate_every=self.config.schedule.validate_every,
+        )
+        (total,) = self.ranks.from_first([position.step + remaining], self.data.device)
+        position.total_steps, position.frozen = int(total), True
         self.log.write(
             "budget",
-            f"{pace.step_s:.3f} s a step: the run will have {position.total_steps} steps",
+            f"{pace.step_s:.3f} s a step, {now_s - began_s:.1f} s a validation:"
+            f" the run will have {position.total_steps} steps",
             total_steps=position.total_steps,
         )
 

@@ -24,11 +24,22 @@ def test_durations_read_as_clocks_do(seconds: float, text: str) -> None:
 def test_the_pace_is_that_of_the_steps_since_the_restart() -> None:
     pace = PaceMeter(8)
     assert (pace.step_s, pace.images_per_s) == (0, 0)
+    pace.count(1)
     pace.count(100)
     pace.restart()
     pace.count(0.5)
     pace.count(1.5)
     assert (pace.step_s, pace.images_per_s) == (1, 8)
+
+
+def test_the_first_step_of_all_counts_until_there_is_another() -> None:
+    pace = PaceMeter(8)
+    pace.count(100)
+    assert (pace.step_s, pace.is_settled) == (100, False)
+    pace.count(2)
+    assert (pace.step_s, pace.is_settled) == (2, True)
+    pace.count(4)
+    assert pace.step_s == 3
 
 
 def test_events_are_json_lines_in_the_file_and_text_for_people(
@@ -47,6 +58,16 @@ def test_events_are_json_lines_in_the_file_and_text_for_people(
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_a_line_that_a_death_tore_apart_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / LOG_FILE
+    path.write_text('{"event": "start"}\n{"event": "st')
+    log = RunLog(tmp_path, stream=io.StringIO())
+    log.write("resume", "")
+    log.write("step", "")
+    lines = path.read_text().splitlines()
+    assert [json.loads(lines[number])["event"] for number in (0, 2, 3)] == ["start", "resume", "step"]
 
 
 def test_a_terminal_shows_one_living_line(tmp_path: Path) -> None:
@@ -99,13 +120,13 @@ def test_the_first_loss_that_is_no_number_is_remembered() -> None:
 
 def test_waiting_for_pictures_is_a_share_of_the_steps() -> None:
     pace = PaceMeter(8)
+    pace.count(9.0, waited_s=9.0)
     pace.count(1.0, waited_s=0.25)
     pace.count(1.0, waited_s=0.0)
     assert pace.waited_share == 0.125
 
 
 def test_a_board_draws_numbers_by_event_and_name(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     board = open_board(tmp_path)
     assert board is not None
     log = RunLog(tmp_path, board=board, stream=io.StringIO())

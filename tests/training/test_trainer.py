@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from training.budget import TimeBudget
 from training.config import TrainingConfig
 from training.data import TrainingData
-from training.distributed import ALONE
-from training.errors import NonFiniteLossError, ResumeError
+from training.distributed import ALONE, Ranks
+from training.errors import ConfigError, NonFiniteLossError, ResumeError
 from training.learner import Learner
 from training.progress import LOG_FILE, RunLog
 from training.state import CheckpointFolder
@@ -244,6 +244,13 @@ def test_auxiliary_heads_without_weight_are_not_built(config: TrainingConfig, da
     learner.step(0, 0.0, lambda _: (images_NHW3, labels_NHW))
     assert not any(name.startswith("architecture.aux") for name, _ in learner.network.named_parameters())
     assert all(parameter.grad is not None for parameter in learner.network.parameters())
+
+
+def test_normalising_over_processes_without_gpus_is_refused_by_name(
+    config: TrainingConfig, data: TrainingData
+) -> None:
+    with pytest.raises(ConfigError, match=r"compute\.sync_bn needs GPUs, and this run's device is cpu"):
+        Learner(changed(config, "compute", sync_bn=True), data, Ranks(0, 2, 0, 2))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
