@@ -23,7 +23,13 @@ from service.cli.bench_stream import stream
 from service.cli.contest import BenchmarkApp, Contender, EngineContender, Figures, compete
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
 from service.cli.pictures import parse_image_size
-from service.core.engine import EngineInfo, EngineOptions, InferenceEngine, PrecisionChoice
+from service.core.engine import (
+    EngineInfo,
+    EngineOptions,
+    EngineUnavailableError,
+    InferenceEngine,
+    PrecisionChoice,
+)
 from service.engines import engine_builder
 from service.engines.int8 import prefers_int8
 from service.machine import Machine, is_busy, this_machine
@@ -140,10 +146,19 @@ def _engines(
             int8 = prefers_int8(choice, options.device, precision)
             version = registry.resolve(settings.models.serve[0], int8=int8)
             artifact, build = registry.open(version), engine_builder(choice, options.device)
-            engine = build(artifact, dataclasses.replace(options, precision=precision))
+            try:
+                engine = build(artifact, dataclasses.replace(options, precision=precision))
+            except EngineUnavailableError as error:
+                if len(choices) == 1:
+                    raise
+                typer.echo(f"left out: {choice} {precision}: {error}", err=True)
+                continue
             stack.callback(engine.close)
             # auto and its meaning, asked for by name, are one contender
-            built.setdefault(engine.info, _Built(version, artifact, engine))
+            same = dataclasses.replace(engine.info, refused="")
+            built.setdefault(same, _Built(version, artifact, engine))
+        if not built:
+            raise EngineUnavailableError("none of the contenders can run here")
         yield list(built.values())
 
 

@@ -41,6 +41,21 @@ def test_every_engine_in_every_precision_is_measured_once(run: Run) -> None:
     assert report["machine"]["versions"]["openvino"]
 
 
+def test_auto_and_what_it_means_are_one_contender(run: Run) -> None:
+    arguments = ("--precision", "f32", "--size", "32x32", "--seconds", "0", "--force", "--json")
+    result = run("--engine", "auto", "--engine", "openvino", *arguments)
+    assert [figures["name"] for figures in json.loads(result.stdout)["results"]] == ["openvino f32"]
+
+
+def test_a_contender_that_cannot_run_is_left_out_by_name(run: Run) -> None:
+    arguments = ("--size", "32x32", "--seconds", "0", "--force", "--json")
+    # The network is no int8 version, so nothing can run it in int8.
+    result = run("--precision", "f32", "--precision", "int8", *arguments)
+    assert [figures["name"] for figures in json.loads(result.stdout)["results"]] == ["openvino f32"]
+    assert "left out: auto int8: " in result.stderr
+    assert run("--precision", "int8", *arguments).exit_code == 1
+
+
 def test_int8_is_measured_on_the_int8_version_of_the_model(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
