@@ -55,6 +55,7 @@ class FakeWork:
     on_image: Callable[[int], None] = lambda _image: None
     journal: Path | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
+    rests: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def plan(self, request: JobRequest) -> JobPlan:
         if request.dataset != "numbers":
@@ -77,6 +78,9 @@ class FakeWork:
     def finish(self, job_id: str, request: JobRequest, plan: JobPlan, counts: list[JsonObject]) -> JobResult:
         del job_id, request
         return result_of([image for part in counts for image in part["images"]], plan.images)
+
+    def rest(self) -> None:
+        self.rests.release()
 
     def stop(self) -> None:
         self.stopped.set()

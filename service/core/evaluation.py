@@ -32,12 +32,7 @@ from model.registry import ModelRegistry
 from model.report import ShownImage, render_html
 from model.resampling import PixelArray
 from service.core.engine import EngineUnavailableError
-from service.core.errors import (
-    ConflictError,
-    DrainingError,
-    ModelOutputInvalidError,
-    VersionNotFoundError,
-)
+from service.core.errors import DrainingError, ModelOutputInvalidError
 from service.core.host import ModelHost, ServedModel
 from service.core.jobs import JobError, JobInterruptedError, JobPlan, JobRequest, JobResult, JsonObject
 
@@ -82,7 +77,8 @@ class Datasets:
 class HostedEvaluation:
     """The core's ``JobWork`` on the models of a host; see there for what the calls do.
 
-    A version that the host does not serve is loaded, and unloaded when the job ends or another one is needed.
+    A version that the host does not serve is borrowed until the job ends or another one is needed. One call
+    works at a time.
 
     Args:
         host: runs the networks.
@@ -107,12 +103,13 @@ class HostedEvaluation:
         self._pool = pool
         self._environment = environment
         self._stopping = threading.Event()
+        self._working = threading.Lock()
         self._borrowed: ModelVersion | None = None
         self._opened: dict[tuple[str, str], LabeledImages] = {}
 
     def plan(self, request: JobRequest) -> JobPlan:
         """Look at the data set and at this machine."""
-        with _job_errors(), self._served(request.version) as served:
+        with _job_errors(), self._working_with(request.version) as served:
             protocol = find_protocol(request.protocol)
             self._opened.pop((request.dataset, request.split), None)
             pictures = self._pictures(request)
@@ -126,7 +123,7 @@ class HostedEvaluation:
     def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
         """Evaluate some of the pictures."""
         counts: JsonObject = {"images": [], "skipped": []}
-        with _job_errors(), self._served(request.version) as served:
+        with _job_errors(), self._working_with(request.version) as served:
             pictures = self._pictures(request)
             self._check_pins(plan, served, pictures)
             for index, pair in self._read_ahead(pictures, images):
@@ -151,7 +148,7 @@ class HostedEvaluation:
         self, job_id: str, request: JobRequest, plan: JobPlan, counts: Sequence[JsonObject]
     ) -> JobResult:
         """Add up, and store the report beside the model."""
-        with _job_errors(), self._served(request.version) as served:
+        with _job_errors(), self._working_with(request.version) as served:
             pictures = self._pictures(request)
             self._check_pins(plan, served, pictures)
             report = _report(request, plan, counts, served, pictures)
@@ -166,28 +163,33 @@ class HostedEvaluation:
                 "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             }
             self._registry.evaluations.add(request.version.name, job_id, document, render_html(report, shown))
-        self._give_back()
         return result
+
+    def rest(self) -> None:
+        """Give back what was borrowed."""
+        with self._working:
+            self._give_back()
 
     def stop(self) -> None:
         """Give up what runs."""
         self._stopping.set()
 
     @contextmanager
-    def _served(self, version: ModelVersion) -> Iterator[ServedModel]:
-        """Keep a version loaded; one that is not served is borrowed from the registry."""
-        if version not in {served.version for served in self._host.models}:
-            self._give_back()
-            self._host.load(version, self._registry.open(version))
-            self._borrowed = version
-        with self._host.hold(version.name, version.number) as served:
-            yield served
+    def _working_with(self, version: ModelVersion) -> Iterator[ServedModel]:
+        """Have a version loaded; it stays so for the next call."""
+        with self._working:
+            if self._borrowed != version:
+                self._give_back()
+            if not self._host.has(version):
+                self._host.borrow(version, self._registry.open(version))
+                self._borrowed = version
+            with self._host.hold_loaded(version) as served:
+                yield served
 
     def _give_back(self) -> None:
         if self._borrowed is not None:
-            with suppress(ConflictError, VersionNotFoundError):  # it was promoted, or unloaded by somebody
-                self._host.unload(self._borrowed)
-            self._borrowed = None
+            self._host.give_back(self._borrowed)
+        self._borrowed = None
 
     def _pictures(self, request: JobRequest) -> LabeledImages:
         place = (request.dataset, request.split)
@@ -261,10 +263,11 @@ def _job_errors() -> Iterator[None]:
 
 def _check_classes(served: ServedModel, pictures: LabeledImages) -> None:
     known, labelled = served.manifest.palette.names, pictures.spec.palette.names
-    if known != labelled:
-        raise JobError(
-            f"{served.version} has {len(known)} classes, and not the {len(labelled)} of {pictures.spec.name}"
-        )
+    if len(known) != len(labelled):
+        raise JobError(f"{served.version} has {len(known)} classes, {pictures.spec.name} has {len(labelled)}")
+    for k, (ours, theirs) in enumerate(zip(known, labelled, strict=True)):
+        if ours != theirs:
+            raise JobError(f"class {k} of {served.version} is {ours!r}, of {pictures.spec.name} {theirs!r}")
 
 
 def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -60,6 +60,7 @@ class ModelHost:
         self._meant: dict[str, ModelVersion] = {}  # by the bare name; the first is the default model
         self._expected: list[ModelVersion] = []
         self._loaded: dict[ModelVersion, ServedModel] = {}
+        self._borrowed: set[ModelVersion] = set()  # of the loaded ones: those that nobody else asked for
         self._holders: Counter[ModelVersion] = Counter()
         self._sizes: dict[ImageSize, None] = {}  # the latest comes last
 
@@ -75,8 +76,8 @@ class ModelHost:
         """What is loaded: the default model first, and of each model first what its bare name means."""
         with self._changed:
             rank = {name: i for i, name in enumerate(self._meant)}
-            loaded = self._loaded.values()
-            return tuple(sorted(loaded, key=lambda m: (rank[m.version.name], not self._is_meant(m.version))))
+            served = (one for version, one in self._loaded.items() if version not in self._borrowed)
+            return tuple(sorted(served, key=lambda m: (rank[m.version.name], not self._is_meant(m.version))))
 
     def expect(self, version: ModelVersion) -> None:
         """Promise a version: until it is loaded, asking for it means "try again" and not "no such model"."""
@@ -104,6 +105,36 @@ class ModelHost:
         with self._loading:
             return self._load(version, artifact)
 
+    def borrow(self, version: ModelVersion, artifact: Artifact) -> None:
+        """Load a version for somebody who will ``give_back``.
+
+        As long as nobody else asks for it, it is not among ``models``, and no request means it.
+
+        Args:
+            version: one that is loaded already is not loaded again.
+            artifact: as in ``load``.
+
+        Raises:
+            EngineUnavailableError: as ``load``.
+            model.errors.ArtifactError: as ``load``.
+            NoWorkerError: as ``load``.
+        """
+        with self._loading:
+            self._load(version, artifact, is_borrowed=True)
+
+    def give_back(self, version: ModelVersion) -> None:
+        """Free a borrowed version, unless it came to be served meanwhile, or somebody unloaded it."""
+        with self._changed:
+            is_unwanted = version in self._borrowed
+        if is_unwanted:
+            with suppress(ConflictError, VersionNotFoundError):  # somebody was faster
+                self.unload(version)
+
+    def has(self, version: ModelVersion) -> bool:
+        """Return whether a version is loaded, borrowed or served."""
+        with self._changed:
+            return version in self._loaded
+
     def serve(self, version: ModelVersion) -> ModelVersion | None:
         """Let the bare name mean this version from now on; what has begun ends with what it began with.
 
@@ -115,6 +146,7 @@ class ModelHost:
         """
         with self._changed:
             self._served(version)
+            self._want(version)
             previous, self._meant[version.name] = self._meant[version.name], version
         if previous == version:
             return None
@@ -141,6 +173,7 @@ class ModelHost:
             self._changed.wait_for(lambda: not self._holders[version], timeout=drain_s)
             if self._loaded.pop(version, None) is None:
                 raise VersionNotFoundError(f"{version} is not loaded")  # somebody else was faster
+            self._borrowed.discard(version)
         self._worker.unload(version)
         self._metrics.model_unloaded(_labels(served))
         _log.info("model unloaded", model=str(version))
@@ -166,6 +199,8 @@ class ModelHost:
             version = self._meant[name] if number is None else ModelVersion(name, number)
             if version in self._expected and version not in self._loaded:
                 raise LoadingError(f"{version} is not loaded yet")
+            if version in self._borrowed:
+                raise VersionNotFoundError(f"{version} is not served")
             return self._served(version)
 
     @contextmanager
@@ -181,9 +216,22 @@ class ModelHost:
         try:
             yield served
         finally:
-            with self._changed:
-                self._holders[served.version] -= 1
-                self._changed.notify_all()
+            self._let_go(served.version)
+
+    @contextmanager
+    def hold_loaded(self, version: ModelVersion) -> Iterator[ServedModel]:
+        """Return a loaded version, borrowed or served, and keep it loaded until the context is left.
+
+        Raises:
+            VersionNotFoundError: it is not loaded.
+        """
+        with self._changed:
+            served = self._served(version)
+            self._holders[version] += 1
+        try:
+            yield served
+        finally:
+            self._let_go(version)
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
         """Return memory to prepare a picture in, from where it need not be copied again.
@@ -301,9 +349,11 @@ class ModelHost:
         """Answer what waits, then free the device."""
         self._worker.close()
 
-    def _load(self, version: ModelVersion, artifact: Artifact) -> ServedModel:
+    def _load(self, version: ModelVersion, artifact: Artifact, *, is_borrowed: bool = False) -> ServedModel:
         with self._changed:
             if version in self._loaded:
+                if not is_borrowed:
+                    self._want(version)
                 return self._loaded[version]
             sizes = list(self._sizes)
         started_s = time.monotonic()
@@ -311,14 +361,26 @@ class ModelHost:
         seconds = time.monotonic() - started_s
         served = ServedModel(version, artifact.manifest, engine)
         with self._changed:
-            self._meant.setdefault(version.name, version)
             self._loaded[version] = served
+            if is_borrowed:
+                self._borrowed.add(version)
+            else:
+                self._want(version)
         self._metrics.model_loaded(_labels(served), seconds=seconds)
         _log.info("model loaded", model=str(version), seconds=round(seconds, 3))
         return served
 
+    def _let_go(self, version: ModelVersion) -> None:
+        with self._changed:
+            self._holders[version] -= 1
+            self._changed.notify_all()
+
+    def _want(self, version: ModelVersion) -> None:
+        self._meant.setdefault(version.name, version)
+        self._borrowed.discard(version)
+
     def _is_meant(self, version: ModelVersion) -> bool:
-        return self._meant[version.name] == version
+        return self._meant.get(version.name) == version
 
     def _served(self, version: ModelVersion) -> ServedModel:
         if version not in self._loaded:

@@ -260,6 +260,10 @@ class JobWork(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Give back what was held for a job: it has ended, whatever came out, or goes on elsewhere."""
+        ...
+
     def stop(self) -> None:
         """Give up what runs, and whatever is begun from now on, with ``JobInterruptedError``."""
         ...

@@ -188,6 +188,9 @@ class JobExecutor:
             except JobError:
                 self._cancel_shards(note.workflow_id)
                 raise
+            finally:
+                if not self._stopping.is_set():
+                    self._work.rest()
 
     def _planned_and_run(self, request: JobRequest, note: ProgressNote) -> JsonObject:
         job_id = note.workflow_id

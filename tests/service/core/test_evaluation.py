@@ -23,7 +23,7 @@ from model.protocols import find_protocol
 from model.registry import ModelRegistry
 from service.core.device import Device
 from service.core.engine import EngineOptions, InferenceEngine
-from service.core.errors import QueueFullError
+from service.core.errors import ModelNotFoundError, QueueFullError, VersionNotFoundError
 from service.core.evaluation import Datasets, HostedEvaluation
 from service.core.host import ModelHost
 from service.core.jobs import JobError, JobInterruptedError, JobPlan, JobRequest, JsonObject
@@ -34,6 +34,7 @@ from service.engines.fault import builder as fault_builder
 IMAGES = 12
 ENVIRONMENT: JsonObject = {"processor": "made up", "versions": {"numpy": "1"}}
 POOL_1, POOL_2 = ModelVersion(MODEL, 1), ModelVersion(MODEL, 2)
+OTHER = ModelVersion("other", 1)
 REQUEST = JobRequest(POOL_1, "noise", "val", "ss")
 
 
@@ -41,8 +42,8 @@ REQUEST = JobRequest(POOL_1, "noise", "val", "ss")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
     folder = tmp_path_factory.mktemp("registry")
     registry = ModelRegistry(folder / "registry")
-    for seed in (1, 2):
-        registry.publish(write_pooling_artifact(folder / str(seed), seed=seed).folder, MODEL)
+    for seed, name in ((1, MODEL), (2, MODEL), (3, OTHER.name)):
+        registry.publish(write_pooling_artifact(folder / str(seed), seed=seed).folder, name)
     return registry
 
 
@@ -163,7 +164,7 @@ def test_a_model_of_other_classes_is_refused(
 ) -> None:
     other = dataset.with_name("other.toml")
     other.write_text(dataset.read_text().replace("dark", "black"))
-    with pytest.raises(JobError, match="pool@1 has 2 classes, and not the 2 of noise"):
+    with pytest.raises(JobError, match="class 0 of pool@1 is 'dark', of noise 'black'"):
         open_work(other).plan(REQUEST)
 
 
@@ -185,10 +186,42 @@ def test_a_version_that_is_not_served_is_borrowed_for_the_job(
 ) -> None:
     request = replace(REQUEST, version=POOL_2)
     plan = work.plan(request)
-    assert [served.version for served in host.models] == [POOL_1, POOL_2]
-    assert host.find(MODEL).version == POOL_1  # who asks for the bare name does not notice
+    assert host.has(POOL_2)
+    assert [served.version for served in host.models] == [POOL_1]  # nobody else notices
+    with pytest.raises(VersionNotFoundError):
+        host.find(MODEL, 2)
     work.finish("borrowed", request, plan, [work.count(request, plan, range(IMAGES))])
-    assert [served.version for served in host.models] == [POOL_1]
+    work.rest()
+    assert not host.has(POOL_2)
+    assert host.find(MODEL).version == POOL_1
+
+
+def test_a_version_that_comes_to_be_served_meanwhile_is_not_taken_away(
+    work: HostedEvaluation, host: ModelHost, registry: ModelRegistry
+) -> None:
+    work.plan(replace(REQUEST, version=POOL_2))
+    host.load(POOL_2, registry.open(POOL_2))
+    work.rest()
+    assert host.find(MODEL, 2).version == POOL_2
+
+
+def test_a_model_that_only_a_job_wanted_has_no_name_afterwards(
+    work: HostedEvaluation, host: ModelHost
+) -> None:
+    work.plan(replace(REQUEST, version=OTHER))
+    with pytest.raises(ModelNotFoundError):
+        host.find(OTHER.name)
+    work.rest()
+    assert not host.has(OTHER)
+
+
+def test_a_version_that_somebody_unloads_between_two_steps_is_loaded_again(
+    work: HostedEvaluation, host: ModelHost
+) -> None:
+    request = replace(REQUEST, version=POOL_2)
+    plan = work.plan(request)
+    host.unload(POOL_2)
+    assert work.count(request, plan, range(1))["images"]
 
 
 def test_a_job_that_is_stopped_is_given_up_before_the_next_picture(work: HostedEvaluation) -> None:

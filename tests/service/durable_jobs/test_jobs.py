@@ -217,6 +217,26 @@ def test_a_job_that_began_with_other_libraries_fails_instead_of_mixing(
     assert job.error == "the job began with other libraries or on another processor: submit it again"
 
 
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(PATIENCE_S)
+
+
+def test_work_rests_after_a_job_whatever_came_out(sqlite_database: JobsDatabase) -> None:
+    go_on = threading.Event()
+    work = FakeWork()
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, work):
+        finished(jobs, jobs.submit(REQUEST))
+        assert work.rests.acquire(timeout=PATIENCE_S)
+        finished(jobs, jobs.submit(dataclasses.replace(REQUEST, dataset="letters")))
+        assert work.rests.acquire(timeout=PATIENCE_S)
+        work.on_image = lambda _image: wait_for(go_on)
+        job = jobs.submit(REQUEST)
+        when(jobs, job, lambda seen: seen.state is JobState.RUNNING)
+        jobs.cancel(job.id)
+        go_on.set()
+        assert work.rests.acquire(timeout=PATIENCE_S)
+
+
 @pytest.mark.soak
 def test_a_shard_that_fails_ends_the_whole_job_with_its_reason(sqlite_database: JobsDatabase) -> None:
     seen: list[int] = []
