@@ -25,7 +25,8 @@ from service.telemetry import LogOptions, Metrics
 from service.worker_config import WORKER_MODULE, WorkerConfig
 
 _GPU_BATCH = 8
-"""Pictures of the largest batch on a GPU; a CPU gains nothing by batches."""
+_SIDE_BY_SIDE = 2
+"""Pictures of the largest batch: on a GPU; and on a CPU where the engine runs them side by side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,9 @@ def engine_options(settings: Settings) -> EngineOptions:
     """Return how the settings want engines to be built."""
     models = settings.models
     device = resolve_device(models.device, models.engine)
-    batch = 1 if device == "cpu" else _GPU_BATCH
+    batch = _GPU_BATCH
+    if device == "cpu":
+        batch = _SIDE_BY_SIDE if models.engine in ("auto", "openvino") else 1
     return EngineOptions(device, models.precision, models.cache_folder, models.threads, batch, _sizes(models))
 
 

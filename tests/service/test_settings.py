@@ -262,6 +262,15 @@ def test_sizes_of_pictures_are_compiled_for_padded() -> None:
     assert (options.sizes, options.max_batch) == ((ImageSize(512, 1024), ImageSize(64, 96)), 8)
 
 
+@pytest.mark.parametrize(
+    ("engine", "device", "largest"),
+    [("auto", "cpu", 2), ("openvino", "cpu", 2), ("torch", "cpu", 1), ("auto", "cuda:0", 8)],
+)
+def test_batches_are_as_large_as_the_engine_gains_by_them(engine: str, device: str, largest: int) -> None:
+    options = engine_options(load(flags={"models": {"engine": engine, "device": device}}))
+    assert options.max_batch == largest
+
+
 @pytest.mark.parametrize("size", ["500", "0x9", "512X1024", "x"])
 def test_a_size_that_is_none_is_refused(size: str) -> None:
     with pytest.raises(SettingsError, match=r"models\.sizes"):

@@ -145,6 +145,31 @@ def test_one_thread_runs_the_graph_whoever_asks(
     assert len(set(threads)) == 1
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_pictures_of_a_batch_run_side_by_side_and_each_has_its_own_scores(
+    artifact: Artifact, options: EngineOptions, count: int
+) -> None:
+    engine = OpenVinoEngine(artifact, dataclasses.replace(options, threads=2, max_batch=2), "f32")
+    images_NHW3 = np.random.default_rng(count).integers(0, 256, (count, 64, 96, 3), np.uint8)
+    assert len(engine._side_by_side) == 2
+    raw_NKhw = engine.infer(images_NHW3)
+    alone_NKhw = np.concatenate([engine.infer(image_HW3[np.newaxis]) for image_HW3 in images_NHW3])
+    np.testing.assert_allclose(raw_NKhw, alone_NKhw, atol=1e-5)
+    assert raw_NKhw.flags.owndata
+    engine.close()
+
+
+@pytest.mark.parametrize("change", [{"threads": 1, "max_batch": 2}, {"threads": 2, "max_batch": 1}])
+def test_without_threads_or_batches_to_share_there_is_one_graph(
+    artifact: Artifact, options: EngineOptions, change: dict[str, int]
+) -> None:
+    engine = build(artifact, dataclasses.replace(options, **change))
+    assert isinstance(engine, OpenVinoEngine)
+    assert not engine._side_by_side
+    assert len(blobs(options)) == 1
+    engine.close()
+
+
 def test_an_engine_that_was_refused_leaves_no_thread(artifact: Artifact, options: EngineOptions) -> None:
     path = artifact.path(GRAPH_FILE)
     path.write_text(path.read_text() + "\n")
