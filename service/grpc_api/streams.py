@@ -252,19 +252,20 @@ class FrameStream:
 
     def _take_turn(self) -> bool:
         started = self._session.start(now_s=time.monotonic())
-        if started is None:  # gone, or dropped because it is too old
-            self._may_write.set()
-            return False
-        self._spawn(self._answer(started))
-        return True
+        if started is not None:
+            give_back = _Once(self._tools.turns.done)
+            # Not in the coroutine: a stream that ends in this moment cancels the task before it has begun.
+            self._spawn(self._answer(started, give_back)).add_done_callback(lambda _: give_back())
+        self._look_around()  # without a frame that waits, the next one may be read
+        return started is not None
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _answer(self, started: Started[wire.Frame]) -> None:
-        give_back = _Once(self._tools.turns.done)
+    async def _answer(self, started: Started[wire.Frame], give_back: Callable[[], None]) -> None:
         try:
             result, version = await self._result(started, give_back)
             self._tools.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
@@ -279,7 +280,6 @@ class FrameStream:
             _log.exception("frame failed")
             self._session.fail(started.seq, InternalError("unexpected"))
         finally:
-            give_back()
             self._look_around()
 
     async def _result(

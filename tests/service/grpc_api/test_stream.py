@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -15,8 +16,11 @@ from grpc_site import GrpcSite, Messages, StreamCall, details_of, open_grpc_site
 from http_site import FAKE_VERSIONS, encoded, picture_of
 
 from model.manifest import ModelVersion
+from service.core.streaming import FramePolicy, FrameTurns, StreamRules
+from service.grpc_api.messages import MaskRequest, Target
 from service.grpc_api.servicer import ServicerOptions
-from service.grpc_api.streams import StreamLimits
+from service.grpc_api.streams import FrameStream, StreamLimits, StreamTools
+from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
 
@@ -317,6 +321,84 @@ async def test_a_client_that_leaves_takes_its_frames_along(held: GrpcSite) -> No
     held.engine.go_on(1)
     assert seqs_of(await rest(other))[-1] == ("result", 1)
     assert len(held.engine.seen) == 2
+
+
+class ByHand:
+    """A stream whose client is this test, and whose pictures nobody ever answers."""
+
+    def __init__(self, turns: FrameTurns, policy: FramePolicy) -> None:
+        self.sent: asyncio.Queue[wire.StreamRequest] = asyncio.Queue()
+        self.reads = 0
+        self.under_way = 0
+        tools = StreamTools(self, None, turns, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
+        stream = FrameStream(
+            self,  # type: ignore[arg-type]
+            target=Target(None, None),
+            version=1,
+            wanted=MaskRequest(wire.PNG),
+            rules=rules,
+            source="by hand",
+            tools=tools,
+        )
+        self.running = asyncio.create_task(stream.run())
+
+    async def read(self) -> wire.StreamRequest:
+        self.reads += 1
+        return await self.sent.get()
+
+    @asynccontextmanager
+    async def segment(self, *_: object, **__: object) -> AsyncIterator[None]:
+        self.under_way += 1
+        await asyncio.Event().wait()
+        yield
+
+    def send(self, seq: int) -> None:
+        frame = wire.Frame(seq=seq, image=wire.Image(data=DARK))
+        self.sent.put_nowait(wire.StreamRequest(frame=frame))
+
+    async def end(self) -> None:
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+
+
+def is_free(turns: FrameTurns) -> bool:
+    """Return whether there is a turn left, and take it."""
+    taken: list[bool] = []
+
+    def take() -> bool:
+        taken.append(True)
+        return True
+
+    turns.ask(take)
+    turns.leave(take)
+    return bool(taken)
+
+
+async def test_a_stream_that_ends_in_the_moment_of_its_turn_gives_it_back() -> None:
+    turns = FrameTurns(1)
+    assert is_free(turns)
+    stream = ByHand(turns, FramePolicy.LATEST_WINS)
+    stream.send(1)
+    await until(lambda: stream.reads == 2)
+    stream.running.cancel()
+    turns.done()  # in the same step of the loop: the task of the frame is made, and never begins
+    await asyncio.gather(stream.running, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert stream.under_way == 0
+    assert is_free(turns)
+
+
+async def test_a_film_is_read_on_when_another_stream_gives_it_the_turn() -> None:
+    turns = FrameTurns(1)
+    assert is_free(turns)
+    stream = ByHand(turns, FramePolicy.BLOCK)
+    stream.send(1)
+    await until(stream.sent.empty)
+    turns.done()
+    await until(lambda: stream.under_way == 1)
+    await until(lambda: stream.reads == 2)
+    await stream.end()
 
 
 async def test_a_stream_has_a_deadline_like_any_call(held: GrpcSite) -> None:
