@@ -152,6 +152,11 @@ class StreamSession(Generic[FrameT, ResultT]):
         return self._waiting is not None and self._in_flight < limit and len(self._book) <= 2 * limit + 1
 
     @property
+    def is_input_over(self) -> bool:
+        """Whether the client has said that no frame will come any more."""
+        return self._is_input_over
+
+    @property
     def is_finished(self) -> bool:
         """Whether no answer will follow."""
         return not self._book and (self._is_input_over or self._is_draining)

@@ -175,7 +175,7 @@ class FrameStream:
 
         Raises:
             InvalidArgumentError: a message is out of place.
-            DrainingError: the service is about to stop, and every frame is answered.
+            DrainingError: the service is about to stop, every frame is answered, and more could come.
         """
         self._spawn(self._read())
         try:
@@ -229,7 +229,7 @@ class FrameStream:
             if self._session.is_finished:
                 break
             await self._may_write.wait()
-        if self._stops_at_s is not None:
+        if self._stops_at_s is not None and not self._session.is_input_over:
             await self._say_goodbye(self._stops_at_s)
 
     async def _say_goodbye(self, stops_at_s: float) -> None:

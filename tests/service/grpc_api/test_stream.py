@@ -281,6 +281,21 @@ async def test_a_stream_that_drains_answers_what_it_took_says_goodbye_and_is_una
     assert "RetryInfo" in details_of(error)
 
 
+async def test_a_stream_whose_frames_have_ended_ends_well_in_spite_of_a_drain(held: GrpcSite) -> None:
+    call = await held.stream()
+    await next_of(call, "opened")
+    await send(call, 1)
+    await asyncio.to_thread(held.engine.wait_until_busy)
+    await call.done_writing()
+    (stream,) = held.servicer._streams
+    await until(lambda: stream._session.is_input_over)
+    held.drain()
+    held.engine.go_on(1)
+    messages, error = await until_the_end(call)
+    assert error is None
+    assert seqs_of(messages) == [("result", 1)]
+
+
 async def test_an_idle_stream_drains_at_once_and_no_new_one_is_opened(site: GrpcSite) -> None:
     call = await site.stream()
     await next_of(call, "opened")
