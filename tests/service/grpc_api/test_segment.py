@@ -164,6 +164,28 @@ async def test_a_full_queue_is_told_with_the_time_to_come_back() -> None:
         assert all("RetryInfo" in details_of(error) for error in refused)
 
 
+async def test_a_picture_without_room_is_refused_at_once() -> None:
+    options = ServicerOptions(max_image_bytes_in_flight=2 * len(PICTURE) - 1)
+    async with open_grpc_site(FakeEngine(held=True), options=options) as site:
+        first = site.stub.Segment(request(), timeout=PATIENCE_S)
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        error = await refusal(site, request())
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "busy")
+        assert "RetryInfo" in details_of(error)
+        site.engine.go_on(2)
+        await first
+        assert (await site.stub.Segment(request(), timeout=PATIENCE_S)).mask.data
+
+
+@pytest.mark.parametrize("method", ["Segment", "ListModels"])
+async def test_a_message_that_never_comes_is_not_waited_for(method: str) -> None:
+    async with open_grpc_site(options=ServicerOptions(receive_timeout_s=0.05)) as site:
+        call = site.channel.stream_unary(f"/segmentation.v1.Segmentation/{method}")(timeout=PATIENCE_S)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert reason_of(caught.value) == "request_too_slow"
+
+
 async def refusal_or_none(site: GrpcSite) -> grpc.aio.AioRpcError | None:
     try:
         await site.stub.Segment(request(), timeout=1)

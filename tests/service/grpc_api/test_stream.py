@@ -16,6 +16,7 @@ from grpc_site import GrpcSite, Messages, StreamCall, details_of, open_grpc_site
 from http_site import FAKE_VERSIONS, encoded, picture_of
 
 from model.manifest import ModelVersion
+from service.core.admission import MemoryBudget
 from service.core.streaming import FramePolicy, FrameTurns, StreamRules
 from service.grpc_api.messages import MaskRequest, Target
 from service.grpc_api.servicer import ServicerOptions
@@ -341,11 +342,12 @@ async def test_a_client_that_leaves_takes_its_frames_along(held: GrpcSite) -> No
 class ByHand:
     """A stream whose client is this test, and whose pictures nobody ever answers."""
 
-    def __init__(self, turns: FrameTurns, policy: FramePolicy) -> None:
+    def __init__(self, turns: FrameTurns, policy: FramePolicy, room: MemoryBudget | None = None) -> None:
         self.sent: asyncio.Queue[wire.StreamRequest] = asyncio.Queue()
         self.reads = 0
         self.under_way = 0
-        tools = StreamTools(self, None, turns, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        room = room or MemoryBudget(1 << 30)
+        tools = StreamTools(self, None, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
         rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
         stream = FrameStream(
             self,  # type: ignore[arg-type]
@@ -414,6 +416,46 @@ async def test_a_film_is_read_on_when_another_stream_gives_it_the_turn() -> None
     await until(lambda: stream.under_way == 1)
     await until(lambda: stream.reads == 2)
     await stream.end()
+
+
+async def test_nothing_is_read_while_there_is_no_room_for_another_frame() -> None:
+    room = MemoryBudget(4 * len(DARK))
+    rest_of_it = await room.acquire(2 * len(DARK), timeout_s=0.0)
+    stream = ByHand(FrameTurns(2), FramePolicy.LATEST_WINS, room)
+    stream.send(1)
+    stream.send(2)
+    await until(lambda: stream.under_way == 1)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert stream.reads == 1
+    room.release(rest_of_it)
+    await until(lambda: stream.under_way == 2)
+    await stream.end()
+    await room.acquire(4 * len(DARK), timeout_s=0.0)  # all is given back
+
+
+async def test_a_frame_without_room_is_refused_and_the_stream_goes_on() -> None:
+    options = ServicerOptions(max_image_bytes_in_flight=2 * len(DARK) - 1)
+    async with open_grpc_site(FakeEngine(held=True), options=options) as site:
+        first, second = await site.stream(), await site.stream()
+        for call in (first, second):
+            await next_of(call, "opened")
+        await send(first, 1)
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        await send(second, 1)
+        error = await next_of(second, "error")
+        assert (error.code, error.grpc_code) == ("busy", grpc.StatusCode.UNAVAILABLE.value[0])
+        site.engine.go_on(2)
+        assert seqs_of(await rest(first)) == [("result", 1)]
+        await send(second, 2)
+        assert seqs_of(await rest(second)) == [("result", 2)]
+
+
+async def test_a_stream_that_is_never_opened_ends_in_time() -> None:
+    async with open_grpc_site(options=ServicerOptions(receive_timeout_s=0.05)) as site:
+        call = site.stub.SegmentStream(timeout=PATIENCE_S)
+        error = await refusal(call)
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.DEADLINE_EXCEEDED, "request_too_slow")
 
 
 async def test_a_stream_has_a_deadline_like_any_call(held: GrpcSite) -> None:
