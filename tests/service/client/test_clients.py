@@ -17,7 +17,9 @@ from fakes import PATIENCE_S
 from grpc_site import GrpcSite, open_grpc_site, until
 from http_site import encoded, picture_of
 
+from service.client import grpc_client
 from service.client.answers import Dropped, Failed, Frame, Interrupted, Mask, ModelChanged, Opened, Result
+from service.client.backoff import Backoff
 from service.client.errors import ClientError, RefusedError, UnreachableError
 from service.client.following import Follower, StreamWish
 from service.client.grpc_client import AsyncGrpcClient, GrpcClient
@@ -115,6 +117,11 @@ def test_nobody_there_is_an_error_of_its_own(kind: type[Any]) -> None:
     address = "127.0.0.1:9" if kind is GrpcClient else "http://127.0.0.1:9"
     with kind(address) as client, pytest.raises(UnreachableError):
         client.segment(PICTURE)
+
+
+def test_a_channel_connects_again_sooner_than_its_user_asks() -> None:
+    longest_ms = dict(grpc_client._OPTIONS)["grpc.max_reconnect_backoff_ms"]
+    assert longest_ms < 1e3 * Backoff(spread=lambda _, high: high)._max_s
 
 
 async def test_a_service_that_has_no_model_yet_says_when_to_come_back() -> None:
