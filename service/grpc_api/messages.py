@@ -152,6 +152,7 @@ class Encoded:
 
     mask: wire.Mask
     stages_s: Mapping[Stage, float]
+    batch_size: int
 
     @property
     def timings(self) -> wire.Timings:
@@ -163,6 +164,7 @@ class Encoded:
             infer_ms=1e3 * stages_s["infer"],
             post_ms=1e3 * stages_s["post"],
             encode_ms=1e3 * stages_s["encode"],
+            batch_size=self.batch_size,
         )
 
 
@@ -179,7 +181,8 @@ def encode(segmentation: Segmentation, wanted: MaskRequest) -> Encoded:
         width=size.width,
         height=size.height,
     )
-    return Encoded(mask, _stages_s(segmentation, time.monotonic() - started_s))
+    stages_s = _stages_s(segmentation, time.monotonic() - started_s)
+    return Encoded(mask, stages_s, segmentation.batch_size)
 
 
 def _stages_s(segmentation: Segmentation, encode_s: float) -> Mapping[Stage, float]:

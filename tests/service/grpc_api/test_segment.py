@@ -56,6 +56,7 @@ async def test_a_picture_gets_its_mask_its_model_and_its_timings(site: GrpcSite)
     assert (response.mask.encoding, response.mask.width, response.mask.height) == (wire.RAW, 48, 32)
     assert (response.model, response.version) == ("fake", 3)
     assert response.timings.decode_ms > 0
+    assert response.timings.batch_size == 1
 
 
 async def test_the_same_picture_gets_the_same_bytes_as_over_http(site: GrpcSite) -> None:

@@ -133,6 +133,7 @@ async def test_what_the_camera_said_of_a_frame_comes_back(site: GrpcSite) -> Non
     assert result.result.capture_time == when
     assert (result.result.version, result.result.mask.encoding) == (3, wire.PNG)
     assert result.result.timings.decode_ms > 0
+    assert result.result.timings.batch_size == 1
 
 
 async def test_raw_frames_need_no_decoding(site: GrpcSite) -> None:
