@@ -11,6 +11,7 @@ from fakes import PATIENCE_S, FakeEngine
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of, until
+from http2_bytes import stream_of
 
 from service.core.keys import key_digests
 from service.grpc_api.edge import SERVICE_NAME
@@ -181,12 +182,10 @@ async def test_a_peer_that_vanished_is_gone_after_keepalive_and_timeout() -> Non
     limits = PeerLimits(keepalive_s=1.0, keepalive_timeout_s=0.5)
     async with open_grpc_site(connections=limits) as site:
         with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) as vanished:
-            vanished.sendall(PREFACE + SETTINGS)
+            vanished.sendall(stream_of(wire.StreamRequest(open=wire.StreamOpen())))
+            await until(lambda: site.metric("bisenet_stream_active") == 1)
             await asyncio.to_thread(read_to_the_end, vanished)
-
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+            await until(lambda: site.metric("bisenet_stream_active") == 0)
 
 
 def read_to_the_end(connection: socket.socket) -> None:
