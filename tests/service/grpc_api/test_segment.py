@@ -114,6 +114,7 @@ async def test_a_model_is_asked_for_by_name_or_by_version(site: GrpcSite, model:
         (request(model="fake@0"), "invalid_argument"),
         (request(mask=17), "invalid_argument"),
         (request(classes=[4]), "invalid_argument"),
+        (request(classes=[1] * 256), "invalid_argument"),
         (request(image=wire.Image()), "empty_body"),
         (wire.SegmentRequest(), "empty_body"),
         (request(image=wire.Image(data=b"GIF89a")), "unsupported_media"),
