@@ -289,7 +289,10 @@ def _servicer_options(settings: Settings) -> ServicerOptions:
     return ServicerOptions(
         key_digests=key_digests(settings.auth.read_keys()),
         default_timeout_s=limits.default_timeout_s,
+        receive_timeout_s=limits.receive_timeout_s,
         max_image_bytes=limits.max_body_bytes,
+        max_image_bytes_in_flight=limits.max_body_bytes_in_flight,
+        max_calls=limits.max_calls,
         streams=StreamLimits(max_frame_age_s=limits.default_timeout_s, max_frame_bytes=limits.max_body_bytes),
         frames_at_once=_frames_at_once(engine_options(settings)),
     )

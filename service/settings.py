@@ -182,10 +182,11 @@ class LimitsSettings(_Section):
 
     Attributes:
         max_body_bytes: of a request.
-        max_body_bytes_in_flight: of all requests together, those that arrive and those that wait.
+        max_body_bytes_in_flight: of all HTTP requests together, those that arrive and those that wait; the
+            pictures that came over gRPC and are not answered yet have as much room of their own.
         max_connections: to each HTTP port; fewer where the process may not open so many files.
         max_streams: gRPC calls at the same time on one connection.
-        max_calls: gRPC calls at the same time on all connections.
+        max_calls: gRPC calls at the same time on all connections, those to health and reflection aside.
         max_pixels: that a picture's header may declare.
         max_side: longest side that it may declare, in pixels.
         max_infer_pixels: larger pictures are reduced before the network.

@@ -7,7 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from service.core import codec
 EXIT_FAILED = 1
 
 _FPS_WINDOW_S = 2.0
+_REDRAW_S = 0.5
 
 
 def stream(
@@ -81,16 +82,26 @@ def stream(
         policy=policy or ("latest" if is_camera(source) else "block"),
         max_frame_age_s=max_age_ms / 1e3,
     )
+    if out is not None and _is_same(source, out):
+        raise typer.BadParameter(f"the output would take the place of the film: {out}")
     key = key_file.read_text("utf-8").strip() if key_file else None
     try:
         with ExitStack() as stack:
             screens = _screens(stack, source, out, show=show)
-            feed_of = partial(CameraFeed, source, wish.policy, seconds=seconds)
+            feed_of = partial(CameraFeed, source, wish.policy, seconds=seconds, on_lost=_warn_of_loss)
             report = asyncio.run(_follow(feed_of, server, key, wish, screens))
     except ClientError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     typer.echo(json.dumps(report.document(), indent=2) if as_json else str(report))
+
+
+def _is_same(source: str, out: Path) -> bool:
+    return out.exists() and Path(source).exists() and out.samefile(source)
+
+
+def _warn_of_loss(reason: str, delay_s: float) -> None:
+    typer.echo(f"warning: camera lost: {reason}; trying again in {delay_s:.1f} s", err=True)
 
 
 @dataclass
@@ -115,18 +126,18 @@ class Report:
 
     def take(self, event: StreamEvent) -> None:
         """Note an event."""
-        now_s = time.monotonic()
         if isinstance(event, Interrupted):
             self.reconnects += 1
         if isinstance(event, Result):
-            self._recent_s.append(now_s)
+            self._recent_s.append(time.monotonic())
             if event.captured_s is not None:
                 self.ages_s.append(time.time() - event.captured_s)
-        while self._recent_s and self._recent_s[0] < now_s - _FPS_WINDOW_S:
-            self._recent_s.popleft()
 
     def line(self) -> str:
         """Return how it goes at the moment."""
+        begin_s = time.monotonic() - _FPS_WINDOW_S
+        while self._recent_s and self._recent_s[0] < begin_s:
+            self._recent_s.popleft()
         age_ms = 1e3 * self.ages_s[-1] if self.ages_s else 0.0
         outcomes = self.ledger.outcomes
         dropped = sum(outcomes.values()) - outcomes["answered"]
@@ -184,11 +195,8 @@ class _Screens:
 
 
 def _screens(stack: ExitStack, source: str, out: Path | None, *, show: bool) -> _Screens:
-    preview = Preview(source) if show else None
-    film = FilmWriter(out) if out else None
-    for screen in (preview, film):
-        if screen is not None:
-            stack.callback(screen.close)
+    preview = stack.enter_context(closing(Preview(source))) if show else None
+    film = stack.enter_context(closing(FilmWriter(out))) if out else None
     return _Screens(film, preview)
 
 
@@ -201,12 +209,11 @@ async def _follow(
         follower = Follower(client, feed, wish)
         viewer = _Viewer(client, feed, screens)
         events = await stack.enter_async_context(aclosing(follower.events()))
-        show_line = await stack.enter_async_context(_live_line())
         report = Report(follower.ledger)
+        await stack.enter_async_context(_live_line(report))
         async for event in events:
             report.take(event)
             await viewer.take(event)
-            show_line(report.line())
         report.skipped = feed.skipped
         return report
 
@@ -218,6 +225,7 @@ class _Viewer:
         self._client = client
         self._feed = feed
         self._screens = screens
+        self._model = ""
         self._palette: ClassPalette | None = None
 
     async def take(self, event: StreamEvent) -> None:
@@ -228,15 +236,22 @@ class _Viewer:
                 typer.echo(f"warning: {reason}; trying again in {delay_s:.1f} s", err=True)
             case GoingAway():
                 typer.echo("warning: the service is about to stop", err=True)
-            case Opened(classes=classes):
-                self._palette = _palette(classes)
-            case ModelChanged(version=version):
-                self._palette = await _palette_of_version(self._client, version)
+            case Opened(model=model, classes=classes):
+                self._model, self._palette = model, _palette(classes)
+            case ModelChanged(version=version) if self._screens:
+                await self._change_palette(version)
             case Result():
                 self._draw(event)
                 self._feed.forget(event.seq)
             case Dropped(last_seq=seq) | Failed(seq=seq):
                 self._feed.forget(seq)
+
+    async def _change_palette(self, version: int) -> None:
+        """Take the palette of a version; where it cannot be learned, the old one is the best guess."""
+        with suppress(ClientError):
+            for model in await self._client.models():
+                if (model.name, model.version) == (self._model, version):
+                    self._palette = _palette(model.classes)
 
     def _draw(self, result: Result) -> None:
         assert self._palette is not None
@@ -246,20 +261,26 @@ class _Viewer:
             self._screens.show(codec.overlay(shot.image_HW3, label_map).pixels(), shot.position_s)
 
 
-async def _palette_of_version(client: AsyncGrpcClient, version: int) -> ClassPalette:
-    models = await client.models()
-    return _palette(next(model.classes for model in models if model.version == version))
-
-
 def _palette(classes: Sequence[ClassInfo]) -> ClassPalette:
     return ClassPalette(tuple(c.name for c in classes), tuple(c.color for c in classes))
 
 
 @asynccontextmanager
-async def _live_line() -> AsyncIterator[Any]:
+async def _live_line(report: Report) -> AsyncIterator[None]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda _: None
+        yield
         return
     with Status("connecting", console=console) as status:
-        yield status.update
+        drawing = asyncio.create_task(_redraw(status, report))
+        try:
+            yield
+        finally:
+            drawing.cancel()
+
+
+async def _redraw(status: Status, report: Report) -> None:
+    """Show how it goes, also while nothing comes."""
+    while True:
+        await asyncio.sleep(_REDRAW_S)
+        status.update(report.line())

@@ -6,11 +6,14 @@ Axes: H height, W width, 3 = red green blue.
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -38,13 +41,17 @@ _MILLISECONDS = Fraction(1, 1000)
 _DEFAULT_FPS = 25
 
 
+OnLost = Callable[[str, float], object]
+"""Told that a camera broke off: why, for people, and after how many seconds it is opened again."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shot:
     """One picture of a source.
 
     Attributes:
         image_HW3: uint8 RGB.
-        position_s: where in the film it belongs; of a camera: since the first picture.
+        position_s: since the first picture, which is not where a film's own clock begins.
         captured_s: when it was read, in seconds since 1970.
     """
 
@@ -71,9 +78,11 @@ def shots(source: str) -> Iterator[Shot]:
         with _opened(source) as container:
             if not container.streams.video:
                 raise SourceError(f"{source}: there is no picture in it")
+            first_s: float | None = None
             for number, frame in enumerate(container.decode(video=0)):
-                position_s = float(frame.time) if frame.time is not None else number / _DEFAULT_FPS
-                yield Shot(frame.to_ndarray(format="rgb24"), position_s, time.time())
+                shown_s = float(frame.time) if frame.time is not None else number / _DEFAULT_FPS
+                first_s = shown_s if first_s is None else first_s
+                yield Shot(frame.to_ndarray(format="rgb24"), shown_s - first_s, time.time())
     except (av.error.FFmpegError, OSError) as error:
         raise SourceError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -84,17 +93,22 @@ def _opened(source: str) -> Any:
     if source.startswith("rtsp://"):
         # Over UDP half of a picture may be missing, and nobody would notice.
         return av.open(source, options={"rtsp_transport": "tcp"}, timeout=_RTSP_TIMEOUT_S)
-    return av.open(source)
+    return av.open(source, metadata_errors="replace")  # nobody reads a film's title
 
 
 def camera_shots(
-    source: str, *, pause: Callable[[float], object], backoff: Backoff | None = None
+    source: str,
+    *,
+    pause: Callable[[float], object],
+    on_lost: OnLost | None = None,
+    backoff: Backoff | None = None,
 ) -> Iterator[Shot]:
     """Read a camera for ever: when it breaks off, it is opened again.
 
     Args:
         source: as for ``shots``.
         pause: waits so many seconds; true = stop reading.
+        on_lost: called each time it broke off, before the wait.
         backoff: how long to wait before the next attempt.
 
     Raises:
@@ -103,15 +117,20 @@ def camera_shots(
     backoff = backoff or Backoff()
     started_s: float | None = None
     while True:
+        reason = f"{source}: no more pictures come"
         try:
             for shot in shots(source):
                 started_s = shot.captured_s if started_s is None else started_s
                 backoff.reset()
                 yield Shot(shot.image_HW3, shot.captured_s - started_s, shot.captured_s)
-        except SourceError:
+        except SourceError as error:
             if started_s is None:
                 raise
-        if pause(backoff.next_s()):
+            reason = str(error)
+        delay_s = backoff.next_s()
+        if on_lost is not None:
+            on_lost(reason, delay_s)
+        if pause(delay_s):
             return
 
 
@@ -124,17 +143,27 @@ class CameraFeed:
     Args:
         source: see ``shots``.
         policy: as above.
-        seconds: how much of it to read; None = all.
+        seconds: how much of it to read; None = all. While a camera is lost, time goes on.
+        on_lost: called in the event loop each time a camera broke off.
 
     Attributes:
         skipped: pictures that were replaced before they were numbered.
     """
 
-    def __init__(self, source: str, policy: FramePolicy, *, seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        policy: FramePolicy,
+        *,
+        seconds: float | None = None,
+        on_lost: OnLost | None = None,
+    ) -> None:
         self.skipped = 0
         self._source = source
         self._policy = policy
-        self._seconds = seconds
+        self._seconds = math.inf if seconds is None else seconds
+        self._on_lost = on_lost
+        self._first_s: float | None = None
         self._shots: dict[int, Shot] = {}
         self._seq = 0
         self._queue: asyncio.Queue[Shot | SourceError | None] = asyncio.Queue()
@@ -187,7 +216,8 @@ class CameraFeed:
         end: SourceError | None = None
         try:
             for shot in self._paced():
-                if self._seconds is not None and shot.position_s >= self._seconds:
+                self._first_s = shot.captured_s if self._first_s is None else self._first_s
+                if shot.position_s >= self._seconds:
                     break
                 if self._policy == "block":
                     self._room.acquire()
@@ -196,11 +226,14 @@ class CameraFeed:
                 self._hand_over(shot)
         except SourceError as error:
             end = error
-        self._hand_over(end)
+        except Exception as error:  # noqa: BLE001 - the outermost edge of a thread: somebody waits for its end
+            end = SourceError(f"{self._source}: {error}")
+        finally:
+            self._hand_over(end)
 
     def _paced(self) -> Iterator[Shot]:
         if is_camera(self._source):
-            yield from camera_shots(self._source, pause=self._closing.wait)
+            yield from camera_shots(self._source, pause=self._pause, on_lost=self._tell)
             return
         started_s = time.monotonic()
         for shot in shots(self._source):
@@ -208,9 +241,22 @@ class CameraFeed:
                 self._closing.wait(max(0.0, started_s + shot.position_s - time.monotonic()))
             yield Shot(shot.image_HW3, shot.position_s, time.time())
 
+    def _pause(self, delay_s: float) -> bool:
+        """Wait before a camera is opened again; true = nobody wants its pictures any more."""
+        assert self._first_s is not None  # a camera that never came is not opened again
+        left_s = max(0.0, self._first_s + self._seconds - time.time())
+        return self._closing.wait(min(delay_s, left_s)) or delay_s >= left_s
+
+    def _tell(self, reason: str, delay_s: float) -> None:
+        if self._on_lost is not None:
+            self._call(self._on_lost, reason, delay_s)
+
     def _hand_over(self, item: Shot | SourceError | None) -> None:
+        self._call(self._put, item)
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed, nobody waits
-            self._loop.call_soon_threadsafe(self._put, item)
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def _put(self, item: Shot | SourceError | None) -> None:
         if self._policy == "latest" and isinstance(item, Shot):
@@ -224,31 +270,50 @@ class FilmWriter:
     """Writes pictures as an H.264 film; all have the size of the first.
 
     Args:
-        path: where; its suffix decides the container.
+        path: where; its suffix decides the container. The file itself is opened with the first picture.
+
+    Raises:
+        SourceError: it cannot be written there.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        self._path = path
+        with self._told():
+            _check_writable(path)
             self._container: Any = av.open(str(path), "w")
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise SourceError(f"{path}: cannot be written: {error}") from error
         self._stream: Any = None
         self._last_ms = -1
 
     def write(self, image_HW3: UInt8Array, position_s: float) -> None:
-        """Append a picture, to be shown from ``position_s`` on, but never before the one before it."""
-        if self._stream is None:
-            self._begin(image_HW3)
-        frame = av.VideoFrame.from_ndarray(_even(image_HW3), format="rgb24")
-        self._last_ms = max(self._last_ms + 1, round(1e3 * position_s))
-        frame.pts, frame.time_base = self._last_ms, _MILLISECONDS
-        self._container.mux(self._stream.encode(frame))
+        """Append a picture, to be shown from ``position_s`` on, but never before the one before it.
+
+        Raises:
+            SourceError: it cannot be written.
+        """
+        with self._told():
+            if self._stream is None:
+                self._begin(image_HW3)
+            frame = av.VideoFrame.from_ndarray(_even(image_HW3), format="rgb24")
+            self._last_ms = max(self._last_ms + 1, round(1e3 * position_s))
+            frame.pts, frame.time_base = self._last_ms, _MILLISECONDS
+            self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Finish the film."""
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
+        """Finish the film; raises as ``write``."""
+        with self._told():
+            try:
+                if self._stream is not None:
+                    self._container.mux(self._stream.encode())
+            finally:
+                self._container.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SourceError(f"{self._path}: cannot be written: {reason}") from error
 
     def _begin(self, image_HW3: UInt8Array) -> None:
         height, width = _even(image_HW3).shape[:2]
@@ -256,6 +321,16 @@ class FilmWriter:
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = _MILLISECONDS
+
+
+def _check_writable(path: Path) -> None:
+    """Raise what opening the file for writing would, and leave it as it is."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "permission denied")
 
 
 def _even(image_HW3: UInt8Array) -> UInt8Array:

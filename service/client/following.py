@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from service.client.answers import (
+    Dropped,
     Frame,
     FramePolicy,
     GoingAway,
@@ -26,6 +27,8 @@ from service.client.ledger import FrameLedger
 
 WINDOW = 32
 """Frames that may wait for their answer; they are kept, to be sent again."""
+
+_ABOUT_TO_STOP = "the service is about to stop"
 
 
 class FrameFeed(Protocol):
@@ -55,7 +58,7 @@ class Follower:
     """Sends what a feed yields and tells what becomes of it; connects again when the connection is lost.
 
     With ``latest`` the frames that were under way then are lost, as a camera has newer ones; with ``block``
-    they are sent again.
+    they are sent again, and so are those that a service dropped because it is about to stop.
 
     Args:
         client: connects.
@@ -85,8 +88,10 @@ class Follower:
         self._pause = pause
         self._kept: dict[int, Frame] = {}
         self._again: deque[Frame] = deque()
+        self._dropped: list[Frame] = []  # to be sent again, before those of ``_again``
         self._has_room = asyncio.Event()
         self._end: SourceError | None = None
+        self._is_fed = False
         self._fetching: asyncio.Task[Frame | None] | None = None
         self._held: Frame | None = None
         self._is_leaving = False
@@ -100,18 +105,25 @@ class Follower:
             ProtocolError: its answers make no sense.
         """
         while True:
+            interrupted: Interrupted | None = None
             try:
                 async with aclosing(self._connection()) as events:
                     async for event in events:
                         yield event
             except (RefusedError, UnreachableError) as error:
-                interrupted = self._interrupted(error)
-            else:
-                if self._end is not None:
-                    raise self._end
-                return
+                if not self._is_complete:
+                    interrupted = self._interrupted(error)
+            if interrupted is None:
+                break
             yield interrupted
             await self._pause(interrupted.delay_s)
+        if self._end is not None:
+            raise self._end
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether nothing is left to send or to wait for: then a lost connection is no loss."""
+        return self._is_fed and not (self.ledger or self._dropped or self._again or self._held)
 
     async def _connection(self) -> AsyncGenerator[StreamEvent, None]:
         wish = self._wish
@@ -131,10 +143,20 @@ class Follower:
                         sending = asyncio.create_task(self._send(call))
                     elif isinstance(event, GoingAway):
                         self._leave()
+                    elif self._takes_back(event):
+                        continue
                     self._take(event)
                     yield event
             finally:
                 await _ended(sending)
+        if self._dropped:  # the frames had ended before the service said goodbye
+            raise UnreachableError(_ABOUT_TO_STOP)
+
+    def _takes_back(self, event: StreamEvent) -> bool:
+        if not (isinstance(event, Dropped) and event.reason == "draining" and self._wish.policy == "block"):
+            return False
+        self._dropped += [self._kept.pop(seq) for seq in self.ledger.take_back(event)]
+        return True
 
     def _take(self, event: StreamEvent) -> None:
         if isinstance(event, Result):
@@ -154,6 +176,7 @@ class Follower:
                     await call.send(frame)
             except SourceError as error:
                 self._end = error
+            self._is_fed = True
             await call.end()
 
     def _leave(self) -> None:
@@ -164,17 +187,17 @@ class Follower:
 
     async def _fetched(self) -> Frame | None:
         if self._is_leaving:
-            raise UnreachableError("the service is about to stop")
+            raise UnreachableError(_ABOUT_TO_STOP)
         self._fetching = asyncio.create_task(self._next())
         try:
             return await self._fetching
         except asyncio.CancelledError:
             if not self._is_leaving:
                 raise
-            raise UnreachableError("the service is about to stop") from None
+            raise UnreachableError(_ABOUT_TO_STOP) from None
 
     async def _next(self) -> Frame | None:
-        while len(self.ledger) >= WINDOW:
+        while len(self.ledger) + len(self._dropped) >= WINDOW:
             self._has_room.clear()
             await self._has_room.wait()
         if self._held is None:  # else it was fetched, but nobody was there any more to take it
@@ -187,7 +210,8 @@ class Follower:
             raise error
         lost: tuple[int, ...] = ()
         if self._wish.policy == "block":
-            again = [self._kept[seq] for seq in self.ledger.take_back()]
+            again = self._dropped + [self._kept[seq] for seq in self.ledger.take_back()]
+            self._dropped = []
             if self._held is not None:
                 again.append(self._held)
                 self._held = None
@@ -196,7 +220,7 @@ class Follower:
             lost = self.ledger.lose()
         self._kept.clear()
         self._has_room.set()
-        reason = "the service is about to stop" if self._is_leaving else str(error)
+        reason = _ABOUT_TO_STOP if self._is_leaving else str(error)
         return Interrupted(reason, self._backoff.next_s(retry_after_s), lost)
 
 

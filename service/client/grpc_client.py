@@ -31,6 +31,9 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Or the channel itself would wait up to two minutes before it connects again, whatever the caller does.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 10_000),  # without it, grpcio 1.85 waits a minute for the answer to a ping
 ]
 

@@ -57,15 +57,28 @@ class FrameLedger:
         self._open.clear()
         return lost
 
-    def take_back(self) -> tuple[int, ...]:
-        """Return the numbers of the frames that wait for an answer: they will be sent again."""
+    def take_back(self, dropped: Dropped | None = None) -> tuple[int, ...]:
+        """Return the numbers of frames that will be sent again.
+
+        Args:
+            dropped: those of this range; None = all that wait for an answer.
+
+        Raises:
+            ProtocolError: as ``take``.
+        """
         again = self.unanswered
+        if dropped is not None:
+            again = self._closed(dropped.first_seq, dropped.last_seq, dropped.count, dropped.reason)
+        else:
+            self._open.clear()
         self.sent -= len(again)
-        self._open.clear()
         return again
 
     def _close(self, first: int, last: int, count: int, outcome: str) -> None:
-        closed = [self._open.popleft() for _ in range(min(count, len(self._open)))]
+        self.outcomes[outcome] += len(self._closed(first, last, count, outcome))
+
+    def _closed(self, first: int, last: int, count: int, outcome: str) -> tuple[int, ...]:
+        closed = tuple(self._open.popleft() for _ in range(min(count, len(self._open))))
         if len(closed) != count or (closed[0], closed[-1]) != (first, last):
-            raise ProtocolError(f"{outcome} {first}..{last} ({count}) answers {closed}")
-        self.outcomes[outcome] += count
+            raise ProtocolError(f"{outcome} {first}..{last} ({count}) answers {list(closed)}")
+        return closed

@@ -93,6 +93,7 @@ class Segmentation:
         version: the model that answered.
         timings: where the time went.
         inference_size: what the network saw of it; smaller than ``image_HW3`` when it was reduced.
+        batch_size: pictures that were answered together.
     """
 
     label_map: LabelMap
@@ -100,6 +101,7 @@ class Segmentation:
     version: ModelVersion
     timings: StageTimings
     inference_size: ImageSize
+    batch_size: int
 
 
 _Prepare = Callable[[UInt8Array], PreparedImage]
@@ -330,6 +332,7 @@ class Segmenter:
                 picture.decode_s, picture.preprocess_s, answer.queue_s, answer.infer_s, answer.post_s
             ),
             inference_size=picture.prepared.content,
+            batch_size=answer.batch_size,
         )
 
     @contextmanager

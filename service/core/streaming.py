@@ -116,10 +116,15 @@ class _Entry(Generic[FrameT, ResultT]):
     waiting: Started[FrameT] | None = None
     version: int | None = None
     answer: Answered[ResultT] | Failed | Dropped | None = None
+    was_refused: bool = False
 
     @property
     def is_dropped(self) -> bool:
         return isinstance(self.answer, Dropped)
+
+    @property
+    def is_in_flight(self) -> bool:
+        return self.waiting is None and not (self.is_dropped or self.was_refused)
 
 
 class StreamSession(Generic[FrameT, ResultT]):
@@ -142,14 +147,27 @@ class StreamSession(Generic[FrameT, ResultT]):
     @property
     def wants_frame(self) -> bool:
         """Whether the next frame should be read now."""
-        return self._is_draining or self._rules.policy is not FramePolicy.BLOCK or self._waiting is None
+        if self._is_draining:
+            return True
+        is_kept_waiting = self._rules.policy is FramePolicy.BLOCK and self._waiting is not None
+        return self._has_room and not is_kept_waiting
 
     @property
     def can_start(self) -> bool:
         """Whether a frame waits for nothing but its turn."""
-        # The second condition bounds the book of a client that does not read while its frames get too old.
-        limit = self._rules.max_in_flight
-        return self._waiting is not None and self._in_flight < limit and len(self._book) <= 2 * limit + 1
+        if self._waiting is None or self._in_flight >= self._rules.max_in_flight:
+            return False
+        return self._has_room or self._book[0] is self._waiting  # which all others wait for
+
+    @property
+    def unanswered(self) -> set[int]:
+        """Numbers of the frames that wait or are worked on."""
+        return {entry.seq for entry in self._book if entry.answer is None}
+
+    @property
+    def is_input_over(self) -> bool:
+        """Whether the client has said that no frame will come any more."""
+        return self._is_input_over
 
     @property
     def is_finished(self) -> bool:
@@ -162,10 +180,7 @@ class StreamSession(Generic[FrameT, ResultT]):
         Raises:
             InvalidArgumentError: its number is not larger than that of the one before.
         """
-        if self._last_seq is not None and seq <= self._last_seq:
-            raise InvalidArgumentError(f"seq {seq} follows {self._last_seq}: it must increase")
-        self._last_seq = seq
-        entry = _Entry[FrameT, ResultT](seq)
+        entry = self._entry(seq)
         if self._is_draining:
             self._book.append(entry)
             self._drop(entry, DropReason.DRAINING)
@@ -176,6 +191,12 @@ class StreamSession(Generic[FrameT, ResultT]):
         entry.waiting = Started(seq, frame, now_s, now_s + self._rules.max_frame_age_s)
         self._book.append(entry)
         self._waiting = entry
+
+    def refuse(self, seq: int, error: ServiceError) -> None:
+        """Take note of a frame that came and was not kept; raises as ``offer``."""
+        entry = self._entry(seq)
+        entry.answer, entry.was_refused = Failed(seq, error.code), True
+        self._book.append(entry)
 
     def start(self, *, now_s: float) -> Started[FrameT] | None:
         """Take the waiting frame to work on it; None when there is none, or it is too old."""
@@ -224,8 +245,19 @@ class StreamSession(Generic[FrameT, ResultT]):
         return self._joined_with_followers(entry.answer) if entry.is_dropped else entry.answer
 
     @property
+    def _has_room(self) -> bool:
+        """Bounds the book of a client that does not read while its frames get too old or are refused."""
+        return len(self._book) <= 2 * self._rules.max_in_flight + 1
+
+    @property
     def _in_flight(self) -> int:
-        return sum(entry.waiting is None and not entry.is_dropped for entry in self._book)
+        return sum(entry.is_in_flight for entry in self._book)
+
+    def _entry(self, seq: int) -> _Entry[FrameT, ResultT]:
+        if self._last_seq is not None and seq <= self._last_seq:
+            raise InvalidArgumentError(f"seq {seq} follows {self._last_seq}: it must increase")
+        self._last_seq = seq
+        return _Entry[FrameT, ResultT](seq)
 
     def _started(self, seq: int) -> _Entry[FrameT, ResultT]:
         return next(e for e in self._book if e.seq == seq and e.waiting is None and e.answer is None)

@@ -13,7 +13,7 @@ import grpc
 import structlog
 from google.rpc.status_pb2 import Status
 
-from service.core.errors import InternalError, ServiceError, UnauthenticatedError
+from service.core.errors import BusyError, InternalError, ServiceError, UnauthenticatedError
 from service.core.keys import bears_known_key
 from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
 from service.telemetry import Metrics, sane_request_id
@@ -55,11 +55,25 @@ class Edge:
     Args:
         key_digests: of the API keys; empty = no key is asked for.
         metrics: counts the answers.
+        max_calls: at the same time.
     """
 
-    def __init__(self, key_digests: frozenset[bytes], metrics: Metrics) -> None:
+    def __init__(self, key_digests: frozenset[bytes], metrics: Metrics, *, max_calls: int) -> None:
         self._key_digests = key_digests
         self._metrics = metrics
+        self._max_calls = max_calls
+        self._open_calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is open: the last byte of every answer is on its way."""
+        return self._idle.is_set()
+
+    async def until_idle(self) -> None:
+        """Return when no call is open."""
+        await self._idle.wait()
 
     @asynccontextmanager
     async def call(self, context: Context, method: str) -> AsyncIterator[Call]:
@@ -74,11 +88,13 @@ class Edge:
         """
         metadata = _ascii_metadata(context)
         call = Call(sane_request_id(metadata.get(REQUEST_ID_KEY, "")), time.monotonic())
+        self._count(context)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         status: Status | None = None
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
                 self._check_key(metadata)
+                self._check_room()
                 yield call
             except ServiceError as error:
                 status = _status(call, error)
@@ -98,6 +114,22 @@ class Edge:
     def _check_key(self, metadata: dict[str, str]) -> None:
         if self._key_digests and not bears_known_key(metadata.get("authorization", ""), self._key_digests):
             raise UnauthenticatedError("a valid API key is needed as metadata: authorization: Bearer KEY")
+
+    def _count(self, context: Context) -> None:
+        """Count a call until its answer is sent, which is after it was returned."""
+        self._open_calls += 1
+        self._idle.clear()
+        # The stubs have a class where a protocol is meant.
+        context.add_done_callback(self._discount)  # type: ignore[arg-type]
+
+    def _discount(self, _: Context) -> None:
+        self._open_calls -= 1
+        if not self._open_calls:
+            self._idle.set()
+
+    def _check_room(self) -> None:
+        if self._open_calls > self._max_calls:
+            raise BusyError(f"{self._max_calls} calls are open, and more are not allowed")
 
     def _take_note(self, call: Call, method: str) -> None:
         duration_s = time.monotonic() - call.started_s

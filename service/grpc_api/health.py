@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -23,11 +24,15 @@ class HealthService(health_pb2_grpc.HealthServicer):
     Args:
         is_ready: whether work may be sent here.
         services: full names.
+        stopping: set when the server stops; those who watch are told so and let go.
     """
 
-    def __init__(self, is_ready: Callable[[], bool], services: tuple[str, ...]) -> None:
+    def __init__(
+        self, is_ready: Callable[[], bool], services: tuple[str, ...], stopping: asyncio.Event
+    ) -> None:
         self._is_ready = is_ready
         self._services = frozenset({"", *services})
+        self._stopping = stopping
 
     async def Check(  # noqa: D102 - the protocol's own
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -40,15 +45,20 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
         last = None
-        while True:
+        is_over = False
+        while not is_over:
+            is_over = self._stopping.is_set()
             response = self._response(request.service)
             if response != last:
                 await context.write(response)
                 last = response
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_AGAIN_S):
+                    await self._stopping.wait()
 
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         states = health_pb2.HealthCheckResponse
         if service not in self._services:
             return states(status=states.SERVICE_UNKNOWN)
-        return states(status=states.SERVING if self._is_ready() else states.NOT_SERVING)
+        is_serving = self._is_ready() and not self._stopping.is_set()
+        return states(status=states.SERVING if is_serving else states.NOT_SERVING)

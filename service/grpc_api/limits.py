@@ -15,7 +15,8 @@ class PeerLimits:
     Args:
         max_image_bytes: a message holds one picture and little else.
         max_streams: calls at the same time on one connection.
-        max_calls: on all connections together.
+        max_calls: on all connections together; more are refused by name. Those to health and reflection do
+            not count, and have as much room of their own, beyond which gRPC itself refuses without details.
         keepalive_s: a peer that is silent for so long is asked for a sign of life.
         keepalive_timeout_s: how long it has to answer.
         handshake_s: how long a new connection has to speak HTTP/2.
@@ -29,6 +30,11 @@ class PeerLimits:
     keepalive_timeout_s: float = 8.0
     handshake_s: float = 10.0
     min_ping_interval_s: float = 5.0
+
+    @property
+    def max_rpcs(self) -> int:
+        """Calls of all kinds at the same time."""
+        return 2 * self.max_calls
 
     def channel_options(self) -> list[tuple[str, int]]:
         """Return the limits as gRPC's core knows them."""

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from model.errors import InvalidReferenceError
-from model.labels import ClassPalette, LabelMap
+from model.labels import MAX_CLASSES, ClassPalette, LabelMap
 from model.manifest import ModelReference
 from model.preprocess import ImageSize, size_of
 from service.core import codec
@@ -68,10 +68,12 @@ class MaskRequest:
         """Check what a client asked for.
 
         Raises:
-            InvalidArgumentError: there is no such encoding, or no such class.
+            InvalidArgumentError: there is no such encoding, no such class, or more than any model has.
         """
         if encoding not in _ENCODERS and encoding != wire.MASK_ENCODING_UNSPECIFIED:
             raise InvalidArgumentError(f"mask: there is no encoding {encoding}")
+        if len(classes) > MAX_CLASSES:  # a message has room for millions
+            raise InvalidArgumentError(f"classes: no model has {len(classes)}")
         unknown = [class_id for class_id in classes if class_id >= palette.num_classes]
         if unknown:
             raise InvalidArgumentError(f"classes: there is no class {unknown[0]}")
@@ -152,6 +154,7 @@ class Encoded:
 
     mask: wire.Mask
     stages_s: Mapping[Stage, float]
+    batch_size: int
 
     @property
     def timings(self) -> wire.Timings:
@@ -163,6 +166,7 @@ class Encoded:
             infer_ms=1e3 * stages_s["infer"],
             post_ms=1e3 * stages_s["post"],
             encode_ms=1e3 * stages_s["encode"],
+            batch_size=self.batch_size,
         )
 
 
@@ -179,7 +183,8 @@ def encode(segmentation: Segmentation, wanted: MaskRequest) -> Encoded:
         width=size.width,
         height=size.height,
     )
-    return Encoded(mask, _stages_s(segmentation, time.monotonic() - started_s))
+    stages_s = _stages_s(segmentation, time.monotonic() - started_s)
+    return Encoded(mask, stages_s, segmentation.batch_size)
 
 
 def _stages_s(segmentation: Segmentation, encode_s: float) -> Mapping[Stage, float]:

@@ -17,7 +17,9 @@ def method_handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
     """Return what a server calls for each method of the service.
 
     The generated registration is not used: with it, bytes that are no message never reach the servicer, and
-    write a traceback into the log each time. Here they arrive as None.
+    write a traceback into the log each time. Here they arrive as None. All methods read their messages
+    themselves, those with a single one too: so a call can be refused, and is known to the servicer, before
+    its picture is received.
     """
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
@@ -34,7 +36,7 @@ def method_handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
 
 
 def _unary(method: Callable[..., Any], request: type[Message]) -> Any:
-    return grpc.unary_unary_rpc_method_handler(
+    return grpc.stream_unary_rpc_method_handler(
         method, request_deserializer=_reader(request), response_serializer=_written
     )
 

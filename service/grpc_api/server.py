@@ -16,6 +16,9 @@ from service.grpc_api.limits import PeerLimits
 from service.grpc_api.methods import method_handlers
 from service.grpc_api.servicer import Servicer
 
+_LINGER_S = 0.5
+"""A call that was accepted in the last moment has reached the servicer by then."""
+
 _HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -45,10 +48,11 @@ class GrpcServer:
         self._stopping = asyncio.Event()
         self._cutting = asyncio.Event()
         self._server = grpc.aio.server(
-            options=limits.channel_options(), maximum_concurrent_rpcs=limits.max_calls
+            options=limits.channel_options(), maximum_concurrent_rpcs=limits.max_rpcs
         )
         self._server.add_generic_rpc_handlers((method_handlers(servicer),))
-        health_pb2_grpc.add_HealthServicer_to_server(HealthService(is_ready, (SERVICE_NAME,)), self._server)
+        health = HealthService(is_ready, (SERVICE_NAME,), self._stopping)
+        health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
         names = (SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
@@ -77,13 +81,22 @@ class GrpcServer:
         await self._stopping.wait()
         self._servicer.drain(time.monotonic() + self._grace_s)
         ending = asyncio.create_task(self._server.stop(2 * self._grace_s))
+        answering = asyncio.create_task(self._all_answered(ending))
         cutting = asyncio.create_task(self._cutting.wait())
-        await asyncio.wait((ending, cutting), timeout=self._grace_s, return_when=asyncio.FIRST_COMPLETED)
-        if not ending.done():
-            self.cut_off = True
-            await self._server.stop(None)
+        await asyncio.wait((answering, cutting), timeout=self._grace_s, return_when=asyncio.FIRST_COMPLETED)
+        self.cut_off = not answering.done()
+        await self._server.stop(None)
+        answering.cancel()
         cutting.cancel()
         await ending
+
+    async def _all_answered(self, ending: asyncio.Task[None]) -> None:
+        """Return when no call of the servicer is left: others, to reflection, may never end by themselves."""
+        while not ending.done():
+            await self._servicer.until_idle()
+            await asyncio.wait((ending,), timeout=_LINGER_S)
+            if self._servicer.is_idle:
+                return
 
     def stop(self) -> None:
         """Accept no call any more; streams end once what they sent is answered."""

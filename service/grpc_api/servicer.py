@@ -9,21 +9,21 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TypeVar
 
-from google.protobuf.message import Message
-
-from service.core.errors import DrainingError, InvalidArgumentError
+from service.core.admission import MemoryBudget
+from service.core.deadline import within
+from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
 from service.core.host import ModelHost, ServedModel
 from service.core.segmenter import Segmenter
 from service.core.streaming import FrameTurns
 from service.grpc_api.edge import Call, Context, Edge
+from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, encode, model_info, segmented
-from service.grpc_api.streams import UNREADABLE, FrameStream, StreamLimits, StreamTools, next_request
+from service.grpc_api.streams import FrameStream, MessageT, StreamLimits, StreamTools, next_message
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 
-MessageT = TypeVar("MessageT", bound=Message)
+_ABOUT_TO_STOP = "the service is about to stop"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class ServicerOptions:
         key_digests: of the API keys; empty = no key is asked for.
         default_timeout_s: how long a client waits that set no deadline.
         max_timeout_s: more than this is not waited for.
+        receive_timeout_s: from the head of a call to the end of its first message.
         max_image_bytes: size of one picture.
+        max_image_bytes_in_flight: of all pictures that came and are not answered yet.
+        max_calls: at the same time.
         streams: limits of a stream.
         frames_at_once: frames of all streams together that are read or wait for the device.
     """
@@ -42,13 +45,16 @@ class ServicerOptions:
     key_digests: frozenset[bytes] = frozenset()
     default_timeout_s: float = 30.0
     max_timeout_s: float = 600.0
+    receive_timeout_s: float = 30.0
     max_image_bytes: int = 20 * 1024 * 1024
+    max_image_bytes_in_flight: int = 512 * 1024 * 1024
+    max_calls: int = PeerLimits.max_calls
     streams: StreamLimits = field(default_factory=StreamLimits)
     frames_at_once: int = 2
 
 
 class Servicer:
-    """Answers the calls of all clients. A request is None where its bytes were no message.
+    """Answers the calls of all clients.
 
     Args:
         segmenter: answers pictures.
@@ -71,13 +77,23 @@ class Servicer:
         self._pool = pool
         self._metrics = metrics
         self._options = options
-        self._edge = Edge(options.key_digests, metrics)
-        self._tools = StreamTools(
-            segmenter, pool, FrameTurns(options.frames_at_once), metrics, options.streams
-        )
+        self._edge = Edge(options.key_digests, metrics, max_calls=options.max_calls)
+        self._room = MemoryBudget(options.max_image_bytes_in_flight)
+        turns = FrameTurns(options.frames_at_once)
+        self._tools = StreamTools(segmenter, pool, turns, self._room, metrics, options.streams)
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
         self._stops_at_s: float | None = None
+        self._draining = asyncio.Event()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every call that reached this object is answered, to the last byte."""
+        return self._edge.is_idle
+
+    async def until_idle(self) -> None:
+        """Return when that is so."""
+        await self._edge.until_idle()
 
     def drain(self, stops_at_s: float) -> None:
         """End all streams as soon as what they have sent is answered, and open no new ones.
@@ -86,26 +102,40 @@ class Servicer:
             stops_at_s: when the service will have stopped, on the clock of ``time.monotonic``.
         """
         self._stops_at_s = stops_at_s
+        self._draining.set()
         for stream in list(self._streams):
             stream.drain(stops_at_s)
 
     async def ListModels(
-        self, request: wire.ListModelsRequest | None, context: Context
+        self,
+        requests: object,  # noqa: ARG002 - see next_message
+        context: Context,
     ) -> wire.ListModelsResponse:
         """List what is served, the default model first."""
         async with self._edge.call(context, "ListModels"):
-            _checked(request)
+            await self._first(context, wire.ListModelsRequest)
             return wire.ListModelsResponse(models=[model_info(served) for served in self._host.models])
 
-    async def Segment(self, request: wire.SegmentRequest | None, context: Context) -> wire.SegmentResponse:
+    async def Segment(
+        self,
+        requests: object,  # noqa: ARG002 - see next_message
+        context: Context,
+    ) -> wire.SegmentResponse:
         """Answer one picture."""
         async with self._edge.call(context, "Segment") as call:
+            deadline_s = self._deadline_s(context)
             with self._metrics.in_flight():
-                return await self._segment(_checked(request), call, self._deadline_s(context))
+                request = await self._first(context, wire.SegmentRequest)
+                # It is here already: what waits for room would need it.
+                place = await self._room.acquire(len(request.image.data), timeout_s=0.0)
+                try:
+                    return await self._segment(request, call, deadline_s)
+                finally:
+                    self._room.release(place)
 
     async def SegmentStream(
         self,
-        requests: object,  # noqa: ARG002 - see next_request
+        requests: object,  # noqa: ARG002 - see next_message
         context: Context,
     ) -> None:
         """Answer the frames of one stream."""
@@ -146,8 +176,8 @@ class Servicer:
 
     async def _converse(self, call: Call, context: Context) -> None:
         if self._stops_at_s is not None:
-            raise DrainingError("the service is about to stop")
-        wanted = await _opening(context)
+            raise DrainingError(_ABOUT_TO_STOP)
+        wanted = await self._opening(context)
         target = Target.parse(wanted.model)
         served = self._find(target, call)
         rules = self._options.streams.rules(wanted)
@@ -185,15 +215,25 @@ class Servicer:
         finally:
             self._streams.discard(stream)
 
+    async def _opening(self, context: Context) -> wire.StreamOpen:
+        """Return how a stream is to be answered; a drain does not wait for that."""
+        reading = asyncio.create_task(self._first(context, wire.StreamRequest))
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise DrainingError(_ABOUT_TO_STOP)
+            message = await reading
+        finally:
+            reading.cancel()
+            draining.cancel()
+        if message.WhichOneof("kind") != "open":
+            raise InvalidArgumentError("the first message of a stream is open")
+        return message.open
 
-async def _opening(context: Context) -> wire.StreamOpen:
-    message = await next_request(context)
-    if message is None or message.WhichOneof("kind") != "open":
-        raise InvalidArgumentError("the first message of a stream is open")
-    return message.open
-
-
-def _checked(request: MessageT | None) -> MessageT:
-    if request is None:
-        raise InvalidArgumentError(UNREADABLE)
-    return request
+    async def _first(self, context: Context, kind: type[MessageT]) -> MessageT:
+        async with within(self._options.receive_timeout_s, RequestTooSlowError, "no message came in time"):
+            message = await next_message(context, kind)
+        if message is None:
+            raise InvalidArgumentError("there is no message")
+        return message

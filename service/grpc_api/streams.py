@@ -7,14 +7,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
+from service.core.admission import MemoryBudget, Place
 from service.core.batching import Lane
 from service.core.errors import (
+    BusyError,
     DeadlineExceededError,
     DrainingError,
     InternalError,
@@ -42,9 +46,9 @@ from service.wire import segmentation_pb2 as wire
 
 _log = structlog.get_logger()
 
-Context = grpc.aio.ServicerContext[wire.StreamRequest, wire.StreamResponse]
+MessageT = TypeVar("MessageT", bound=Message)
 
-UNREADABLE = "the bytes are not a message of this service"
+Context = grpc.aio.ServicerContext[Any, Any]
 
 _POLICIES: dict[int, FramePolicy] = {
     wire.FRAME_POLICY_UNSPECIFIED: FramePolicy.LATEST_WINS,
@@ -102,6 +106,7 @@ class StreamTools:
         segmenter: answers frames.
         pool: threads that encode.
         turns: which stream goes next.
+        room: for the pictures that came and are not answered yet.
         metrics: counts frames.
         limits: of a stream.
     """
@@ -109,12 +114,13 @@ class StreamTools:
     segmenter: Segmenter
     pool: Executor
     turns: FrameTurns
+    room: MemoryBudget
     metrics: Metrics
     limits: StreamLimits
 
 
-async def next_request(context: Context) -> wire.StreamRequest | None:
-    """Return the next message of a stream; None when the client has ended it.
+async def next_message(context: Context, kind: type[MessageT]) -> MessageT | None:
+    """Return the next message of a call; None when the client has ended it.
 
     gRPC's iterator over the messages is not used: left before its end, it is never closed.
 
@@ -124,8 +130,8 @@ async def next_request(context: Context) -> wire.StreamRequest | None:
     message: object = await context.read()
     if message is grpc.aio.EOF:
         return None
-    if not isinstance(message, wire.StreamRequest):
-        raise InvalidArgumentError(UNREADABLE)
+    if not isinstance(message, kind):
+        raise InvalidArgumentError("the bytes are not a message of this service")
     return message
 
 
@@ -162,7 +168,10 @@ class FrameStream:
         self._wanted = wanted
         self._source = source
         self._tools = tools
+        self._max_age_s = rules.max_frame_age_s
         self._session: StreamSession[wire.Frame, wire.FrameResult] = StreamSession(rules, version=version)
+        self._places: list[tuple[int, Place]] = []
+        self._last_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._may_read = asyncio.Event()
         self._may_write = asyncio.Event()
@@ -175,7 +184,7 @@ class FrameStream:
 
         Raises:
             InvalidArgumentError: a message is out of place.
-            DrainingError: the service is about to stop, and every frame is answered.
+            DrainingError: the service is about to stop, every frame is answered, and more could come.
         """
         self._spawn(self._read())
         try:
@@ -188,6 +197,7 @@ class FrameStream:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._leave_places(set())
 
     def drain(self, stops_at_s: float) -> None:
         """Answer what is here, then end.
@@ -202,20 +212,41 @@ class FrameStream:
     async def _read(self) -> None:
         try:
             await self._may_read.wait()
-            while (message := await next_request(self._context)) is not None:
-                self._take(message)
+            while (message := await next_message(self._context, wire.StreamRequest)) is not None:
+                await self._take(message)
                 await self._may_read.wait()
+                await self._until_room()
         except ServiceError as error:
             self._refusal = error
         self._session.end_input()
         self._look_around()
 
-    def _take(self, message: wire.StreamRequest) -> None:
+    async def _until_room(self) -> None:
+        """Wait, not for ever, until there would be room for a frame like the last one."""
+        room = self._tools.room
+        with suppress(BusyError):
+            room.release(await room.acquire(self._last_bytes, timeout_s=self._max_age_s))
+
+    async def _take(self, message: wire.StreamRequest) -> None:
         if message.WhichOneof("kind") != "frame":
             raise InvalidArgumentError("only the first message of a stream is open, all others are frames")
         frame = message.frame
-        self._session.offer(frame.seq, frame, now_s=time.monotonic())
+        self._last_bytes = len(frame.image.data)
+        try:
+            # It is here already: if every stream let one wait for room, these would need as much of it.
+            place = await self._tools.room.acquire(self._last_bytes, timeout_s=0.0)
+        except BusyError as error:
+            self._session.refuse(frame.seq, error)
+        else:
+            self._places.append((frame.seq, place))
+            self._session.offer(frame.seq, frame, now_s=time.monotonic())
         self._look_around()
+
+    def _leave_places(self, unanswered: set[int]) -> None:
+        left = [place for seq, place in self._places if seq not in unanswered]
+        self._places = [(seq, place) for seq, place in self._places if seq in unanswered]
+        for place in left:
+            self._tools.room.release(place)
 
     async def _write(self) -> None:
         while True:
@@ -229,7 +260,7 @@ class FrameStream:
             if self._session.is_finished:
                 break
             await self._may_write.wait()
-        if self._stops_at_s is not None:
+        if self._stops_at_s is not None and not self._session.is_input_over:
             await self._say_goodbye(self._stops_at_s)
 
     async def _say_goodbye(self, stops_at_s: float) -> None:
@@ -242,6 +273,7 @@ class FrameStream:
         """Go on with whatever the last change has made possible."""
         if self._is_over:
             return
+        self._leave_places(self._session.unanswered)
         if self._session.can_start:
             self._tools.turns.ask(self._take_turn)
         if self._session.wants_frame:
@@ -252,19 +284,20 @@ class FrameStream:
 
     def _take_turn(self) -> bool:
         started = self._session.start(now_s=time.monotonic())
-        if started is None:  # gone, or dropped because it is too old
-            self._may_write.set()
-            return False
-        self._spawn(self._answer(started))
-        return True
+        if started is not None:
+            give_back = _Once(self._tools.turns.done)
+            # Not in the coroutine: a stream that ends in this moment cancels the task before it has begun.
+            self._spawn(self._answer(started, give_back)).add_done_callback(lambda _: give_back())
+        self._look_around()  # without a frame that waits, the next one may be read
+        return started is not None
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _answer(self, started: Started[wire.Frame]) -> None:
-        give_back = _Once(self._tools.turns.done)
+    async def _answer(self, started: Started[wire.Frame], give_back: Callable[[], None]) -> None:
         try:
             result, version = await self._result(started, give_back)
             self._tools.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
@@ -279,7 +312,6 @@ class FrameStream:
             _log.exception("frame failed")
             self._session.fail(started.seq, InternalError("unexpected"))
         finally:
-            give_back()
             self._look_around()
 
     async def _result(

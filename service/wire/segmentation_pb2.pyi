@@ -6,7 +6,7 @@ Real-time semantic segmentation: one class id for each pixel of a picture.
 Every error has a status whose details carry google.rpc.ErrorInfo (domain "segmentation.v1", reason = the
 code of the service in upper case, for example "QUEUE_FULL"); where trying again later makes sense also
 google.rpc.RetryInfo. A call may carry "x-request-id" and, where keys are asked for, "authorization:
-Bearer KEY" as metadata; the request's id comes back as initial metadata.
+Bearer KEY" as metadata; the request's id comes back as trailing metadata.
 """
 
 from collections import abc as _abc
@@ -97,7 +97,7 @@ class _FramePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FramePoli
     LATEST_WINS: _FramePolicy.ValueType  # 1
     """One frame waits; a newer one takes its place. For cameras: the age of results is bounded."""
     BLOCK: _FramePolicy.ValueType  # 2
-    """Nothing is dropped: the service stops reading (HTTP/2 flow control). For films."""
+    """No frame takes the place of another: the service stops reading (HTTP/2 flow control). For films."""
 
 class FramePolicy(_FramePolicy, metaclass=_FramePolicyEnumTypeWrapper):
     """What happens to frames that come faster than they can be answered."""
@@ -107,7 +107,7 @@ FRAME_POLICY_UNSPECIFIED: FramePolicy.ValueType  # 0
 LATEST_WINS: FramePolicy.ValueType  # 1
 """One frame waits; a newer one takes its place. For cameras: the age of results is bounded."""
 BLOCK: FramePolicy.ValueType  # 2
-"""Nothing is dropped: the service stops reading (HTTP/2 flow control). For films."""
+"""No frame takes the place of another: the service stops reading (HTTP/2 flow control). For films."""
 Global___FramePolicy: _TypeAlias = FramePolicy  # noqa: Y015
 
 class _DropReason:
@@ -460,7 +460,7 @@ class Timings(_message.Message):
     encode_ms: _builtins.float
     """Writing the mask."""
     batch_size: _builtins.int
-    """Pictures that shared the run of the network; 0 = unknown."""
+    """Pictures that shared the run of the network, this one included."""
     def __init__(
         self,
         *,

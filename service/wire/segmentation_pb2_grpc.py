@@ -77,7 +77,8 @@ class SegmentationServicer:
         exactly once and in order: by a result, inside a range of dropped frames, or by an error that leaves the
         stream open. Ending the requests flushes what was accepted and ends the call with OK. When the service
         is about to stop, what was accepted is answered, later frames are dropped as DRAINING, then follow the
-        notice GOING_AWAY and the status UNAVAILABLE. A message out of place ends the call with INVALID_ARGUMENT.
+        notice GOING_AWAY and the status UNAVAILABLE, unless the requests have ended: then OK. A message out of
+        place ends the call with INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

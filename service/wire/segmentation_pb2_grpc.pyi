@@ -6,7 +6,7 @@ Real-time semantic segmentation: one class id for each pixel of a picture.
 Every error has a status whose details carry google.rpc.ErrorInfo (domain "segmentation.v1", reason = the
 code of the service in upper case, for example "QUEUE_FULL"); where trying again later makes sense also
 google.rpc.RetryInfo. A call may carry "x-request-id" and, where keys are asked for, "authorization:
-Bearer KEY" as metadata; the request's id comes back as initial metadata.
+Bearer KEY" as metadata; the request's id comes back as trailing metadata.
 """
 
 from collections import abc as _abc
@@ -50,7 +50,8 @@ class SegmentationStub:
     exactly once and in order: by a result, inside a range of dropped frames, or by an error that leaves the
     stream open. Ending the requests flushes what was accepted and ends the call with OK. When the service
     is about to stop, what was accepted is answered, later frames are dropped as DRAINING, then follow the
-    notice GOING_AWAY and the status UNAVAILABLE. A message out of place ends the call with INVALID_ARGUMENT.
+    notice GOING_AWAY and the status UNAVAILABLE, unless the requests have ended: then OK. A message out of
+    place ends the call with INVALID_ARGUMENT.
     """
 
 @_typing.type_check_only
@@ -69,7 +70,8 @@ class SegmentationAsyncStub(SegmentationStub):
     exactly once and in order: by a result, inside a range of dropped frames, or by an error that leaves the
     stream open. Ending the requests flushes what was accepted and ends the call with OK. When the service
     is about to stop, what was accepted is answered, later frames are dropped as DRAINING, then follow the
-    notice GOING_AWAY and the status UNAVAILABLE. A message out of place ends the call with INVALID_ARGUMENT.
+    notice GOING_AWAY and the status UNAVAILABLE, unless the requests have ended: then OK. A message out of
+    place ends the call with INVALID_ARGUMENT.
     """
 
 class SegmentationServicer(metaclass=_abc_1.ABCMeta):
@@ -103,7 +105,8 @@ class SegmentationServicer(metaclass=_abc_1.ABCMeta):
         exactly once and in order: by a result, inside a range of dropped frames, or by an error that leaves the
         stream open. Ending the requests flushes what was accepted and ends the call with OK. When the service
         is about to stop, what was accepted is answered, later frames are dropped as DRAINING, then follow the
-        notice GOING_AWAY and the status UNAVAILABLE. A message out of place ends the call with INVALID_ARGUMENT.
+        notice GOING_AWAY and the status UNAVAILABLE, unless the requests have ended: then OK. A message out of
+        place ends the call with INVALID_ARGUMENT.
         """
 
 def add_SegmentationServicer_to_server(servicer: SegmentationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -73,7 +73,8 @@ def test_one_process_answers_both_protocols_alike_and_its_streams_end_by_name(
             next(answers)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         messages.put(None)
-    assert server.process.wait(PATIENCE_S) == 0
+        assert [state.status for state in watching] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+        assert server.process.wait(PATIENCE_S) == 0
 
 
 def frame(seq: int, picture: bytes) -> wire.StreamRequest:

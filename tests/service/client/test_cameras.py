@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,12 @@ from fakes import PATIENCE_S
 
 pytest.importorskip("av", reason="the extra `client` is not installed")
 
+import av
+
+from service.client import cameras
 from service.client.answers import Frame
 from service.client.backoff import Backoff
-from service.client.cameras import CameraFeed, FilmWriter, camera_shots, is_camera, shots
+from service.client.cameras import CameraFeed, FilmWriter, Shot, camera_shots, is_camera, shots
 from service.client.errors import SourceError
 
 SIZE = (48, 64)
@@ -41,6 +46,49 @@ def test_a_film_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert {shot.image_HW3.shape for shot in read} == {(*SIZE, 3)}
     levels = [float(shot.image_HW3.mean()) for shot in read]
     assert np.allclose(levels, 10 + 5 * np.arange(20), atol=4)
+
+
+def test_positions_are_counted_from_the_first_picture(tmp_path: Path) -> None:
+    writer = FilmWriter(tmp_path / "cut.mkv")
+    for number in range(3):
+        writer.write(np.zeros((*SIZE, 3), np.uint8), 5.0 + number / 25)
+    writer.close()
+    assert [round(shot.position_s * 25) for shot in shots(str(tmp_path / "cut.mkv"))] == [0, 1, 2]
+
+
+def test_a_film_whose_title_is_no_utf8_is_read_all_the_same(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        container.metadata["title"] = "TITLE"
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height = SIZE[1], SIZE[0]
+        frame = av.VideoFrame.from_ndarray(np.zeros((*SIZE, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    content = (tmp_path / "clip.mp4").read_bytes()
+    assert content.count(b"TITLE") == 1
+    (tmp_path / "clip.mp4").write_bytes(content.replace(b"TITLE", "d\xe9j\xe0!".encode("latin-1")))
+    assert len(list(shots(str(tmp_path / "clip.mp4")))) == 1
+
+
+@pytest.mark.parametrize("where", ["none/clip.mp4", "folder", "clip.txt", "locked/clip.mp4"])
+def test_what_cannot_be_written_is_told_before_the_first_picture(tmp_path: Path, where: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    if where == "locked/clip.mp4" and os.access(tmp_path / "locked", os.W_OK):
+        pytest.skip("root may write everywhere")
+    with pytest.raises(SourceError, match=where):
+        FilmWriter(tmp_path / where)
+
+
+def test_what_cannot_be_written_in_the_end_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    writer = FilmWriter(tmp_path / "out" / "clip.mp4")
+    (tmp_path / "out").rmdir()
+    writer.write(np.zeros((*SIZE, 3), np.uint8), 0.0)
+    with pytest.raises(SourceError, match=r"clip\.mp4"):
+        writer.close()
+    with pytest.raises(SourceError, match="film"):
+        FilmWriter(tmp_path / "film.webm").write(np.zeros((*SIZE, 3), np.uint8), 0.0)
 
 
 def test_a_film_of_odd_size_loses_a_row_and_a_column(tmp_path: Path) -> None:
@@ -125,9 +173,35 @@ async def test_a_source_that_breaks_off_is_an_error(tmp_path: Path) -> None:
             await feed.next()
 
 
+async def test_whatever_ends_the_reading_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: str) -> Iterator[Shot]:
+        raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no title")
+        yield
+
+    monkeypatch.setattr(cameras, "shots", broken)
+    async with CameraFeed(str(tmp_path / "clip.mp4"), "block") as feed:
+        with pytest.raises(SourceError, match="no title"):
+            await asyncio.wait_for(feed.next(), PATIENCE_S)
+
+
+async def test_the_loss_of_a_camera_is_told_and_its_time_runs_out(tmp_path: Path) -> None:
+    path = film(tmp_path / "clip.mp4", 3)
+    lost: list[tuple[str, float]] = []
+
+    def on_lost(reason: str, delay_s: float) -> None:
+        lost.append((reason, delay_s))
+        path.unlink(missing_ok=True)  # and it never comes back
+
+    async with CameraFeed(f"file://{path}", "block", seconds=0.3, on_lost=on_lost) as feed:
+        await all_of(feed)
+    assert "clip.mp4" in lost[0][0]
+    assert all(delay_s >= 0 for _, delay_s in lost)
+
+
 def test_a_camera_that_breaks_off_is_opened_again(tmp_path: Path) -> None:
     path = film(tmp_path / "clip.mp4", 3)
     waits: list[float] = []
+    reasons: list[str] = []
 
     def pause(seconds: float) -> bool:
         waits.append(seconds)
@@ -136,6 +210,8 @@ def test_a_camera_that_breaks_off_is_opened_again(tmp_path: Path) -> None:
         return len(waits) == 4
 
     spread = Backoff(first_s=1.0, spread=lambda _, high: high)
-    read = list(camera_shots(str(path), pause=pause, backoff=spread))
-    assert len(read) == 6
+    lost = camera_shots(str(path), pause=pause, on_lost=lambda why, _: reasons.append(why), backoff=spread)
+    assert len(list(lost)) == 6
+    assert len(reasons) == 4
+    assert "No such file" in reasons[-1]
     assert waits == [1.0, 1.0, 2.0, 4.0]

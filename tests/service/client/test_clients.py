@@ -17,7 +17,9 @@ from fakes import PATIENCE_S
 from grpc_site import GrpcSite, open_grpc_site, until
 from http_site import encoded, picture_of
 
-from service.client.answers import Dropped, Failed, Frame, Interrupted, ModelChanged, Opened, Result
+from service.client import grpc_client
+from service.client.answers import Dropped, Failed, Frame, Interrupted, Mask, ModelChanged, Opened, Result
+from service.client.backoff import Backoff
 from service.client.errors import ClientError, RefusedError, UnreachableError
 from service.client.following import Follower, StreamWish
 from service.client.grpc_client import AsyncGrpcClient, GrpcClient
@@ -117,6 +119,11 @@ def test_nobody_there_is_an_error_of_its_own(kind: type[Any]) -> None:
         client.segment(PICTURE)
 
 
+def test_a_channel_connects_again_sooner_than_its_user_asks() -> None:
+    longest_ms = dict(grpc_client._OPTIONS)["grpc.max_reconnect_backoff_ms"]
+    assert longest_ms < 1e3 * Backoff(spread=lambda _, high: high)._max_s
+
+
 async def test_a_service_that_has_no_model_yet_says_when_to_come_back() -> None:
     async with open_grpc_site(versions=()) as site, AsyncGrpcClient(site.address) as client:
         with pytest.raises(RefusedError) as caught:
@@ -165,18 +172,87 @@ async def test_a_follower_comes_back_after_a_drain(policy: Any) -> None:
         places = [AsyncGrpcClient(site.address) for site in (first, second)]
         follower = Follower(places[0], ListFeed(60), StreamWish(policy=policy), pause=no_pause)
         interrupted: list[Interrupted] = []
+        answered: list[int] = []
         async for event in follower.events():
-            if isinstance(event, Result) and not interrupted:
-                first.drain()
+            if isinstance(event, Result):
+                answered.append(event.seq)
+                if not interrupted:
+                    first.drain()
             if isinstance(event, Interrupted):
                 interrupted.append(event)
                 follower._client = places[1]  # what a load balancer does
         assert len(interrupted) == 1
         assert sum(follower.ledger.outcomes.values()) == follower.ledger.sent == 60
         if policy == "block":
-            assert set(follower.ledger.outcomes) <= {"answered", "draining"}
+            assert follower.ledger.outcomes == {"answered": 60}
+            assert answered == list(range(1, 61))
         for client in places:
             await client.close()
+
+
+class ScriptedClient:
+    """Streams whose every event is known beforehand; an error is raised in its place."""
+
+    def __init__(self, *connections: list[Any]) -> None:
+        self.sent: list[list[int]] = []
+        self._connections = [*connections]
+
+    @asynccontextmanager
+    async def stream(self, **_: Any) -> AsyncIterator[ScriptedCall]:
+        self.sent.append([])
+        yield ScriptedCall(self._connections.pop(0), self.sent[-1])
+
+
+class ScriptedCall:
+    """Says the next event once as many frames have come as it needs."""
+
+    def __init__(self, events: list[Any], sent: list[int]) -> None:
+        self._events = events
+        self._sent = sent
+        self._ended = asyncio.Event()
+
+    async def send(self, frame: Frame) -> None:
+        self._sent.append(frame.seq)
+
+    async def end(self) -> None:
+        self._ended.set()
+
+    async def next_event(self) -> Any:
+        event = self._events.pop(0) if self._events else None
+        if not isinstance(event, Opened):
+            await self._ended.wait()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+
+OPENED = Opened("fake", 3, 4, 30.0, ())
+DRAINING = RefusedError("draining", "the service is about to stop", retry_after_s=0.1)
+
+
+def result(seq: int) -> Result:
+    return Result(seq, Mask(b"", "raw", 0, 0), 3, None, {})
+
+
+@pytest.mark.parametrize("end", [DRAINING, None])
+async def test_a_film_sends_again_in_order_what_a_draining_service_dropped(end: Exception | None) -> None:
+    dropped = Dropped(2, 3, 2, "draining")
+    client = ScriptedClient([OPENED, result(1), dropped, end], [OPENED, result(2), result(3), result(4)])
+    follower = Follower(client, ListFeed(4), StreamWish(policy="block"), pause=no_pause)  # type: ignore[arg-type]
+    if end is None:
+        client._connections[0][2] = Dropped(2, 4, 3, "draining")
+    events = [event async for event in follower.events()]
+    assert client.sent == [[1, 2, 3, 4], [2, 3, 4]]
+    assert not [event for event in events if isinstance(event, Dropped)]
+    assert (follower.ledger.sent, follower.ledger.outcomes) == (4, {"answered": 4})
+
+
+@pytest.mark.parametrize("policy", ["block", "latest"])
+async def test_who_has_all_answers_does_not_come_back_after_a_loss(policy: Any) -> None:
+    client = ScriptedClient([OPENED, result(1), UnreachableError("gone")])
+    follower = Follower(client, ListFeed(1), StreamWish(policy=policy), pause=no_pause)  # type: ignore[arg-type]
+    assert [type(event) async for event in follower.events()] == [Opened, Result]
+    assert follower.ledger.outcomes == {"answered": 1}
 
 
 async def test_a_broken_connection_is_opened_again_and_a_film_loses_nothing() -> None:

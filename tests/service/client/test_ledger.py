@@ -73,6 +73,15 @@ def test_a_frame_that_is_sent_again_counts_once() -> None:
     assert book.sent == 2
 
 
+def test_a_dropped_range_can_be_taken_back_and_counts_once() -> None:
+    book = ledger(1, 2, 3)
+    book.take(Failed(1, "internal"))
+    assert book.take_back(Dropped(2, 2, 1, "draining")) == (2,)
+    assert (book.unanswered, book.sent, dict(book.outcomes)) == ((3,), 2, {"failed": 1})
+    with pytest.raises(ProtocolError):
+        book.take_back(Dropped(2, 2, 1, "draining"))
+
+
 def test_the_wait_doubles_up_to_its_limit_and_starts_anew_after_a_success() -> None:
     backoff = Backoff(first_s=1.0, max_s=5.0, spread=lambda _, high: high)
     assert [backoff.next_s() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]

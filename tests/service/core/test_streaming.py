@@ -29,6 +29,7 @@ from service.core.streaming import (
 
 LIVE = StreamRules(FramePolicy.LATEST_WINS, max_in_flight=2, max_frame_age_s=1.0)
 FILM = StreamRules(FramePolicy.BLOCK, max_in_flight=2, max_frame_age_s=1.0)
+NARROW = StreamRules(FramePolicy.LATEST_WINS, max_in_flight=1, max_frame_age_s=1.0)
 DAMAGED = UndecodableImageError("damaged")
 
 Session = StreamSession[str, str]
@@ -75,6 +76,27 @@ def test_a_result_waits_for_the_frames_before_it() -> None:
     failed, answered = answers(stream)
     assert failed == Failed(1, "undecodable_image")
     assert isinstance(answered, Answered)
+
+
+def test_a_frame_that_is_refused_leaves_those_before_it_alone() -> None:
+    stream = offered(session(), 1, 2, start=1)
+    stream.refuse(3, DAMAGED)
+    assert stream.unanswered == {1, 2}
+    started = stream.start(now_s=0.1)
+    assert started is not None
+    for seq in (1, started.seq):
+        stream.answer(seq, "mask", version=1)
+    assert [a.seq for a in answers(stream) if isinstance(a, (Answered, Failed))] == [1, 2, 3]
+    assert not stream.unanswered
+
+
+@pytest.mark.parametrize("rules", [LIVE, FILM, NARROW])
+def test_of_a_client_that_never_reads_no_frame_is_refused_without_end(rules: StreamRules) -> None:
+    stream = session(rules)
+    for seq in range(100):
+        if stream.wants_frame:
+            stream.refuse(seq, DAMAGED)
+    assert len(stream._book) <= 2 * rules.max_in_flight + 2
 
 
 @pytest.mark.parametrize("seq", [0, 6, 7])
@@ -193,7 +215,7 @@ class Ledger:
                 self.answered += covered
 
 
-@given(data=st.data(), rules=st.sampled_from([LIVE, FILM]))
+@given(data=st.data(), rules=st.sampled_from([LIVE, FILM, NARROW]))
 def test_each_frame_is_answered_once_and_in_order_whatever_happens(
     data: st.DataObject, rules: StreamRules
 ) -> None:
@@ -206,6 +228,7 @@ def test_each_frame_is_answered_once_and_in_order_whatever_happens(
         assert len(working) <= rules.max_in_flight
     stream.end_input()
     while not stream.is_finished:
+        assert stream.can_start or working or stream._book[0].answer, "nothing can go on"
         if started := stream.start(now_s=now_s):
             working.append(started.seq)
         while working:
@@ -221,7 +244,10 @@ def step(stream: Session, ledger: Ledger, working: list[int], data: st.DataObjec
         case "offer" if stream.wants_frame:
             seq = (ledger.sent[-1] if ledger.sent else 0) + data.draw(st.integers(1, 3))
             ledger.sent.append(seq)
-            stream.offer(seq, "frame", now_s=now_s)
+            if data.draw(st.booleans()):
+                stream.offer(seq, "frame", now_s=now_s)
+            else:
+                stream.refuse(seq, DAMAGED)
         case "start" if started := stream.start(now_s=now_s):
             working.append(started.seq)
         case "settle" if working:

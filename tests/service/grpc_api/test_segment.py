@@ -56,6 +56,7 @@ async def test_a_picture_gets_its_mask_its_model_and_its_timings(site: GrpcSite)
     assert (response.mask.encoding, response.mask.width, response.mask.height) == (wire.RAW, 48, 32)
     assert (response.model, response.version) == ("fake", 3)
     assert response.timings.decode_ms > 0
+    assert response.timings.batch_size == 1
 
 
 async def test_the_same_picture_gets_the_same_bytes_as_over_http(site: GrpcSite) -> None:
@@ -113,6 +114,7 @@ async def test_a_model_is_asked_for_by_name_or_by_version(site: GrpcSite, model:
         (request(model="fake@0"), "invalid_argument"),
         (request(mask=17), "invalid_argument"),
         (request(classes=[4]), "invalid_argument"),
+        (request(classes=[1] * 256), "invalid_argument"),
         (request(image=wire.Image()), "empty_body"),
         (wire.SegmentRequest(), "empty_body"),
         (request(image=wire.Image(data=b"GIF89a")), "unsupported_media"),
@@ -162,6 +164,28 @@ async def test_a_full_queue_is_told_with_the_time_to_come_back() -> None:
         refused = [error for error in errors if error is not None]
         assert {reason_of(error) for error in refused} == {"queue_full"}
         assert all("RetryInfo" in details_of(error) for error in refused)
+
+
+async def test_a_picture_without_room_is_refused_at_once() -> None:
+    options = ServicerOptions(max_image_bytes_in_flight=2 * len(PICTURE) - 1)
+    async with open_grpc_site(FakeEngine(held=True), options=options) as site:
+        first = site.stub.Segment(request(), timeout=PATIENCE_S)
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        error = await refusal(site, request())
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "busy")
+        assert "RetryInfo" in details_of(error)
+        site.engine.go_on(2)
+        await first
+        assert (await site.stub.Segment(request(), timeout=PATIENCE_S)).mask.data
+
+
+@pytest.mark.parametrize("method", ["Segment", "ListModels"])
+async def test_a_message_that_never_comes_is_not_waited_for(method: str) -> None:
+    async with open_grpc_site(options=ServicerOptions(receive_timeout_s=0.05)) as site:
+        call = site.channel.stream_unary(f"/segmentation.v1.Segmentation/{method}")(timeout=PATIENCE_S)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert reason_of(caught.value) == "request_too_slow"
 
 
 async def refusal_or_none(site: GrpcSite) -> grpc.aio.AioRpcError | None:

@@ -10,7 +10,8 @@ import pytest
 from fakes import PATIENCE_S, FakeEngine
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_site import GrpcSite, open_grpc_site
+from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of, until
+from http2_bytes import stream_of
 
 from service.core.keys import key_digests
 from service.grpc_api.edge import SERVICE_NAME
@@ -92,6 +93,58 @@ async def test_a_connection_has_no_more_calls_than_the_limit_at_the_same_time() 
         assert (await call.read()).WhichOneof("kind") == "opened"
 
 
+async def test_all_connections_together_have_no_more_calls_than_the_limit() -> None:
+    async with open_grpc_site(options=ServicerOptions(max_calls=1)) as site:
+        first = await site.stream()
+        assert (await first.read()).WhichOneof("kind") == "opened"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await site.stub.ListModels(wire.ListModelsRequest(), timeout=PATIENCE_S)
+        assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "busy")
+        assert "RetryInfo" in details_of(caught.value)
+        assert await health(site) == SERVING
+        await first.done_writing()
+        assert await first.read() is grpc.aio.EOF
+        await until(lambda: site.servicer.is_idle)
+        assert await site.stub.ListModels(wire.ListModelsRequest(), timeout=PATIENCE_S)
+
+
+async def test_calls_that_never_end_by_themselves_do_not_hold_up_a_stop() -> None:
+    async with open_grpc_site() as site:
+        watching = health_pb2_grpc.HealthStub(site.channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watching.read()).status == SERVING
+        reflecting = reflection_pb2_grpc.ServerReflectionStub(site.channel).ServerReflectionInfo()
+        await reflecting.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        assert await reflecting.read()
+        unopened = site.stub.SegmentStream()
+        await until(lambda: site.metric("bisenet_stream_active") == 1)
+        site.server.stop()
+        async with asyncio.timeout(PATIENCE_S / 2):  # the grace is the whole of it
+            await site.answering
+        assert not site.server.cut_off
+        assert (await watching.read()).status == NOT_SERVING
+        assert await watching.code() is grpc.StatusCode.OK
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unopened.read()
+        assert reason_of(caught.value) == "draining"
+
+
+async def test_a_stop_waits_for_a_picture_that_is_still_arriving() -> None:
+    async with open_grpc_site() as site:
+        call = site.channel.stream_unary(
+            "/segmentation.v1.Segmentation/Segment",
+            request_serializer=wire.SegmentRequest.SerializeToString,
+            response_deserializer=wire.SegmentResponse.FromString,
+        )(timeout=PATIENCE_S)
+        await until(lambda: site.metric("bisenet_inflight") == 1)
+        site.server.stop()
+        await asyncio.sleep(0)
+        image = wire.Image(data=bytes(32 * 32 * 3), encoding=wire.RGB8, width=32, height=32)
+        await call.write(wire.SegmentRequest(image=image))
+        assert (await call).mask.data
+        await site.answering
+        assert not site.server.cut_off
+
+
 async def test_a_stop_answers_what_was_accepted() -> None:
     async with open_grpc_site(FakeEngine(held=True)) as site:
         image = wire.Image(data=bytes(32 * 32 * 3), encoding=wire.RGB8, width=32, height=32)
@@ -129,12 +182,10 @@ async def test_a_peer_that_vanished_is_gone_after_keepalive_and_timeout() -> Non
     limits = PeerLimits(keepalive_s=1.0, keepalive_timeout_s=0.5)
     async with open_grpc_site(connections=limits) as site:
         with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) as vanished:
-            vanished.sendall(PREFACE + SETTINGS)
+            vanished.sendall(stream_of(wire.StreamRequest(open=wire.StreamOpen())))
+            await until(lambda: site.metric("bisenet_stream_active") == 1)
             await asyncio.to_thread(read_to_the_end, vanished)
-
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+            await until(lambda: site.metric("bisenet_stream_active") == 0)
 
 
 def read_to_the_end(connection: socket.socket) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -15,8 +16,12 @@ from grpc_site import GrpcSite, Messages, StreamCall, details_of, open_grpc_site
 from http_site import FAKE_VERSIONS, encoded, picture_of
 
 from model.manifest import ModelVersion
+from service.core.admission import MemoryBudget
+from service.core.streaming import FramePolicy, FrameTurns, StreamRules
+from service.grpc_api.messages import MaskRequest, Target
 from service.grpc_api.servicer import ServicerOptions
-from service.grpc_api.streams import StreamLimits
+from service.grpc_api.streams import FrameStream, StreamLimits, StreamTools
+from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
 
@@ -128,6 +133,7 @@ async def test_what_the_camera_said_of_a_frame_comes_back(site: GrpcSite) -> Non
     assert result.result.capture_time == when
     assert (result.result.version, result.result.mask.encoding) == (3, wire.PNG)
     assert result.result.timings.decode_ms > 0
+    assert result.result.timings.batch_size == 1
 
 
 async def test_raw_frames_need_no_decoding(site: GrpcSite) -> None:
@@ -277,6 +283,21 @@ async def test_a_stream_that_drains_answers_what_it_took_says_goodbye_and_is_una
     assert "RetryInfo" in details_of(error)
 
 
+async def test_a_stream_whose_frames_have_ended_ends_well_in_spite_of_a_drain(held: GrpcSite) -> None:
+    call = await held.stream()
+    await next_of(call, "opened")
+    await send(call, 1)
+    await asyncio.to_thread(held.engine.wait_until_busy)
+    await call.done_writing()
+    (stream,) = held.servicer._streams
+    await until(lambda: stream._session.is_input_over)
+    held.drain()
+    held.engine.go_on(1)
+    messages, error = await until_the_end(call)
+    assert error is None
+    assert seqs_of(messages) == [("result", 1)]
+
+
 async def test_an_idle_stream_drains_at_once_and_no_new_one_is_opened(site: GrpcSite) -> None:
     call = await site.stream()
     await next_of(call, "opened")
@@ -319,6 +340,125 @@ async def test_a_client_that_leaves_takes_its_frames_along(held: GrpcSite) -> No
     assert len(held.engine.seen) == 2
 
 
+class ByHand:
+    """A stream whose client is this test, and whose pictures nobody ever answers."""
+
+    def __init__(self, turns: FrameTurns, policy: FramePolicy, room: MemoryBudget | None = None) -> None:
+        self.sent: asyncio.Queue[wire.StreamRequest] = asyncio.Queue()
+        self.reads = 0
+        self.under_way = 0
+        room = room or MemoryBudget(1 << 30)
+        tools = StreamTools(self, None, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
+        stream = FrameStream(
+            self,  # type: ignore[arg-type]
+            target=Target(None, None),
+            version=1,
+            wanted=MaskRequest(wire.PNG),
+            rules=rules,
+            source="by hand",
+            tools=tools,
+        )
+        self.running = asyncio.create_task(stream.run())
+
+    async def read(self) -> wire.StreamRequest:
+        self.reads += 1
+        return await self.sent.get()
+
+    @asynccontextmanager
+    async def segment(self, *_: object, **__: object) -> AsyncIterator[None]:
+        self.under_way += 1
+        await asyncio.Event().wait()
+        yield
+
+    def send(self, seq: int) -> None:
+        frame = wire.Frame(seq=seq, image=wire.Image(data=DARK))
+        self.sent.put_nowait(wire.StreamRequest(frame=frame))
+
+    async def end(self) -> None:
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+
+
+def is_free(turns: FrameTurns) -> bool:
+    """Return whether there is a turn left, and take it."""
+    taken: list[bool] = []
+
+    def take() -> bool:
+        taken.append(True)
+        return True
+
+    turns.ask(take)
+    turns.leave(take)
+    return bool(taken)
+
+
+async def test_a_stream_that_ends_in_the_moment_of_its_turn_gives_it_back() -> None:
+    turns = FrameTurns(1)
+    assert is_free(turns)
+    stream = ByHand(turns, FramePolicy.LATEST_WINS)
+    stream.send(1)
+    await until(lambda: stream.reads == 2)
+    stream.running.cancel()
+    turns.done()  # in the same step of the loop: the task of the frame is made, and never begins
+    await asyncio.gather(stream.running, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert stream.under_way == 0
+    assert is_free(turns)
+
+
+async def test_a_film_is_read_on_when_another_stream_gives_it_the_turn() -> None:
+    turns = FrameTurns(1)
+    assert is_free(turns)
+    stream = ByHand(turns, FramePolicy.BLOCK)
+    stream.send(1)
+    await until(stream.sent.empty)
+    turns.done()
+    await until(lambda: stream.under_way == 1)
+    await until(lambda: stream.reads == 2)
+    await stream.end()
+
+
+async def test_nothing_is_read_while_there_is_no_room_for_another_frame() -> None:
+    room = MemoryBudget(4 * len(DARK))
+    rest_of_it = await room.acquire(2 * len(DARK), timeout_s=0.0)
+    stream = ByHand(FrameTurns(2), FramePolicy.LATEST_WINS, room)
+    stream.send(1)
+    stream.send(2)
+    await until(lambda: stream.under_way == 1)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert stream.reads == 1
+    room.release(rest_of_it)
+    await until(lambda: stream.under_way == 2)
+    await stream.end()
+    await room.acquire(4 * len(DARK), timeout_s=0.0)  # all is given back
+
+
+async def test_a_frame_without_room_is_refused_and_the_stream_goes_on() -> None:
+    options = ServicerOptions(max_image_bytes_in_flight=2 * len(DARK) - 1)
+    async with open_grpc_site(FakeEngine(held=True), options=options) as site:
+        first, second = await site.stream(), await site.stream()
+        for call in (first, second):
+            await next_of(call, "opened")
+        await send(first, 1)
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        await send(second, 1)
+        error = await next_of(second, "error")
+        assert (error.code, error.grpc_code) == ("busy", grpc.StatusCode.UNAVAILABLE.value[0])
+        site.engine.go_on(2)
+        assert seqs_of(await rest(first)) == [("result", 1)]
+        await send(second, 2)
+        assert seqs_of(await rest(second)) == [("result", 2)]
+
+
+async def test_a_stream_that_is_never_opened_ends_in_time() -> None:
+    async with open_grpc_site(options=ServicerOptions(receive_timeout_s=0.05)) as site:
+        call = site.stub.SegmentStream(timeout=PATIENCE_S)
+        error = await refusal(call)
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.DEADLINE_EXCEEDED, "request_too_slow")
+
+
 async def test_a_stream_has_a_deadline_like_any_call(held: GrpcSite) -> None:
     call = held.stub.SegmentStream(timeout=0.3)
     await call.write(wire.StreamRequest(open=wire.StreamOpen()))
@@ -330,5 +470,6 @@ async def test_a_client_that_never_reads_stops_the_work_and_not_the_reading(site
     call = await site.stream(mask=wire.RAW)
     big = encoded(np.zeros((512, 1024, 3), np.uint8))
     await send(call, *range(1, 200), data=big)
+    await until(lambda: len(site.engine.seen) >= 4)  # so many may be in flight
     assert len(site.engine.seen) <= 40  # 64 KiB windows hold a few masks of 512 KiB at most
     call.cancel()
