@@ -77,8 +77,8 @@ class Datasets:
 class HostedEvaluation:
     """The core's ``JobWork`` on the models of a host; see there for what the calls do.
 
-    A version that the host does not serve is borrowed until the job ends or another one is needed. One call
-    works at a time.
+    A version that the host does not serve is borrowed until no job runs here any more, or another
+    one is needed. One call works at a time.
 
     Args:
         host: runs the networks.

@@ -261,7 +261,7 @@ class JobWork(Protocol):
         ...
 
     def rest(self) -> None:
-        """Give back what was held for a job: it has ended, whatever came out, or goes on elsewhere."""
+        """Give back what was held for jobs: none runs here; called now and then as long as that is so."""
         ...
 
     def stop(self) -> None:

@@ -106,6 +106,8 @@ class JobExecutor:
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._running = 0
+        self._begun = 0
+        self._begun_when_looked = 0
         self._dropped: set[str] = set()
 
     def start(self) -> None:
@@ -168,6 +170,14 @@ class JobExecutor:
             self._queue_again(workflow_id, self._executor_id)
             self._dropped.discard(workflow_id)
 
+    def rest_when_idle(self) -> None:
+        """Give back what jobs needed, if none has run here since the last call."""
+        with self._changed:
+            is_idle = not self._running and self._begun == self._begun_when_looked
+            self._begun_when_looked = self._begun
+        if is_idle:
+            self._work.rest()
+
     def _forget_old(self) -> None:
         before = dt.datetime.now(dt.UTC) - dt.timedelta(days=self._keep_days)
         rows = self._client.list_workflows(
@@ -188,9 +198,6 @@ class JobExecutor:
             except JobError:
                 self._cancel_shards(note.workflow_id)
                 raise
-            finally:
-                if not self._stopping.is_set():
-                    self._work.rest()
 
     def _planned_and_run(self, request: JobRequest, note: ProgressNote) -> JsonObject:
         job_id = note.workflow_id
@@ -258,6 +265,7 @@ class JobExecutor:
     def _counted(self) -> Iterator[None]:
         with self._changed:
             self._running += 1
+            self._begun += 1
         try:
             yield
         finally:

@@ -149,9 +149,7 @@ def test_a_worker_that_is_killed_takes_its_job_up_again_when_it_is_started_again
 ) -> None:
     with open_jobs(sqlite_database) as jobs:
         job = jobs.submit(REQUEST)
-        first = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9)
-        first.wait_until_ready()
-        assert first.died() == -9
+        assert WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9).died() == -9
         assert jobs.get(job.id).state is JobState.RUNNING
         with running(sqlite_database, FakeWork(journal=tmp_path / "journal")):
             assert finished(jobs, job).result == expected_result(20)
@@ -166,9 +164,7 @@ def test_pictures_that_kill_every_worker_fail_the_job_after_three_rescues(
     with open_jobs(sqlite_database) as jobs:
         job = jobs.submit(REQUEST)
         for _ in range(4):
-            process = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9)
-            process.wait_until_ready()
-            assert process.died() == -9
+            assert WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9).died() == -9
         survivor = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9).wait_until_ready()
         job = finished(jobs, job)
         assert survivor.stop() == 0
@@ -219,6 +215,22 @@ def test_a_job_that_began_with_other_libraries_fails_instead_of_mixing(
 
 def wait_for(event: threading.Event) -> None:
     assert event.wait(PATIENCE_S)
+
+
+def test_a_rest_that_fails_is_no_failure_of_the_job(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = FakeWork()
+
+    def fail() -> None:
+        work.rests.release()
+        raise ConnectionError("the device is away")
+
+    monkeypatch.setattr(work, "rest", fail)
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, work):
+        assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
+        assert work.rests.acquire(timeout=PATIENCE_S)
+        assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
 
 
 def test_work_rests_after_a_job_whatever_came_out(sqlite_database: JobsDatabase) -> None:
