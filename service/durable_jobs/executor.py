@@ -111,7 +111,7 @@ class JobExecutor:
         self._dropped: set[str] = set()
 
     def start(self) -> None:
-        """Go on with what this worker had left unfinished, then take what is queued."""
+        """Go on with what was left unfinished (in a file by anybody), then take what is queued."""
         # Without a handler DBOS would write lines of its own form to stderr.
         logger = logging.getLogger("dbos")
         if not logger.handlers:
@@ -137,6 +137,9 @@ class JobExecutor:
             JOBS_QUEUE, global_concurrency=1, worker_concurrency=1, polling_interval_sec=self._poll_s
         )
         DBOS.register_queue(self._shards_queue, worker_concurrency=1, polling_interval_sec=self._poll_s)
+        if self._database.folder is not None:  # the file is ours alone: who has begun anything in it is dead
+            for executor_id in self.unfinished():
+                self.rescue(executor_id)
         self._forget_old()
 
     def close(self, *, grace_s: float) -> None:

@@ -127,6 +127,19 @@ def test_a_worker_that_is_stopped_lays_its_job_down_and_takes_it_up_again(
     assert set(counted) == {str(image) for image in range(20)}
 
 
+def test_a_worker_of_another_name_takes_up_what_is_left_in_its_file(sqlite_database: JobsDatabase) -> None:
+    """A container that is made anew is called otherwise."""
+    reached = threading.Event()
+    work = FakeWork(on_image=lambda image: reached.set() if image == 7 else None)
+    with open_jobs(sqlite_database) as jobs:
+        job = jobs.submit(REQUEST)
+        with running(sqlite_database, work, "a"):
+            assert reached.wait(PATIENCE_S)
+        assert jobs.get(job.id).state is JobState.RUNNING
+        with running(sqlite_database, FakeWork(), "b"):
+            assert finished(jobs, job).result == expected_result(20)
+
+
 @pytest.mark.soak
 def test_to_stop_a_worker_is_no_rescue_however_often(sqlite_database: JobsDatabase) -> None:
     with open_jobs(sqlite_database) as jobs:
