@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 
 import structlog
@@ -85,7 +86,7 @@ class HostedEvaluation:
         registry: has the versions, and keeps the reports.
         datasets: that may be evaluated on.
         pool: threads that read pictures, and share what is done beside the network.
-        environment: plain JSON: ``processor``, ``versions`` of libraries, and what else numbers depend on.
+        environment: plain JSON: ``processor``, ``versions`` of libraries, and what else results depend on.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class HostedEvaluation:
         engine = served.engine
         return {
             "engine": engine.engine,
-            "device": engine.device,
+            "device": engine.device.partition(":")[0],  # which of equal ones does not matter
             "precision": engine.precision,
             "weights": served.manifest.files[WEIGHTS_FILE],
             "environment": self._environment,
@@ -291,7 +292,9 @@ def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
 
 
 def _list_digest(pictures: LabeledImages) -> str:
-    lines = [f"{pair.image}\n{pair.label}\n" for pair in pictures.pairs]
+    # Each worker may have the data set elsewhere.
+    root = pictures.spec.root
+    lines = [f"{relpath(pair.image, root)}\n{relpath(pair.label, root)}\n" for pair in pictures.pairs]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 

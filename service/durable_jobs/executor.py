@@ -1,8 +1,8 @@
 """Runs jobs as DBOS workflows: what a step returned is stored, and a crash repeats one step at most.
 
 A job is a workflow that plans, queues its shards and waits for them; a shard is a workflow that runs steps.
-Only workers of one environment (libraries, processor) share the shards of a job, or its counts could depend
-on who counted what.
+Only workers of one environment (libraries, processor, engine) share the shards of a job, or its counts
+could depend on who counted what.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class JobExecutor:
         database: prepared, and owned by this process when it is a file.
         client: of the same database; waits for it when it is away.
         work: what is done.
-        environment: libraries and processor; workers share a job only when theirs are equal.
+        environment: libraries, processor, engine; workers share a job only when theirs are equal.
         executor_id: of this worker: stays the same over restarts, and no other worker has it.
         poll_s: how often queues and shards are looked at.
         keep_days: how long jobs that have ended are remembered; their reports stay in the registry.
@@ -208,7 +208,9 @@ class JobExecutor:
             "plan", lambda: self._work.plan(request).to_json() | {"queue": self._shards_queue}
         )
         if planned.pop("queue") != self._shards_queue:
-            raise JobError("the job began with other libraries or on another processor: submit it again")
+            raise JobError(
+                "the job began with other libraries, or on another processor or engine: submit it again"
+            )
         plan = JobPlan.from_json(planned)
         self._client.update_workflow_attributes(job_id, {"total": plan.images}, merge=True)
         shards = [shard_id(job_id, index) for index in range(len(plan.shards()))]

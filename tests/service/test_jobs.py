@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from fakes import FakeJobs, write_pooling_artifact
 from model.manifest import ModelVersion
 from model.registry import ModelRegistry
 from service.core.errors import BusyError
-from service.core.jobs import JobRequest, JobResult, JobState
+from service.core.jobs import JobRequest, JobResult, JobState, JsonObject
 from service.core.scores import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
-from service.jobs import JobsReporter, jobs_database, open_jobs, worker_id
+from service.jobs import JobsReporter, jobs_database, open_jobs, worker_environment, worker_id
 from service.settings import Settings, load_settings
 from service.telemetry import Metrics
 
@@ -45,6 +46,21 @@ def test_a_worker_is_called_as_configured_or_by_its_machine_and_device(
     monkeypatch.setattr("socket.gethostname", lambda: "rack7")
     assert worker_id(configured(tmp_path)) == "rack7-cpu"
     assert worker_id(configured(tmp_path, worker_id="pod-0")) == "pod-0"
+
+
+def test_only_workers_with_the_same_engine_share_a_job(tmp_path: Path) -> None:
+    def environment(engine: str, device: str, precision: str = "auto") -> JsonObject:
+        settings = configured(tmp_path)
+        chosen = {"engine": engine, "device": device, "precision": precision}
+        models = settings.models.model_copy(update=chosen)
+        return worker_environment(settings.model_copy(update={"models": models}))
+
+    first = environment("torch", "cuda:0")
+    assert environment("torch", "cuda:1") == first
+    others = ("torch", "cuda:1", "bf16"), ("torch", "cpu"), ("auto", "cuda:0")
+    assert all(environment(*other) != first for other in others)
+    assert environment("fault:hang", "cpu") == environment("fault:slow:1", "cpu")
+    assert json.loads(json.dumps(first)) == first
 
 
 def test_without_jobs_nothing_is_opened(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -174,6 +175,31 @@ def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: HostedEval
     other = replace(plan, pins=plan.pins | {pin: "other"})
     with pytest.raises(JobError, match=f"the job began with another {pin} than this worker has"):
         work.count(REQUEST, other, range(1))
+
+
+def test_where_a_worker_has_the_data_set_is_no_other_list(
+    open_work: Callable[[Path], HostedEvaluation], work: HostedEvaluation, tmp_path: Path
+) -> None:
+    elsewhere = write_dataset(tmp_path / "elsewhere", IMAGES)
+    plan = work.plan(REQUEST)
+    assert open_work(elsewhere).count(REQUEST, plan, range(1)) == work.count(REQUEST, plan, range(1))
+
+
+def test_which_of_several_gpus_a_worker_has_is_no_other_device(
+    registry: ModelRegistry, dataset: Path, tmp_path: Path
+) -> None:
+    def work_on(device: str, pool: ThreadPoolExecutor, stack: ExitStack) -> HostedEvaluation:
+        options = EngineOptions(device, "f32", tmp_path / device)
+        host = ModelHost(InferenceWorker(LocalRunner(Device(fault_builder("fault:slow:0"), options))))
+        stack.callback(host.close)
+        return HostedEvaluation(host, registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT)
+
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
+        first, second, cpu = (work_on(device, pool, stack) for device in ("cuda:0", "cuda:1", "cpu"))
+        plan = first.plan(REQUEST)
+        assert second.count(REQUEST, plan, range(1)) == first.count(REQUEST, plan, range(1))
+        with pytest.raises(JobError, match="another device"):
+            cpu.count(REQUEST, plan, range(1))
 
 
 def test_a_step_is_a_few_seconds_of_work(work: HostedEvaluation) -> None:

@@ -223,7 +223,9 @@ def test_a_job_that_began_with_other_libraries_fails_instead_of_mixing(
         with running(sqlite_database, FakeWork(), environment={"fake": 2}):
             job = finished(jobs, job)
     assert job.state is JobState.FAILED
-    assert job.error == "the job began with other libraries or on another processor: submit it again"
+    assert (
+        job.error == "the job began with other libraries, or on another processor or engine: submit it again"
+    )
 
 
 def wait_for(event: threading.Event) -> None:
