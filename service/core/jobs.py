@@ -70,6 +70,7 @@ class JobRequest:
         split: of the data set.
         protocol: a name of ``model.protocols``.
         skip_broken: leave pairs out, and count them, whose files are broken; else they fail the job.
+        reference: how the client called the model; None = by the version itself.
     """
 
     version: ModelVersion
@@ -77,6 +78,13 @@ class JobRequest:
     split: str
     protocol: str
     skip_broken: bool = False
+    reference: str | None = None
+
+    @property
+    def said(self) -> tuple[str, str, str, str, bool]:
+        """What the client said, whatever its reference to the model means by now."""
+        model = self.reference or str(self.version)
+        return model, self.dataset, self.split, self.protocol, self.skip_broken
 
     def to_json(self) -> JsonObject:
         """Return what is stored: equal requests give equal documents."""
@@ -86,6 +94,7 @@ class JobRequest:
             "split": self.split,
             "protocol": self.protocol,
             "skip_broken": self.skip_broken,
+            "reference": self.reference,
         }
 
     @classmethod
@@ -97,6 +106,7 @@ class JobRequest:
             split=document["split"],
             protocol=document["protocol"],
             skip_broken=document["skip_broken"],
+            reference=document.get("reference"),  # older documents have none
         )
 
 
@@ -283,9 +293,13 @@ class EvaluationJobs(Protocol):
             key: chosen by the client: a second call with the same one returns the first one's job.
 
         Raises:
-            ConflictError: the key was used for another request.
+            ConflictError: the key was used for another request; the client ``said`` something else.
             StorageFullError: there is no room to write it down.
         """
+        ...
+
+    def of_key(self, key: str) -> EvaluationJob | None:
+        """Return the job that was submitted with a key, or None when there is none."""
         ...
 
     def get(self, job_id: str) -> EvaluationJob:

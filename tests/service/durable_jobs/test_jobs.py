@@ -20,6 +20,7 @@ from job_worker import (
     when,
 )
 
+from model.manifest import ModelVersion
 from service.core.errors import ConflictError, NotFoundError
 from service.core.jobs import JobError, JobInterruptedError, JobState
 from service.durable_jobs import executor
@@ -43,8 +44,22 @@ def test_a_key_stands_for_one_job_and_one_request(database: JobsDatabase, jobs: 
     assert len({job.id for job in submitted}) == len(jobs.list()) == 1
     with pytest.raises(ConflictError):
         jobs.submit(dataclasses.replace(REQUEST, split="train"), key="the same")
+    assert jobs.of_key("the same") == submitted[0]
+    assert jobs.of_key("nobody's") is None
     assert jobs.submit(REQUEST, key="another").id != submitted[0].id
     assert jobs.submit(REQUEST).id != jobs.submit(REQUEST).id
+
+
+def test_a_key_stands_for_what_was_said_and_not_for_what_it_means_by_now(
+    sqlite_database: JobsDatabase,
+) -> None:
+    said = dataclasses.replace(REQUEST, reference="fake")
+    with open_jobs(sqlite_database) as jobs:
+        job = jobs.submit(said, key="mine")
+        newer = ModelVersion("fake", 4)
+        assert jobs.submit(dataclasses.replace(said, version=newer), key="mine") == job
+        with pytest.raises(ConflictError):
+            jobs.submit(REQUEST, key="mine")
 
 
 def test_every_job_is_listed_and_no_part_of_one(database: JobsDatabase, jobs: DurableJobs) -> None:
