@@ -33,9 +33,23 @@ from model.registry import ModelRegistry
 from model.report import ShownImage, render_html
 from model.resampling import PixelArray
 from service.core.engine import EngineUnavailableError
-from service.core.errors import DrainingError, ModelOutputInvalidError
+from service.core.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    ModelOutputInvalidError,
+    OverloadError,
+    StorageFullError,
+)
 from service.core.host import ModelHost, ServedModel
-from service.core.jobs import JobError, JobInterruptedError, JobPlan, JobRequest, JobResult, JsonObject
+from service.core.jobs import (
+    JobError,
+    JobHeldUpError,
+    JobInterruptedError,
+    JobPlan,
+    JobRequest,
+    JobResult,
+    JsonObject,
+)
 
 _STEP_PIXELS = 16 << 20
 """Of the network's input; 2 to 5 seconds on the processors this was tried on."""
@@ -256,8 +270,10 @@ def _job_errors() -> Iterator[None]:
         yield
     except DrainingError:
         raise JobInterruptedError from None
-    except StorageError:
-        raise
+    except StorageError as error:
+        raise JobHeldUpError("the registry does not answer, or has no room") from error
+    except (OverloadError, DeadlineExceededError, StorageFullError) as error:
+        raise JobHeldUpError(str(error)) from error
     except (ModelError, ModelOutputInvalidError, EngineUnavailableError) as error:
         raise JobError(str(error)) from error
 

@@ -29,6 +29,10 @@ class JobError(Exception):
     """A job cannot be finished; the message says why, for people, and names no path outside its data set."""
 
 
+class JobHeldUpError(Exception):
+    """A step cannot be done for a reason that passes by itself; the message is like a ``JobError``'s."""
+
+
 class JobInterruptedError(Exception):
     """A step was given up because this process is about to stop; it is begun again later."""
 
@@ -237,7 +241,8 @@ class Progress:
 class JobWork(Protocol):
     """What a worker does; each call is one durable step, so arguments and answers are plain JSON.
 
-    What a call raises beside ``JobError`` and ``JobInterruptedError`` may pass: it is tried again.
+    Each may raise ``JobHeldUpError``: it is called again until ten minutes have passed. What it raises beside
+    the errors of this module is a defect, but may pass, too: it is tried again a few times.
     """
 
     def plan(self, request: JobRequest) -> JobPlan:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ParamSpec, TypeVar
@@ -23,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.core.jobs import (
     JobError,
+    JobHeldUpError,
     JobInterruptedError,
     JobPlan,
     JobRequest,
@@ -58,7 +60,10 @@ _RETRIES = StepOptions(
     backoff_rate=2.0,
     should_retry=lambda error: not isinstance(error, JobError),
 )
-"""A device that was lost is back within seconds."""
+"""Of what is a defect, or looks like one."""
+
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[60.0] * 9)
+"""Before a step that is held up is tried again; ten minutes together, in which a device may come back."""
 
 _DEFECT = "the service failed, its log tells why"
 _ENDED_BADLY = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
@@ -280,7 +285,28 @@ class JobExecutor:
 
     def _step(self, name: str, run: Callable[[], T]) -> T:
         """Return what a step returned, now or before a crash."""
-        return DBOS.run_step(StepOptions(name=name, **_RETRIES), self._unless_stopping, run)
+        own_id = DBOS.workflow_id
+        assert own_id is not None
+        return DBOS.run_step(StepOptions(name=name, **_RETRIES), self._patiently, own_id, run)
+
+    def _patiently(self, own_id: str, run: Callable[[], T]) -> T:
+        for pause_s in _PAUSES_S:
+            try:
+                return self._unless_stopping(run)
+            except JobHeldUpError as error:
+                _log.warning("job held up", workflow=own_id, reason=str(error), cause=repr(error.__cause__))
+            self._pause(own_id, pause_s)
+        try:
+            return self._unless_stopping(run)
+        except JobHeldUpError as error:
+            raise JobError(f"given up after {sum(_PAUSES_S):.0f} s: {error}") from error
+
+    def _pause(self, own_id: str, seconds: float) -> None:
+        """Wait, unless this process is about to stop, or the workflow is not ours any more."""
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s and not self._stopping.wait(self._poll_s):
+            with suppress(DBAPIError):
+                self._check_is_ours(own_id)
 
     def _unless_stopping(self, run: Callable[[], T]) -> T:
         if self._stopping.is_set():

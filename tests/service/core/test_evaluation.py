@@ -17,6 +17,8 @@ from job_site import MODEL, write_dataset
 from PIL import Image
 
 from model import decode
+from model.errors import StorageError
+from model.evaluations import EvaluationStore
 from model.execution import segment
 from model.manifest import ModelVersion
 from model.metrics import ConfusionMatrix, confusion_matrix
@@ -24,10 +26,17 @@ from model.protocols import find_protocol
 from model.registry import ModelRegistry
 from service.core.device import Device
 from service.core.engine import EngineOptions, InferenceEngine
-from service.core.errors import ModelNotFoundError, QueueFullError, VersionNotFoundError
+from service.core.errors import (
+    DeadlineExceededError,
+    ModelNotFoundError,
+    NoWorkerError,
+    QueueFullError,
+    ServiceError,
+    VersionNotFoundError,
+)
 from service.core.evaluation import Datasets, HostedEvaluation
 from service.core.host import ModelHost
-from service.core.jobs import JobError, JobInterruptedError, JobPlan, JobRequest, JsonObject
+from service.core.jobs import JobError, JobHeldUpError, JobInterruptedError, JobPlan, JobRequest, JsonObject
 from service.core.local import LocalRunner
 from service.core.worker import InferenceWorker
 from service.engines.fault import builder as fault_builder
@@ -344,17 +353,39 @@ def test_a_list_that_leads_out_of_the_data_set_is_refused_without_telling_where_
     assert str(failure.value) == "val.csv:1: ../secret.png: does not lie in the folder 'data'"
 
 
-def test_only_what_may_pass_is_left_to_be_tried_again(
-    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, host: ModelHost
+@pytest.mark.parametrize(
+    "failure",
+    [
+        QueueFullError("too many wait"),
+        NoWorkerError("no worker could be started"),
+        DeadlineExceededError("too late"),
+    ],
+)
+def test_what_passes_by_itself_holds_the_job_up(
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, host: ModelHost, failure: ServiceError
 ) -> None:
     plan = work.plan(REQUEST)
 
     def refuse(*_: object, **__: object) -> None:
-        raise QueueFullError("too many wait")
+        raise failure
 
     monkeypatch.setattr(host, "infer", refuse)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(JobHeldUpError, match=str(failure)):
         work.count(REQUEST, plan, range(1))
+
+
+def test_a_registry_that_fails_holds_the_job_up_and_is_not_shown(
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("/secret/folder/x: No space left on device")
+
+    plan = work.plan(REQUEST)
+    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    monkeypatch.setattr(EvaluationStore, "add", refuse)
+    with pytest.raises(JobHeldUpError) as failure:
+        work.finish("held-up", REQUEST, plan, counts)
+    assert "secret" not in str(failure.value)
 
 
 def test_a_model_that_produces_no_scores_fails_the_job(

@@ -22,7 +22,7 @@ from job_worker import (
 
 from model.manifest import ModelVersion
 from service.core.errors import ConflictError, NotFoundError
-from service.core.jobs import JobError, JobInterruptedError, JobState
+from service.core.jobs import JobError, JobHeldUpError, JobInterruptedError, JobState
 from service.durable_jobs import executor
 from service.durable_jobs.client import DurableJobs
 from service.durable_jobs.database import JobsDatabase
@@ -210,6 +210,56 @@ def test_what_fails_for_the_moment_is_tried_again(sqlite_database: JobsDatabase)
 
     with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
         assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
+
+
+def test_a_step_that_is_held_up_waits_until_what_it_needs_is_back(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_PAUSES_S", [0.0] * 9)
+    failures = iter(range(9))
+
+    def on_image(image: int) -> None:
+        if image == 3 and next(failures, None) is not None:
+            raise JobHeldUpError("no worker could be started")
+
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
+
+
+def test_what_holds_a_step_up_for_good_is_the_reason_of_the_failure(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_PAUSES_S", [0.0, 0.0])
+    seen: list[int] = []
+
+    def on_image(image: int) -> None:
+        seen.append(image)
+        raise JobHeldUpError("no worker could be started")
+
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        job = finished(jobs, jobs.submit(REQUEST))
+    assert (job.state, job.error) == (JobState.FAILED, "given up after 0 s: no worker could be started")
+    assert seen == [0, 0, 0]
+
+
+def test_a_job_that_is_held_up_can_be_cancelled_and_does_not_keep_its_worker_from_stopping(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_PAUSES_S", [10 * PATIENCE_S])
+    reached = threading.Semaphore(0)
+
+    def on_image(_image: int) -> None:
+        reached.release()
+        raise JobHeldUpError("no worker could be started")
+
+    with open_jobs(sqlite_database) as jobs:
+        with running(sqlite_database, FakeWork(on_image=on_image)):
+            cancelled, job = jobs.submit(REQUEST), jobs.submit(REQUEST)
+            assert reached.acquire(timeout=PATIENCE_S)
+            jobs.cancel(cancelled.id)
+            assert reached.acquire(timeout=PATIENCE_S)
+        with running(sqlite_database, FakeWork()):
+            assert finished(jobs, job).result == expected_result(20)
 
 
 def test_progress_is_seen_while_a_job_runs(sqlite_database: JobsDatabase) -> None:
