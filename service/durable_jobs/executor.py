@@ -113,7 +113,7 @@ class JobExecutor:
         self._running = 0
         self._begun = 0
         self._begun_when_looked = 0
-        self._dropped: set[str] = set()
+        self._stranded: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Go on with what was left unfinished (in a file by anybody), then take what is queued."""
@@ -172,11 +172,20 @@ class JobExecutor:
         for row in rows:
             self._queue_again(row.workflow_id, executor_id)
 
-    def rescue_dropped(self) -> None:
-        """Queue again what this worker dropped because the database failed it."""
-        for workflow_id in tuple(self._dropped):
+    def take_up_stranded(self) -> None:
+        """Queue again what this worker has begun but does not run, as seen by two calls in a row.
+
+        The database failed it: as a step was to be noted, or its outcome. That is no rescue, as nobody died.
+        """
+        rows = self._client.list_workflows(
+            status="PENDING", executor_id=self._executor_id, load_input=False, load_output=False
+        )
+        running = self._dbos._active_workflows_set.activeList()  # noqa: SLF001 - counts what is being noted
+        seen = frozenset(row.workflow_id for row in rows).difference(running)
+        for workflow_id in seen & self._stranded:
+            ProgressNote(self._client, workflow_id).lay_down()
             self._queue_again(workflow_id, self._executor_id)
-            self._dropped.discard(workflow_id)
+        self._stranded = seen - self._stranded
 
     def rest_when_idle(self) -> None:
         """Give back what jobs needed, if none has run here since the last call."""
@@ -265,7 +274,6 @@ class JobExecutor:
                 raise JobError(error.message if error.name == JobError.__name__ else _DEFECT) from error
             except DBAPIError as error:
                 _log.warning("jobs database failed", workflow=own_id, reason=str(error.orig))
-                self._dropped.add(own_id)
                 raise _LaidDownError from None
             except Exception as error:
                 _log.exception("job failed", workflow=own_id)

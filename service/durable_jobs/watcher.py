@@ -45,8 +45,8 @@ class Rescuer(Protocol):
         """Queue again what a dead worker has left unfinished."""
         ...
 
-    def rescue_dropped(self) -> None:
-        """Queue again what this worker dropped because the database failed it."""
+    def take_up_stranded(self) -> None:
+        """Queue again what this worker has begun but does not run: the database failed it."""
         ...
 
     def rest_when_idle(self) -> None:
@@ -162,7 +162,7 @@ class Watcher:
         Raises:
             DBAPIError: the database does not answer.
         """
-        self._rescuer.rescue_dropped()
+        self._rescuer.take_up_stranded()
         if self._locks is not None and self._locks.keep():
             for executor_id in sorted(self._rescuer.unfinished()):
                 with self._locks.is_dead(executor_id) as dead:

@@ -151,8 +151,8 @@ class Recorder:
     def rescue(self, executor_id: str) -> None:
         self.rescued.append(executor_id)
 
-    def rescue_dropped(self) -> None:
-        self.rescued.append("dropped")
+    def take_up_stranded(self) -> None:
+        self.rescued.append("stranded")
 
     def rest_when_idle(self) -> None:
         self.rested += 1
@@ -165,7 +165,7 @@ def test_only_the_dead_are_relieved(postgres_database: JobsDatabase) -> None:
     own.hold()
     recorder = Recorder()
     Watcher(recorder, own).look()
-    assert recorder.rescued == ["dropped", "also dead", "dead"]
+    assert recorder.rescued == ["stranded", "also dead", "dead"]
     assert recorder.rested == 1
     alive.close()
     own.close()
@@ -202,7 +202,7 @@ def test_a_lock_that_somebody_holds_for_a_moment_is_taken_afterwards(
         for _ in range(20):  # more than a pool has sessions
             assert not own.keep()
         Watcher(recorder, own).look()
-        assert recorder.rescued == ["dropped"]  # who is taken for dead relieves nobody
+        assert recorder.rescued == ["stranded"]  # who is taken for dead relieves nobody
     assert own.keep()
     Watcher(recorder, own).look()
     assert len(recorder.rescued) > 2
@@ -226,4 +226,4 @@ def test_a_lock_is_taken_again_when_the_database_is_back(
 def test_the_only_worker_of_a_file_looks_after_nobody_else() -> None:
     recorder = Recorder()
     Watcher(recorder, None).look()
-    assert (recorder.rescued, recorder.rested) == (["dropped"], 1)
+    assert (recorder.rescued, recorder.rested) == (["stranded"], 1)
