@@ -89,6 +89,21 @@ class Datasets:
             raise DatasetError(_relative(error, spec)) from error
 
 
+@dataclass(frozen=True)
+class _Data:
+    """A split as it was when it was opened.
+
+    Attributes:
+        dataset: its name in the configuration.
+        pictures: of the split.
+        pins: what results depend on beside the bytes of the files.
+    """
+
+    dataset: str
+    pictures: LabeledImages
+    pins: JsonObject
+
+
 class HostedEvaluation:
     """The core's ``JobWork`` on the models of a host; see there for what the calls do.
 
@@ -120,27 +135,28 @@ class HostedEvaluation:
         self._stopping = threading.Event()
         self._working = threading.Lock()
         self._borrowed: ModelVersion | None = None
-        self._opened: dict[tuple[str, str], LabeledImages] = {}
+        self._data: _Data | None = None
 
     def plan(self, request: JobRequest) -> JobPlan:
         """Look at the data set and at this machine."""
         with _job_errors(), self._working_with(request.version) as served:
             protocol = find_protocol(request.protocol)
-            self._opened.pop((request.dataset, request.split), None)
-            pictures = self._pictures(request)
+            data = self._open(request)
+            pictures = data.pictures
             _check_classes(served, pictures)
             return JobPlan(
                 images=len(pictures),
                 images_per_step=_images_per_step(pictures, protocol),
-                pins=self._pins(served, pictures) | {"data": _fingerprint(pictures, request)},
+                pins=self._pins(served, data) | {"data": _fingerprint(pictures, request)},
             )
 
     def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
         """Evaluate some of the pictures."""
         counts: JsonObject = {"images": [], "skipped": []}
         with _job_errors(), self._working_with(request.version) as served:
-            pictures = self._pictures(request)
-            self._check_pins(plan, served, pictures)
+            data = self._planned_data(request, plan)
+            self._check_pins(plan, served, data)
+            pictures = data.pictures
             for index, pair in self._read_ahead(pictures, images):
                 try:
                     image_HW3, truth_HW = pair.result()
@@ -164,8 +180,13 @@ class HostedEvaluation:
     ) -> JobResult:
         """Add up, and store the report beside the model."""
         with _job_errors(), self._working_with(request.version) as served:
-            pictures = self._pictures(request)
-            self._check_pins(plan, served, pictures)
+            data = self._open(request)
+            self._check_pins(plan, served, data)
+            pictures = data.pictures
+            if _fingerprint(pictures, request) != plan.pins["data"]:
+                raise JobError(
+                    f"files of {request.dataset} {request.split} were changed: submit the job again"
+                )
             report = _report(request, plan, counts, served, pictures)
             shown = [
                 self._shown(one.index, pictures, request, served)
@@ -206,13 +227,21 @@ class HostedEvaluation:
             self._host.give_back(self._borrowed)
         self._borrowed = None
 
-    def _pictures(self, request: JobRequest) -> LabeledImages:
-        place = (request.dataset, request.split)
-        if place not in self._opened:
-            self._opened = {place: self._datasets.open(*place)}
-        return self._opened[place]
+    def _open(self, request: JobRequest) -> _Data:
+        pictures = self._datasets.open(request.dataset, request.split)
+        self._data = _Data(request.dataset, pictures, _data_pins(pictures))
+        return self._data
 
-    def _pins(self, served: ServedModel, pictures: LabeledImages) -> JsonObject:
+    def _planned_data(self, request: JobRequest, plan: JobPlan) -> _Data:
+        """Return the data set as it was opened last, if that is what the job began with."""
+        data = self._data
+        if data is None or (data.dataset, data.pictures.split) != (request.dataset, request.split):
+            return self._open(request)
+        if any(plan.pins.get(key) != value for key, value in data.pins.items()):  # of an earlier job
+            return self._open(request)
+        return data
+
+    def _pins(self, served: ServedModel, data: _Data) -> JsonObject:
         engine = served.engine
         return {
             "engine": engine.engine,
@@ -220,13 +249,13 @@ class HostedEvaluation:
             "precision": engine.precision,
             "weights": served.manifest.files[WEIGHTS_FILE],
             "environment": self._environment,
-            "list": _list_digest(pictures),
+            **data.pins,
         }
 
-    def _check_pins(self, plan: JobPlan, served: ServedModel, pictures: LabeledImages) -> None:
-        for key, value in self._pins(served, pictures).items():
-            if value != plan.pins[key]:
-                _log.warning("job began elsewhere", pin=key, began_with=plan.pins[key], here=value)
+    def _check_pins(self, plan: JobPlan, served: ServedModel, data: _Data) -> None:
+        for key, value in self._pins(served, data).items():
+            if value != plan.pins.get(key):
+                _log.warning("job began elsewhere", pin=key, began_with=plan.pins.get(key), here=value)
                 raise JobError(f"the job began with another {key} than this worker has: submit it again")
 
     def _read_ahead(self, pictures: LabeledImages, images: range) -> Iterator[tuple[int, Future[_Pair]]]:
@@ -305,6 +334,16 @@ def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
         if request.skip_broken:
             return None
         raise DatasetError(_relative(error, pictures.spec)) from error
+
+
+def _data_pins(pictures: LabeledImages) -> JsonObject:
+    palette, label_map = pictures.spec.palette, pictures.spec.label_map
+    labelling = {
+        "names": list(palette.names),
+        "ignore_id": palette.ignore_id,
+        "label_map": [list(pair) for pair in sorted(label_map.items())],
+    }
+    return {"list": _list_digest(pictures), "labelling": labelling}
 
 
 def _list_digest(pictures: LabeledImages) -> str:

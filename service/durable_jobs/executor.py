@@ -43,7 +43,7 @@ from service.durable_jobs.records import (
     shard_id,
 )
 
-STEPS_VERSION = 1
+STEPS_VERSION = 2
 """Of the steps below: raise it when they change, and jobs that had begun before fail instead of mixing."""
 
 _APPLICATION_VERSION = "1"  # fixed: DBOS would leave what another version began lying for ever

@@ -178,12 +178,51 @@ def test_a_model_of_other_classes_is_refused(
         open_work(other).plan(REQUEST)
 
 
-@pytest.mark.parametrize("pin", ["engine", "device", "precision", "weights", "environment", "list"])
+@pytest.mark.parametrize(
+    "pin", ["engine", "device", "precision", "weights", "environment", "list", "labelling"]
+)
 def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: HostedEvaluation, pin: str) -> None:
     plan = work.plan(REQUEST)
     other = replace(plan, pins=plan.pins | {pin: "other"})
     with pytest.raises(JobError, match=f"the job began with another {pin} than this worker has"):
         work.count(REQUEST, other, range(1))
+
+
+def test_labels_that_come_to_mean_something_else_are_not_mixed(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    plan = open_work(file).plan(REQUEST)
+    for change in ("ignore_id = 7\n", "label_map = { 0 = 1, 1 = 0 }\n"):
+        other = file.with_name("other.toml")
+        other.write_text(change + file.read_text())
+        with pytest.raises(JobError, match="the job began with another labelling"):
+            open_work(other).count(REQUEST, plan, range(1))
+
+
+def test_a_worker_that_had_opened_an_older_list_opens_it_again(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    old = open_work(file)
+    old.plan(REQUEST)
+    lines = (file.parent / "val.csv").read_text().splitlines(keepends=True)
+    (file.parent / "val.csv").write_text("".join(lines[:3]))
+    plan = open_work(file).plan(REQUEST)
+    assert len(old.count(REQUEST, plan, range(3))["images"]) == 3
+
+
+def test_files_that_are_changed_while_a_job_runs_fail_it(
+    open_work: Callable[[Path], HostedEvaluation], registry: ModelRegistry, tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    work = open_work(file)
+    plan = work.plan(REQUEST)
+    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    (file.parent / "3-ids.png").write_bytes((file.parent / "4-ids.png").read_bytes())
+    with pytest.raises(JobError, match="files of noise val were changed: submit the job again"):
+        work.finish("changed", REQUEST, plan, counts)
+    assert registry.evaluations.page(MODEL, "changed") is None
 
 
 def test_where_a_worker_has_the_data_set_is_no_other_list(
