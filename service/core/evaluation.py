@@ -196,7 +196,7 @@ class HostedEvaluation:
             document = report.to_json() | {
                 "digest": result.digest,
                 "protocol_name": request.protocol,
-                "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+                "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
             }
             self._registry.evaluations.add(request.version.name, job_id, document, render_html(report, shown))
         return result

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -136,6 +137,7 @@ def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
     (stored,) = [one for one in registry.evaluations.of_model(MODEL) if one.job == "beside"]
     assert (stored.version, stored.dataset, stored.split, stored.protocol) == (POOL_1, "noise", "val", "ss")
     assert (stored.miou, stored.digest, stored.images) == (result.miou, result.digest, IMAGES)
+    assert re.fullmatch(r".*\.\d{3}\+00:00", stored.finished_at)  # the newest of two is told within a second
     assert result.miou == matrix_of(counts).miou
     assert list(result.per_class) == ["dark", "bright"]
     page = registry.evaluations.page(MODEL, "beside")
