@@ -28,6 +28,7 @@ SERIALIZER = DBOSPortableJSONSerializer()
 _FILE = "jobs.sqlite"
 _LOCK_FILE = "lock"
 _PICKLE = "py_pickle"
+_GUARDING_KEY = 0x62697365_6E657400  # "bisenet" in ASCII: a number that others hardly take
 _CHECK_VIOLATION = "23514"
 _DISK_FULL = ("database or disk is full", "No space left on device")
 
@@ -70,8 +71,7 @@ class JobsDatabase:
             engine = self.engine()
             try:
                 with engine.begin() as connection:
-                    for table in _tables_with_values(engine):
-                        _guard(connection, table)
+                    _guard(connection)
             finally:
                 engine.dispose()
 
@@ -178,18 +178,22 @@ def _locked(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _tables_with_values(engine: sa.Engine) -> list[sa.Table]:
-    schema = None if engine.dialect.name == "sqlite" else SCHEMA
+def _tables_with_values(connection: sa.Connection) -> list[sa.Table]:
+    schema = None if connection.dialect.name == "sqlite" else SCHEMA
     metadata = sa.MetaData()
-    metadata.reflect(engine, schema=schema)
+    metadata.reflect(connection, schema=schema)
     return [table for table in metadata.sorted_tables if "serialization" in table.columns]
 
 
-def _guard(connection: sa.Connection, table: sa.Table) -> None:
+def _guard(connection: sa.Connection) -> None:
     """Let the database itself refuse rows that claim to be pickles; fail when there is one already."""
     if connection.dialect.name == "sqlite":
-        _guard_sqlite(connection, table.name)
-    else:
+        for table in _tables_with_values(connection):
+            _guard_sqlite(connection, table.name)
+        return
+    # One at a time, until the transaction ends: of two that find a guard missing, one would fail to add it.
+    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _GUARDING_KEY})
+    for table in _tables_with_values(connection):
         _guard_postgres(connection, table)
 
 

@@ -8,7 +8,10 @@ import pickle
 import sqlite3
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -119,6 +122,26 @@ def test_only_the_owner_can_read_the_file(sqlite_database: JobsDatabase) -> None
 def test_preparing_twice_changes_nothing(database: JobsDatabase) -> None:
     database.prepare()
     database.prepare()
+
+
+def test_two_processes_can_prepare_a_database_at_once(
+    postgres_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they take turns, both see that a guard is missing before one of them adds it."""
+    look, both_have_looked = sa.Inspector.get_check_constraints, threading.Barrier(2)
+
+    def look_together(self: sa.Inspector, *args: Any, **kwargs: Any) -> Any:
+        seen = look(self, *args, **kwargs)
+        with suppress(threading.BrokenBarrierError):
+            both_have_looked.wait(0.2)
+        return seen
+
+    postgres_database.prepare()
+    drop_guards(postgres_database)
+    monkeypatch.setattr(sa.Inspector, "get_check_constraints", look_together)
+    with ThreadPoolExecutor(2) as pool:
+        for preparing in [pool.submit(postgres_database.prepare) for _ in range(2)]:
+            preparing.result()
 
 
 def test_a_second_process_on_the_same_folder_is_refused(sqlite_database: JobsDatabase) -> None:
