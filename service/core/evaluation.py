@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -176,7 +176,13 @@ class HostedEvaluation:
         return counts
 
     def finish(
-        self, job_id: str, request: JobRequest, plan: JobPlan, counts: Sequence[JsonObject]
+        self,
+        job_id: str,
+        request: JobRequest,
+        plan: JobPlan,
+        counts: Sequence[JsonObject],
+        *,
+        confirm: Callable[[], None],
     ) -> JobResult:
         """Add up, and store the report beside the model."""
         with _job_errors(), self._working_with(request.version) as served:
@@ -198,7 +204,9 @@ class HostedEvaluation:
                 "protocol_name": request.protocol,
                 "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
             }
-            self._registry.evaluations.add(request.version.name, job_id, document, render_html(report, shown))
+            page = render_html(report, shown)
+            confirm()
+            self._registry.evaluations.add(request.version.name, job_id, document, page)
         return result
 
     def rest(self) -> None:

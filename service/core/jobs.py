@@ -7,7 +7,7 @@ survives: its counts are stored, and after a crash the work goes on behind the l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -266,9 +266,22 @@ class JobWork(Protocol):
         ...
 
     def finish(
-        self, job_id: str, request: JobRequest, plan: JobPlan, counts: Sequence[JsonObject]
+        self,
+        job_id: str,
+        request: JobRequest,
+        plan: JobPlan,
+        counts: Sequence[JsonObject],
+        *,
+        confirm: Callable[[], None],
     ) -> JobResult:
         """Add up what ``count`` returned, in order, and store the report; may happen twice.
+
+        Args:
+            job_id: of the job.
+            request: of the job.
+            plan: of the job.
+            counts: of all its pictures.
+            confirm: called right before the report is stored; raises if the job was cancelled meanwhile.
 
         Raises:
             JobError: there is no room for the report, or nothing to report.

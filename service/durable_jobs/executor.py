@@ -360,7 +360,8 @@ class JobExecutor:
         rows = self._client.list_workflows(workflow_ids=shards, load_input=False)
         counts = {row.workflow_id: row.output for row in rows}
         in_order = [document for own_id in shards for document in counts[own_id] or ()]
-        return self._work.finish(job_id, request, plan, in_order).to_json()
+        confirm = functools.partial(self._check_is_ours, job_id)
+        return self._work.finish(job_id, request, plan, in_order, confirm=confirm).to_json()
 
 
 def _register(name: str, run: Callable[P, T]) -> Callable[P, T]:

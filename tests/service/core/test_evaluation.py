@@ -86,6 +86,10 @@ def work(open_work: Callable[[Path], HostedEvaluation], dataset: Path) -> Hosted
     return open_work(dataset)
 
 
+def ours() -> None:
+    """Say that the job was not cancelled."""
+
+
 def matrix_of(counts: list[JsonObject]) -> ConfusionMatrix:
     total = np.zeros(4, np.int64)
     for image in (image for part in counts for image in part["images"]):
@@ -115,7 +119,7 @@ def test_a_job_counts_what_the_protocol_says(
 
 def test_however_a_job_is_cut_its_result_is_the_same(work: HostedEvaluation) -> None:
     plan = work.plan(REQUEST)
-    whole = work.finish("whole", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))])
+    whole = work.finish("whole", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))], confirm=ours)
 
     @settings(max_examples=5)
     @given(st.sets(st.integers(1, IMAGES - 1)))
@@ -123,7 +127,7 @@ def test_however_a_job_is_cut_its_result_is_the_same(work: HostedEvaluation) -> 
         edges = [0, *sorted(cuts), IMAGES]
         parts = [work.count(REQUEST, plan, range(a, b)) for a, b in pairwise(edges)]
         through_the_database = json.loads(json.dumps(parts))
-        assert work.finish("parts", REQUEST, plan, through_the_database) == whole
+        assert work.finish("parts", REQUEST, plan, through_the_database, confirm=ours) == whole
 
     check()
 
@@ -133,7 +137,7 @@ def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
 ) -> None:
     plan = work.plan(REQUEST)
     counts = [work.count(REQUEST, plan, range(IMAGES))]
-    result = work.finish("beside", REQUEST, plan, counts)
+    result = work.finish("beside", REQUEST, plan, counts, confirm=ours)
     (stored,) = [one for one in registry.evaluations.of_model(MODEL) if one.job == "beside"]
     assert (stored.version, stored.dataset, stored.split, stored.protocol) == (POOL_1, "noise", "val", "ss")
     assert (stored.miou, stored.digest, stored.images) == (result.miou, result.digest, IMAGES)
@@ -145,13 +149,34 @@ def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
     assert page.count(b"<img") == 3 * 6  # the worst six: picture, truth, prediction
 
 
+def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
+    work: HostedEvaluation, registry: ModelRegistry
+) -> None:
+    class CancelledError(BaseException):
+        pass
+
+    def cancelled() -> None:
+        raise CancelledError
+
+    plan = work.plan(REQUEST)
+    with pytest.raises(CancelledError):
+        work.finish("cancelled", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))], confirm=cancelled)
+    assert registry.evaluations.page(MODEL, "cancelled") is None
+
+
 def test_a_picture_that_is_missing_or_counted_twice_is_noticed(work: HostedEvaluation) -> None:
     plan = work.plan(REQUEST)
     counts = [work.count(REQUEST, plan, range(IMAGES - 1))]
     with pytest.raises(JobError, match="are missing"):
-        work.finish("less", REQUEST, plan, counts)
+        work.finish("less", REQUEST, plan, counts, confirm=ours)
     with pytest.raises(JobError, match="twice"):
-        work.finish("more", REQUEST, plan, [*counts, work.count(REQUEST, plan, range(IMAGES - 2, IMAGES))])
+        work.finish(
+            "more",
+            REQUEST,
+            plan,
+            [*counts, work.count(REQUEST, plan, range(IMAGES - 2, IMAGES))],
+            confirm=ours,
+        )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +248,7 @@ def test_files_that_are_changed_while_a_job_runs_fail_it(
     counts = [work.count(REQUEST, plan, range(IMAGES))]
     (file.parent / "3-ids.png").write_bytes((file.parent / "4-ids.png").read_bytes())
     with pytest.raises(JobError, match="files of noise val were changed: submit the job again"):
-        work.finish("changed", REQUEST, plan, counts)
+        work.finish("changed", REQUEST, plan, counts, confirm=ours)
     assert registry.evaluations.page(MODEL, "changed") is None
 
 
@@ -266,7 +291,7 @@ def test_a_version_that_is_not_served_is_borrowed_for_the_job(
     assert [served.version for served in host.models] == [POOL_1]  # nobody else notices
     with pytest.raises(VersionNotFoundError):
         host.find(MODEL, 2)
-    work.finish("borrowed", request, plan, [work.count(request, plan, range(IMAGES))])
+    work.finish("borrowed", request, plan, [work.count(request, plan, range(IMAGES))], confirm=ours)
     work.rest()
     assert not host.has(POOL_2)
     assert host.find(MODEL).version == POOL_1
@@ -379,7 +404,7 @@ def test_a_broken_pair_fails_the_job_by_name_or_is_left_out_and_counted(
     assert [image["index"] for image in some["skipped"]] == [3]
     assert str(tmp_path) not in some["skipped"][0]["reason"]
     assert some["images"] == [image for image in counts["images"] if image["index"] != 3]
-    result = work.finish(kind.replace(" ", "-"), request, plan, [some])
+    result = work.finish(kind.replace(" ", "-"), request, plan, [some], confirm=ours)
     assert (result.images, result.skipped) == (IMAGES - 1, ("3.png",))
 
 
@@ -425,7 +450,7 @@ def test_a_registry_that_fails_holds_the_job_up_and_is_not_shown(
     counts = [work.count(REQUEST, plan, range(IMAGES))]
     monkeypatch.setattr(EvaluationStore, "add", refuse)
     with pytest.raises(JobHeldUpError) as failure:
-        work.finish("held-up", REQUEST, plan, counts)
+        work.finish("held-up", REQUEST, plan, counts, confirm=ours)
     assert "secret" not in str(failure.value)
 
 

@@ -110,6 +110,22 @@ def test_a_running_job_is_cancelled_within_one_step(database: JobsDatabase, jobs
     assert jobs.cancel(job.id).state is JobState.CANCELLED
 
 
+def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
+    sqlite_database: JobsDatabase,
+) -> None:
+    work = FakeWork()
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, work):
+        go_on = threading.Event()
+        work.on_report = lambda: wait_for(go_on)
+        job = jobs.submit(REQUEST)
+        when(jobs, job, lambda seen: seen.done == seen.total)
+        assert jobs.cancel(job.id).state is JobState.CANCELLED
+        go_on.set()
+        other = jobs.submit(REQUEST)
+        assert finished(jobs, other).state is JobState.SUCCEEDED
+    assert work.stored == [other.id]
+
+
 def test_a_job_that_has_ended_cannot_be_cancelled(database: JobsDatabase, jobs: DurableJobs) -> None:
     with running(database, FakeWork()):
         job = finished(jobs, jobs.submit(REQUEST))
