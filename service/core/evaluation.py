@@ -77,12 +77,16 @@ class Datasets:
         """Return the pictures of a split.
 
         Raises:
-            DatasetError: no such name or split, its list is broken, or leads out of the data set's folder;
-                the message names no path outside of that.
+            DatasetError: no such name or split, its file or list is broken, or leads out of the data set's
+                folder; the message names no path outside of that.
         """
         if name not in self.files:
             raise DatasetError(f"no data set {name!r} is configured")
-        spec = DatasetSpec.from_toml(self.files[name])
+        file = self.files[name]
+        try:
+            spec = DatasetSpec.from_toml(file)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(str(file), file.name)) from error
         try:
             return LabeledImages(spec, split, read=ConfinedReader(spec.root))
         except DatasetError as error:
@@ -413,4 +417,7 @@ def _name(pictures: LabeledImages, index: int) -> str:
 
 def _relative(error: DatasetError, spec: DatasetSpec) -> str:
     """Return what an error says without telling where on this machine the data set lies."""
-    return str(error).replace(f"{spec.root}/", "")
+    root = spec.root
+    if not (root.is_absolute() and root.name):
+        return str(error)
+    return str(error).replace(f"{root}/", "").replace(str(root), root.name)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeJobs, write_pooling_artifact
+from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
 
 from model.manifest import ModelVersion
 from model.registry import ModelRegistry
 from service.core.errors import BusyError
-from service.core.jobs import JobRequest, JobResult, JobState, JsonObject
+from service.core.jobs import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
 from service.core.scores import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
 from service.jobs import JobsReporter, jobs_database, open_jobs, worker_environment, worker_id
@@ -109,4 +110,20 @@ def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> Non
     with pytest.raises(BusyError):
         reporter.report()
     reporter.start()
+    reporter.close()
+
+
+def test_a_defect_does_not_end_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs._REPORT_INTERVAL_S", 0.0)
+    jobs, looks = FakeJobs(), threading.Semaphore(0)
+
+    def fail() -> tuple[EvaluationJob, ...]:
+        looks.release()
+        raise KeyError("a row of another kind")
+
+    monkeypatch.setattr(jobs, "list", fail)
+    reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
+    reporter.start()
+    for _ in range(2):
+        assert looks.acquire(timeout=PATIENCE_S)
     reporter.close()

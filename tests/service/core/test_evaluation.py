@@ -419,6 +419,35 @@ def test_a_list_that_leads_out_of_the_data_set_is_refused_without_telling_where_
     assert str(failure.value) == "val.csv:1: ../secret.png: does not lie in the folder 'data'"
 
 
+WITHOUT_PICTURES = (
+    'name = "noise"\n[splits]\nval = { images = "*.jpg", labels = "*-ids.png" }\n'
+    '[[classes]]\nname = "dark"\ncolor = [0, 0, 0]\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "noise.toml: cannot be read: [Errno 2] No such file or directory: 'noise.toml'"),
+        ("name", "noise.toml: not TOML: "),
+        ('name = "noise"\nroot = 3\n', "noise.toml: root must be a string, not 3"),
+        (WITHOUT_PICTURES, "data: no picture is *.jpg"),
+    ],
+)
+def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path, content: str | None, message: str
+) -> None:
+    file = write_dataset(tmp_path / "data", 1)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    with pytest.raises(JobError) as failure:
+        open_work(file).plan(REQUEST)
+    assert str(failure.value).startswith(message)
+    assert str(tmp_path) not in str(failure.value)
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,20 @@ def test_a_damaged_file_is_named_with_what_to_do(sqlite_database: JobsDatabase, 
         path.write_bytes(content)
     with pytest.raises(JobsUnavailableError, match=r"is damaged .*: move the file away"):
         sqlite_database.prepare()
+
+
+def test_a_file_that_somebody_keeps_locked_is_not_called_damaged(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.durable_jobs.database._LOCKED_S", 0.0)
+    folder = sqlite_database.folder
+    assert folder is not None
+    folder.mkdir(mode=0o700)
+    with closing(sqlite3.connect(folder / "jobs.sqlite")) as somebody:
+        somebody.execute("CREATE TABLE other (x)")
+        somebody.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(JobsUnavailableError, match="cannot be used: database is locked"):
+            sqlite_database.prepare()
 
 
 def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
