@@ -231,4 +231,6 @@ class JobsReporter:
                 self.report()
             except ServiceError as error:
                 _log.warning("jobs cannot be read", reason=str(error))
+            except Exception:  # noqa: BLE001 - the outermost edge of the thread: the next report must come
+                _log.exception("reporting about jobs failed")
             self._stopping.wait(_REPORT_INTERVAL_S)

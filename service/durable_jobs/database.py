@@ -28,6 +28,7 @@ SERIALIZER = DBOSPortableJSONSerializer()
 _FILE = "jobs.sqlite"
 _LOCK_FILE = "lock"
 _PICKLE = "py_pickle"
+_LOCKED_S = 5.0  # how long somebody else may keep the file locked
 _GUARDING_KEY = 0x62697365_6E657400  # "bisenet" in ASCII: a number that others hardly take
 _CHECK_VIOLATION = "23514"
 _DISK_FULL = ("database or disk is full", "No space left on device")
@@ -119,6 +120,10 @@ def _refuse_pickle(_self: object, _serialized: str) -> NoReturn:
 def _as_unavailable(database: JobsDatabase) -> Iterator[None]:
     try:
         yield
+    except (
+        sqlite3.OperationalError
+    ) as error:  # it may be in order, but somebody keeps it locked, or the disk fails
+        raise JobsUnavailableError(f"jobs database {database} cannot be used: {error}") from error
     except sqlite3.DatabaseError as error:
         raise JobsUnavailableError(_damaged(database, str(error))) from error
     except DatabaseError as error:
@@ -143,7 +148,7 @@ def _check_file(folder: Path) -> None:
     path = folder / _FILE
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
-    connection = sqlite3.connect(path)
+    connection = sqlite3.connect(path, timeout=_LOCKED_S)
     try:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     finally:
