@@ -24,8 +24,9 @@ from model.manifest import ModelVersion
 from service.core.errors import ConflictError, NotFoundError
 from service.core.jobs import JobError, JobHeldUpError, JobInterruptedError, JobState
 from service.durable_jobs import executor
-from service.durable_jobs.client import DurableJobs
+from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
+from service.durable_jobs.executor import JobExecutor
 
 
 def test_a_job_is_run_to_its_result(database: JobsDatabase, jobs: DurableJobs) -> None:
@@ -343,6 +344,24 @@ def test_work_rests_after_a_job_whatever_came_out(sqlite_database: JobsDatabase)
         jobs.cancel(job.id)
         go_on.set()
         assert work.rests.acquire(timeout=PATIENCE_S)
+
+
+def test_a_worker_rests_when_nothing_has_run_since_the_last_look_whatever_it_was(
+    sqlite_database: JobsDatabase,
+) -> None:
+    sqlite_database.prepare()
+    work = FakeWork()
+    with open_client(sqlite_database) as client:
+        worker = JobExecutor(sqlite_database, client, work, environment={}, executor_id="worker")
+        with worker._counted():  # a shard of another one's job, for example
+            worker.rest_when_idle()
+            assert not work.rests.acquire(blocking=False)
+        with worker._counted():
+            pass
+        worker.rest_when_idle()
+        assert not work.rests.acquire(blocking=False)
+        worker.rest_when_idle()
+        assert work.rests.acquire(blocking=False)
 
 
 @pytest.mark.soak
