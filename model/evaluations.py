@@ -37,6 +37,7 @@ class StoredEvaluation:
         images: how many were counted.
         digest: SHA-256 of the report.
         finished_at: UTC, ISO 8601.
+        skipped: how many were left out because their files are broken.
     """
 
     job: str
@@ -49,6 +50,7 @@ class StoredEvaluation:
     images: int
     digest: str
     finished_at: str
+    skipped: int = 0
 
 
 class EvaluationStore:
@@ -111,9 +113,14 @@ class EvaluationStore:
                 images=plain["images"],
                 digest=plain["digest"],
                 finished_at=plain["finished_at"],
+                skipped=len(plain.get("skipped", ())),
             )
         except (InvalidReferenceError, KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{path} is no evaluation report: {error!r}") from error
+
+
+REQUIREMENT = "dataset=NAME,protocol=NAME,min=0..1[,split=NAME][,precision=NAME][,skipped=N]"
+"""How a requirement is written."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +132,20 @@ class Requirement:
         protocol: how.
         minimum: lowest mIoU, 0..1.
         split: of the data set.
+        precision: of the engine; None = any.
+        skipped: how many pictures may have been left out because their files are broken.
     """
 
     dataset: str
     protocol: str
     minimum: float
     split: str = "val"
+    precision: str | None = None
+    skipped: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
-        """Read ``dataset=NAME,protocol=NAME,min=0..1[,split=NAME]``.
+        """Read what is written like ``REQUIREMENT``.
 
         Raises:
             EvaluationError: it is something else.
@@ -146,11 +157,13 @@ class Requirement:
                 given.pop("protocol"),
                 float(given.pop("min")),
                 given.pop("split", "val"),
+                given.pop("precision", None),
+                int(given.pop("skipped", 0)),
             )
         except (KeyError, ValueError):
             given = {"": ""}
-        if given or not 0 <= requirement.minimum <= 1:
-            raise EvaluationError(f"not dataset=NAME,protocol=NAME,min=0..1[,split=NAME]: {text!r}")
+        if given or not 0 <= requirement.minimum <= 1 or requirement.skipped < 0:
+            raise EvaluationError(f"not {REQUIREMENT}: {text!r}")
         return requirement
 
     def check(self, version: ModelVersion, evaluations: Iterable[StoredEvaluation]) -> StoredEvaluation:
@@ -161,19 +174,26 @@ class Requirement:
             evaluations: of its model, the oldest first.
 
         Raises:
-            EvaluationError: none fits, or the newest that does is not good enough.
+            EvaluationError: none fits, or the newest that does is not good enough or left too much out.
         """
         fitting = [one for one in evaluations if one.version == version and self._fits(one)]
         what = f"{version} on {self.dataset} {self.split} by {self.protocol}"
+        what += f" in {self.precision}" if self.precision else ""
         if not fitting:
             raise EvaluationError(f"{what} was not evaluated")
         newest = fitting[-1]
+        if newest.skipped > self.skipped:
+            raise EvaluationError(
+                f"{what} was scored without {newest.skipped} broken pictures, and {self.skipped} may lack"
+            )
         if newest.miou is None or newest.miou < self.minimum:
             raise EvaluationError(f"{what} has mIoU {newest.miou}, and {self.minimum} is required")
         return newest
 
     def _fits(self, one: StoredEvaluation) -> bool:
-        return (one.dataset, one.split, one.protocol) == (self.dataset, self.split, self.protocol)
+        is_fitting_precision = self.precision in (None, one.precision)
+        place = (one.dataset, one.split, one.protocol)
+        return is_fitting_precision and place == (self.dataset, self.split, self.protocol)
 
 
 def _path(name: str, job: str, suffix: str) -> str:

@@ -20,7 +20,7 @@ from service.core.desk import EvaluationDesk
 from service.core.errors import ServiceError
 from service.core.evaluation import Datasets, HostedEvaluation
 from service.core.host import ModelHost
-from service.core.jobs import EvaluationJobs
+from service.core.jobs import EvaluationJobs, JsonObject
 from service.core.memory import limit_heaps
 from service.core.niceness import yield_to_others
 from service.core.scores import Scoreboard
@@ -137,7 +137,7 @@ def working(
     Raises:
         JobsUnavailableError: the database cannot be used, or another worker has this one's name.
     """
-    environment = json.loads(json.dumps(asdict(this_machine())))  # as it comes back from the database
+    environment = worker_environment(settings)
     with ThreadPoolExecutor(
         _COUNTING_THREADS, thread_name_prefix="counting", initializer=yield_to_others
     ) as pool:
@@ -159,6 +159,21 @@ def worker_id(settings: Settings) -> str:
         settings.jobs.worker_id
         or f"{socket.gethostname()}-{resolve_device(settings.models.device, settings.models.engine)}"
     )
+
+
+def worker_environment(settings: Settings) -> JsonObject:
+    """Return what results depend on: workers share a job only when theirs are equal.
+
+    Which of several GPUs a worker has is left out.
+    """
+    models = settings.models
+    chosen = {
+        "engine": models.engine.partition(":")[0],  # the faults of a fault engine come after its name
+        "device": resolve_device(models.device, models.engine).partition(":")[0],
+        "precision": models.precision,
+    }
+    plain: JsonObject = json.loads(json.dumps(asdict(this_machine())))  # as it comes back from the database
+    return plain | chosen
 
 
 class JobsReporter:
@@ -216,4 +231,6 @@ class JobsReporter:
                 self.report()
             except ServiceError as error:
                 _log.warning("jobs cannot be read", reason=str(error))
+            except Exception:  # noqa: BLE001 - the outermost edge of the thread: the next report must come
+                _log.exception("reporting about jobs failed")
             self._stopping.wait(_REPORT_INTERVAL_S)

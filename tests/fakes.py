@@ -243,9 +243,13 @@ class FakeJobs:
         if key is not None:
             self._keys[key] = job_id
         job = self.known.setdefault(job_id, EvaluationJob(job_id, request, JobState.QUEUED))
-        if job.request != request:
+        if job.request.said != request.said:
             raise ConflictError("this Idempotency-Key was used for another request")
         return job
+
+    def of_key(self, key: str) -> EvaluationJob | None:
+        self._fail()
+        return self.known.get(self._keys.get(key, ""))
 
     def get(self, job_id: str) -> EvaluationJob:
         self._fail()

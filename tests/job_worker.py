@@ -49,12 +49,15 @@ class FakeWork:
         images: of the split.
         on_image: called before each picture is counted; may raise, or not return.
         journal: every picture that is counted is written here, one a line.
+        on_report: called before the report would be stored.
     """
 
     images: int = 20
     on_image: Callable[[int], None] = lambda _image: None
     journal: Path | None = None
+    on_report: Callable[[], None] = lambda: None
     stopped: threading.Event = field(default_factory=threading.Event)
+    stored: list[str] = field(default_factory=list)
     rests: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def plan(self, request: JobRequest) -> JobPlan:
@@ -75,8 +78,19 @@ class FakeWork:
                 file.write(f"{image}\n")
         return {"cell": image % NUM_CLASSES, "pixels": image}
 
-    def finish(self, job_id: str, request: JobRequest, plan: JobPlan, counts: list[JsonObject]) -> JobResult:
-        del job_id, request
+    def finish(
+        self,
+        job_id: str,
+        request: JobRequest,
+        plan: JobPlan,
+        counts: list[JsonObject],
+        *,
+        confirm: Callable[[], None],
+    ) -> JobResult:
+        del request
+        self.on_report()
+        confirm()
+        self.stored.append(job_id)
         return result_of([image for part in counts for image in part["images"]], plan.images)
 
     def rest(self) -> None:

@@ -131,8 +131,9 @@ def promote(
     require_miou: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="dataset=D,protocol=P,min=0..1[,split=S]",
-            help="Refuse unless the newest such evaluation job found at least this; may be repeated.",
+            metavar="dataset=D,protocol=P,min=0..1[,split=S][,precision=X][,skipped=N]",
+            help="Refuse unless the newest such evaluation job found at least this, leaving at most N (0) "
+            "broken pictures out; may be repeated.",
         ),
     ] = None,
     registry: RegistryUrl = None,
@@ -144,6 +145,7 @@ def promote(
         bisenet models promote city@3
         bisenet models promote city@4 --alias canary
         bisenet models promote city@4 --require-miou dataset=city,protocol=ss,min=0.7
+        bisenet models promote city@4 --require-miou dataset=city,protocol=ss,min=0.69,precision=int8
     """
     requirements = [_requirement(text) for text in require_miou or ()]
     with exit_on_errors():

@@ -10,6 +10,7 @@ from model.manifest import ModelVersion
 from model.protocols import find_protocol
 from model.registry import ModelRegistry
 from service.core.errors import (
+    ConflictError,
     InternalError,
     InvalidArgumentError,
     ModelNotFoundError,
@@ -54,7 +55,8 @@ class EvaluationDesk:
             split: of the data set.
             protocol: a name of ``model.protocols``.
             skip_broken: leave broken pairs out instead of failing.
-            key: of the client: a second call with it returns the first one's job.
+            key: of the client: a second call with it returns the first one's job, whatever has become of
+                model and data set meanwhile.
 
         Raises:
             InvalidArgumentError: there is no such protocol, or something cannot be a name.
@@ -65,14 +67,16 @@ class EvaluationDesk:
             BusyError: the jobs database does not answer.
             StorageFullError: there is no room to write the job down.
         """
+        if key is not None and (job := self._of_key(key)) is not None:
+            if job.request.said != (model, dataset, split, protocol, skip_broken):
+                raise ConflictError("this Idempotency-Key was used for another request")
+            return job
         if dataset not in self._datasets:
             raise NotFoundError(f"no data set {dataset!r} is configured")
         if not _SPLIT.fullmatch(split):
             raise InvalidArgumentError(f"not a split: {split!r}")
-        if key is not None and not _is_key(key):
-            raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
         _check_protocol(protocol)
-        request = JobRequest(self._resolve(model), dataset, split, protocol, skip_broken)
+        request = JobRequest(self._resolve(model), dataset, split, protocol, skip_broken, model)
         return self.jobs.submit(request, key=key)
 
     def page(self, job_id: str) -> bytes:
@@ -89,6 +93,11 @@ class EvaluationDesk:
         if page is None:
             raise NotFoundError(f"there is no report: the job is {job.state}")
         return page
+
+    def _of_key(self, key: str) -> EvaluationJob | None:
+        if not _is_key(key):
+            raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
+        return self.jobs.of_key(key)
 
     def _resolve(self, reference: str) -> ModelVersion:
         try:

@@ -10,10 +10,11 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 
 import structlog
@@ -32,9 +33,23 @@ from model.registry import ModelRegistry
 from model.report import ShownImage, render_html
 from model.resampling import PixelArray
 from service.core.engine import EngineUnavailableError
-from service.core.errors import DrainingError, ModelOutputInvalidError
+from service.core.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    ModelOutputInvalidError,
+    OverloadError,
+    StorageFullError,
+)
 from service.core.host import ModelHost, ServedModel
-from service.core.jobs import JobError, JobInterruptedError, JobPlan, JobRequest, JobResult, JsonObject
+from service.core.jobs import (
+    JobError,
+    JobHeldUpError,
+    JobInterruptedError,
+    JobPlan,
+    JobRequest,
+    JobResult,
+    JsonObject,
+)
 
 _STEP_PIXELS = 16 << 20
 """Of the network's input; 2 to 5 seconds on the processors this was tried on."""
@@ -62,30 +77,49 @@ class Datasets:
         """Return the pictures of a split.
 
         Raises:
-            DatasetError: no such name or split, its list is broken, or leads out of the data set's folder;
-                the message names no path outside of that.
+            DatasetError: no such name or split, its file or list is broken, or leads out of the data set's
+                folder; the message names no path outside of that.
         """
         if name not in self.files:
             raise DatasetError(f"no data set {name!r} is configured")
-        spec = DatasetSpec.from_toml(self.files[name])
+        file = self.files[name]
+        try:
+            spec = DatasetSpec.from_toml(file)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(str(file), file.name)) from error
         try:
             return LabeledImages(spec, split, read=ConfinedReader(spec.root))
         except DatasetError as error:
             raise DatasetError(_relative(error, spec)) from error
 
 
+@dataclass(frozen=True)
+class _Data:
+    """A split as it was when it was opened.
+
+    Attributes:
+        dataset: its name in the configuration.
+        pictures: of the split.
+        pins: what results depend on beside the bytes of the files.
+    """
+
+    dataset: str
+    pictures: LabeledImages
+    pins: JsonObject
+
+
 class HostedEvaluation:
     """The core's ``JobWork`` on the models of a host; see there for what the calls do.
 
-    A version that the host does not serve is borrowed until the job ends or another one is needed. One call
-    works at a time.
+    A version that the host does not serve is borrowed until no job runs here any more, or another
+    one is needed. One call works at a time.
 
     Args:
         host: runs the networks.
         registry: has the versions, and keeps the reports.
         datasets: that may be evaluated on.
         pool: threads that read pictures, and share what is done beside the network.
-        environment: plain JSON: ``processor``, ``versions`` of libraries, and what else numbers depend on.
+        environment: plain JSON: ``processor``, ``versions`` of libraries, and what else results depend on.
     """
 
     def __init__(
@@ -105,27 +139,28 @@ class HostedEvaluation:
         self._stopping = threading.Event()
         self._working = threading.Lock()
         self._borrowed: ModelVersion | None = None
-        self._opened: dict[tuple[str, str], LabeledImages] = {}
+        self._data: _Data | None = None
 
     def plan(self, request: JobRequest) -> JobPlan:
         """Look at the data set and at this machine."""
         with _job_errors(), self._working_with(request.version) as served:
             protocol = find_protocol(request.protocol)
-            self._opened.pop((request.dataset, request.split), None)
-            pictures = self._pictures(request)
+            data = self._open(request)
+            pictures = data.pictures
             _check_classes(served, pictures)
             return JobPlan(
                 images=len(pictures),
                 images_per_step=_images_per_step(pictures, protocol),
-                pins=self._pins(served, pictures) | {"data": _fingerprint(pictures, request)},
+                pins=self._pins(served, data) | {"data": _fingerprint(pictures, request)},
             )
 
     def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
         """Evaluate some of the pictures."""
         counts: JsonObject = {"images": [], "skipped": []}
         with _job_errors(), self._working_with(request.version) as served:
-            pictures = self._pictures(request)
-            self._check_pins(plan, served, pictures)
+            data = self._planned_data(request, plan)
+            self._check_pins(plan, served, data)
+            pictures = data.pictures
             for index, pair in self._read_ahead(pictures, images):
                 try:
                     image_HW3, truth_HW = pair.result()
@@ -145,12 +180,23 @@ class HostedEvaluation:
         return counts
 
     def finish(
-        self, job_id: str, request: JobRequest, plan: JobPlan, counts: Sequence[JsonObject]
+        self,
+        job_id: str,
+        request: JobRequest,
+        plan: JobPlan,
+        counts: Sequence[JsonObject],
+        *,
+        confirm: Callable[[], None],
     ) -> JobResult:
         """Add up, and store the report beside the model."""
         with _job_errors(), self._working_with(request.version) as served:
-            pictures = self._pictures(request)
-            self._check_pins(plan, served, pictures)
+            data = self._open(request)
+            self._check_pins(plan, served, data)
+            pictures = data.pictures
+            if _fingerprint(pictures, request) != plan.pins["data"]:
+                raise JobError(
+                    f"files of {request.dataset} {request.split} were changed: submit the job again"
+                )
             report = _report(request, plan, counts, served, pictures)
             shown = [
                 self._shown(one.index, pictures, request, served)
@@ -160,9 +206,11 @@ class HostedEvaluation:
             document = report.to_json() | {
                 "digest": result.digest,
                 "protocol_name": request.protocol,
-                "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+                "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
             }
-            self._registry.evaluations.add(request.version.name, job_id, document, render_html(report, shown))
+            page = render_html(report, shown)
+            confirm()
+            self._registry.evaluations.add(request.version.name, job_id, document, page)
         return result
 
     def rest(self) -> None:
@@ -191,27 +239,35 @@ class HostedEvaluation:
             self._host.give_back(self._borrowed)
         self._borrowed = None
 
-    def _pictures(self, request: JobRequest) -> LabeledImages:
-        place = (request.dataset, request.split)
-        if place not in self._opened:
-            self._opened = {place: self._datasets.open(*place)}
-        return self._opened[place]
+    def _open(self, request: JobRequest) -> _Data:
+        pictures = self._datasets.open(request.dataset, request.split)
+        self._data = _Data(request.dataset, pictures, _data_pins(pictures))
+        return self._data
 
-    def _pins(self, served: ServedModel, pictures: LabeledImages) -> JsonObject:
+    def _planned_data(self, request: JobRequest, plan: JobPlan) -> _Data:
+        """Return the data set as it was opened last, if that is what the job began with."""
+        data = self._data
+        if data is None or (data.dataset, data.pictures.split) != (request.dataset, request.split):
+            return self._open(request)
+        if any(plan.pins.get(key) != value for key, value in data.pins.items()):  # of an earlier job
+            return self._open(request)
+        return data
+
+    def _pins(self, served: ServedModel, data: _Data) -> JsonObject:
         engine = served.engine
         return {
             "engine": engine.engine,
-            "device": engine.device,
+            "device": engine.device.partition(":")[0],  # which of equal ones does not matter
             "precision": engine.precision,
             "weights": served.manifest.files[WEIGHTS_FILE],
             "environment": self._environment,
-            "list": _list_digest(pictures),
+            **data.pins,
         }
 
-    def _check_pins(self, plan: JobPlan, served: ServedModel, pictures: LabeledImages) -> None:
-        for key, value in self._pins(served, pictures).items():
-            if value != plan.pins[key]:
-                _log.warning("job began elsewhere", pin=key, began_with=plan.pins[key], here=value)
+    def _check_pins(self, plan: JobPlan, served: ServedModel, data: _Data) -> None:
+        for key, value in self._pins(served, data).items():
+            if value != plan.pins.get(key):
+                _log.warning("job began elsewhere", pin=key, began_with=plan.pins.get(key), here=value)
                 raise JobError(f"the job began with another {key} than this worker has: submit it again")
 
     def _read_ahead(self, pictures: LabeledImages, images: range) -> Iterator[tuple[int, Future[_Pair]]]:
@@ -255,8 +311,10 @@ def _job_errors() -> Iterator[None]:
         yield
     except DrainingError:
         raise JobInterruptedError from None
-    except StorageError:
-        raise
+    except StorageError as error:
+        raise JobHeldUpError("the registry does not answer, or has no room") from error
+    except (OverloadError, DeadlineExceededError, StorageFullError) as error:
+        raise JobHeldUpError(str(error)) from error
     except (ModelError, ModelOutputInvalidError, EngineUnavailableError) as error:
         raise JobError(str(error)) from error
 
@@ -290,8 +348,20 @@ def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
         raise DatasetError(_relative(error, pictures.spec)) from error
 
 
+def _data_pins(pictures: LabeledImages) -> JsonObject:
+    palette, label_map = pictures.spec.palette, pictures.spec.label_map
+    labelling = {
+        "names": list(palette.names),
+        "ignore_id": palette.ignore_id,
+        "label_map": [list(pair) for pair in sorted(label_map.items())],
+    }
+    return {"list": _list_digest(pictures), "labelling": labelling}
+
+
 def _list_digest(pictures: LabeledImages) -> str:
-    lines = [f"{pair.image}\n{pair.label}\n" for pair in pictures.pairs]
+    # Each worker may have the data set elsewhere.
+    root = pictures.spec.root
+    lines = [f"{relpath(pair.image, root)}\n{relpath(pair.label, root)}\n" for pair in pictures.pairs]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -347,4 +417,7 @@ def _name(pictures: LabeledImages, index: int) -> str:
 
 def _relative(error: DatasetError, spec: DatasetSpec) -> str:
     """Return what an error says without telling where on this machine the data set lies."""
-    return str(error).replace(f"{spec.root}/", "")
+    root = spec.root
+    if not (root.is_absolute() and root.name):
+        return str(error)
+    return str(error).replace(f"{root}/", "").replace(str(root), root.name)

@@ -7,7 +7,7 @@ survives: its counts are stored, and after a crash the work goes on behind the l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -27,6 +27,10 @@ _MAX_SHARDS = 256  # each costs its worker a few milliseconds, and the parent a 
 
 class JobError(Exception):
     """A job cannot be finished; the message says why, for people, and names no path outside its data set."""
+
+
+class JobHeldUpError(Exception):
+    """A step cannot be done for a reason that passes by itself; the message is like a ``JobError``'s."""
 
 
 class JobInterruptedError(Exception):
@@ -70,6 +74,7 @@ class JobRequest:
         split: of the data set.
         protocol: a name of ``model.protocols``.
         skip_broken: leave pairs out, and count them, whose files are broken; else they fail the job.
+        reference: how the client called the model; None = by the version itself.
     """
 
     version: ModelVersion
@@ -77,6 +82,13 @@ class JobRequest:
     split: str
     protocol: str
     skip_broken: bool = False
+    reference: str | None = None
+
+    @property
+    def said(self) -> tuple[str, str, str, str, bool]:
+        """What the client said, whatever its reference to the model means by now."""
+        model = self.reference or str(self.version)
+        return model, self.dataset, self.split, self.protocol, self.skip_broken
 
     def to_json(self) -> JsonObject:
         """Return what is stored: equal requests give equal documents."""
@@ -86,6 +98,7 @@ class JobRequest:
             "split": self.split,
             "protocol": self.protocol,
             "skip_broken": self.skip_broken,
+            "reference": self.reference,
         }
 
     @classmethod
@@ -97,6 +110,7 @@ class JobRequest:
             split=document["split"],
             protocol=document["protocol"],
             skip_broken=document["skip_broken"],
+            reference=document.get("reference"),  # older documents have none
         )
 
 
@@ -227,7 +241,8 @@ class Progress:
 class JobWork(Protocol):
     """What a worker does; each call is one durable step, so arguments and answers are plain JSON.
 
-    What a call raises beside ``JobError`` and ``JobInterruptedError`` may pass: it is tried again.
+    Each may raise ``JobHeldUpError``: it is called again until ten minutes have passed. What it raises beside
+    the errors of this module is a defect, but may pass, too: it is tried again a few times.
     """
 
     def plan(self, request: JobRequest) -> JobPlan:
@@ -251,9 +266,22 @@ class JobWork(Protocol):
         ...
 
     def finish(
-        self, job_id: str, request: JobRequest, plan: JobPlan, counts: Sequence[JsonObject]
+        self,
+        job_id: str,
+        request: JobRequest,
+        plan: JobPlan,
+        counts: Sequence[JsonObject],
+        *,
+        confirm: Callable[[], None],
     ) -> JobResult:
         """Add up what ``count`` returned, in order, and store the report; may happen twice.
+
+        Args:
+            job_id: of the job.
+            request: of the job.
+            plan: of the job.
+            counts: of all its pictures.
+            confirm: called right before the report is stored; raises if the job was cancelled meanwhile.
 
         Raises:
             JobError: there is no room for the report, or nothing to report.
@@ -261,7 +289,7 @@ class JobWork(Protocol):
         ...
 
     def rest(self) -> None:
-        """Give back what was held for a job: it has ended, whatever came out, or goes on elsewhere."""
+        """Give back what was held for jobs: none runs here; called now and then as long as that is so."""
         ...
 
     def stop(self) -> None:
@@ -283,9 +311,13 @@ class EvaluationJobs(Protocol):
             key: chosen by the client: a second call with the same one returns the first one's job.
 
         Raises:
-            ConflictError: the key was used for another request.
+            ConflictError: the key was used for another request; the client ``said`` something else.
             StorageFullError: there is no room to write it down.
         """
+        ...
+
+    def of_key(self, key: str) -> EvaluationJob | None:
+        """Return the job that was submitted with a key, or None when there is none."""
         ...
 
     def get(self, job_id: str) -> EvaluationJob:

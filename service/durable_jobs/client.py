@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from dbos import DBOSClient
 
@@ -38,9 +38,15 @@ class DurableJobs:
             )
         job = self.get(job_id)
         # A second row of one id is silently dropped, whatever was in it: the first one decides.
-        if job.request != request:
+        if job.request.said != request.said:
             raise ConflictError("this Idempotency-Key was used for another request")
         return job
+
+    def of_key(self, key: str) -> EvaluationJob | None:
+        """Return the job of a key."""
+        with suppress(NotFoundError):
+            return self.get(_id_of_key(key))
+        return None
 
     def get(self, job_id: str) -> EvaluationJob:
         """Return a job."""

@@ -28,6 +28,8 @@ SERIALIZER = DBOSPortableJSONSerializer()
 _FILE = "jobs.sqlite"
 _LOCK_FILE = "lock"
 _PICKLE = "py_pickle"
+_LOCKED_S = 5.0  # how long somebody else may keep the file locked
+_GUARDING_KEY = 0x62697365_6E657400  # "bisenet" in ASCII: a number that others hardly take
 _CHECK_VIOLATION = "23514"
 _DISK_FULL = ("database or disk is full", "No space left on device")
 
@@ -70,8 +72,7 @@ class JobsDatabase:
             engine = self.engine()
             try:
                 with engine.begin() as connection:
-                    for table in _tables_with_values(engine):
-                        _guard(connection, table)
+                    _guard(connection)
             finally:
                 engine.dispose()
 
@@ -119,6 +120,10 @@ def _refuse_pickle(_self: object, _serialized: str) -> NoReturn:
 def _as_unavailable(database: JobsDatabase) -> Iterator[None]:
     try:
         yield
+    except (
+        sqlite3.OperationalError
+    ) as error:  # it may be in order, but somebody keeps it locked, or the disk fails
+        raise JobsUnavailableError(f"jobs database {database} cannot be used: {error}") from error
     except sqlite3.DatabaseError as error:
         raise JobsUnavailableError(_damaged(database, str(error))) from error
     except DatabaseError as error:
@@ -143,7 +148,7 @@ def _check_file(folder: Path) -> None:
     path = folder / _FILE
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
-    connection = sqlite3.connect(path)
+    connection = sqlite3.connect(path, timeout=_LOCKED_S)
     try:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     finally:
@@ -178,18 +183,22 @@ def _locked(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _tables_with_values(engine: sa.Engine) -> list[sa.Table]:
-    schema = None if engine.dialect.name == "sqlite" else SCHEMA
+def _tables_with_values(connection: sa.Connection) -> list[sa.Table]:
+    schema = None if connection.dialect.name == "sqlite" else SCHEMA
     metadata = sa.MetaData()
-    metadata.reflect(engine, schema=schema)
+    metadata.reflect(connection, schema=schema)
     return [table for table in metadata.sorted_tables if "serialization" in table.columns]
 
 
-def _guard(connection: sa.Connection, table: sa.Table) -> None:
+def _guard(connection: sa.Connection) -> None:
     """Let the database itself refuse rows that claim to be pickles; fail when there is one already."""
     if connection.dialect.name == "sqlite":
-        _guard_sqlite(connection, table.name)
-    else:
+        for table in _tables_with_values(connection):
+            _guard_sqlite(connection, table.name)
+        return
+    # One at a time, until the transaction ends: of two that find a guard missing, one would fail to add it.
+    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _GUARDING_KEY})
+    for table in _tables_with_values(connection):
         _guard_postgres(connection, table)
 
 

@@ -1,8 +1,8 @@
 """Runs jobs as DBOS workflows: what a step returned is stored, and a crash repeats one step at most.
 
 A job is a workflow that plans, queues its shards and waits for them; a shard is a workflow that runs steps.
-Only workers of one environment (libraries, processor) share the shards of a job, or its counts could depend
-on who counted what.
+Only workers of one environment (libraries, processor, engine) share the shards of a job, or its counts
+could depend on who counted what.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ParamSpec, TypeVar
@@ -23,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.core.jobs import (
     JobError,
+    JobHeldUpError,
     JobInterruptedError,
     JobPlan,
     JobRequest,
@@ -41,7 +43,7 @@ from service.durable_jobs.records import (
     shard_id,
 )
 
-STEPS_VERSION = 1
+STEPS_VERSION = 2
 """Of the steps below: raise it when they change, and jobs that had begun before fail instead of mixing."""
 
 _APPLICATION_VERSION = "1"  # fixed: DBOS would leave what another version began lying for ever
@@ -58,7 +60,10 @@ _RETRIES = StepOptions(
     backoff_rate=2.0,
     should_retry=lambda error: not isinstance(error, JobError),
 )
-"""A device that was lost is back within seconds."""
+"""Of what is a defect, or looks like one."""
+
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[60.0] * 9)
+"""Before a step that is held up is tried again; ten minutes together, in which a device may come back."""
 
 _DEFECT = "the service failed, its log tells why"
 _ENDED_BADLY = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
@@ -79,7 +84,7 @@ class JobExecutor:
         database: prepared, and owned by this process when it is a file.
         client: of the same database; waits for it when it is away.
         work: what is done.
-        environment: libraries and processor; workers share a job only when theirs are equal.
+        environment: libraries, processor, engine; workers share a job only when theirs are equal.
         executor_id: of this worker: stays the same over restarts, and no other worker has it.
         poll_s: how often queues and shards are looked at.
         keep_days: how long jobs that have ended are remembered; their reports stay in the registry.
@@ -106,10 +111,12 @@ class JobExecutor:
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._running = 0
-        self._dropped: set[str] = set()
+        self._begun = 0
+        self._begun_when_looked = 0
+        self._stranded: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Go on with what this worker had left unfinished, then take what is queued."""
+        """Go on with what was left unfinished (in a file by anybody), then take what is queued."""
         # Without a handler DBOS would write lines of its own form to stderr.
         logger = logging.getLogger("dbos")
         if not logger.handlers:
@@ -135,6 +142,9 @@ class JobExecutor:
             JOBS_QUEUE, global_concurrency=1, worker_concurrency=1, polling_interval_sec=self._poll_s
         )
         DBOS.register_queue(self._shards_queue, worker_concurrency=1, polling_interval_sec=self._poll_s)
+        if self._database.folder is not None:  # the file is ours alone: who has begun anything in it is dead
+            for executor_id in self.unfinished():
+                self.rescue(executor_id)
         self._forget_old()
 
     def close(self, *, grace_s: float) -> None:
@@ -162,11 +172,28 @@ class JobExecutor:
         for row in rows:
             self._queue_again(row.workflow_id, executor_id)
 
-    def rescue_dropped(self) -> None:
-        """Queue again what this worker dropped because the database failed it."""
-        for workflow_id in tuple(self._dropped):
+    def take_up_stranded(self) -> None:
+        """Queue again what this worker has begun but does not run, as seen by two calls in a row.
+
+        The database failed it: as a step was to be noted, or its outcome. That is no rescue, as nobody died.
+        """
+        rows = self._client.list_workflows(
+            status="PENDING", executor_id=self._executor_id, load_input=False, load_output=False
+        )
+        running = self._dbos._active_workflows_set.activeList()  # noqa: SLF001 - counts what is being noted
+        seen = frozenset(row.workflow_id for row in rows).difference(running)
+        for workflow_id in seen & self._stranded:
+            ProgressNote(self._client, workflow_id).lay_down()
             self._queue_again(workflow_id, self._executor_id)
-            self._dropped.discard(workflow_id)
+        self._stranded = seen - self._stranded
+
+    def rest_when_idle(self) -> None:
+        """Give back what jobs needed, if none has run here since the last call."""
+        with self._changed:
+            is_idle = not self._running and self._begun == self._begun_when_looked
+            self._begun_when_looked = self._begun
+        if is_idle:
+            self._work.rest()
 
     def _forget_old(self) -> None:
         before = dt.datetime.now(dt.UTC) - dt.timedelta(days=self._keep_days)
@@ -188,9 +215,6 @@ class JobExecutor:
             except JobError:
                 self._cancel_shards(note.workflow_id)
                 raise
-            finally:
-                if not self._stopping.is_set():
-                    self._work.rest()
 
     def _planned_and_run(self, request: JobRequest, note: ProgressNote) -> JsonObject:
         job_id = note.workflow_id
@@ -198,7 +222,9 @@ class JobExecutor:
             "plan", lambda: self._work.plan(request).to_json() | {"queue": self._shards_queue}
         )
         if planned.pop("queue") != self._shards_queue:
-            raise JobError("the job began with other libraries or on another processor: submit it again")
+            raise JobError(
+                "the job began with other libraries, or on another processor or engine: submit it again"
+            )
         plan = JobPlan.from_json(planned)
         self._client.update_workflow_attributes(job_id, {"total": plan.images}, merge=True)
         shards = [shard_id(job_id, index) for index in range(len(plan.shards()))]
@@ -248,7 +274,6 @@ class JobExecutor:
                 raise JobError(error.message if error.name == JobError.__name__ else _DEFECT) from error
             except DBAPIError as error:
                 _log.warning("jobs database failed", workflow=own_id, reason=str(error.orig))
-                self._dropped.add(own_id)
                 raise _LaidDownError from None
             except Exception as error:
                 _log.exception("job failed", workflow=own_id)
@@ -258,6 +283,7 @@ class JobExecutor:
     def _counted(self) -> Iterator[None]:
         with self._changed:
             self._running += 1
+            self._begun += 1
         try:
             yield
         finally:
@@ -267,7 +293,28 @@ class JobExecutor:
 
     def _step(self, name: str, run: Callable[[], T]) -> T:
         """Return what a step returned, now or before a crash."""
-        return DBOS.run_step(StepOptions(name=name, **_RETRIES), self._unless_stopping, run)
+        own_id = DBOS.workflow_id
+        assert own_id is not None
+        return DBOS.run_step(StepOptions(name=name, **_RETRIES), self._patiently, own_id, run)
+
+    def _patiently(self, own_id: str, run: Callable[[], T]) -> T:
+        for pause_s in _PAUSES_S:
+            try:
+                return self._unless_stopping(run)
+            except JobHeldUpError as error:
+                _log.warning("job held up", workflow=own_id, reason=str(error), cause=repr(error.__cause__))
+            self._pause(own_id, pause_s)
+        try:
+            return self._unless_stopping(run)
+        except JobHeldUpError as error:
+            raise JobError(f"given up after {sum(_PAUSES_S):.0f} s: {error}") from error
+
+    def _pause(self, own_id: str, seconds: float) -> None:
+        """Wait, unless this process is about to stop, or the workflow is not ours any more."""
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s and not self._stopping.wait(self._poll_s):
+            with suppress(DBAPIError):
+                self._check_is_ours(own_id)
 
     def _unless_stopping(self, run: Callable[[], T]) -> T:
         if self._stopping.is_set():
@@ -313,7 +360,8 @@ class JobExecutor:
         rows = self._client.list_workflows(workflow_ids=shards, load_input=False)
         counts = {row.workflow_id: row.output for row in rows}
         in_order = [document for own_id in shards for document in counts[own_id] or ()]
-        return self._work.finish(job_id, request, plan, in_order).to_json()
+        confirm = functools.partial(self._check_is_ours, job_id)
+        return self._work.finish(job_id, request, plan, in_order, confirm=confirm).to_json()
 
 
 def _register(name: str, run: Callable[P, T]) -> Callable[P, T]:

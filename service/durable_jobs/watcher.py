@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 import sqlalchemy as sa
@@ -45,8 +45,12 @@ class Rescuer(Protocol):
         """Queue again what a dead worker has left unfinished."""
         ...
 
-    def rescue_dropped(self) -> None:
-        """Queue again what this worker dropped because the database failed it."""
+    def take_up_stranded(self) -> None:
+        """Queue again what this worker has begun but does not run: the database failed it."""
+        ...
+
+    def rest_when_idle(self) -> None:
+        """Give back what jobs needed, if none has run here since the last call."""
         ...
 
 
@@ -77,15 +81,24 @@ class WorkerLocks:
                 )
             time.sleep(_RETRY_S)
 
-    def keep(self) -> None:
-        """See that the lock is still held: the database may have been restarted."""
-        try:
-            assert self._session is not None
-            self._session.execute(sa.text("SELECT 1"))
-        except DBAPIError:
-            _log.warning("lock of this worker lost", executor=self._executor_id)
-            self.close()
-            self._acquire()
+    def keep(self) -> bool:
+        """See that the lock is held, or take it again: the database may have been restarted.
+
+        Returns:
+            Whether it is held; if not, others take this worker for dead.
+
+        Raises:
+            DBAPIError: the database does not answer; then the next call tries again.
+        """
+        if self._session is not None:
+            try:
+                self._session.execute(sa.text("SELECT 1"))
+            except DBAPIError:
+                self.close()
+            else:
+                return True
+        _log.warning("lock of this worker lost", executor=self._executor_id)
+        return self._acquire()
 
     @contextmanager
     def is_dead(self, executor_id: str) -> Iterator[bool]:
@@ -104,12 +117,13 @@ class WorkerLocks:
         self._session = None
 
     def _acquire(self) -> bool:
-        session = self._connect()
-        for setting in _KEEP_ALIVE:
-            session.execute(sa.text(setting))
-        if not _try_lock(session, self._executor_id):
-            session.close()
-            return False
+        with ExitStack() as stack:
+            session = stack.enter_context(self._connect())
+            for setting in _KEEP_ALIVE:
+                session.execute(sa.text(setting))
+            if not _try_lock(session, self._executor_id):
+                return False
+            stack.pop_all()
         self._session = session
         return True
 
@@ -148,14 +162,13 @@ class Watcher:
         Raises:
             DBAPIError: the database does not answer.
         """
-        self._rescuer.rescue_dropped()
-        if self._locks is None:
-            return
-        self._locks.keep()
-        for executor_id in sorted(self._rescuer.unfinished()):
-            with self._locks.is_dead(executor_id) as dead:
-                if dead:
-                    self._rescuer.rescue(executor_id)
+        self._rescuer.take_up_stranded()
+        if self._locks is not None and self._locks.keep():
+            for executor_id in sorted(self._rescuer.unfinished()):
+                with self._locks.is_dead(executor_id) as dead:
+                    if dead:
+                        self._rescuer.rescue(executor_id)
+        self._rescuer.rest_when_idle()
 
     def _run(self) -> None:
         while not self._stopping.wait(self._interval_s):

@@ -23,7 +23,7 @@ class WorkerOptions:
 
     Args:
         executor_id: its name: stays the same over restarts, and no other worker has it.
-        environment: libraries and processor; workers share a job only when theirs are equal.
+        environment: libraries, processor, engine; workers share a job only when theirs are equal.
         grace_s: how long the picture that is being counted may take when the worker is stopped.
         poll_s: how often queues and shards are looked at.
         watch_s: how often dead workers are looked for.

@@ -100,6 +100,28 @@ def test_what_does_not_fit_does_not_count(change: dict[str, Any]) -> None:
         need.check(CITY_3, [dataclasses.replace(GOOD, **change)])
 
 
+def test_the_precision_is_that_of_the_service_if_one_is_named() -> None:
+    need = Requirement.parse("dataset=streets,protocol=ss,min=0.6,precision=int8")
+    with pytest.raises(EvaluationError, match="city@3 on streets val by ss in int8 was not evaluated"):
+        need.check(CITY_3, [GOOD])
+    fast = dataclasses.replace(GOOD, precision="int8")
+    assert need.check(CITY_3, [fast, GOOD]) == fast
+
+
+def test_a_score_without_the_broken_pictures_counts_only_where_so_many_may_be_left_out() -> None:
+    need = "dataset=streets,protocol=ss,min=0.6"
+    some = dataclasses.replace(GOOD, skipped=2)
+    for allowed in ("", ",skipped=1"):
+        with pytest.raises(EvaluationError, match="was scored without 2 broken pictures"):
+            Requirement.parse(need + allowed).check(CITY_3, [GOOD, some])
+    assert Requirement.parse(f"{need},skipped=2").check(CITY_3, [GOOD, some]) == some
+
+
+def test_what_was_left_out_is_counted_from_the_report(store: EvaluationStore) -> None:
+    store.add("city", "a", document(skipped=[{"index": 3, "name": "3.png", "reason": "empty"}]), "")
+    assert [one.skipped for one in store.of_model("city")] == [1]
+
+
 def test_a_score_that_is_none_is_not_enough() -> None:
     need = Requirement.parse("dataset=streets,protocol=ss,min=0")
     with pytest.raises(EvaluationError, match="has mIoU None"):
@@ -129,6 +151,8 @@ def test_a_requirement_is_read_as_it_is_written(
         "dataset=a,protocol=ss,min=1.1",
         "dataset=a,protocol=ss,min=-0.1",
         "dataset=a,protocol=ss,min=0.5,max=1",
+        "dataset=a,protocol=ss,min=0.5,skipped=some",
+        "dataset=a,protocol=ss,min=0.5,skipped=-1",
         "dataset,protocol,min",
     ],
 )

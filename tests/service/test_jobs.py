@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeJobs, write_pooling_artifact
+from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
 
 from model.manifest import ModelVersion
 from model.registry import ModelRegistry
 from service.core.errors import BusyError
-from service.core.jobs import JobRequest, JobResult, JobState
+from service.core.jobs import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
 from service.core.scores import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
-from service.jobs import JobsReporter, jobs_database, open_jobs, worker_id
+from service.jobs import JobsReporter, jobs_database, open_jobs, worker_environment, worker_id
 from service.settings import Settings, load_settings
 from service.telemetry import Metrics
 
@@ -45,6 +47,21 @@ def test_a_worker_is_called_as_configured_or_by_its_machine_and_device(
     monkeypatch.setattr("socket.gethostname", lambda: "rack7")
     assert worker_id(configured(tmp_path)) == "rack7-cpu"
     assert worker_id(configured(tmp_path, worker_id="pod-0")) == "pod-0"
+
+
+def test_only_workers_with_the_same_engine_share_a_job(tmp_path: Path) -> None:
+    def environment(engine: str, device: str, precision: str = "auto") -> JsonObject:
+        settings = configured(tmp_path)
+        chosen = {"engine": engine, "device": device, "precision": precision}
+        models = settings.models.model_copy(update=chosen)
+        return worker_environment(settings.model_copy(update={"models": models}))
+
+    first = environment("torch", "cuda:0")
+    assert environment("torch", "cuda:1") == first
+    others = ("torch", "cuda:1", "bf16"), ("torch", "cpu"), ("auto", "cuda:0")
+    assert all(environment(*other) != first for other in others)
+    assert environment("fault:hang", "cpu") == environment("fault:slow:1", "cpu")
+    assert json.loads(json.dumps(first)) == first
 
 
 def test_without_jobs_nothing_is_opened(tmp_path: Path) -> None:
@@ -93,4 +110,20 @@ def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> Non
     with pytest.raises(BusyError):
         reporter.report()
     reporter.start()
+    reporter.close()
+
+
+def test_a_defect_does_not_end_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs._REPORT_INTERVAL_S", 0.0)
+    jobs, looks = FakeJobs(), threading.Semaphore(0)
+
+    def fail() -> tuple[EvaluationJob, ...]:
+        looks.release()
+        raise KeyError("a row of another kind")
+
+    monkeypatch.setattr(jobs, "list", fail)
+    reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
+    reporter.start()
+    for _ in range(2):
+        assert looks.acquire(timeout=PATIENCE_S)
     reporter.close()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +18,8 @@ from job_site import MODEL, write_dataset
 from PIL import Image
 
 from model import decode
+from model.errors import StorageError
+from model.evaluations import EvaluationStore
 from model.execution import segment
 from model.manifest import ModelVersion
 from model.metrics import ConfusionMatrix, confusion_matrix
@@ -23,10 +27,17 @@ from model.protocols import find_protocol
 from model.registry import ModelRegistry
 from service.core.device import Device
 from service.core.engine import EngineOptions, InferenceEngine
-from service.core.errors import ModelNotFoundError, QueueFullError, VersionNotFoundError
+from service.core.errors import (
+    DeadlineExceededError,
+    ModelNotFoundError,
+    NoWorkerError,
+    QueueFullError,
+    ServiceError,
+    VersionNotFoundError,
+)
 from service.core.evaluation import Datasets, HostedEvaluation
 from service.core.host import ModelHost
-from service.core.jobs import JobError, JobInterruptedError, JobPlan, JobRequest, JsonObject
+from service.core.jobs import JobError, JobHeldUpError, JobInterruptedError, JobPlan, JobRequest, JsonObject
 from service.core.local import LocalRunner
 from service.core.worker import InferenceWorker
 from service.engines.fault import builder as fault_builder
@@ -75,6 +86,10 @@ def work(open_work: Callable[[Path], HostedEvaluation], dataset: Path) -> Hosted
     return open_work(dataset)
 
 
+def ours() -> None:
+    """Say that the job was not cancelled."""
+
+
 def matrix_of(counts: list[JsonObject]) -> ConfusionMatrix:
     total = np.zeros(4, np.int64)
     for image in (image for part in counts for image in part["images"]):
@@ -104,7 +119,7 @@ def test_a_job_counts_what_the_protocol_says(
 
 def test_however_a_job_is_cut_its_result_is_the_same(work: HostedEvaluation) -> None:
     plan = work.plan(REQUEST)
-    whole = work.finish("whole", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))])
+    whole = work.finish("whole", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))], confirm=ours)
 
     @settings(max_examples=5)
     @given(st.sets(st.integers(1, IMAGES - 1)))
@@ -112,7 +127,7 @@ def test_however_a_job_is_cut_its_result_is_the_same(work: HostedEvaluation) -> 
         edges = [0, *sorted(cuts), IMAGES]
         parts = [work.count(REQUEST, plan, range(a, b)) for a, b in pairwise(edges)]
         through_the_database = json.loads(json.dumps(parts))
-        assert work.finish("parts", REQUEST, plan, through_the_database) == whole
+        assert work.finish("parts", REQUEST, plan, through_the_database, confirm=ours) == whole
 
     check()
 
@@ -122,10 +137,11 @@ def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
 ) -> None:
     plan = work.plan(REQUEST)
     counts = [work.count(REQUEST, plan, range(IMAGES))]
-    result = work.finish("beside", REQUEST, plan, counts)
+    result = work.finish("beside", REQUEST, plan, counts, confirm=ours)
     (stored,) = [one for one in registry.evaluations.of_model(MODEL) if one.job == "beside"]
     assert (stored.version, stored.dataset, stored.split, stored.protocol) == (POOL_1, "noise", "val", "ss")
     assert (stored.miou, stored.digest, stored.images) == (result.miou, result.digest, IMAGES)
+    assert re.fullmatch(r".*\.\d{3}\+00:00", stored.finished_at)  # the newest of two is told within a second
     assert result.miou == matrix_of(counts).miou
     assert list(result.per_class) == ["dark", "bright"]
     page = registry.evaluations.page(MODEL, "beside")
@@ -133,13 +149,34 @@ def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
     assert page.count(b"<img") == 3 * 6  # the worst six: picture, truth, prediction
 
 
+def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
+    work: HostedEvaluation, registry: ModelRegistry
+) -> None:
+    class CancelledError(BaseException):
+        pass
+
+    def cancelled() -> None:
+        raise CancelledError
+
+    plan = work.plan(REQUEST)
+    with pytest.raises(CancelledError):
+        work.finish("cancelled", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))], confirm=cancelled)
+    assert registry.evaluations.page(MODEL, "cancelled") is None
+
+
 def test_a_picture_that_is_missing_or_counted_twice_is_noticed(work: HostedEvaluation) -> None:
     plan = work.plan(REQUEST)
     counts = [work.count(REQUEST, plan, range(IMAGES - 1))]
     with pytest.raises(JobError, match="are missing"):
-        work.finish("less", REQUEST, plan, counts)
+        work.finish("less", REQUEST, plan, counts, confirm=ours)
     with pytest.raises(JobError, match="twice"):
-        work.finish("more", REQUEST, plan, [*counts, work.count(REQUEST, plan, range(IMAGES - 2, IMAGES))])
+        work.finish(
+            "more",
+            REQUEST,
+            plan,
+            [*counts, work.count(REQUEST, plan, range(IMAGES - 2, IMAGES))],
+            confirm=ours,
+        )
 
 
 @pytest.mark.parametrize(
@@ -168,12 +205,76 @@ def test_a_model_of_other_classes_is_refused(
         open_work(other).plan(REQUEST)
 
 
-@pytest.mark.parametrize("pin", ["engine", "device", "precision", "weights", "environment", "list"])
+@pytest.mark.parametrize(
+    "pin", ["engine", "device", "precision", "weights", "environment", "list", "labelling"]
+)
 def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: HostedEvaluation, pin: str) -> None:
     plan = work.plan(REQUEST)
     other = replace(plan, pins=plan.pins | {pin: "other"})
     with pytest.raises(JobError, match=f"the job began with another {pin} than this worker has"):
         work.count(REQUEST, other, range(1))
+
+
+def test_labels_that_come_to_mean_something_else_are_not_mixed(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    plan = open_work(file).plan(REQUEST)
+    for change in ("ignore_id = 7\n", "label_map = { 0 = 1, 1 = 0 }\n"):
+        other = file.with_name("other.toml")
+        other.write_text(change + file.read_text())
+        with pytest.raises(JobError, match="the job began with another labelling"):
+            open_work(other).count(REQUEST, plan, range(1))
+
+
+def test_a_worker_that_had_opened_an_older_list_opens_it_again(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    old = open_work(file)
+    old.plan(REQUEST)
+    lines = (file.parent / "val.csv").read_text().splitlines(keepends=True)
+    (file.parent / "val.csv").write_text("".join(lines[:3]))
+    plan = open_work(file).plan(REQUEST)
+    assert len(old.count(REQUEST, plan, range(3))["images"]) == 3
+
+
+def test_files_that_are_changed_while_a_job_runs_fail_it(
+    open_work: Callable[[Path], HostedEvaluation], registry: ModelRegistry, tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    work = open_work(file)
+    plan = work.plan(REQUEST)
+    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    (file.parent / "3-ids.png").write_bytes((file.parent / "4-ids.png").read_bytes())
+    with pytest.raises(JobError, match="files of noise val were changed: submit the job again"):
+        work.finish("changed", REQUEST, plan, counts, confirm=ours)
+    assert registry.evaluations.page(MODEL, "changed") is None
+
+
+def test_where_a_worker_has_the_data_set_is_no_other_list(
+    open_work: Callable[[Path], HostedEvaluation], work: HostedEvaluation, tmp_path: Path
+) -> None:
+    elsewhere = write_dataset(tmp_path / "elsewhere", IMAGES)
+    plan = work.plan(REQUEST)
+    assert open_work(elsewhere).count(REQUEST, plan, range(1)) == work.count(REQUEST, plan, range(1))
+
+
+def test_which_of_several_gpus_a_worker_has_is_no_other_device(
+    registry: ModelRegistry, dataset: Path, tmp_path: Path
+) -> None:
+    def work_on(device: str, pool: ThreadPoolExecutor, stack: ExitStack) -> HostedEvaluation:
+        options = EngineOptions(device, "f32", tmp_path / device)
+        host = ModelHost(InferenceWorker(LocalRunner(Device(fault_builder("fault:slow:0"), options))))
+        stack.callback(host.close)
+        return HostedEvaluation(host, registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT)
+
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
+        first, second, cpu = (work_on(device, pool, stack) for device in ("cuda:0", "cuda:1", "cpu"))
+        plan = first.plan(REQUEST)
+        assert second.count(REQUEST, plan, range(1)) == first.count(REQUEST, plan, range(1))
+        with pytest.raises(JobError, match="another device"):
+            cpu.count(REQUEST, plan, range(1))
 
 
 def test_a_step_is_a_few_seconds_of_work(work: HostedEvaluation) -> None:
@@ -190,7 +291,7 @@ def test_a_version_that_is_not_served_is_borrowed_for_the_job(
     assert [served.version for served in host.models] == [POOL_1]  # nobody else notices
     with pytest.raises(VersionNotFoundError):
         host.find(MODEL, 2)
-    work.finish("borrowed", request, plan, [work.count(request, plan, range(IMAGES))])
+    work.finish("borrowed", request, plan, [work.count(request, plan, range(IMAGES))], confirm=ours)
     work.rest()
     assert not host.has(POOL_2)
     assert host.find(MODEL).version == POOL_1
@@ -303,7 +404,7 @@ def test_a_broken_pair_fails_the_job_by_name_or_is_left_out_and_counted(
     assert [image["index"] for image in some["skipped"]] == [3]
     assert str(tmp_path) not in some["skipped"][0]["reason"]
     assert some["images"] == [image for image in counts["images"] if image["index"] != 3]
-    result = work.finish(kind.replace(" ", "-"), request, plan, [some])
+    result = work.finish(kind.replace(" ", "-"), request, plan, [some], confirm=ours)
     assert (result.images, result.skipped) == (IMAGES - 1, ("3.png",))
 
 
@@ -318,17 +419,68 @@ def test_a_list_that_leads_out_of_the_data_set_is_refused_without_telling_where_
     assert str(failure.value) == "val.csv:1: ../secret.png: does not lie in the folder 'data'"
 
 
-def test_only_what_may_pass_is_left_to_be_tried_again(
-    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, host: ModelHost
+WITHOUT_PICTURES = (
+    'name = "noise"\n[splits]\nval = { images = "*.jpg", labels = "*-ids.png" }\n'
+    '[[classes]]\nname = "dark"\ncolor = [0, 0, 0]\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "noise.toml: cannot be read: [Errno 2] No such file or directory: 'noise.toml'"),
+        ("name", "noise.toml: not TOML: "),
+        ('name = "noise"\nroot = 3\n', "noise.toml: root must be a string, not 3"),
+        (WITHOUT_PICTURES, "data: no picture is *.jpg"),
+    ],
+)
+def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path, content: str | None, message: str
+) -> None:
+    file = write_dataset(tmp_path / "data", 1)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    with pytest.raises(JobError) as failure:
+        open_work(file).plan(REQUEST)
+    assert str(failure.value).startswith(message)
+    assert str(tmp_path) not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        QueueFullError("too many wait"),
+        NoWorkerError("no worker could be started"),
+        DeadlineExceededError("too late"),
+    ],
+)
+def test_what_passes_by_itself_holds_the_job_up(
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, host: ModelHost, failure: ServiceError
 ) -> None:
     plan = work.plan(REQUEST)
 
     def refuse(*_: object, **__: object) -> None:
-        raise QueueFullError("too many wait")
+        raise failure
 
     monkeypatch.setattr(host, "infer", refuse)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(JobHeldUpError, match=str(failure)):
         work.count(REQUEST, plan, range(1))
+
+
+def test_a_registry_that_fails_holds_the_job_up_and_is_not_shown(
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("/secret/folder/x: No space left on device")
+
+    plan = work.plan(REQUEST)
+    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    monkeypatch.setattr(EvaluationStore, "add", refuse)
+    with pytest.raises(JobHeldUpError) as failure:
+        work.finish("held-up", REQUEST, plan, counts, confirm=ours)
+    assert "secret" not in str(failure.value)
 
 
 def test_a_model_that_produces_no_scores_fails_the_job(

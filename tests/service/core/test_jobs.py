@@ -27,6 +27,7 @@ requests = st.builds(
     split=names,
     protocol=names,
     skip_broken=st.booleans(),
+    reference=st.none() | names,
 )
 fractions = st.none() | st.floats(0, 1)
 results = st.builds(
@@ -43,6 +44,13 @@ plans = st.builds(JobPlan, st.integers(0, 5000), st.integers(1, 100), st.just({"
 @given(requests)
 def test_a_request_survives_the_database(request: JobRequest) -> None:
     assert JobRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+
+
+def test_a_request_of_before_references_were_kept_can_still_be_read() -> None:
+    request = JobRequest(ModelVersion("city", 3), "streets", "val", "ss")
+    document = request.to_json()
+    del document["reference"]
+    assert JobRequest.from_json(document) == request
 
 
 @given(results)

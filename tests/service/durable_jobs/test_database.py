@@ -8,7 +8,10 @@ import pickle
 import sqlite3
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -20,6 +23,8 @@ from service.core.jobs import JobState
 from service.durable_jobs.client import DurableJobs
 from service.durable_jobs.database import SCHEMA, JobsDatabase, database_errors
 from service.durable_jobs.errors import JobsUnavailableError
+from service.durable_jobs.executor import JobExecutor
+from service.durable_jobs.records import JOB, SHARD
 
 
 class Marker:
@@ -119,6 +124,26 @@ def test_preparing_twice_changes_nothing(database: JobsDatabase) -> None:
     database.prepare()
 
 
+def test_two_processes_can_prepare_a_database_at_once(
+    postgres_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they take turns, both see that a guard is missing before one of them adds it."""
+    look, both_have_looked = sa.Inspector.get_check_constraints, threading.Barrier(2)
+
+    def look_together(self: sa.Inspector, *args: Any, **kwargs: Any) -> Any:
+        seen = look(self, *args, **kwargs)
+        with suppress(threading.BrokenBarrierError):
+            both_have_looked.wait(0.2)
+        return seen
+
+    postgres_database.prepare()
+    drop_guards(postgres_database)
+    monkeypatch.setattr(sa.Inspector, "get_check_constraints", look_together)
+    with ThreadPoolExecutor(2) as pool:
+        for preparing in [pool.submit(postgres_database.prepare) for _ in range(2)]:
+            preparing.result()
+
+
 def test_a_second_process_on_the_same_folder_is_refused(sqlite_database: JobsDatabase) -> None:
     with (
         sqlite_database.owned(),
@@ -148,6 +173,20 @@ def test_a_damaged_file_is_named_with_what_to_do(sqlite_database: JobsDatabase, 
         sqlite_database.prepare()
 
 
+def test_a_file_that_somebody_keeps_locked_is_not_called_damaged(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.durable_jobs.database._LOCKED_S", 0.0)
+    folder = sqlite_database.folder
+    assert folder is not None
+    folder.mkdir(mode=0o700)
+    with closing(sqlite3.connect(folder / "jobs.sqlite")) as somebody:
+        somebody.execute("CREATE TABLE other (x)")
+        somebody.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(JobsUnavailableError, match="cannot be used: database is locked"):
+            sqlite_database.prepare()
+
+
 def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
     database = JobsDatabase("postgresql://user:secret@127.0.0.1:1/jobs")
     with pytest.raises(JobsUnavailableError) as failure:
@@ -162,29 +201,77 @@ def test_a_full_disk_is_told_from_a_database_that_is_away() -> None:
             raise DBAPIError("INSERT", {}, sqlite3.OperationalError(reason))
 
 
-def test_a_worker_that_the_database_failed_takes_its_job_up_again(sqlite_database: JobsDatabase) -> None:
-    """There is no room for a step, and later there is."""
-    engine = sqlite_database.engine()
+class Disk:
+    """What a database's disk has room for.
 
-    def execute(statement: str) -> None:
-        with engine.begin() as connection:
-            connection.execute(sa.text(statement))
+    Args:
+        database: an SQLite file.
+    """
+
+    def __init__(self, database: JobsDatabase) -> None:
+        self._database = database
+
+    def fill(self, event: str, *, when: str = "TRUE") -> None:
+        """Have no room for a kind of statement any more."""
+        self._execute(
+            f"CREATE TRIGGER full BEFORE {event} WHEN {when} "
+            "BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+        )
+
+    def make_room(self) -> None:
+        """Have room again."""
+        self._execute("DROP TRIGGER full")
+
+    def _execute(self, statement: str) -> None:
+        engine = self._database.engine()
+        try:
+            with engine.begin() as connection:
+                connection.execute(sa.text(statement))
+        finally:
+            engine.dispose()
+
+
+def test_a_worker_that_the_database_failed_takes_its_job_up_again_however_often(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for a step, and later there is; nobody died of that."""
+    monkeypatch.setattr("service.core.jobs.MAX_RESCUES", 0)
+    disk, failures = Disk(sqlite_database), threading.Semaphore(0)
+    filled: list[int] = []
 
     def on_image(image: int) -> None:
-        if image == 3 and not broken:
-            execute(
-                "CREATE TRIGGER full BEFORE INSERT ON operation_outputs "
-                "BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
-            )
-            broken.append(image)
+        if image == 3:
+            if not filled:
+                disk.fill("INSERT ON operation_outputs")
+                filled.append(image)
+            failures.release()
 
-    broken: list[int] = []
-    try:
-        with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
-            job = jobs.submit(REQUEST)
-            while not broken:
-                assert not jobs.get(job.id).state.is_final
-            execute("DROP TRIGGER full")
-            assert finished(jobs, job).result == expected_result(20)
-    finally:
-        engine.dispose()
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        job = jobs.submit(REQUEST)
+        for _ in range(3):
+            assert failures.acquire(timeout=PATIENCE_S)
+        disk.make_room()
+        assert finished(jobs, job).result == expected_result(20)
+
+
+@pytest.mark.parametrize("name", [JOB, SHARD])
+def test_an_outcome_that_could_not_be_noted_is_noted_later(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("service.core.jobs.MAX_RESCUES", 0)
+    disk, queued_again = Disk(sqlite_database), threading.Semaphore(0)
+    queue_again = JobExecutor._queue_again
+
+    def tell(self: JobExecutor, workflow_id: str, executor_id: str) -> None:
+        queue_again(self, workflow_id, executor_id)
+        queued_again.release()
+
+    monkeypatch.setattr(JobExecutor, "_queue_again", tell)
+    sqlite_database.prepare()
+    disk.fill("UPDATE ON workflow_status", when=f"NEW.status = 'SUCCESS' AND NEW.name = '{name}'")
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork()):
+        job = jobs.submit(REQUEST)
+        for _ in range(2):
+            assert queued_again.acquire(timeout=PATIENCE_S)
+        disk.make_room()
+        assert finished(jobs, job).result == expected_result(20)

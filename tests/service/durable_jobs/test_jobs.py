@@ -20,11 +20,13 @@ from job_worker import (
     when,
 )
 
+from model.manifest import ModelVersion
 from service.core.errors import ConflictError, NotFoundError
-from service.core.jobs import JobError, JobInterruptedError, JobState
+from service.core.jobs import JobError, JobHeldUpError, JobInterruptedError, JobState
 from service.durable_jobs import executor
-from service.durable_jobs.client import DurableJobs
+from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
+from service.durable_jobs.executor import JobExecutor
 
 
 def test_a_job_is_run_to_its_result(database: JobsDatabase, jobs: DurableJobs) -> None:
@@ -43,8 +45,22 @@ def test_a_key_stands_for_one_job_and_one_request(database: JobsDatabase, jobs: 
     assert len({job.id for job in submitted}) == len(jobs.list()) == 1
     with pytest.raises(ConflictError):
         jobs.submit(dataclasses.replace(REQUEST, split="train"), key="the same")
+    assert jobs.of_key("the same") == submitted[0]
+    assert jobs.of_key("nobody's") is None
     assert jobs.submit(REQUEST, key="another").id != submitted[0].id
     assert jobs.submit(REQUEST).id != jobs.submit(REQUEST).id
+
+
+def test_a_key_stands_for_what_was_said_and_not_for_what_it_means_by_now(
+    sqlite_database: JobsDatabase,
+) -> None:
+    said = dataclasses.replace(REQUEST, reference="fake")
+    with open_jobs(sqlite_database) as jobs:
+        job = jobs.submit(said, key="mine")
+        newer = ModelVersion("fake", 4)
+        assert jobs.submit(dataclasses.replace(said, version=newer), key="mine") == job
+        with pytest.raises(ConflictError):
+            jobs.submit(REQUEST, key="mine")
 
 
 def test_every_job_is_listed_and_no_part_of_one(database: JobsDatabase, jobs: DurableJobs) -> None:
@@ -95,6 +111,22 @@ def test_a_running_job_is_cancelled_within_one_step(database: JobsDatabase, jobs
     assert jobs.cancel(job.id).state is JobState.CANCELLED
 
 
+def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
+    sqlite_database: JobsDatabase,
+) -> None:
+    work = FakeWork()
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, work):
+        go_on = threading.Event()
+        work.on_report = lambda: wait_for(go_on)
+        job = jobs.submit(REQUEST)
+        when(jobs, job, lambda seen: seen.done == seen.total)
+        assert jobs.cancel(job.id).state is JobState.CANCELLED
+        go_on.set()
+        other = jobs.submit(REQUEST)
+        assert finished(jobs, other).state is JobState.SUCCEEDED
+    assert work.stored == [other.id]
+
+
 def test_a_job_that_has_ended_cannot_be_cancelled(database: JobsDatabase, jobs: DurableJobs) -> None:
     with running(database, FakeWork()):
         job = finished(jobs, jobs.submit(REQUEST))
@@ -127,6 +159,19 @@ def test_a_worker_that_is_stopped_lays_its_job_down_and_takes_it_up_again(
     assert set(counted) == {str(image) for image in range(20)}
 
 
+def test_a_worker_of_another_name_takes_up_what_is_left_in_its_file(sqlite_database: JobsDatabase) -> None:
+    """A container that is made anew is called otherwise."""
+    reached = threading.Event()
+    work = FakeWork(on_image=lambda image: reached.set() if image == 7 else None)
+    with open_jobs(sqlite_database) as jobs:
+        job = jobs.submit(REQUEST)
+        with running(sqlite_database, work, "a"):
+            assert reached.wait(PATIENCE_S)
+        assert jobs.get(job.id).state is JobState.RUNNING
+        with running(sqlite_database, FakeWork(), "b"):
+            assert finished(jobs, job).result == expected_result(20)
+
+
 @pytest.mark.soak
 def test_to_stop_a_worker_is_no_rescue_however_often(sqlite_database: JobsDatabase) -> None:
     with open_jobs(sqlite_database) as jobs:
@@ -149,9 +194,7 @@ def test_a_worker_that_is_killed_takes_its_job_up_again_when_it_is_started_again
 ) -> None:
     with open_jobs(sqlite_database) as jobs:
         job = jobs.submit(REQUEST)
-        first = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9)
-        first.wait_until_ready()
-        assert first.died() == -9
+        assert WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9).died() == -9
         assert jobs.get(job.id).state is JobState.RUNNING
         with running(sqlite_database, FakeWork(journal=tmp_path / "journal")):
             assert finished(jobs, job).result == expected_result(20)
@@ -166,9 +209,7 @@ def test_pictures_that_kill_every_worker_fail_the_job_after_three_rescues(
     with open_jobs(sqlite_database) as jobs:
         job = jobs.submit(REQUEST)
         for _ in range(4):
-            process = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9)
-            process.wait_until_ready()
-            assert process.died() == -9
+            assert WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9).died() == -9
         survivor = WorkerProcess(sqlite_database, tmp_path / "journal", dies_at=9).wait_until_ready()
         job = finished(jobs, job)
         assert survivor.stop() == 0
@@ -186,6 +227,56 @@ def test_what_fails_for_the_moment_is_tried_again(sqlite_database: JobsDatabase)
 
     with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
         assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
+
+
+def test_a_step_that_is_held_up_waits_until_what_it_needs_is_back(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_PAUSES_S", [0.0] * 9)
+    failures = iter(range(9))
+
+    def on_image(image: int) -> None:
+        if image == 3 and next(failures, None) is not None:
+            raise JobHeldUpError("no worker could be started")
+
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
+
+
+def test_what_holds_a_step_up_for_good_is_the_reason_of_the_failure(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_PAUSES_S", [0.0, 0.0])
+    seen: list[int] = []
+
+    def on_image(image: int) -> None:
+        seen.append(image)
+        raise JobHeldUpError("no worker could be started")
+
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
+        job = finished(jobs, jobs.submit(REQUEST))
+    assert (job.state, job.error) == (JobState.FAILED, "given up after 0 s: no worker could be started")
+    assert seen == [0, 0, 0]
+
+
+def test_a_job_that_is_held_up_can_be_cancelled_and_does_not_keep_its_worker_from_stopping(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_PAUSES_S", [10 * PATIENCE_S])
+    reached = threading.Semaphore(0)
+
+    def on_image(_image: int) -> None:
+        reached.release()
+        raise JobHeldUpError("no worker could be started")
+
+    with open_jobs(sqlite_database) as jobs:
+        with running(sqlite_database, FakeWork(on_image=on_image)):
+            cancelled, job = jobs.submit(REQUEST), jobs.submit(REQUEST)
+            assert reached.acquire(timeout=PATIENCE_S)
+            jobs.cancel(cancelled.id)
+            assert reached.acquire(timeout=PATIENCE_S)
+        with running(sqlite_database, FakeWork()):
+            assert finished(jobs, job).result == expected_result(20)
 
 
 def test_progress_is_seen_while_a_job_runs(sqlite_database: JobsDatabase) -> None:
@@ -214,11 +305,29 @@ def test_a_job_that_began_with_other_libraries_fails_instead_of_mixing(
         with running(sqlite_database, FakeWork(), environment={"fake": 2}):
             job = finished(jobs, job)
     assert job.state is JobState.FAILED
-    assert job.error == "the job began with other libraries or on another processor: submit it again"
+    assert (
+        job.error == "the job began with other libraries, or on another processor or engine: submit it again"
+    )
 
 
 def wait_for(event: threading.Event) -> None:
     assert event.wait(PATIENCE_S)
+
+
+def test_a_rest_that_fails_is_no_failure_of_the_job(
+    sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = FakeWork()
+
+    def fail() -> None:
+        work.rests.release()
+        raise ConnectionError("the device is away")
+
+    monkeypatch.setattr(work, "rest", fail)
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, work):
+        assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
+        assert work.rests.acquire(timeout=PATIENCE_S)
+        assert finished(jobs, jobs.submit(REQUEST)).result == expected_result(20)
 
 
 def test_work_rests_after_a_job_whatever_came_out(sqlite_database: JobsDatabase) -> None:
@@ -235,6 +344,24 @@ def test_work_rests_after_a_job_whatever_came_out(sqlite_database: JobsDatabase)
         jobs.cancel(job.id)
         go_on.set()
         assert work.rests.acquire(timeout=PATIENCE_S)
+
+
+def test_a_worker_rests_when_nothing_has_run_since_the_last_look_whatever_it_was(
+    sqlite_database: JobsDatabase,
+) -> None:
+    sqlite_database.prepare()
+    work = FakeWork()
+    with open_client(sqlite_database) as client:
+        worker = JobExecutor(sqlite_database, client, work, environment={}, executor_id="worker")
+        with worker._counted():  # a shard of another one's job, for example
+            worker.rest_when_idle()
+            assert not work.rests.acquire(blocking=False)
+        with worker._counted():
+            pass
+        worker.rest_when_idle()
+        assert not work.rests.acquire(blocking=False)
+        worker.rest_when_idle()
+        assert work.rests.acquire(blocking=False)
 
 
 @pytest.mark.soak

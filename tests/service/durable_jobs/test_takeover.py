@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from job_worker import (
     PATIENCE_S,
     REQUEST,
@@ -18,6 +19,7 @@ from job_worker import (
     when,
 )
 from postgres_server import PostgresServer
+from sqlalchemy.exc import DBAPIError
 
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.errors import JobsUnavailableError
@@ -34,7 +36,6 @@ def test_a_worker_that_is_killed_for_good_is_relieved_by_another_one(
     with open_jobs(postgres_database) as jobs:
         job = jobs.submit(REQUEST)
         victim = WorkerProcess(postgres_database, tmp_path / "journal", executor_id="victim", dies_at=9)
-        victim.wait_until_ready()
         assert victim.died() == -9
         with running(postgres_database, FakeWork(journal=tmp_path / "journal"), "heir"):
             assert finished(jobs, job).result == expected_result(20)
@@ -142,6 +143,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.rescued: list[str] = []
+        self.rested = 0
 
     def unfinished(self) -> frozenset[str]:
         return frozenset({"alive", "dead", "also dead"})
@@ -149,8 +151,11 @@ class Recorder:
     def rescue(self, executor_id: str) -> None:
         self.rescued.append(executor_id)
 
-    def rescue_dropped(self) -> None:
-        self.rescued.append("dropped")
+    def take_up_stranded(self) -> None:
+        self.rescued.append("stranded")
+
+    def rest_when_idle(self) -> None:
+        self.rested += 1
 
 
 def test_only_the_dead_are_relieved(postgres_database: JobsDatabase) -> None:
@@ -160,12 +165,65 @@ def test_only_the_dead_are_relieved(postgres_database: JobsDatabase) -> None:
     own.hold()
     recorder = Recorder()
     Watcher(recorder, own).look()
-    assert recorder.rescued == ["dropped", "also dead", "dead"]
+    assert recorder.rescued == ["stranded", "also dead", "dead"]
+    assert recorder.rested == 1
     alive.close()
+    own.close()
+
+
+def cut_off(database: JobsDatabase, locks: WorkerLocks) -> None:
+    """End a worker's session as a server that is restarted does."""
+    assert locks._session is not None
+    pid = locks._session.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
+    with database.engine().connect() as session:
+        session.execute(sa.text("SELECT pg_terminate_backend(:pid, 30000)"), {"pid": pid})
+        session.invalidate()
+
+
+def test_a_lock_that_was_lost_is_taken_again(postgres_database: JobsDatabase) -> None:
+    own, other = (WorkerLocks(postgres_database.engine(), name) for name in ("own", "other"))
+    own.hold()
+    cut_off(postgres_database, own)
+    assert own.keep()
+    with other.is_dead("own") as dead:
+        assert not dead
+    own.close()
+
+
+def test_a_lock_that_somebody_holds_for_a_moment_is_taken_afterwards(
+    postgres_database: JobsDatabase,
+) -> None:
+    own, other = (WorkerLocks(postgres_database.engine(), name) for name in ("own", "other"))
+    own.hold()
+    recorder = Recorder()
+    cut_off(postgres_database, own)
+    with other.is_dead("own") as dead:
+        assert dead
+        for _ in range(20):  # more than a pool has sessions
+            assert not own.keep()
+        Watcher(recorder, own).look()
+        assert recorder.rescued == ["stranded"]  # who is taken for dead relieves nobody
+    assert own.keep()
+    Watcher(recorder, own).look()
+    assert len(recorder.rescued) > 2
+    own.close()
+
+
+def test_a_lock_is_taken_again_when_the_database_is_back(
+    postgres: PostgresServer, postgres_database: JobsDatabase
+) -> None:
+    own = WorkerLocks(postgres_database.engine(), "own")
+    own.hold()
+    postgres.stop()
+    for _ in range(20):
+        with pytest.raises(DBAPIError):
+            own.keep()
+    postgres.start()
+    assert own.keep()
     own.close()
 
 
 def test_the_only_worker_of_a_file_looks_after_nobody_else() -> None:
     recorder = Recorder()
     Watcher(recorder, None).look()
-    assert recorder.rescued == ["dropped"]
+    assert (recorder.rescued, recorder.rested) == (["stranded"], 1)

@@ -8,14 +8,16 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 import pytest
 from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
 
+from model.manifest import ModelVersion
 from model.registry import ModelRegistry
 from service.core.desk import EvaluationDesk
-from service.core.errors import BusyError, StorageFullError
+from service.core.errors import BusyError, ConflictError, StorageFullError
 from service.core.jobs import JobResult, JobState
 from service.core.lifecycle import Lifecycle
 from service.http_api.admin.access import AdminPolicy
@@ -107,6 +109,23 @@ async def test_the_same_key_gives_the_same_job_or_a_conflict(office: Office) -> 
     assert len({answer.json()["id"] for answer in answers}) == 1
     other = await office.client.post(PATH, json=BODY | {"split": "train"}, headers=headers)
     assert problem_of(other) == (409, "conflict")
+
+
+async def test_a_key_gives_its_job_whatever_has_become_of_what_it_names(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path / "registry")
+    for seed in (1, 2):
+        registry.publish(write_pooling_artifact(tmp_path / str(seed), seed=seed).folder, "pool")
+    registry.promote(ModelVersion("pool", 1))
+    jobs, body = FakeJobs(), {"model": "pool", "dataset": "noise", "split": "val", "protocol": "ss"}
+    first = EvaluationDesk(jobs, registry, {"noise"}).submit(**body, key="mine")
+    assert first.request.version == ModelVersion("pool", 1)
+    registry.promote(ModelVersion("pool", 2))
+    registry.delete(ModelVersion("pool", 1))
+    without_data = EvaluationDesk(jobs, registry, ())
+    assert without_data.submit(**body, key="mine") == first
+    for other in ({"model": "pool@1"}, {"split": "train"}):
+        with pytest.raises(ConflictError):
+            without_data.submit(**body | other, key="mine")
 
 
 @pytest.mark.parametrize("key", ["", "a" * 256, "tab\there"])
