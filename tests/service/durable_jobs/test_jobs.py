@@ -256,7 +256,7 @@ def test_what_holds_a_step_up_for_good_is_the_reason_of_the_failure(
     with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
         job = finished(jobs, jobs.submit(REQUEST))
     assert (job.state, job.error) == (JobState.FAILED, "given up after 0 s: no worker could be started")
-    assert seen == [0, 0, 0]
+    assert seen[:3] == [0, 0, 0]  # the next part may have begun before the job heard of it
 
 
 def test_a_job_that_is_held_up_can_be_cancelled_and_does_not_keep_its_worker_from_stopping(
