@@ -21,7 +21,7 @@ _IDS = 256
 # bincount takes int64 as it is and would copy anything else: pieces stay in the cache, in one place, and no
 # allocation is large enough for the system to take it back and fault it in again (1.3 instead of 0.4 ms for
 # 480x360 pixels).
-_PIECE_PIXELS = 16_384
+_PIECE_PIXELS = 32_768
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,13 +184,15 @@ def _pair_counts(rows: UInt8Array, columns: UInt8Array) -> Int64Array:
     Rows count from the ignore id, which wraps 255 around to 0: then few bins suffice for all that occurs.
     """
     counts = np.zeros(_IDS * _IDS, np.int64)
-    scratch = np.empty(_PIECE_PIXELS, np.intp)
+    short = np.empty(_PIECE_PIXELS, np.uint16)  # a quarter of the traffic of int64
+    wide = np.empty(_PIECE_PIXELS, np.intp)
     for start in range(0, rows.size, _PIECE_PIXELS):
         piece = slice(start, start + _PIECE_PIXELS)
-        pairs = scratch[: rows[piece].size]
-        np.multiply(rows[piece], _IDS, out=pairs, dtype=np.intp)
-        pairs += columns[piece]
-        found = np.bincount(pairs)
+        pairs = short[: rows[piece].size]
+        np.left_shift(rows[piece], 8, out=pairs, dtype=np.uint16)
+        np.bitwise_or(pairs, columns[piece], out=pairs)
+        wide[: pairs.size] = pairs
+        found = np.bincount(wide[: pairs.size])
         counts[: found.size] += found
     return counts.reshape(_IDS, _IDS)
 
