@@ -19,6 +19,7 @@ from service.http_api import protocol
 from service.http_api.app import HttpOptions
 from service.http_api.body import BodyLimits
 from service.http_api.patience import ConnectionLimits
+from service.http_api.protocol import GuardedProtocol
 from service.http_api.segment import SegmentOptions
 from service.http_api.server import HttpServer, listen
 
@@ -37,6 +38,13 @@ class Wire:
         self.site = site
         self.port = port
         self._server = server
+
+    @property
+    def connections(self) -> set[GuardedProtocol]:
+        return {one for one in self._server.server_state.connections if isinstance(one, GuardedProtocol)}
+
+    async def until_nothing_is_answered(self) -> None:
+        await asyncio.gather(*self._server.server_state.tasks)
 
     async def until_nobody_is_connected(self) -> None:
         given_up_s = time.monotonic() + PATIENCE_S
@@ -261,6 +269,58 @@ async def test_odd_requests_are_answered(wire: Wire, request_bytes: bytes, statu
 async def test_requests_in_a_row_are_answered_in_a_row(wire: Wire) -> None:
     request = with_length(POST, PICTURE, close=False)
     assert await wire.ask(request * 3 + LIVE + b"Connection: close\r\n\r\n") == [200] * 4
+
+
+@pytest.mark.parametrize("upgrade", [b"", H2C], ids=["plain", "upgrades"])
+async def test_of_endlessly_many_requests_in_a_row_a_few_are_kept_and_answered(upgrade: bytes) -> None:
+    engine = FakeEngine(held=True)
+    flood = (LIVE + upgrade + b"\r\n") * 1500
+    async with serving(engine) as wire:
+        answers = asyncio.create_task(wire.converse(with_length(POST, PICTURE, close=False), flood))
+        await asyncio.to_thread(engine.wait_until_busy)
+        (connection,) = wire.connections
+        while not connection.pipeline:  # noqa: ASYNC110 - nothing tells when it has read them
+            await asyncio.sleep(0)
+        assert len(connection.pipeline) <= protocol.MAX_PIPELINED
+        engine.go_on()
+        assert statuses(await answers) == [200] * (1 + protocol.MAX_PIPELINED)
+
+
+async def test_requests_that_wait_are_not_received_without_end() -> None:
+    engine = FakeEngine(held=True)
+    head = POST + b"X: " + b"a" * 50_000 + b"\r\n"
+    async with serving(engine) as wire:
+        _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
+        writer.write(with_length(POST, PICTURE, close=False))
+        await asyncio.to_thread(engine.wait_until_busy)
+        (connection,) = wire.connections
+        for _ in range(protocol.MAX_PIPELINED):
+            writer.write(with_length(head, PICTURE, close=False))
+        while not connection.flow.read_paused:  # noqa: ASYNC110 - nothing tells when it has read enough
+            await asyncio.sleep(0)
+        assert (
+            sum(len(value) for cycle, _ in connection.pipeline for _, value in cycle.scope["headers"])
+            < 0.5 * MIB
+        )
+        engine.go_on(1 + protocol.MAX_PIPELINED)
+        writer.write(LIVE + b"Connection: close\r\n\r\n")
+        writer.close()
+
+
+async def test_who_leaves_is_missed_although_another_request_of_his_waits() -> None:
+    engine = FakeEngine(held=True)
+    async with serving(engine) as wire:
+        _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
+        writer.write(with_length(POST, PICTURE, close=False))
+        await asyncio.to_thread(engine.wait_until_busy)
+        (connection,) = wire.connections
+        writer.write(LIVE + b"\r\n")
+        while not connection.pipeline:  # noqa: ASYNC110 - nothing tells when it has read it
+            await asyncio.sleep(0)
+        writer.close()
+        await wire.until_nobody_is_connected()
+        await asyncio.wait_for(wire.until_nothing_is_answered(), PATIENCE_S)
+        engine.go_on()
 
 
 async def test_an_answer_that_is_on_its_way_is_not_disturbed_by_what_follows() -> None:
