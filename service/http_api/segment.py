@@ -94,8 +94,8 @@ class SegmentEndpoint:
             mask=query.mask,
             keep=class_ids(query.classes, served.manifest.palette),
         )
-        async with self._room.holding(request, deadline_s=deadline_s):
-            data = await read_picture(request, self._options.body)
+        async with self._room.holding(request, deadline_s=deadline_s) as hold:
+            data = await read_picture(request, self._options.body, hold)
             exchange.received = True
             receive_s = time.monotonic() - exchange.started_s
             work = self._segment(data, served, wanted, receive_s=receive_s, deadline_s=deadline_s)
