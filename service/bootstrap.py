@@ -306,6 +306,7 @@ def _http_options(settings: Settings) -> HttpOptions:
         segment=SegmentOptions(
             body=BodyLimits(limits.max_body_bytes, limits.receive_timeout_s),
             max_body_bytes_in_flight=limits.max_body_bytes_in_flight,
+            max_answer_bytes_in_flight=limits.max_answer_bytes_in_flight,
             default_timeout_s=limits.default_timeout_s,
         ),
     )

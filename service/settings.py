@@ -38,7 +38,7 @@ from service.engines.fault import PREFIX as FAULT_PREFIX
 from service.grpc_api.limits import PeerLimits
 from service.http_api.body import BodyLimits
 from service.http_api.patience import ConnectionLimits
-from service.http_api.room import DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
+from service.http_api.room import DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT, DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
 from service.telemetry import LogFormat, LogLevel
 
 DEFAULT_MODEL = "bisenetv2-camvid"
@@ -183,6 +183,7 @@ class LimitsSettings(_Section):
     Attributes:
         max_body_bytes: of a request.
         max_body_bytes_in_flight: of all requests together, those that arrive and those that wait.
+        max_answer_bytes_in_flight: of all large answers (more than 256 KiB) that clients have not taken yet.
         max_connections: to each HTTP port; fewer where the process may not open so many files.
         max_streams: gRPC calls at the same time on one connection.
         max_calls: gRPC calls at the same time on all connections.
@@ -198,6 +199,7 @@ class LimitsSettings(_Section):
 
     max_body_bytes: Count = BodyLimits.max_bytes
     max_body_bytes_in_flight: Count = DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
+    max_answer_bytes_in_flight: Count = DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT
     max_connections: Count = ConnectionLimits.max_connections
     max_streams: Count = PeerLimits.max_streams
     max_calls: Count = PeerLimits.max_calls

@@ -83,7 +83,7 @@ class StageTimings:
     post_s: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Segmentation:
     """The answer for one picture.
 
@@ -93,6 +93,8 @@ class Segmentation:
         version: the model that answered.
         timings: where the time went.
         inference_size: what the network saw of it; smaller than ``image_HW3`` when it was reduced.
+        idle_s: how long its user waited instead of encoding it; to be set by the user, since from the rest is
+            learnt how long encoding takes.
     """
 
     label_map: LabelMap
@@ -100,6 +102,7 @@ class Segmentation:
     version: ModelVersion
     timings: StageTimings
     inference_size: ImageSize
+    idle_s: float = 0.0
 
 
 _Prepare = Callable[[UInt8Array], PreparedImage]
@@ -269,7 +272,8 @@ class Segmenter:
                 segmentation = await self._answer(reading, order, reservation)
                 answered_s = time.monotonic()
                 yield segmentation
-                self._encoding.learn(pixels=header.size.pixels, duration_s=time.monotonic() - answered_s)
+                encode_s = time.monotonic() - answered_s - segmentation.idle_s
+                self._encoding.learn(pixels=header.size.pixels, duration_s=encode_s)
             finally:
                 # A thread cannot be interrupted: what nobody waits for is in memory until it is read.
                 release = partial(self._release, place, asyncio.get_running_loop())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class Exchange:
         received: its body is here.
         stages_s: where the time of its answer went; empty when it has none.
         notes: what the handler wants to have logged besides: numbers and closed sets, never names of files.
+        held: what is given back when the answer was sent, or nobody was left to take it.
     """
 
     request_id: str
@@ -37,6 +39,7 @@ class Exchange:
     received: bool = False
     stages_s: Mapping[Stage, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    held: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def begin(cls, scope: Scope, *, now_s: float) -> Exchange:

@@ -93,7 +93,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there are too many connections."""
         super().connection_made(transport)
-        self._writes = WriteWatch(transport, self._limits, self.loop.call_later)
+        self._writes = WriteWatch(transport, self._limits, self.loop.call_later, self._rest_of_answer)
         if len(self.connections) > self._limits.max_connections:
             self._metrics.rejected("too_many_connections")
             self._is_refused = True
@@ -228,6 +228,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
         elif len(self.cycle.body) <= HIGH_WATER_LIMIT:
             self.flow.resume_reading()
+
+    def _rest_of_answer(self) -> int:
+        cycle = self._answered
+        return 0 if cycle is None or cycle.response_complete else cycle.expected_content_length
 
     def _await_head(self) -> None:
         if self._head_timer is None:

@@ -13,6 +13,7 @@ from service.core.errors import BusyError
 from service.http_api.body import BodyLimits, Hold, declared_bytes
 
 DEFAULT_MAX_BODY_BYTES_IN_FLIGHT = 512 * 1024 * 1024
+DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT = 256 * 1024 * 1024
 
 _RESTS_SHARE = 2
 _MORE = 2

@@ -429,17 +429,46 @@ async def test_the_rest_of_a_refused_body_may_not_trickle_for_ever(hasty: Wire) 
 
 
 async def test_who_does_not_take_the_answer_is_cut_off() -> None:
-    huge = encoded(np.zeros((1500, 1500, 3), np.uint8))
-    ask = b"POST /v1/segment?output=color HTTP/1.1\r\nAccept: application/x-npy\r\n" + HOST
+    async with serving(limits=HASTY) as wire, asyncio.timeout(PATIENCE_S), slow_reader(wire):
+        await wire.until_nobody_is_connected()
+
+
+HUGE = encoded(np.zeros((1500, 1500, 3), np.uint8))
+ASK_HUGE = b"POST /v1/segment?output=color HTTP/1.1\r\nAccept: application/octet-stream\r\n" + HOST
+HUGE_BYTES = 3 * 1500 * 1500
+
+
+@asynccontextmanager
+async def slow_reader(wire: Wire) -> AsyncIterator[asyncio.StreamReader]:
+    """Ask for a huge answer, and take no more than its head."""
     loop = asyncio.get_running_loop()
-    async with serving(limits=HASTY) as wire, asyncio.timeout(PATIENCE_S):
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.setblocking(False)
-            await loop.sock_connect(client, ("127.0.0.1", wire.port))
-            await loop.sock_sendall(client, with_length(ask, huge, close=False))
-            assert statuses(await loop.sock_recv(client, 100)) == [200]
-            await wire.until_nobody_is_connected()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", wire.port))
+        reader, writer = await asyncio.open_connection(sock=client, limit=1024)
+        writer.write(with_length(ASK_HUGE, HUGE, close=False))
+        assert statuses(await reader.readuntil(b"\r\n\r\n")) == [200]
+        yield reader
+        writer.close()
+
+
+async def test_an_answer_is_written_no_faster_than_it_is_taken(wire: Wire) -> None:
+    async with asyncio.timeout(PATIENCE_S), slow_reader(wire) as reader:
+        (connection,) = wire.connections
+        assert 0 < connection.transport.get_write_buffer_size() < MIB
+        assert len(await reader.readexactly(HUGE_BYTES)) == HUGE_BYTES
+
+
+async def test_large_answers_that_nobody_takes_have_a_limit_and_small_ones_pass_by() -> None:
+    options = HttpOptions(segment=SegmentOptions(max_answer_bytes_in_flight=2 * HUGE_BYTES))
+    async with serving(options=options) as wire, asyncio.timeout(PATIENCE_S):
+        async with slow_reader(wire):
+            hasty = ASK_HUGE + b"X-Request-Timeout-Ms: 500\r\n"
+            assert await wire.ask(with_length(hasty, HUGE)) == [503]
+            assert await wire.ask(with_length(POST, PICTURE)) == [200]
+            waiting = asyncio.create_task(wire.ask(with_length(ASK_HUGE, HUGE)))
+        assert await waiting == [200]
 
 
 async def test_one_connection_too_many_is_told_so_and_the_others_live_on() -> None:
