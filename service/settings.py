@@ -2,6 +2,7 @@
 
 Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores:
 Kubernetes puts variables with one (``BISENET_SERVICE_HOST``) into every pod beside a service of that name.
+One that would be a key with two is taken for a slip and refused.
 Lists are separated by commas there. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
 """
 
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -46,6 +49,9 @@ DEFAULT_MODEL = "bisenetv2-camvid"
 _PREFIX = "BISENET_"
 _DELIMITER = "__"
 _SHORTHANDS = {"BISENET_REGISTRY": "BISENET_REGISTRY__URL"}
+
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+"""What Kubernetes puts into variables whose names end in ``_PORT``."""
 
 Layer = Mapping[str, Mapping[str, Any]]
 """Values by section and key."""
@@ -353,12 +359,27 @@ def _read_toml(path: Path) -> Layer:
 def _environment_layer(environment: Mapping[str, str]) -> Layer:
     layer: dict[str, dict[str, str]] = {}
     for name, value in environment.items():
+        if name in _slips() and not _ADDRESS.match(value):
+            raise SettingsError(f"{name}: did you mean {_slips()[name]}?")
         section, delimiter, key = (
             _SHORTHANDS.get(name, name).removeprefix(_PREFIX).lower().partition(_DELIMITER)
         )
         if name.startswith(_PREFIX) and delimiter:
             layer.setdefault(section, {})[key] = value
     return layer
+
+
+@cache
+def _slips() -> Mapping[str, str]:
+    """Return the name of each key with one underscore, and its right name."""
+    sections = ((name, field.annotation) for name, field in Settings.model_fields.items())
+    keys = [
+        (f"{_PREFIX}{name}".upper(), key.upper())
+        for name, kind in sections
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+        for key in kind.model_fields
+    ]
+    return {f"{section}_{key}": f"{section}{_DELIMITER}{key}" for section, key in keys}
 
 
 def _merged(*layers: Layer) -> dict[str, dict[str, Any]]:
