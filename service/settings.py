@@ -197,7 +197,9 @@ class LimitsSettings(_Section):
         max_side: longest side that it may declare, in pixels.
         max_infer_pixels: larger pictures are reduced before the network.
         max_pixels_in_flight: decoded pixels in memory at the same time, at 7 bytes each.
-        max_waiting: requests in the queue.
+        max_waiting: requests in the queue; a client who has none there may have one of an eighth more. Of
+            several clients each may have a quarter, or its fair share if that is more; a client is an API key
+            or, without keys, an address.
         head_timeout_s: how long the head of a request may take to arrive.
         receive_timeout_s: from the head of a request to its last byte.
         default_timeout_s: how long a client waits for its answer that does not say so.

@@ -153,18 +153,20 @@ class Segmenter:
         self._budget = MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT)
         self._encoding = Pace()
 
-    def check(self, version: ModelVersion, *, deadline_s: float) -> None:
+    def check(self, version: ModelVersion, *, deadline_s: float, source: str | None = None) -> None:
         """Refuse a picture by what waits alone, before it is received.
 
         Args:
             version: that would answer it.
             deadline_s: see ``segment``.
+            source: see ``segment``.
 
         Raises:
             QueueFullError: nothing could be answered in time, however small.
+            RateLimitedError: too many pictures of this source wait.
         """
         encode_s = _kept_s(self._encoding.least_s(), deadline_s)
-        self._host.check(version=version, deadline_s=deadline_s - encode_s)
+        self._host.check(version=version, deadline_s=deadline_s - encode_s, source=source)
 
     @asynccontextmanager
     async def segment(
@@ -189,7 +191,7 @@ class Segmenter:
             version: its number; None = the one that is served under the name.
             encode_bytes: memory that the caller will take to encode the answer, in bytes a pixel.
             lane: how urgent it is.
-            source: who asks, for example a stream: sources of a lane take turns.
+            source: who asks, a client or a stream: sources of a lane take turns.
 
         Yields:
             The answer, to be encoded inside the context.
@@ -204,6 +206,7 @@ class Segmenter:
             UndecodableImageError: the picture does not decode.
             BusyError: there was no memory for the picture before the deadline.
             QueueFullError: too many pictures wait.
+            RateLimitedError: too many pictures of this source wait.
             DrainingError: the service is about to stop.
             DeadlineExceededError: the deadline passed.
             ModelOutputInvalidError: the model produced values that are no scores.

@@ -24,6 +24,7 @@ class Exchange:
         started_s: when the head was complete, on the clock of ``time.monotonic``.
         code: ``ok``, or the code of the error that was answered.
         route: the pattern of its path where no route was looked for; None = ask the scope.
+        source: who asks, for the waiting room; None = nobody in particular.
         served: name and number of the version that answers; None = none does.
         received: its body is here.
         stages_s: where the time of its answer went; empty when it has none.
@@ -35,6 +36,7 @@ class Exchange:
     started_s: float
     code: str = "ok"
     route: str | None = None
+    source: str | None = None
     served: tuple[str, int] | None = None
     received: bool = False
     stages_s: Mapping[Stage, float] = field(default_factory=dict)

@@ -127,7 +127,12 @@ class SegmentEndpoint:
         assert exchange.served
         model, version = exchange.served
         async with self._segmenter.segment(
-            data, deadline_s=deadline_s, model=model, version=version, encode_bytes=encode_bytes(wanted)
+            data,
+            deadline_s=deadline_s,
+            model=model,
+            version=version,
+            encode_bytes=encode_bytes(wanted),
+            source=exchange.source,
         ) as segmentation:
             loop = asyncio.get_running_loop()
             rendering = await loop.run_in_executor(self._pool, render, segmentation, wanted, receive_s)
