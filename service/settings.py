@@ -105,7 +105,8 @@ class ServerSettings(_Section):
         admin_host: where the admin frontend listens; every request there needs a token.
         admin_port: 0 = a free one.
         allowed_hosts: values of ``Host`` that are answered besides the service's own names; elsewhere than on
-            loopback none means any.
+            loopback none means any. An admin frontend elsewhere answers to any: it always asks for a token,
+            and a scraper calls it by its address.
         grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
         lame_duck_s: how long after SIGTERM new requests are still answered.
     """

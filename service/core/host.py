@@ -259,6 +259,10 @@ class ModelHost:
         """
         self._worker.check(version, deadline_s=deadline_s, source=source)
 
+    def expected_wait_s(self) -> float:
+        """Return in how many seconds all that runs and waits will be done, by what was learnt."""
+        return self._worker.expected_wait_s()
+
     def reserve(
         self,
         padded: ImageSize,

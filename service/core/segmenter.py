@@ -27,6 +27,7 @@ from service.core.admission import (
 from service.core.batching import Lane
 from service.core.deadline import within
 from service.core.errors import (
+    BusyError,
     DeadlineExceededError,
     EmptyBodyError,
     InvalidArgumentError,
@@ -269,7 +270,7 @@ class Segmenter:
     ) -> AsyncIterator[Segmentation]:
         num_bytes = _bytes_needed(header, self._limits.max_infer_pixels, order.encode_bytes)
         with self._reserved(header.size, order) as reservation:
-            place = await self._budget.acquire(num_bytes, timeout_s=order.deadline_s - time.monotonic())
+            place = await self._room(num_bytes, order.deadline_s)
             reading = self._pool.submit(read)
             try:
                 segmentation = await self._answer(reading, order, reservation)
@@ -281,6 +282,13 @@ class Segmenter:
                 # A thread cannot be interrupted: what nobody waits for is in memory until it is read.
                 release = partial(self._release, place, asyncio.get_running_loop())
                 reading.add_done_callback(release)
+
+    async def _room(self, num_bytes: int, deadline_s: float) -> Place:
+        try:
+            return await self._budget.acquire(num_bytes, timeout_s=deadline_s - time.monotonic())
+        except BusyError as error:
+            error.retry_after_s = max(error.retry_after_s, self._host.expected_wait_s())
+            raise
 
     @contextmanager
     def _reserved(self, size: ImageSize, order: _Order) -> Iterator[Reservation]:

@@ -188,6 +188,11 @@ class InferenceWorker:
                 source=source,
             )
 
+    def expected_wait_s(self) -> float:
+        """Return in how many seconds all that runs and waits will be done, by what was learnt."""
+        with self._changed:
+            return self._batcher.expected_wait_s(now_s=self._clock())
+
     def reserve(
         self,
         version: ModelVersion,

@@ -282,6 +282,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if not (self._in_body and self.cycle.response_complete):  # the request has its answer already
             self._send(refusal)
+            self._metrics.request_done(protocol="http", route="unmatched", code=refusal.code, duration_s=0.0)
         self._close_gently()
 
     def _send(self, refusal: ServiceError) -> None:
