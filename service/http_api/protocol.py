@@ -127,9 +127,9 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             if self._unaccounted_bytes > MAX_HEAD_BYTES:
                 self._refuse(_head_too_large())
-            if self.pipeline:
-                self._bytes_ahead += len(data)
-            self._balance_reading()
+        if self.pipeline:
+            self._bytes_ahead += len(data)
+        self._balance_reading()
 
     def on_message_begin(self) -> None:
         """Begin a head."""
