@@ -151,7 +151,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
         on_ready: called once, when the first request can be answered.
 
     Returns:
-        The exit code: 0, or 1 when a second signal cut requests off.
+        The exit code: 0, or 1 when requests were cut off, or a model was still being loaded.
 
     Raises:
         StartError: the port is taken, or a model cannot be served.
@@ -235,6 +235,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
         _http_server(service, service.admin_app, listeners.admin),
         lifecycle,
         lame_duck_s=server.lame_duck_s,
+        grace_s=server.grace_s,
     )
 
     async def load() -> None:
@@ -253,9 +254,9 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
     token_file = service.settings.auth.admin_token_file
     _log.info("listening", url=url, grpc_address=grpc_address, admin_url=admin_url, token=str(token_file))
     loading = asyncio.create_task(load())
-    code = await frontends.run()
+    code = await frontends.run(loading)
     if not code:
-        await loading  # a compiler cannot be interrupted
+        await loading  # has ended, but may have failed
     return code
 
 
@@ -317,6 +318,7 @@ def _http_options(settings: Settings) -> HttpOptions:
         segment=SegmentOptions(
             body=BodyLimits(limits.max_body_bytes, limits.receive_timeout_s),
             max_body_bytes_in_flight=limits.max_body_bytes_in_flight,
+            max_answer_bytes_in_flight=limits.max_answer_bytes_in_flight,
             default_timeout_s=limits.default_timeout_s,
         ),
     )

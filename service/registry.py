@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from model.errors import ModelNotFoundError, RegistryUrlError, VersionNotFoundError
 from model.registry import SHIPPED_MODELS, ModelRegistry
 from service.engines import resolve_device
 from service.engines.int8 import prefers_int8
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 
 
 def open_registry(settings: Settings) -> ModelRegistry:
@@ -16,6 +17,23 @@ def open_registry(settings: Settings) -> ModelRegistry:
     """
     cache_folder = settings.models.cache_folder / "models"
     return ModelRegistry(settings.registry.url, shipped=SHIPPED_MODELS, cache_folder=cache_folder)
+
+
+def find_models(settings: Settings) -> None:
+    """See to it that the models which are to be served exist, before anything slow begins.
+
+    Raises:
+        SettingsError: the URL names no store, or there is no such model, version or alias.
+        StorageError: the store failed.
+    """
+    try:
+        registry = open_registry(settings)
+        for reference in settings.models.serve:
+            registry.resolve(reference)
+    except RegistryUrlError as error:
+        raise SettingsError(f"registry.url: {error}") from error
+    except (ModelNotFoundError, VersionNotFoundError) as error:
+        raise SettingsError(f"models.serve: {error}") from error
 
 
 def wants_int8(settings: Settings) -> bool:

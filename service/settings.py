@@ -2,6 +2,7 @@
 
 Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores:
 Kubernetes puts variables with one (``BISENET_SERVICE_HOST``) into every pod beside a service of that name.
+One that would be a key with two is taken for a slip and refused.
 Lists are separated by commas there. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
 """
 
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -38,7 +41,7 @@ from service.engines.fault import PREFIX as FAULT_PREFIX
 from service.grpc_api.limits import PeerLimits
 from service.http_api.body import BodyLimits
 from service.http_api.patience import ConnectionLimits
-from service.http_api.room import DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
+from service.http_api.room import DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT, DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
 from service.telemetry import LogFormat, LogLevel
 
 DEFAULT_MODEL = "bisenetv2-camvid"
@@ -46,6 +49,9 @@ DEFAULT_MODEL = "bisenetv2-camvid"
 _PREFIX = "BISENET_"
 _DELIMITER = "__"
 _SHORTHANDS = {"BISENET_REGISTRY": "BISENET_REGISTRY__URL"}
+
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+"""What Kubernetes puts into variables whose names end in ``_PORT``."""
 
 Layer = Mapping[str, Mapping[str, Any]]
 """Values by section and key."""
@@ -99,7 +105,8 @@ class ServerSettings(_Section):
         admin_host: where the admin frontend listens; every request there needs a token.
         admin_port: 0 = a free one.
         allowed_hosts: values of ``Host`` that are answered besides the service's own names; elsewhere than on
-            loopback none means any.
+            loopback none means any. An admin frontend elsewhere answers to any: it always asks for a token,
+            and a scraper calls it by its address.
         grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
         lame_duck_s: how long after SIGTERM new requests are still answered.
     """
@@ -184,6 +191,7 @@ class LimitsSettings(_Section):
         max_body_bytes: of a request.
         max_body_bytes_in_flight: of all HTTP requests together, those that arrive and those that wait; the
             pictures that came over gRPC and are not answered yet have as much room of their own.
+        max_answer_bytes_in_flight: of all large answers (more than 256 KiB) that clients have not taken yet.
         max_connections: to each HTTP port; fewer where the process may not open so many files.
         max_streams: gRPC calls at the same time on one connection.
         max_calls: gRPC calls at the same time on all connections, those to health and reflection aside.
@@ -191,7 +199,9 @@ class LimitsSettings(_Section):
         max_side: longest side that it may declare, in pixels.
         max_infer_pixels: larger pictures are reduced before the network.
         max_pixels_in_flight: decoded pixels in memory at the same time, at 7 bytes each.
-        max_waiting: requests in the queue.
+        max_waiting: requests in the queue; a client who has none there may have one of an eighth more. Of
+            several clients each may have a quarter, or its fair share if that is more; a client is an API key
+            or, without keys, an address.
         head_timeout_s: how long the head of a request may take to arrive.
         receive_timeout_s: from the head of a request to its last byte.
         default_timeout_s: how long a client waits for its answer that does not say so.
@@ -199,6 +209,7 @@ class LimitsSettings(_Section):
 
     max_body_bytes: Count = BodyLimits.max_bytes
     max_body_bytes_in_flight: Count = DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
+    max_answer_bytes_in_flight: Count = DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT
     max_connections: Count = ConnectionLimits.max_connections
     max_streams: Count = PeerLimits.max_streams
     max_calls: Count = PeerLimits.max_calls
@@ -352,12 +363,27 @@ def _read_toml(path: Path) -> Layer:
 def _environment_layer(environment: Mapping[str, str]) -> Layer:
     layer: dict[str, dict[str, str]] = {}
     for name, value in environment.items():
+        if name in _slips() and not _ADDRESS.match(value):
+            raise SettingsError(f"{name}: did you mean {_slips()[name]}?")
         section, delimiter, key = (
             _SHORTHANDS.get(name, name).removeprefix(_PREFIX).lower().partition(_DELIMITER)
         )
         if name.startswith(_PREFIX) and delimiter:
             layer.setdefault(section, {})[key] = value
     return layer
+
+
+@cache
+def _slips() -> Mapping[str, str]:
+    """Return the name of each key with one underscore, and its right name."""
+    sections = ((name, field.annotation) for name, field in Settings.model_fields.items())
+    keys = [
+        (f"{_PREFIX}{name}".upper(), key.upper())
+        for name, kind in sections
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+        for key in kind.model_fields
+    ]
+    return {f"{section}_{key}": f"{section}{_DELIMITER}{key}" for section, key in keys}
 
 
 def _merged(*layers: Layer) -> dict[str, dict[str, Any]]:

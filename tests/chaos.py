@@ -19,11 +19,13 @@ from service.core.errors import (
     InternalError,
     NoWorkerError,
     QueueFullError,
+    RateLimitedError,
     ServiceError,
 )
 
 PLACES = {Lane.INTERACTIVE: 1.0, Lane.STREAM: 0.5, Lane.BULK: 0.25}
 SOURCE_PLACES = 0.25
+LATECOMERS = 8
 PATIENCE_S = {Lane.INTERACTIVE: float("inf"), Lane.STREAM: 0.1, Lane.BULK: 1.0}
 SOURCES = (None, None, "a", "b", "c")
 LANES = (Lane.INTERACTIVE, Lane.INTERACTIVE, Lane.STREAM, Lane.BULK)
@@ -55,7 +57,7 @@ class Referee(DynamicBatcher[int, int]):
         is_idle = not len(self) and not self._running
         try:
             super().reserve(item)
-        except QueueFullError:
+        except (QueueFullError, RateLimitedError):
             assert not is_idle, "refused although the device is idle"
             raise
         item.future.add_done_callback(lambda _: self.answers.update([item]))
@@ -67,7 +69,7 @@ class Referee(DynamicBatcher[int, int]):
         begins_lane = not self._lanes[item.lane]
         try:
             super().admit(item)
-        except QueueFullError:
+        except (QueueFullError, RateLimitedError):
             assert not is_idle, "refused although the device is idle"
             assert not was_reserved, "refused although there was a place"
             raise
@@ -135,10 +137,14 @@ class Referee(DynamicBatcher[int, int]):
         places = max(1, self._max_items)
         behind = [other for other in self._open() if other.lane >= item.lane]
         mine = [other for other in behind if (other.lane, other.source) == (item.lane, item.source)]
-        assert len(self._open()) <= len(self) <= places
-        assert len(behind) <= math.ceil(PLACES[item.lane] * places), "a lane fills the places of others"
+        more, share = 0, SOURCE_PLACES
+        if item.lane is Lane.INTERACTIVE:
+            more = places // LATECOMERS
+            share = max(share, 1 / len(self._lanes[item.lane].sources))
+        assert len(self._open()) <= len(self) <= places + more
+        assert len(behind) <= math.ceil(PLACES[item.lane] * places) + more, "a lane fills others' places"
         if item.source is not None:
-            assert len(mine) <= math.ceil(SOURCE_PLACES * places), "a source fills the places of others"
+            assert len(mine) <= math.ceil(share * places), "a source fills the places of others"
 
     def _check_books(self) -> None:
         for lane, queue in self._lanes.items():
@@ -274,7 +280,7 @@ class Chaos:
         is_ready = rng.random() < 0.5
         try:
             (self.referee.admit if is_ready else self.referee.reserve)(item)
-        except QueueFullError:
+        except (QueueFullError, RateLimitedError):
             return
         except DeadlineExceededError:
             assert patience_s < 0

@@ -21,7 +21,7 @@ from service.core.batching import (
     Item,
     Lane,
 )
-from service.core.errors import QueueFullError
+from service.core.errors import QueueFullError, RateLimitedError
 
 NEVER_S = 1e9
 ALONE = BatchKey("model", ImageSize(512, 1024))
@@ -185,7 +185,7 @@ def serve(
         )
         try:
             batcher.admit(item)
-        except QueueFullError:
+        except (QueueFullError, RateLimitedError):
             return
         outcome.is_admitted = True
         device.feed()

@@ -70,7 +70,15 @@ def serve(
 
 
 def _run(settings: Settings) -> int:
-    from service import bootstrap  # noqa: PLC0415 - a wrong flag is told before the libraries are imported
+    # A wrong flag is told before the libraries are imported, a wrong model before the frontends are.
+    from model.errors import StorageError  # noqa: PLC0415
+    from service import registry  # noqa: PLC0415
+
+    try:
+        registry.find_models(settings)
+    except StorageError as error:
+        _fail(error, EXIT_CANNOT_START)
+    from service import bootstrap  # noqa: PLC0415
 
     try:
         return bootstrap.run_service(settings, on_ready=lambda ready: typer.echo(str(ready)))

@@ -14,7 +14,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic
 
-from service.core.errors import DeadlineExceededError, NoWorkerError, QueueFullError, ServiceError
+from service.core.errors import (
+    DeadlineExceededError,
+    NoWorkerError,
+    QueueFullError,
+    RateLimitedError,
+    ServiceError,
+)
 from service.core.pace import Pace
 from service.core.waiting import BatchKey, BatchLimits, Item, Lane, LaneQueue, ResultT, WorkT
 
@@ -26,7 +32,12 @@ _SHARES = {Lane.INTERACTIVE: 1.0, Lane.STREAM: 0.5, Lane.BULK: 0.25}
 """Of the places, how many a lane may fill together with the lanes behind it."""
 
 _SOURCE_SHARE = 0.25
-"""Of the places, how many one source may fill."""
+"""Of the places, how many one source may fill; of the interactive ones at least its fair share, and all if it
+is alone: behind a proxy it may be everybody."""
+
+_LATECOMERS_SHARE = 8
+"""One place for so many, beyond all others, for interactive sources of which nothing waits: who fills the
+room while he is alone does not keep others out."""
 
 _SPREADS = 3.0
 """How many average deviations longer than predicted a wait may turn out. On a device with 10 % noise, twice
@@ -71,7 +82,7 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
     Not thread-safe: its owner holds a lock around every call.
 
     Args:
-        max_items: how many items may wait.
+        max_items: how many items may wait; an eighth more of interactive sources of which no other item does.
     """
 
     def __init__(self, max_items: int = DEFAULT_MAX_WAITING) -> None:
@@ -92,26 +103,30 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
         """Return in how many seconds all that runs and waits will be done, by what was learnt."""
         return self._busy_s(now_s) + sum(queue.work_s(self._paces) for queue in self._lanes.values())
 
-    def check(self, lane: Lane, model: Hashable, *, now_s: float, deadline_s: float) -> None:
+    def check(
+        self, lane: Lane, model: Hashable, *, now_s: float, deadline_s: float, source: Hashable = None
+    ) -> None:
         """Refuse what ``reserve`` would refuse even if it were as small as the smallest of late.
 
         Under overload even to receive a picture takes time from those that were admitted.
 
         Args:
-            lane: its lane; it has no source.
+            lane: its lane.
             model: of its key.
             now_s: when it came.
             deadline_s: when nobody waits for it any more.
+            source: its source.
 
         Raises:
             QueueFullError: as ``admit``.
+            RateLimitedError: as ``admit``.
         """
         pace = self._paces.get(model, Pace())
-        wait_s = self._wait_s(lane, now_s) + self._lanes[lane].work_before_s(None, self._paces)
+        wait_s = self._wait_s(lane, now_s) + self._lanes[lane].work_before_s(source, self._paces)
         ready_s = now_s + _with_margin(wait_s, pace.least_s(), pace)
-        if self._has_place(lane, None) and (self._is_idle or ready_s <= deadline_s):
-            return
-        raise self._full(now_s)
+        self._check_place(lane, source, now_s)
+        if not (self._is_idle or ready_s <= deadline_s):
+            raise self._full(now_s)
 
     def reserve(self, item: Item[WorkT, ResultT]) -> None:
         """Promise a place to an item whose picture is not ready for the device yet.
@@ -132,6 +147,7 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
             DeadlineExceededError: its deadline has passed.
             QueueFullError: there is no place, or what goes first outlasts the item's deadline; the advice is
                 the time in which everything that waits now will be gone.
+            RateLimitedError: its source has filled its share of the places.
         """
         queue = self._lanes[item.lane]
         if self._reserved.pop(item.future, None):
@@ -211,7 +227,8 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
         now_s = item.admitted_s
         if now_s >= item.deadline_s:
             raise DeadlineExceededError("the deadline passed before the request was queued")
-        if not self._has_place(item.lane, item.source) or not self._is_in_time(item):
+        self._check_place(item.lane, item.source, now_s)
+        if not self._is_in_time(item):
             raise self._full(now_s)
 
     def _full(self, now_s: float) -> QueueFullError:
@@ -225,14 +242,24 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
     def _busy_s(self, now_s: float) -> float:
         return max(0.0, self._free_at_s - now_s) if self._running else 0.0
 
-    def _has_place(self, lane: Lane, source: Hashable) -> bool:
+    def _check_place(self, lane: Lane, source: Hashable, now_s: float) -> None:
         behind = sum(queue.places for other, queue in self._lanes.items() if other >= lane)
+        share, more = self._share_of(lane, source)
+        if len(self) >= self._max_items + more or behind >= max(1.0, _SHARES[lane] * self._max_items) + more:
+            raise self._full(now_s)
         of_source = 0 if source is None else self._lanes[lane].places_of(source)
-        return (
-            len(self) < self._max_items
-            and behind < max(1.0, _SHARES[lane] * self._max_items)
-            and of_source < max(1.0, _SOURCE_SHARE * self._max_items)
-        )
+        if of_source >= max(1.0, share * self._max_items):
+            message = f"{of_source} requests of this client are waiting"
+            raise RateLimitedError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
+
+    def _share_of(self, lane: Lane, source: Hashable) -> tuple[float, int]:
+        """Return which share of the places a source may fill, and how many there are for it beyond all."""
+        if lane is not Lane.INTERACTIVE or source is None:
+            return _SOURCE_SHARE, 0
+        sources = self._lanes[lane].sources
+        if source in sources:
+            return max(_SOURCE_SHARE, 1 / len(sources)), 0
+        return max(_SOURCE_SHARE, 1 / (1 + len(sources))), self._max_items // _LATECOMERS_SHARE
 
     def _is_in_time(self, item: Item[WorkT, ResultT]) -> bool:
         """Predict; but what an idle device is given costs nobody anything, and refutes a wrong prediction."""

@@ -20,7 +20,7 @@ ServiceError                        anything the service refuses or fails to do
 │   └── UndecodableImageError       the body starts as a picture but does not decode
 ├── OverloadError                   the request is fine, the service is busy: try again later
 │   ├── QueueFullError              the waiting room is full
-│   ├── RateLimitedError            this client asks too often
+│   ├── RateLimitedError            this client has its share of the waiting room
 │   ├── LoadingError                the model is not ready yet
 │   ├── DrainingError               the service is about to stop
 │   ├── NoWorkerError               no worker lives that could answer
@@ -151,7 +151,7 @@ class QueueFullError(OverloadError):
 
 
 class RateLimitedError(OverloadError):
-    """This client asks too often."""
+    """This client has filled its share of the waiting room."""
 
     code = "rate_limited"
 

@@ -245,17 +245,23 @@ class ModelHost:
         """
         return self._worker.canvas(padded, original)
 
-    def check(self, *, version: ModelVersion, deadline_s: float) -> None:
+    def check(self, *, version: ModelVersion, deadline_s: float, source: str | None = None) -> None:
         """Refuse an interactive picture that is not even received yet, if no place could be promised to it.
 
         Args:
             version: as in ``submit``.
             deadline_s: as in ``submit``.
+            source: as in ``submit``.
 
         Raises:
             QueueFullError: as ``submit``.
+            RateLimitedError: as ``submit``.
         """
-        self._worker.check(version, deadline_s=deadline_s)
+        self._worker.check(version, deadline_s=deadline_s, source=source)
+
+    def expected_wait_s(self) -> float:
+        """Return in how many seconds all that runs and waits will be done, by what was learnt."""
+        return self._worker.expected_wait_s()
 
     def reserve(
         self,
@@ -309,6 +315,7 @@ class ModelHost:
         Raises:
             VersionNotFoundError: the version is not served (any more).
             QueueFullError: too many pictures wait, or they alone outlast the deadline.
+            RateLimitedError: too many pictures of this source wait.
             DeadlineExceededError: the deadline has passed.
             NoWorkerError: workers die as soon as they are started.
             UndecodableImageError: two workers died of this picture.

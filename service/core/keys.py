@@ -24,7 +24,12 @@ def bears_known_key(authorization: str, digests: frozenset[bytes]) -> bool:
         authorization: the header's value; empty if there is none.
         digests: of the keys that are known.
     """
-    scheme, _, key = authorization.partition(" ")
-    digest = key_digest(key.strip())
+    scheme, _, _ = authorization.partition(" ")
+    digest = bearer_digest(authorization)
     matches = [hmac.compare_digest(digest, known) for known in digests]
     return scheme.lower() == "bearer" and any(matches)
+
+
+def bearer_digest(authorization: str) -> bytes:
+    """Return the digest of the key in ``Authorization: Bearer KEY``."""
+    return key_digest(authorization.partition(" ")[2].strip())

@@ -27,6 +27,7 @@ from service.core.admission import (
 from service.core.batching import Lane
 from service.core.deadline import within
 from service.core.errors import (
+    BusyError,
     DeadlineExceededError,
     EmptyBodyError,
     InvalidArgumentError,
@@ -83,7 +84,7 @@ class StageTimings:
     post_s: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Segmentation:
     """The answer for one picture.
 
@@ -94,6 +95,8 @@ class Segmentation:
         timings: where the time went.
         inference_size: what the network saw of it; smaller than ``image_HW3`` when it was reduced.
         batch_size: pictures that were answered together.
+        idle_s: how long its user waited instead of encoding it; to be set by the user, since from the rest is
+            learnt how long encoding takes.
     """
 
     label_map: LabelMap
@@ -102,6 +105,7 @@ class Segmentation:
     timings: StageTimings
     inference_size: ImageSize
     batch_size: int
+    idle_s: float = 0.0
 
 
 _Prepare = Callable[[UInt8Array], PreparedImage]
@@ -152,18 +156,20 @@ class Segmenter:
         self._budget = MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT)
         self._encoding = Pace()
 
-    def check(self, version: ModelVersion, *, deadline_s: float) -> None:
+    def check(self, version: ModelVersion, *, deadline_s: float, source: str | None = None) -> None:
         """Refuse a picture by what waits alone, before it is received.
 
         Args:
             version: that would answer it.
             deadline_s: see ``segment``.
+            source: see ``segment``.
 
         Raises:
             QueueFullError: nothing could be answered in time, however small.
+            RateLimitedError: too many pictures of this source wait.
         """
         encode_s = _kept_s(self._encoding.least_s(), deadline_s)
-        self._host.check(version=version, deadline_s=deadline_s - encode_s)
+        self._host.check(version=version, deadline_s=deadline_s - encode_s, source=source)
 
     @asynccontextmanager
     async def segment(
@@ -188,7 +194,7 @@ class Segmenter:
             version: its number; None = the one that is served under the name.
             encode_bytes: memory that the caller will take to encode the answer, in bytes a pixel.
             lane: how urgent it is.
-            source: who asks, for example a stream: sources of a lane take turns.
+            source: who asks, a client or a stream: sources of a lane take turns.
 
         Yields:
             The answer, to be encoded inside the context.
@@ -203,6 +209,7 @@ class Segmenter:
             UndecodableImageError: the picture does not decode.
             BusyError: there was no memory for the picture before the deadline.
             QueueFullError: too many pictures wait.
+            RateLimitedError: too many pictures of this source wait.
             DrainingError: the service is about to stop.
             DeadlineExceededError: the deadline passed.
             ModelOutputInvalidError: the model produced values that are no scores.
@@ -265,17 +272,25 @@ class Segmenter:
     ) -> AsyncIterator[Segmentation]:
         num_bytes = _bytes_needed(header, self._limits.max_infer_pixels, order.encode_bytes)
         with self._reserved(header.size, order) as reservation:
-            place = await self._budget.acquire(num_bytes, timeout_s=order.deadline_s - time.monotonic())
+            place = await self._room(num_bytes, order.deadline_s)
             reading = self._pool.submit(read)
             try:
                 segmentation = await self._answer(reading, order, reservation)
                 answered_s = time.monotonic()
                 yield segmentation
-                self._encoding.learn(pixels=header.size.pixels, duration_s=time.monotonic() - answered_s)
+                encode_s = time.monotonic() - answered_s - segmentation.idle_s
+                self._encoding.learn(pixels=header.size.pixels, duration_s=encode_s)
             finally:
                 # A thread cannot be interrupted: what nobody waits for is in memory until it is read.
                 release = partial(self._release, place, asyncio.get_running_loop())
                 reading.add_done_callback(release)
+
+    async def _room(self, num_bytes: int, deadline_s: float) -> Place:
+        try:
+            return await self._budget.acquire(num_bytes, timeout_s=deadline_s - time.monotonic())
+        except BusyError as error:
+            error.retry_after_s = max(error.retry_after_s, self._host.expected_wait_s())
+            raise
 
     @contextmanager
     def _reserved(self, size: ImageSize, order: _Order) -> Iterator[Reservation]:

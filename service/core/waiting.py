@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -140,6 +140,11 @@ class LaneQueue(Generic[WorkT, ResultT]):
     def places(self) -> int:
         """Items that wait or will."""
         return self._places
+
+    @property
+    def sources(self) -> Collection[Hashable]:
+        """Of whom items wait or will."""
+        return self._per_source
 
     def places_of(self, source: Hashable) -> int:
         """Return how many items of a source wait or will."""

@@ -167,20 +167,31 @@ class InferenceWorker:
             del self._outstanding[version]
         self._runner.unload(version)
 
-    def check(self, version: ModelVersion, *, deadline_s: float) -> None:
+    def check(self, version: ModelVersion, *, deadline_s: float, source: str | None = None) -> None:
         """Refuse an interactive picture that is not even received yet, if no place could be promised to it.
 
         Args:
             version: whose engine would answer it.
             deadline_s: as in ``submit``.
+            source: as in ``submit``.
 
         Raises:
             QueueFullError: as ``submit``.
+            RateLimitedError: as ``submit``.
         """
         with self._changed:
             self._batcher.check(
-                Lane.INTERACTIVE, (version, "labels"), now_s=self._clock(), deadline_s=deadline_s
+                Lane.INTERACTIVE,
+                (version, "labels"),
+                now_s=self._clock(),
+                deadline_s=deadline_s,
+                source=source,
             )
+
+    def expected_wait_s(self) -> float:
+        """Return in how many seconds all that runs and waits will be done, by what was learnt."""
+        with self._changed:
+            return self._batcher.expected_wait_s(now_s=self._clock())
 
     def reserve(
         self,
@@ -238,6 +249,7 @@ class InferenceWorker:
         Raises:
             VersionNotFoundError: the version is not loaded (any more).
             QueueFullError: too many wait, or they alone outlast the deadline.
+            RateLimitedError: too many of this source wait.
             DeadlineExceededError: the deadline has passed.
             NoWorkerError: workers die as soon as they are started.
             UndecodableImageError: two workers died of this picture.

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.core.errors import ForbiddenError, InvalidArgumentError, ServiceError, UnauthenticatedError
-from service.core.keys import bears_known_key
+from service.core.keys import bearer_digest, bears_known_key
 from service.http_api.edge import PROBE_PATHS
 from service.http_api.exchange import Exchange
 from service.http_api.problems import problem
@@ -60,6 +60,16 @@ class AccessPolicy:
             and not bears_known_key(headers.get("authorization", ""), self.key_digests)
         ):
             raise UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY")
+
+    def source(self, scope: Scope) -> str | None:
+        """Return who asks, of the requests that pass: a key, or an address where nobody needs a key.
+
+        Behind a proxy everybody has the address of the proxy.
+        """
+        if self.key_digests:
+            return bearer_digest(Headers(scope=scope).get("authorization", "")).hex()
+        client = scope.get("client")
+        return None if client is None else str(client[0])
 
     def _is_host_allowed(self, hosts: list[str]) -> bool:
         assert self.hosts is not None

@@ -63,7 +63,7 @@ def create_app(
     app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
     add_docs(app)
-    turnstile = Turnstile(app, segmenter, host, options.segment.default_timeout_s)
+    turnstile = Turnstile(app, segmenter, host, options.segment.default_timeout_s, options.access)
     return Edge(Gate(turnstile, options.access), lifecycle, metrics)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +21,8 @@ from service.core.errors import (
 from service.http_api.form import FormFile, boundary_of
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
+Hold = Callable[[int], Awaitable[None]]
+"""Waits until a body that has so many bytes so far may be kept."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class BodyLimits:
     Args:
         max_bytes: of the body, form framing included.
         receive_timeout_s: from the first byte to the last.
-        grace_s: after this time a body must come at a pace that gets it here in time: the memory for all of
-            it is reserved.
+        grace_s: after this time a body must come at a pace that gets it here in time: what has arrived takes
+            memory.
         min_bytes_per_s: the pace of the smallest.
     """
 
@@ -72,12 +74,22 @@ def declared_bytes(request: Request, limits: BodyLimits) -> int | None:
 _DOCUMENT_LIMITS = BodyLimits(max_bytes=64 * 1024, receive_timeout_s=10.0)
 
 
-async def read_picture(request: Request, limits: BodyLimits) -> bytes:
+async def _at_once(_received: int) -> None:
+    pass
+
+
+async def read_picture(request: Request, limits: BodyLimits, hold: Hold = _at_once) -> bytes:
     """Receive the bytes of the picture that a request carries.
 
     ``Content-Type`` only tells a form from a raw body; what the bytes are is decided by their first ones.
 
+    Args:
+        request: whose body was not received yet.
+        limits: of the body.
+        hold: awaited whenever more has arrived; the time that it takes is not the client's.
+
     Raises:
+        ServiceError: what ``hold`` raises.
         UnsupportedMediaError: the body is compressed (``Content-Encoding``).
         PayloadTooLargeError: it is, or declares to be, larger than the limit.
         RequestTooSlowError: it did not arrive in time.
@@ -87,7 +99,8 @@ async def read_picture(request: Request, limits: BodyLimits) -> bytes:
     """
     _refuse_by_head(request, limits)
     boundary = boundary_of(request.headers.get("content-type", ""))
-    data = await (_raw(request, limits) if boundary is None else _form_file(request, limits, boundary))
+    chunks = _chunks(request, limits, hold)
+    data = await (_raw(chunks) if boundary is None else _form_file(chunks, boundary))
     if not data:
         raise EmptyBodyError("there is no picture in the request")
     return data
@@ -106,7 +119,7 @@ async def read_document(request: Request, kind: type[DocumentT]) -> DocumentT:
         RequestTooSlowError: it did not arrive in time.
     """
     _refuse_by_head(request, _DOCUMENT_LIMITS)
-    data = await _raw(request, _DOCUMENT_LIMITS)
+    data = await _raw(_chunks(request, _DOCUMENT_LIMITS, _at_once))
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -127,21 +140,21 @@ def _is_more(digits: str, limit: int) -> bool:
     return len(digits) > len(str(limit)) or int(digits) > limit
 
 
-async def _raw(request: Request, limits: BodyLimits) -> bytes:
+async def _raw(chunks: AsyncIterator[bytes]) -> bytes:
     received = bytearray()
-    async for chunk in _chunks(request, limits):
+    async for chunk in chunks:
         received += chunk
     return bytes(received)
 
 
-async def _form_file(request: Request, limits: BodyLimits, boundary: bytes) -> bytes:
+async def _form_file(chunks: AsyncIterator[bytes], boundary: bytes) -> bytes:
     form = FormFile(boundary)
-    async for chunk in _chunks(request, limits):
+    async for chunk in chunks:
         form.feed(chunk)
     return form.finish()
 
 
-async def _chunks(request: Request, limits: BodyLimits) -> AsyncIterator[bytes]:
+async def _chunks(request: Request, limits: BodyLimits, hold: Hold) -> AsyncIterator[bytes]:
     received = 0
     more = True
     expected = declared_bytes(request, limits) or 0
@@ -157,6 +170,9 @@ async def _chunks(request: Request, limits: BodyLimits) -> AsyncIterator[bytes]:
         if received > limits.max_bytes:
             raise _too_large(limits)
         more = message.get("more_body", False)
+        arrived_s = time.monotonic()
+        await hold(received)
+        started_s += time.monotonic() - arrived_s
         yield chunk
 
 

@@ -44,7 +44,7 @@ class Edge:
             scope = {**scope, "method": "GET"}
         exchange = Exchange.begin(scope, now_s=time.monotonic())
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
-            with self._metrics.in_flight():
+            with self._metrics.in_flight(), exchange.held:
                 status = await self._answer(scope, receive, send, exchange)
             self._take_note(scope, exchange, method=method, status=status)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,20 +24,24 @@ class Exchange:
         started_s: when the head was complete, on the clock of ``time.monotonic``.
         code: ``ok``, or the code of the error that was answered.
         route: the pattern of its path where no route was looked for; None = ask the scope.
+        source: who asks, for the waiting room; None = nobody in particular.
         served: name and number of the version that answers; None = none does.
         received: its body is here.
         stages_s: where the time of its answer went; empty when it has none.
         notes: what the handler wants to have logged besides: numbers and closed sets, never names of files.
+        held: what is given back when the answer was sent, or nobody was left to take it.
     """
 
     request_id: str
     started_s: float
     code: str = "ok"
     route: str | None = None
+    source: str | None = None
     served: tuple[str, int] | None = None
     received: bool = False
     stages_s: Mapping[Stage, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    held: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def begin(cls, scope: Scope, *, now_s: float) -> Exchange:

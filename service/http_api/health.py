@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.core.errors import DrainingError, LoadingError
+from service.core.errors import DrainingError, LoadingError, NoWorkerError
 from service.core.host import ModelHost
 from service.core.lifecycle import Lifecycle
 from service.http_api.documents import ProbeDocument, ReadinessDocument, engine_document
@@ -33,9 +33,14 @@ def health_router(host: ModelHost, lifecycle: Lifecycle) -> APIRouter:
 
     @router.get("/readyz")
     async def ready() -> ReadinessDocument:
-        """Tell whether to send work here, and which engines run; else 503 `loading` or `draining`."""
+        """Tell whether to send work here, and which engines run.
+
+        Else 503 `loading` or `draining`, or `no_worker` while a worker that died is started again.
+        """
         if lifecycle.draining:
             raise DrainingError("the service is about to stop")
+        if not host.ready and lifecycle.started:
+            raise NoWorkerError("the worker is being started again")
         if not host.ready:
             raise LoadingError("the models are being loaded")
         return ReadinessDocument(models=[engine_document(served) for served in host.models])

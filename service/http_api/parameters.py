@@ -38,7 +38,8 @@ class SegmentQuery(BaseModel):
     )
     classes: list[str] = Field(
         [],
-        description="The classes to keep, others become 255: ids or names, separated by commas.",
+        description="The classes to keep: ids or names, separated by commas. Others become the model's "
+        "`ignore_id`, which `/v1/models` tells; 255 as a rule.",
     )
     mask: MaskEncoding = Field(
         "png", description="How a JSON answer carries the mask: png, coco_rle or none."

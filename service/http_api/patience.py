@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ class ConnectionLimits:
         max_connections: at the same time; more are refused.
         head_timeout_s: from the connection, or the first byte of a later request, to the end of the head.
         idle_timeout_s: between two requests; also what the rest of a refused body may take.
-        write_timeout_s: from the end of an answer to the moment in which the client has taken all of it.
+        write_timeout_s: from the moment in which an answer waits for the client to that in which he has taken
+            all of it.
+        large_bytes_per_s: of an answer that is so large that this pace takes longer than ``write_timeout_s``.
         stall_timeout_s: a client that takes less than ``min_bytes_per_s`` for so long is cut off.
         min_bytes_per_s: of an answer.
     """
@@ -26,6 +29,11 @@ class ConnectionLimits:
     write_timeout_s: float = 60.0
     stall_timeout_s: float = 10.0
     min_bytes_per_s: int = 8192
+    large_bytes_per_s: int = 256 * 1024
+
+    def patience_s(self, unsent: int) -> float:
+        """Return how long a client may take for so many bytes."""
+        return max(self.write_timeout_s, unsent / self.large_bytes_per_s)
 
 
 class WriteWatch:
@@ -35,6 +43,7 @@ class WriteWatch:
         transport: of the connection.
         limits: of an answer.
         call_later: of the event loop.
+        rest: how many bytes of the answer that is being sent the transport does not have yet.
     """
 
     def __init__(
@@ -42,26 +51,29 @@ class WriteWatch:
         transport: asyncio.Transport,
         limits: ConnectionLimits,
         call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
+        rest: Callable[[], int],
     ) -> None:
         self._transport = transport
         self._limits = limits
         self._call_later = call_later
+        self._rest = rest
         self._timer: asyncio.TimerHandle | None = None
         self._unsent = 0
         self._checks_left = 0
 
     def look(self) -> None:
         """Begin to watch if something waits to be sent, and nobody watches yet."""
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self._count_unsent()
         if self._timer is None and unsent:
             self._unsent = unsent
-            self._checks_left = round(self._limits.write_timeout_s / self._limits.stall_timeout_s)
+            self._checks_left = math.ceil(self._limits.patience_s(unsent) / self._limits.stall_timeout_s)
             self._timer = self._call_later(self._limits.stall_timeout_s, self._check)
 
     def look_again(self) -> None:
-        """Begin anew: the client has taken nearly all, and more may be written from now on."""
-        self.stop()
-        self.look()
+        """Begin anew: the client has taken nearly all, unless the answer goes on."""
+        if not self._rest():
+            self.stop()
+            self.look()
 
     def stop(self) -> None:
         """Stop watching: the connection is gone."""
@@ -69,14 +81,19 @@ class WriteWatch:
             self._timer.cancel()
             self._timer = None
 
+    def _count_unsent(self) -> int:
+        return self._transport.get_write_buffer_size() + self._rest()
+
     def _check(self) -> None:
         self._timer = None
-        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        before, self._unsent = self._unsent, self._count_unsent()
         self._checks_left -= 1
         due = self._limits.min_bytes_per_s * self._limits.stall_timeout_s
         if not self._unsent:
             return
-        if self._checks_left <= 0 or before - self._unsent < due:
+        if self._unsent > before:  # the next answer has begun, which waits for the client from now on
+            self.look()
+        elif self._checks_left <= 0 or before - self._unsent < due:
             self._transport.abort()
         else:
             self._timer = self._call_later(self._limits.stall_timeout_s, self._check)

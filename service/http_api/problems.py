@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
@@ -15,8 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.core.errors import (
+    BusyError,
     InternalError,
     InvalidArgumentError,
+    LoadingError,
     NotFoundError,
     OverloadError,
     RequestTooSlowError,
@@ -62,6 +65,8 @@ CLIENT_CLOSED_REQUEST = 499
 """What the log says when nobody was left to answer; never sent."""
 
 CLIENT_CLOSED_CODE = "client_closed_request"
+
+_SPREAD_S = 3
 
 
 class MethodNotAllowedError(InvalidArgumentError):
@@ -116,8 +121,11 @@ def _status(error: ServiceError) -> HTTPStatus:
 
 def _headers(error: ServiceError) -> dict[str, str]:
     match error:
+        case BusyError() | LoadingError():
+            # Nothing tells who waits how long: those who are refused together shall not come back together.
+            return {"Retry-After": str(_whole_s(error) + random.randrange(_SPREAD_S))}  # noqa: S311 - no secret
         case OverloadError():
-            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+            return {"Retry-After": str(_whole_s(error))}
         case RequestTooSlowError():
             return {"Connection": "close"}  # the rest of it is still to come
         case UnauthenticatedError():
@@ -125,6 +133,10 @@ def _headers(error: ServiceError) -> dict[str, str]:
         case MethodNotAllowedError():
             return {"Allow": error.allowed}
     return {}
+
+
+def _whole_s(error: OverloadError) -> int:
+    return max(1, math.ceil(error.retry_after_s))
 
 
 async def service_error_response(request: Request, error: ServiceError) -> Response:

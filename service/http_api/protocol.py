@@ -11,7 +11,9 @@ import httptools
 import structlog
 import uvicorn
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.core.errors import BusyError, InvalidArgumentError, RequestTooSlowError, ServiceError
 from service.http_api.exchange import Exchange
@@ -34,6 +36,13 @@ MAX_BODY_PIECES = 65_536
 
 MAX_UNWANTED_BYTES = 32 << 20
 """Of a body that goes on after its request was answered; then the connection is closed."""
+
+MAX_PIPELINED = 16
+"""Requests that may wait on a connection for the answers before theirs. What follows is not read: the
+connection is closed behind the last of them, and the client asks again (RFC 9112, 9.3.2)."""
+
+MAX_BYTES_AHEAD = 64 * 1024
+"""Of requests that wait on a connection; no more is received before their turn comes."""
 
 _LINGER_S = 1.0
 """For a client to read the last answer, or to send the request that it was about to send."""
@@ -78,11 +87,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unwanted_bytes = 0
         self._is_upgrade = False
         self._is_refused = False
+        self._answered: RequestResponseCycle | None = None  # what is being answered, or was last
+        self._bytes_ahead = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there are too many connections."""
         super().connection_made(transport)
-        self._writes = WriteWatch(transport, self._limits, self.loop.call_later)
+        self._writes = WriteWatch(transport, self._limits, self.loop.call_later, self._rest_of_answer)
         if len(self.connections) > self._limits.max_connections:
             self._metrics.rejected("too_many_connections")
             self._is_refused = True
@@ -92,10 +103,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection, and tell the request that is being answered; others may wait behind it."""
         self._stop_awaiting_head()
         self._writes.stop()
         super().connection_lost(exc)
+        self.pipeline.clear()
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parse the next bytes of the connection."""
@@ -112,6 +127,9 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             if self._unaccounted_bytes > MAX_HEAD_BYTES:
                 self._refuse(_head_too_large())
+        if self.pipeline:
+            self._bytes_ahead += len(data)
+        self._balance_reading()
 
     def on_message_begin(self) -> None:
         """Begin a head."""
@@ -147,6 +165,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self.parser.get_http_version() == "1.1" and not any(name == b"host" for name, _ in self.headers):
             raise InvalidArgumentError("the header Host is missing")
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise InvalidArgumentError(f"more than {MAX_PIPELINED} requests wait on this connection")
         super().on_headers_complete()
         self._in_body = True
 
@@ -172,6 +192,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request, and for the client to take the answer."""
         super().on_response_complete()
+        self._balance_reading()
         self._writes.look()
 
     def pause_writing(self) -> None:
@@ -195,6 +216,23 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._in_head and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _balance_reading(self) -> None:
+        """Read on while others wait, or it would go unnoticed that the client leaves; but not without end."""
+        if not self.pipeline:
+            self._bytes_ahead = 0
+        elif self._bytes_ahead > MAX_BYTES_AHEAD:
+            self.flow.pause_reading()
+        elif len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    def _rest_of_answer(self) -> int:
+        cycle = self._answered
+        return 0 if cycle is None or cycle.response_complete else cycle.expected_content_length
+
     def _await_head(self) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._head_is_late)
@@ -214,14 +252,15 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _parse(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as pause:
-            rest = data[pause.args[0] :]
-            head = self._head_without_upgrade()
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            self._parse(head + rest)
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as pause:
+                data = self._head_without_upgrade() + data[pause.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            else:
+                return
 
     def _head_without_upgrade(self) -> bytes:
         fields = [(name, value) for name, value in self.headers if name != b"upgrade"]
@@ -243,6 +282,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if not (self._in_body and self.cycle.response_complete):  # the request has its answer already
             self._send(refusal)
+            self._metrics.request_done(protocol="http", route="unmatched", code=refusal.code, duration_s=0.0)
         self._close_gently()
 
     def _send(self, refusal: ServiceError) -> None:

@@ -4,53 +4,74 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from starlette.requests import Request
 
 from service.core.admission import MemoryBudget
-from service.http_api.body import BodyLimits, declared_bytes
+from service.core.errors import BusyError
+from service.http_api.body import BodyLimits, Hold, declared_bytes
 
 DEFAULT_MAX_BODY_BYTES_IN_FLIGHT = 512 * 1024 * 1024
+DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT = 256 * 1024 * 1024
 
-_UNDECLARED_SHARE = 2
+_RESTS_SHARE = 2
+_MORE = 2
 
 
 class BodyRoom:
-    """Bounds the bytes of all bodies together; a request waits before any more of its body is received.
+    """Bounds the bytes of all bodies together; of a body that has no room, no more is received.
 
-    A body that declares its length has to come at a pace. One that does not could hold the most that a body
-    may have for as long as a request may take, so such have half of the room, apart from all others.
+    Room is taken by what has arrived, and at most for as much again: who only says how much he will send
+    keeps nobody out. From one half of the room bodies take it step by step. When that half is full, each
+    waits in line for the rest of what it may have, from the other half; whoever got that waits no more, so
+    that bodies which are half here never wait for each other.
 
     Belongs to one event loop.
 
     Args:
-        max_bytes: of all bodies.
+        max_bytes: of all bodies; besides, of each connection what arrived while its body waits.
         limits: of one.
     """
 
     def __init__(self, max_bytes: int, limits: BodyLimits) -> None:
         self._limits = limits
-        undeclared = max_bytes // _UNDECLARED_SHARE
-        self._undeclared = MemoryBudget(undeclared)
-        self._declared = MemoryBudget(max_bytes - undeclared)
+        rests = max_bytes // _RESTS_SHARE
+        self._rests = MemoryBudget(rests)
+        self._steps = MemoryBudget(max_bytes - rests)
 
     @asynccontextmanager
-    async def holding(self, request: Request, *, deadline_s: float) -> AsyncIterator[None]:
-        """Wait for room for the body of a request; it is given back when the context is left.
+    async def holding(self, request: Request, *, deadline_s: float) -> AsyncIterator[Hold]:
+        """Hold room for the body of a request; it is given back when the context is left.
 
         Args:
             request: whose body was not received yet.
             deadline_s: when nobody waits any more, on the clock of ``time.monotonic``.
 
+        Yields:
+            What to await whenever more of the body has arrived, with its bytes so far. Raises ``BusyError``
+            when there is no room before the deadline, or for as long as a body may take to arrive.
+
         Raises:
-            BusyError: there was no room in time.
+            PayloadTooLargeError: it declares more bytes than one body may have.
         """
         declared = declared_bytes(request, self._limits)
-        budget = self._undeclared if declared is None else self._declared
-        num_bytes = self._limits.max_bytes if declared is None else declared
-        place = await budget.acquire(num_bytes, timeout_s=deadline_s - time.monotonic())
-        try:
-            yield
-        finally:
-            budget.release(place)
+        most = self._limits.max_bytes if declared is None else declared
+        held = 0
+        async with AsyncExitStack() as places:
+
+            async def take(budget: MemoryBudget, num_bytes: int, timeout_s: float) -> None:
+                nonlocal held
+                place = await budget.acquire(num_bytes, timeout_s=timeout_s)
+                places.callback(budget.release, place)
+                held += num_bytes
+
+            async def hold(received: int) -> None:
+                if received > held:
+                    with suppress(BusyError):
+                        await take(self._steps, max(received, min(_MORE * received, most)) - held, 0.0)
+                if received > held:
+                    patience_s = min(deadline_s - time.monotonic(), self._limits.receive_timeout_s)
+                    await take(self._rests, max(received, most) - held, patience_s)
+
+            yield hold

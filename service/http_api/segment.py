@@ -11,8 +11,9 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
+from service.core.admission import MemoryBudget
 from service.core.host import ModelHost, ServedModel
 from service.core.segmenter import Segmenter
 from service.http_api.body import BodyLimits, read_picture
@@ -22,10 +23,17 @@ from service.http_api.form import FILE_FIELD
 from service.http_api.negotiation import JPEG, NPY, PNG, RAW, negotiate
 from service.http_api.parameters import SegmentQuery, class_ids, refuse_repeats, timeout_s, version_number
 from service.http_api.rendering import Rendering, RenderingRequest, encode_bytes, render
-from service.http_api.room import DEFAULT_MAX_BODY_BYTES_IN_FLIGHT, BodyRoom
+from service.http_api.room import (
+    DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT,
+    DEFAULT_MAX_BODY_BYTES_IN_FLIGHT,
+    BodyRoom,
+)
 from service.http_api.turnstile import ROUTES
 
 ResultT = TypeVar("ResultT")
+
+PIECE_BYTES = 256 * 1024
+"""Of an answer, that are sent at once; larger ones need room until their last piece is sent."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,13 @@ class SegmentOptions:
     Args:
         body: what one may send.
         max_body_bytes_in_flight: what all together may send.
+        max_answer_bytes_in_flight: of all answers larger than 256 KiB that clients have not taken yet.
         default_timeout_s: how long a client waits that does not say so.
     """
 
     body: BodyLimits = field(default_factory=BodyLimits)
     max_body_bytes_in_flight: int = DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
+    max_answer_bytes_in_flight: int = DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT
     default_timeout_s: float = 30.0
 
 
@@ -61,6 +71,7 @@ class SegmentEndpoint:
         self._pool = pool
         self._options = options
         self._room = BodyRoom(options.max_body_bytes_in_flight, options.body)
+        self._unsent = MemoryBudget(options.max_answer_bytes_in_flight)
 
     async def segment(self, request: Request, query: Annotated[SegmentQuery, Query()]) -> Response:
         """Segment a picture with the default model."""
@@ -94,35 +105,63 @@ class SegmentEndpoint:
             mask=query.mask,
             keep=class_ids(query.classes, served.manifest.palette),
         )
-        async with self._room.holding(request, deadline_s=deadline_s):
-            data = await read_picture(request, self._options.body)
+        async with self._room.holding(request, deadline_s=deadline_s) as hold:
+            data = await read_picture(request, self._options.body, hold)
             exchange.received = True
             receive_s = time.monotonic() - exchange.started_s
-            work = self._segment(data, served, wanted, receive_s=receive_s, deadline_s=deadline_s)
+            work = self._segment(data, exchange, wanted, receive_s=receive_s, deadline_s=deadline_s)
             rendering = await while_connected(request.receive, work)
         exchange.stages_s = rendering.stages_s
         exchange.notes.update(rendering.notes, bytes_in=len(data), bytes_out=len(rendering.body))
-        return Response(rendering.body, headers=rendering.headers, media_type=wanted.media_type)
+        return _InPieces(rendering.body, headers=rendering.headers, media_type=wanted.media_type)
 
     async def _segment(
         self,
         data: bytes,
-        served: ServedModel,
+        exchange: Exchange,
         wanted: RenderingRequest,
         *,
         receive_s: float,
         deadline_s: float,
     ) -> Rendering:
-        version = served.version
+        assert exchange.served
+        model, version = exchange.served
         async with self._segmenter.segment(
             data,
             deadline_s=deadline_s,
-            model=version.name,
-            version=version.number,
+            model=model,
+            version=version,
             encode_bytes=encode_bytes(wanted),
+            source=exchange.source,
         ) as segmentation:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, render, segmentation, wanted, receive_s)
+            rendering = await loop.run_in_executor(self._pool, render, segmentation, wanted, receive_s)
+            rendered_s = time.monotonic()
+            await self._hold(rendering.body, exchange, deadline_s - rendered_s)
+            segmentation.idle_s = time.monotonic() - rendered_s
+            return rendering
+
+    async def _hold(self, body: bytes, exchange: Exchange, timeout_s: float) -> None:
+        """Wait for room for a large answer, while the picture's own room is still taken."""
+        if len(body) > PIECE_BYTES:
+            place = await self._unsent.acquire(len(body), timeout_s=timeout_s)
+            exchange.held.callback(self._unsent.release, place)
+
+
+class _InPieces(Response):
+    """An answer that is handed on as the client takes it; a small one at once."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        if len(self.body) <= PIECE_BYTES:
+            await super().__call__(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body), PIECE_BYTES):
+            # A copy: a view would keep all of the answer until its last piece is sent.
+            piece = bytes(self.body[start : start + PIECE_BYTES])
+            more = start + PIECE_BYTES < len(self.body)
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
 def segment_router(endpoint: SegmentEndpoint) -> APIRouter:

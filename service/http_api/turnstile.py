@@ -6,9 +6,10 @@ import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.core.errors import QueueFullError, ServiceError
+from service.core.errors import QueueFullError, RateLimitedError, ServiceError
 from service.core.host import ModelHost
 from service.core.segmenter import Segmenter
+from service.http_api.access import AccessPolicy
 from service.http_api.exchange import Exchange
 from service.http_api.parameters import TIMEOUT_HEADER, version_number
 from service.http_api.problems import problem
@@ -37,21 +38,31 @@ class Turnstile:
         segmenter: knows what waits.
         host: knows the served models.
         default_timeout_s: how long a client waits that does not say so.
+        access: knows who asks.
     """
 
-    def __init__(self, app: ASGIApp, segmenter: Segmenter, host: ModelHost, default_timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        segmenter: Segmenter,
+        host: ModelHost,
+        default_timeout_s: float,
+        access: AccessPolicy,
+    ) -> None:
         self._app = app
         self._segmenter = segmenter
         self._host = host
         self._default_timeout_s = default_timeout_s
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         answer = self._app
         if scope["type"] == "http" and scope["method"] == "POST":
+            Exchange.of(scope).source = self._access.source(scope)
             try:
                 self._check(scope)
-            except QueueFullError as refusal:
+            except (QueueFullError, RateLimitedError) as refusal:
                 answer = problem(refusal, Exchange.of(scope))
             except ServiceError:
                 pass  # a wrong model: the route says it better
@@ -68,8 +79,9 @@ class Turnstile:
         version = self._host.find(wanted.get("model"), number).version
         exchange = Exchange.of(scope)
         try:
-            self._segmenter.check(version, deadline_s=exchange.started_s + timeout_s)
-        except QueueFullError:
+            deadline_s = exchange.started_s + timeout_s
+            self._segmenter.check(version, deadline_s=deadline_s, source=exchange.source)
+        except (QueueFullError, RateLimitedError):
             exchange.route, exchange.served = route, (version.name, version.number)
             raise
 

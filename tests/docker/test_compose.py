@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,22 @@ def service() -> dict[str, Any]:
 
 def settings(**from_dotenv: str) -> Settings:
     written: dict[str, str | None] = service()["environment"]
-    passed = {name: from_dotenv.get(name) if value is None else value for name, value in written.items()}
+    passed = {name: passed_on(name, value, from_dotenv) for name, value in written.items()}
     present = {name: value for name, value in passed.items() if value is not None}
     return load_settings(flags=ON_ALL_ADDRESSES, environment=present)
+
+
+def passed_on(name: str, value: str | None, from_dotenv: Mapping[str, str]) -> str | None:
+    if value is None:
+        return from_dotenv.get(name)
+    default = re.fullmatch(rf"\${{{name}:-(.*)}}", value)
+    return value if default is None else from_dotenv.get(name, default[1])
+
+
+def test_a_page_from_elsewhere_reaches_it_under_no_name_of_its_own() -> None:
+    assert settings().server.allowed_hosts == ("localhost",)
+    named = settings(BISENET_SERVER__ALLOWED_HOSTS="masks.example,localhost")
+    assert named.server.allowed_hosts == ("masks.example", "localhost")
 
 
 def test_without_keys_only_this_machine_can_ask() -> None:

@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -25,6 +26,7 @@ from PIL import Image
 
 from model.registry import ModelRegistry
 from service.core.admission import BYTES_PER_PIXEL_IN_FLIGHT, DEFAULT_MAX_PIXELS_IN_FLIGHT
+from service.http_api.room import DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT
 
 MIB = 1 << 20
 SMALL = encoded(np.zeros((64, 96, 3), np.uint8))
@@ -160,6 +162,33 @@ def test_a_crowd_of_pictures_at_the_limit_stays_within_its_memory_and_lets_small
     budget = DEFAULT_MAX_PIXELS_IN_FLIGHT * BYTES_PER_PIXEL_IN_FLIGHT
     assert peak[0] <= before + budget + 64 * MIB
     assert_alive(server)
+
+
+def test_answers_at_the_limit_that_nobody_takes_stay_within_their_memory(server: Server) -> None:
+    picture = png_of_zeros(7000, color_type=0)
+    assert post_patiently(server, picture, timeout_ms=60_000) == (200, None)
+    before = server.memory_bytes()
+    with ThreadPoolExecutor(12) as clients, ExitStack() as held, server.peak_memory() as peak:
+        raw = list(
+            clients.map(
+                lambda _: first_bytes_of_an_overlay(server, picture, held, timeout_ms=4000), range(12)
+            )
+        )
+        assert post_patiently(server, SMALL, timeout_ms=60_000) == (200, None)
+    assert set(raw) <= {b"200", b"503", b"504", b"429"}
+    assert b"200" in raw
+    budget = DEFAULT_MAX_PIXELS_IN_FLIGHT * BYTES_PER_PIXEL_IN_FLIGHT
+    assert peak[0] <= before + budget + DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT + 64 * MIB
+    assert_alive(server)
+
+
+def first_bytes_of_an_overlay(server: Server, picture: bytes, held: ExitStack, *, timeout_ms: int) -> bytes:
+    """Ask for 3 bytes a pixel, read the status and no more, and stay connected; return the status."""
+    raw, reader = held.enter_context(server.connection())
+    head = f"POST /v1/segment?output=overlay&timeout_ms={timeout_ms} HTTP/1.1\r\nHost: localhost\r\n"
+    length = f"Accept: application/octet-stream\r\nContent-Length: {len(picture)}\r\n\r\n"
+    raw.sendall(f"{head}{length}".encode() + picture)
+    return reader.read(12)[9:]
 
 
 def post_patiently(server: Server, picture: bytes, *, timeout_ms: int) -> tuple[int, str | None]:

@@ -240,20 +240,21 @@ def cpu_seconds(server: Server) -> float:
 
 SLOW = {
     "head": b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nX: ",
-    "body": b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n",
+    "body": b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10485760\r\n\r\n",
     "silence": b"",
 }
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("slow", [list(SLOW), ["body"]], ids=["all kinds", "bodies of 10 MB"])
 def test_five_hundred_slow_clients_are_all_cut_off_while_a_normal_one_is_answered(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path, slow: list[str]
 ) -> None:
     hasty = {"BISENET_LIMITS__HEAD_TIMEOUT_S": "3", "BISENET_LIMITS__RECEIVE_TIMEOUT_S": "6"}
     with started(environment | hasty, tmp_path / "log") as server, ExitStack() as held:
         begun_s = time.monotonic()
         clients = [held.enter_context(dial(server)) for _ in range(500)]
-        kinds = [list(SLOW)[number % 3] for number in range(500)]
+        kinds = [slow[number % len(slow)] for number in range(500)]
         for client, kind in zip(clients, kinds, strict=True):
             client.sendall(SLOW[kind])
             client.setblocking(False)

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from service.http_api.access import LOOPBACK_HOSTS
 from service.http_api.edge import PROBE_PATHS
 from service.settings import Settings, load_settings
 
@@ -88,6 +89,13 @@ def test_the_service_and_the_probes_reach_the_ports_that_are_listened_on() -> No
     assert {port["targetPort"] for port in SERVICE["spec"]["ports"]} == ports.keys()
     assert {probe["port"] for probe in probes} == {"http"}
     assert {probe["path"] for probe in probes} == PROBE_PATHS
+
+
+def test_probes_pass_whatever_hosts_are_allowed() -> None:
+    for kind in ("startup", "readiness", "liveness"):
+        (header,) = CONTAINER[f"{kind}Probe"]["httpGet"]["httpHeaders"]
+        assert header["name"] == "Host"
+        assert header["value"] in LOOPBACK_HOSTS
 
 
 def test_the_pod_is_admitted_where_the_restricted_standard_is_enforced() -> None:

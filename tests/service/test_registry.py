@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from fakes import write_pooling_artifact
 
-from model.errors import RegistryUrlError
+from model.errors import RegistryUrlError, StorageError
 from model.manifest import ModelVersion
+from model.registry import ModelRegistry
 from service import registry
-from service.registry import open_registry, wants_int8
-from service.settings import Settings, load_settings
+from service.registry import find_models, open_registry, wants_int8
+from service.settings import ModelsSettings, Settings, SettingsError, load_settings
 
 
 def configured(url: str, tmp_path: Path) -> Settings:
@@ -31,6 +32,32 @@ def test_shipped_models_are_found_beside_an_empty_registry(
 def test_a_url_that_names_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryUrlError, match="ftp://host"):
         open_registry(configured("ftp://host/models", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("url", "reference", "message"),
+    [
+        ("registry", "none", "models.serve: no model 'none'"),
+        ("registry", "city@2", "models.serve: no version city@2"),
+        ("registry", "city:staging", "models.serve: no alias city:staging"),
+        ("ftp://host/models", "city", "registry.url: "),
+    ],
+)
+def test_a_model_that_was_never_published_is_a_wrong_setting(
+    tmp_path: Path, url: str, reference: str, message: str
+) -> None:
+    folder = write_pooling_artifact(tmp_path / "artifact").folder
+    ModelRegistry(tmp_path / "registry").publish(folder, "city")
+    settings = configured(str(tmp_path / url) if url == "registry" else url, tmp_path)
+    with pytest.raises(SettingsError) as caught:
+        find_models(settings.model_copy(update={"models": ModelsSettings(serve=("city", reference))}))
+    assert str(caught.value).startswith(message)
+
+
+def test_a_store_that_fails_is_no_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "registry").write_text("no folder")
+    with pytest.raises(StorageError):
+        find_models(configured(str(tmp_path / "registry"), tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,25 @@ def test_variables_of_others_are_left_alone() -> None:
         BISENET_DATA_ROOT="/data",
         BISENET_SERVICE_HOST="10.0.0.1",
         BISENET_PORT="tcp://10.0.0.1:80",
+        BISENET_SERVER_SERVICE_HOST="10.0.0.1",  # of a service called bisenet-server
+        BISENET_SERVER_PORT_80_TCP_PORT="80",
+        BISENET_SERVER_HTTP_PORT="tcp://10.0.0.1:80",  # bisenet-server-http
         OTHER__A="b",
     )
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("BISENET_AUTH_KEYS", "BISENET_AUTH__KEYS"),
+        ("BISENET_REGISTRY_URL", "BISENET_REGISTRY__URL"),
+        ("BISENET_LIMITS_MAX_BODY_BYTES", "BISENET_LIMITS__MAX_BODY_BYTES"),
+    ],
+)
+def test_an_underscore_too_few_is_no_setting_that_is_silently_ignored(slip: str, meant: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(**{slip: "hush-hush"})
+    assert str(caught.value) == f"{slip}: did you mean {meant}?"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,13 @@ import secrets
 import stat
 from pathlib import Path
 
+import structlog
+
+_log = structlog.get_logger()
+
+_MOUNTED = 0o440
+"""How Kubernetes mounts a secret for the group of a pod."""
+
 _TOKEN_BYTES = 32
 _MAX_FILE_BYTES = 4096
 
@@ -19,7 +26,8 @@ class TokenFileError(Exception):
 def obtain_token(path: Path) -> str:
     """Return the token of a file; where there is none, make one (0600) that every later start finds.
 
-    Of several processes that start at once, all get the same token.
+    Of several processes that start at once, all get the same token. A file that others may read is used, with
+    a warning.
 
     Raises:
         TokenFileError: the file cannot be read or written, others may write to it, or it holds no token.
@@ -36,8 +44,11 @@ def obtain_token(path: Path) -> str:
 
 def _read(path: Path) -> str:
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & stat.S_IWOTH:
             raise TokenFileError(f"token file {path} can be written to by others")
+        if mode & (stat.S_IRWXG | stat.S_IRWXO) and mode != _MOUNTED:
+            _log.warning("token file may be read by others", path=str(path), mode=f"{mode:04o}")
         token = file.read(_MAX_FILE_BYTES).strip().decode("ascii", "replace")
     if not token.isprintable() or not token.isascii() or " " in token or not token:
         raise TokenFileError(f"token file {path} holds no token: printable ASCII without spaces")

@@ -4,7 +4,13 @@ import pytest
 
 from model.preprocess import ImageSize
 from service.core.batching import Batch, BatchKey, BatchLimits, DynamicBatcher, Item, Lane
-from service.core.errors import DeadlineExceededError, DrainingError, NoWorkerError, QueueFullError
+from service.core.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    NoWorkerError,
+    QueueFullError,
+    RateLimitedError,
+)
 
 NEVER_S = 1e9
 KEY = BatchKey("model", ImageSize(10, 10))
@@ -289,16 +295,56 @@ def test_nothing_is_refused_for_its_deadline_before_a_duration_is_known() -> Non
 
 @pytest.mark.parametrize(
     ("lane", "source", "places"),
-    [(Lane.INTERACTIVE, None, 16), (Lane.STREAM, None, 8), (Lane.BULK, None, 4), (Lane.INTERACTIVE, "a", 4)],
+    [(Lane.INTERACTIVE, None, 16), (Lane.STREAM, None, 8), (Lane.BULK, None, 4), (Lane.STREAM, "a", 4)],
 )
 def test_neither_a_lane_nor_a_source_takes_the_places_of_others(
     lane: Lane, source: str | None, places: int
 ) -> None:
     batcher = a_batcher(*(an_item(lane=lane, source=source) for _ in range(places)), max_items=16)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(QueueFullError if source is None else RateLimitedError):
         batcher.admit(an_item(lane=lane, source=source))
     if places < 16:
         batcher.admit(an_item())
+
+
+def fill(batcher: Batcher, source: str | None) -> int:
+    """Let interactive items of a source wait until one is refused; return how many got a place."""
+    for count in range(100):
+        try:
+            batcher.admit(an_item(source=source))
+        except (QueueFullError, RateLimitedError):
+            return count
+    raise AssertionError("nobody is ever refused")
+
+
+def test_a_lone_client_may_fill_the_room_and_others_find_a_place_all_the_same() -> None:
+    batcher = a_batcher(max_items=16)
+    assert fill(batcher, "a") == 16
+    assert fill(batcher, "b") == 1
+    assert fill(batcher, "c") == 1
+    assert fill(batcher, "d") == 0
+    assert fill(batcher, "a") == 0
+    while len(batcher) > 10:
+        next_up(batcher)
+    batcher.admit(an_item(source="e"))
+    assert fill(batcher, "a") == 0
+    assert fill(batcher, "e") == 16 - 11
+
+
+@pytest.mark.parametrize(("clients", "each"), [("ab", 8), ("abc", 6), ("abcd", 4)])
+def test_of_several_clients_none_fills_more_than_its_share(clients: str, each: int) -> None:
+    batcher = a_batcher(*(an_item(source=client) for client in clients), max_items=16)
+    assert 1 + fill(batcher, "a") == each
+
+
+def test_a_client_who_comes_behind_a_flood_is_the_next_one() -> None:
+    batcher = a_batcher(*(an_item("a", source="a") for _ in range(16)), max_items=16, batch_s=1.0)
+    assert next_up(batcher) == "a"
+    batcher.check(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=3.0, source="b")
+    with pytest.raises(QueueFullError):
+        batcher.check(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=3.0, source="a")
+    batcher.admit(an_item("b", deadline_s=3.0, source="b"))
+    assert "b" in next_up(batcher) + next_up(batcher)
 
 
 def test_a_place_is_there_for_every_lane_of_the_smallest_room() -> None:

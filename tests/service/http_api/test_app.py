@@ -147,6 +147,12 @@ async def test_probes_follow_the_life_of_the_process() -> None:
         assert await probe() == [200, 200, "draining"]
 
 
+async def test_a_worker_that_is_gone_is_no_model_that_is_being_loaded(site: Site) -> None:
+    site.host._worker.lost([], [], retry_after_s=1.0)
+    response = await site.client.get("/readyz")
+    assert (response.status_code, response.json()["code"]) == (503, "no_worker")
+
+
 async def test_a_probe_that_fails_is_a_503_that_says_when_to_come_back() -> None:
     async with open_site(versions=()) as site:
         for path in ("/readyz", "/startupz"):

@@ -124,6 +124,26 @@ async def test_a_client_that_leaves_ends_the_reading() -> None:
         await read_picture(request(Sender(messages)), LIMITS)
 
 
+async def test_what_has_arrived_is_held_before_more_is_received() -> None:
+    sender = chunks(b"abc", b"de")
+    held = []
+
+    async def hold(received: int) -> None:
+        held.append((received, len(sender.unread)))
+
+    assert await read_picture(request(sender), LIMITS, hold) == b"abcde"
+    assert held == [(3, 1), (5, 0)]
+
+
+async def test_to_wait_for_room_is_not_to_be_slow() -> None:
+    limits = BodyLimits(receive_timeout_s=0.05)
+
+    async def hold(_received: int) -> None:
+        await asyncio.sleep(0.1)
+
+    assert await read_picture(request(chunks(b"abc", b"de", b"f")), limits, hold) == b"abcdef"
+
+
 async def test_a_client_that_falls_silent_is_told_that_it_is_too_slow() -> None:
     sender = Sender([{"type": "http.request", "body": b"abc", "more_body": True}])
     with pytest.raises(RequestTooSlowError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -16,15 +17,24 @@ DUE = int(LIMITS.min_bytes_per_s * LIMITS.stall_timeout_s)
 
 
 class Connection:
-    """A transport whose client takes so many bytes a period, and a clock that the test turns."""
+    """A transport whose client takes so many bytes a period, and a clock that the test turns.
 
-    def __init__(self, unsent: int) -> None:
+    Args:
+        unsent: bytes of an answer.
+        piece: how many of them the transport is given at a time.
+    """
+
+    def __init__(self, unsent: int, piece: int) -> None:
         self.unsent = unsent
+        self.piece = piece
         self.aborted = False
         self.due: list[Callable[[], None]] = []
 
     def get_write_buffer_size(self) -> int:
-        return self.unsent
+        return min(self.unsent, self.piece)
+
+    def rest(self) -> int:
+        return self.unsent - self.get_write_buffer_size()
 
     def abort(self) -> None:
         self.aborted = True
@@ -43,9 +53,9 @@ class Connection:
             callback()
 
 
-def watched(unsent: int) -> tuple[Connection, WriteWatch]:
-    connection = Connection(unsent)
-    watch = WriteWatch(cast("asyncio.Transport", connection), LIMITS, connection.call_later)
+def watched(unsent: int, *, piece: int = 1 << 40) -> tuple[Connection, WriteWatch]:
+    connection = Connection(unsent, piece)
+    watch = WriteWatch(cast("asyncio.Transport", connection), LIMITS, connection.call_later, connection.rest)
     watch.look()
     return connection, watch
 
@@ -60,9 +70,9 @@ def test_who_takes_nothing_is_cut_off_after_one_period() -> None:
     assert connection.aborted
 
 
-@given(unsent=st.integers(1, 5 * DUE), more=st.integers(0, DUE))
-def test_who_keeps_the_pace_gets_all_of_it(unsent: int, more: int) -> None:
-    connection, _ = watched(unsent)
+@given(unsent=st.integers(1, 5 * DUE), more=st.integers(0, DUE), piece=st.integers(1, 5 * DUE))
+def test_who_keeps_the_pace_gets_all_of_it(unsent: int, more: int, piece: int) -> None:
+    connection, _ = watched(unsent, piece=piece)
     while connection.due:
         connection.period(DUE + more)
     assert not connection.aborted
@@ -76,7 +86,33 @@ def test_who_keeps_the_pace_of_an_endless_answer_is_cut_off_in_the_end() -> None
         connection.period(DUE)
         periods += 1
     assert connection.aborted
-    assert periods * LIMITS.stall_timeout_s == LIMITS.write_timeout_s
+    patience_s = LIMITS.patience_s(1000 * DUE)
+    assert periods == math.ceil(patience_s / LIMITS.stall_timeout_s)
+    assert patience_s > LIMITS.write_timeout_s
+
+
+@given(size=st.integers(1, 200_000_000), piece=st.integers(1, 200_000_000))
+def test_who_takes_a_large_answer_at_the_pace_of_large_ones_gets_all_of_it(size: int, piece: int) -> None:
+    connection, _ = watched(size, piece=piece)
+    while connection.due:
+        connection.period(math.ceil(LIMITS.large_bytes_per_s * LIMITS.stall_timeout_s))
+    assert not connection.aborted
+
+
+def test_an_answer_that_goes_on_does_not_begin_anew() -> None:
+    connection, watch = watched(5 * DUE, piece=DUE)
+    timers = list(connection.due)
+    watch.look_again()
+    assert connection.due == timers
+
+
+def test_the_next_answer_begins_anew() -> None:
+    connection, _ = watched(5 * DUE)
+    connection.unsent = 9 * DUE
+    connection.period(DUE)
+    assert not connection.aborted
+    connection.period(DUE - 1)
+    assert connection.aborted
 
 
 def test_a_connection_is_watched_once_however_often_it_pauses() -> None:

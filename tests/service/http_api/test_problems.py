@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from service.core import errors
 from service.core.errors import (
+    BusyError,
     InternalError,
     InvalidArgumentError,
+    LoadingError,
     OverloadError,
     QueueFullError,
     ServiceError,
@@ -68,6 +70,15 @@ def test_the_advice_is_a_whole_number_of_seconds_and_never_too_early(seconds: fl
     advice = int(problem(QueueFullError("full", retry_after_s=seconds), exchange()).headers["retry-after"])
     assert advice >= 1
     assert seconds <= advice < max(1, seconds) + 1
+
+
+@pytest.mark.parametrize("error_type", [BusyError, LoadingError])
+def test_who_was_refused_with_others_comes_back_at_another_time(error_type: type[OverloadError]) -> None:
+    advice = {
+        int(problem(error_type("busy", retry_after_s=4.5), exchange()).headers["retry-after"])
+        for _ in range(300)
+    }
+    assert advice == {5, 6, 7}
 
 
 def test_only_a_defect_keeps_its_message_to_itself() -> None:

@@ -19,6 +19,7 @@ from service.http_api import protocol
 from service.http_api.app import HttpOptions
 from service.http_api.body import BodyLimits
 from service.http_api.patience import ConnectionLimits
+from service.http_api.protocol import GuardedProtocol
 from service.http_api.segment import SegmentOptions
 from service.http_api.server import HttpServer, listen
 
@@ -37,6 +38,13 @@ class Wire:
         self.site = site
         self.port = port
         self._server = server
+
+    @property
+    def connections(self) -> set[GuardedProtocol]:
+        return {one for one in self._server.server_state.connections if isinstance(one, GuardedProtocol)}
+
+    async def until_nothing_is_answered(self) -> None:
+        await asyncio.gather(*self._server.server_state.tasks)
 
     async def until_nobody_is_connected(self) -> None:
         given_up_s = time.monotonic() + PATIENCE_S
@@ -171,6 +179,13 @@ async def test_what_comes_endlessly_is_cut_off(wire: Wire, status: int, start: b
     assert await wire.ask(LIVE + b"Connection: close\r\n\r\n") == [200]
 
 
+async def test_what_no_application_gets_to_see_is_counted_all_the_same(wire: Wire) -> None:
+    assert await wire.ask(b"GET /" + b"a" * 2 * protocol.MAX_TARGET_BYTES) == [414]
+    assert await wire.ask(MALFORMED["no colon"]) == [400]
+    counted = 'bisenet_requests_total{code="invalid_argument",model="",protocol="http",route="unmatched"'
+    assert re.search(rf"{re.escape(counted)}.*}} 2\.0", wire.site.metrics.exposition()[0].decode())
+
+
 async def test_a_head_may_have_a_hundred_fields(wire: Wire) -> None:
     for fields, status in ((98, 200), (99, 431)):
         assert await wire.ask(LIVE + b"Connection: close\r\n" + b"X: a\r\n" * fields + b"\r\n") == [status]
@@ -261,6 +276,58 @@ async def test_odd_requests_are_answered(wire: Wire, request_bytes: bytes, statu
 async def test_requests_in_a_row_are_answered_in_a_row(wire: Wire) -> None:
     request = with_length(POST, PICTURE, close=False)
     assert await wire.ask(request * 3 + LIVE + b"Connection: close\r\n\r\n") == [200] * 4
+
+
+@pytest.mark.parametrize("upgrade", [b"", H2C], ids=["plain", "upgrades"])
+async def test_of_endlessly_many_requests_in_a_row_a_few_are_kept_and_answered(upgrade: bytes) -> None:
+    engine = FakeEngine(held=True)
+    flood = (LIVE + upgrade + b"\r\n") * 1500
+    async with serving(engine) as wire:
+        answers = asyncio.create_task(wire.converse(with_length(POST, PICTURE, close=False), flood))
+        await asyncio.to_thread(engine.wait_until_busy)
+        (connection,) = wire.connections
+        while not connection.pipeline:  # noqa: ASYNC110 - nothing tells when it has read them
+            await asyncio.sleep(0)
+        assert len(connection.pipeline) <= protocol.MAX_PIPELINED
+        engine.go_on()
+        assert statuses(await answers) == [200] * (1 + protocol.MAX_PIPELINED)
+
+
+async def test_requests_that_wait_are_not_received_without_end() -> None:
+    engine = FakeEngine(held=True)
+    head = POST + b"X: " + b"a" * 50_000 + b"\r\n"
+    async with serving(engine) as wire:
+        _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
+        writer.write(with_length(POST, PICTURE, close=False))
+        await asyncio.to_thread(engine.wait_until_busy)
+        (connection,) = wire.connections
+        for _ in range(protocol.MAX_PIPELINED):
+            writer.write(with_length(head, PICTURE, close=False))
+        while not connection.flow.read_paused:  # noqa: ASYNC110 - nothing tells when it has read enough
+            await asyncio.sleep(0)
+        assert (
+            sum(len(value) for cycle, _ in connection.pipeline for _, value in cycle.scope["headers"])
+            < 0.5 * MIB
+        )
+        engine.go_on(1 + protocol.MAX_PIPELINED)
+        writer.write(LIVE + b"Connection: close\r\n\r\n")
+        writer.close()
+
+
+async def test_who_leaves_is_missed_although_another_request_of_his_waits() -> None:
+    engine = FakeEngine(held=True)
+    async with serving(engine) as wire:
+        _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
+        writer.write(with_length(POST, PICTURE, close=False))
+        await asyncio.to_thread(engine.wait_until_busy)
+        (connection,) = wire.connections
+        writer.write(LIVE + b"\r\n")
+        while not connection.pipeline:  # noqa: ASYNC110 - nothing tells when it has read it
+            await asyncio.sleep(0)
+        writer.close()
+        await wire.until_nobody_is_connected()
+        await asyncio.wait_for(wire.until_nothing_is_answered(), PATIENCE_S)
+        engine.go_on()
 
 
 async def test_an_answer_that_is_on_its_way_is_not_disturbed_by_what_follows() -> None:
@@ -369,17 +436,46 @@ async def test_the_rest_of_a_refused_body_may_not_trickle_for_ever(hasty: Wire) 
 
 
 async def test_who_does_not_take_the_answer_is_cut_off() -> None:
-    huge = encoded(np.zeros((1500, 1500, 3), np.uint8))
-    ask = b"POST /v1/segment?output=color HTTP/1.1\r\nAccept: application/x-npy\r\n" + HOST
+    async with serving(limits=HASTY) as wire, asyncio.timeout(PATIENCE_S), slow_reader(wire):
+        await wire.until_nobody_is_connected()
+
+
+HUGE = encoded(np.zeros((1500, 1500, 3), np.uint8))
+ASK_HUGE = b"POST /v1/segment?output=color HTTP/1.1\r\nAccept: application/octet-stream\r\n" + HOST
+HUGE_BYTES = 3 * 1500 * 1500
+
+
+@asynccontextmanager
+async def slow_reader(wire: Wire) -> AsyncIterator[asyncio.StreamReader]:
+    """Ask for a huge answer, and take no more than its head."""
     loop = asyncio.get_running_loop()
-    async with serving(limits=HASTY) as wire, asyncio.timeout(PATIENCE_S):
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.setblocking(False)
-            await loop.sock_connect(client, ("127.0.0.1", wire.port))
-            await loop.sock_sendall(client, with_length(ask, huge, close=False))
-            assert statuses(await loop.sock_recv(client, 100)) == [200]
-            await wire.until_nobody_is_connected()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", wire.port))
+        reader, writer = await asyncio.open_connection(sock=client, limit=1024)
+        writer.write(with_length(ASK_HUGE, HUGE, close=False))
+        assert statuses(await reader.readuntil(b"\r\n\r\n")) == [200]
+        yield reader
+        writer.close()
+
+
+async def test_an_answer_is_written_no_faster_than_it_is_taken(wire: Wire) -> None:
+    async with asyncio.timeout(PATIENCE_S), slow_reader(wire) as reader:
+        (connection,) = wire.connections
+        assert 0 < connection.transport.get_write_buffer_size() < MIB
+        assert len(await reader.readexactly(HUGE_BYTES)) == HUGE_BYTES
+
+
+async def test_large_answers_that_nobody_takes_have_a_limit_and_small_ones_pass_by() -> None:
+    options = HttpOptions(segment=SegmentOptions(max_answer_bytes_in_flight=2 * HUGE_BYTES))
+    async with serving(options=options) as wire, asyncio.timeout(PATIENCE_S):
+        async with slow_reader(wire):
+            hasty = ASK_HUGE + b"X-Request-Timeout-Ms: 500\r\n"
+            assert await wire.ask(with_length(hasty, HUGE)) == [503]
+            assert await wire.ask(with_length(POST, PICTURE)) == [200]
+            waiting = asyncio.create_task(wire.ask(with_length(ASK_HUGE, HUGE)))
+        assert await waiting == [200]
 
 
 async def test_one_connection_too_many_is_told_so_and_the_others_live_on() -> None:
@@ -391,7 +487,7 @@ async def test_one_connection_too_many_is_told_so_and_the_others_live_on() -> No
                 await reader.readuntil(b'"live"}')
             answer = await wire.converse()
             assert statuses(answer) == [503]
-            assert b"retry-after: 1" in answer
+            assert b"retry-after: " in answer
         text = wire.site.metrics.exposition()[0].decode()
         assert 'bisenet_rejected_total{reason="too_many_connections"} 2.0' in text
         for _, writer in held:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.http_api.admin.tokens import TokenFileError, obtain_token
 
@@ -36,6 +37,18 @@ def test_a_token_that_somebody_wrote_is_used(tmp_path: Path) -> None:
     path.write_text("  chosen-by-hand\n")
     path.chmod(0o440)
     assert obtain_token(path) == "chosen-by-hand"
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_told"), [(0o600, False), (0o400, False), (0o440, False), (0o640, True), (0o644, True)]
+)
+def test_who_lets_others_read_a_token_is_told_so(tmp_path: Path, mode: int, *, is_told: bool) -> None:
+    path = tmp_path / "token"
+    path.write_text("chosen-by-hand")
+    path.chmod(mode)
+    with capture_logs() as log:
+        assert obtain_token(path) == "chosen-by-hand"
+    assert [entry["mode"] for entry in log] == [f"{mode:04o}"] * is_told
 
 
 @pytest.mark.parametrize("content", ["", "\n", "two words", "caf\u00e9", "a\tb"])
