@@ -14,7 +14,7 @@ import structlog
 from google.rpc.status_pb2 import Status
 
 from service.core.errors import BusyError, InternalError, ServiceError, UnauthenticatedError
-from service.core.keys import bears_known_key
+from service.core.keys import bearer_digest, bears_known_key
 from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
 from service.telemetry import Metrics, sane_request_id
 from service.wire import segmentation_pb2 as wire
@@ -39,6 +39,7 @@ class Call:
         started_s: when it came, on the clock of ``time.monotonic``.
         code: ``ok``, or the code of the error that it ended with.
         served: name and number of the version that answers; None = none does.
+        source: who asks, for the waiting room: a key, or an address where nobody needs a key.
         notes: what else is worth logging: numbers and closed sets only.
     """
 
@@ -46,6 +47,7 @@ class Call:
     started_s: float
     code: str = "ok"
     served: tuple[str, int] | None = None
+    source: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,6 +97,7 @@ class Edge:
             try:
                 self._check_key(metadata)
                 self._check_room()
+                call.source = self._source(context, metadata)
                 yield call
             except ServiceError as error:
                 status = _status(call, error)
@@ -114,6 +117,11 @@ class Edge:
     def _check_key(self, metadata: dict[str, str]) -> None:
         if self._key_digests and not bears_known_key(metadata.get("authorization", ""), self._key_digests):
             raise UnauthenticatedError("a valid API key is needed as metadata: authorization: Bearer KEY")
+
+    def _source(self, context: Context, metadata: dict[str, str]) -> str:
+        if self._key_digests:
+            return bearer_digest(metadata["authorization"]).hex()
+        return str(context.peer()).rpartition(":")[0]  # without the port
 
     def _count(self, context: Context) -> None:
         """Count a call until its answer is sent, which is after it was returned."""

@@ -157,7 +157,13 @@ class Servicer:
         wanted = MaskRequest.parse(request.mask, request.classes, served.manifest.palette)
         max_bytes = self._options.max_image_bytes
         async with segmented(
-            self._segmenter, request.image, target, wanted, deadline_s=deadline_s, max_bytes=max_bytes
+            self._segmenter,
+            request.image,
+            target,
+            wanted,
+            deadline_s=deadline_s,
+            max_bytes=max_bytes,
+            source=call.source,
         ) as segmentation:
             loop = asyncio.get_running_loop()
             encoded = await loop.run_in_executor(self._pool, encode, segmentation, wanted)

@@ -179,6 +179,30 @@ async def test_a_picture_without_room_is_refused_at_once() -> None:
         assert (await site.stub.Segment(request(), timeout=PATIENCE_S)).mask.data
 
 
+async def test_a_client_that_fills_the_queue_does_not_keep_another_one_out() -> None:
+    options = ServicerOptions(key_digests=key_digests(["greedy", "modest"]))
+    async with open_grpc_site(FakeEngine(held=True), max_waiting=8, options=options) as site:
+
+        async def reason(key: str) -> str:
+            try:
+                await site.stub.Segment(
+                    request(), timeout=PATIENCE_S, metadata=(("authorization", f"Bearer {key}"),)
+                )
+            except grpc.aio.AioRpcError as error:
+                return str(reason_of(error))
+            return "answered"
+
+        greedy = [asyncio.create_task(reason("greedy")) for _ in range(12)]
+        refused, _ = await asyncio.wait(greedy, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        assert {one.result() for one in refused} == {"queue_full"}
+        modest = asyncio.create_task(reason("modest"))
+        settled, _ = await asyncio.wait([modest], timeout=0.2)
+        assert not settled
+        site.engine.go_on(12)
+        assert await modest == "answered"
+        await asyncio.gather(*greedy)
+
+
 @pytest.mark.parametrize("method", ["Segment", "ListModels"])
 async def test_a_message_that_never_comes_is_not_waited_for(method: str) -> None:
     async with open_grpc_site(options=ServicerOptions(receive_timeout_s=0.05)) as site:
