@@ -20,7 +20,7 @@ import typer
 import uvloop
 
 from model.image import decode_image
-from model.labels import ClassPalette, LabelMap, UInt8Array
+from model.labels import MAX_CLASSES, ClassPalette, LabelMap, UInt8Array
 from model.preprocess import PreprocessSpec, size_of
 from service.cli.http_target import running_service
 from service.cli.load import RefusedError, percentile
@@ -34,7 +34,9 @@ from service.core import codec
 from service.machine import Machine, is_busy, this_machine
 
 _WARM_UP = 10
-_ANY_PALETTE = ClassPalette(("any",), ((0, 0, 0),))
+_ANY_PALETTE = ClassPalette(
+    tuple(map(str, range(MAX_CLASSES))), tuple((gray, gray, gray) for gray in range(MAX_CLASSES))
+)
 _ANY_SPEC = PreprocessSpec((0.5, 0.5, 0.5), max_infer_pixels=1 << 62)
 _BLOCK_WINDOW = 8
 """Frames of a film that are under way: more than the service takes at once."""

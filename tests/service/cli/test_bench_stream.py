@@ -100,7 +100,7 @@ def test_what_a_picture_takes_is_the_work_of_a_processor_and_not_the_time_that_p
     monkeypatch.setattr(time, "thread_time", lambda: next(works_s))
     monkeypatch.setattr(time, "monotonic", lambda: next(passes_s))
     frame = encoded(np.zeros((40, 72, 3), np.uint8), "JPEG")
-    mask = Mask(encoded(np.zeros((40, 72), np.uint8)), "png", 72, 40)
+    mask = Mask(encoded(np.full((40, 72), 18, np.uint8)), "png", 72, 40)
     assert bench_stream.picture_cpu_s(frame, mask) == pytest.approx(0.002)
 
 
