@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from model.image import ImageLimits
 from model.preprocess import ImageSize
@@ -18,6 +19,7 @@ from service.core.job import Runner
 from service.core.life import WorkerLife
 from service.core.process import ProcessRunner
 from service.core.segmenter import Segmenter, SegmenterLimits
+from service.core.supervision import Patience
 from service.core.worker import InferenceWorker
 from service.engines import resolve_device
 from service.settings import ModelsSettings, Settings
@@ -65,11 +67,20 @@ def open_core(settings: Settings, runner: Runner, metrics: Metrics | None = None
         yield Core(host, Segmenter(host, pool, per_picture, metrics), pool)
 
 
-def worker_process(settings: Settings) -> ProcessRunner:
-    """Return what runs models in a process of their own and starts that again when it dies."""
+def worker_process(
+    settings: Settings, *, niceness: int = 0, patience: Patience | None = None
+) -> ProcessRunner:
+    """Return what runs models in a process of their own and starts that again when it dies.
+
+    Args:
+        settings: engine and its options.
+        niceness: of the process: 0..19, how far it gives way to others on the processor.
+        patience: when it counts as hanging.
+    """
     log = LogOptions(settings.log.level, settings.log.format)
-    config = WorkerConfig(settings.models.engine, engine_options(settings), log)
-    return ProcessRunner(lambda: WorkerLife(WORKER_MODULE, [config.to_json()], os.environ))
+    config = WorkerConfig(settings.models.engine, engine_options(settings), log, niceness)
+    start = partial(WorkerLife, WORKER_MODULE, [config.to_json()], os.environ)
+    return ProcessRunner(start, patience=patience)
 
 
 def engine_options(settings: Settings) -> EngineOptions:

@@ -296,11 +296,12 @@ def _servicer_options(settings: Settings) -> ServicerOptions:
         max_calls=limits.max_calls,
         streams=StreamLimits(max_frame_age_s=limits.default_timeout_s, max_frame_bytes=limits.max_body_bytes),
         frames_at_once=_frames_at_once(engine_options(settings)),
+        film_frames_at_once=2 * engine_options(settings).max_batch,
     )
 
 
 def _frames_at_once(options: EngineOptions) -> int:
-    """Say how many frames of all streams together have their turn: those on the device, and the next ones.
+    """Say how many frames of live streams together have their turn: those on the device, and the next ones.
 
     On a CPU one and one: two side by side are a few percent more frames, each twice as old.
     """

@@ -9,13 +9,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 
 import structlog
 
 from model.registry import ModelRegistry
-from service.assembly import open_core, worker_process
+from service.assembly import engine_options, open_core, worker_process
 from service.core.desk import EvaluationDesk
 from service.core.errors import ServiceError
 from service.core.evaluation import Datasets, HostedEvaluation
@@ -24,6 +25,7 @@ from service.core.jobs import EvaluationJobs, JsonObject
 from service.core.memory import limit_heaps
 from service.core.niceness import yield_to_others
 from service.core.scores import Scoreboard
+from service.core.supervision import Patience
 from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.worker import WorkerOptions, run_jobs
@@ -36,6 +38,10 @@ from service.telemetry import LogOptions, Metrics, configure_logging
 _DESK_THREADS = 4
 _COUNTING_THREADS = 2
 _GRACE_S = 10.0
+_JOBS_NICENESS = 19
+_STARVED_S = 600.0
+"""How long a batch of a job may take beside requests that leave it hardly any of the processor."""
+
 _REPORT_INTERVAL_S = 5.0
 
 _log = structlog.get_logger()
@@ -75,7 +81,8 @@ class JobsService:
             JobsUnavailableError: the database cannot be used, or another worker has this one's name.
         """
         if self._settings.jobs.mode == "embedded":
-            self._stack.enter_context(working(self._settings, self._database, host, registry))
+            open_host = partial(_host_of_jobs, self._settings, host)
+            self._stack.enter_context(working(self._settings, self._database, open_host, registry))
         reporter = JobsReporter(self.desk.jobs, scoreboard, metrics)
         reporter.start()
         self._stack.callback(reporter.close)
@@ -123,16 +130,25 @@ def run_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
         stack.enter_context(database.owned())
         database.prepare()
         core = stack.enter_context(open_core(settings, worker_process(settings)))
-        stack.enter_context(working(settings, database, core.host, registry))
+        stack.enter_context(working(settings, database, lambda: nullcontext(core.host), registry))
         on_ready(worker_id(settings))
         stopped.wait()
 
 
 @contextmanager
 def working(
-    settings: Settings, database: JobsDatabase, host: ModelHost, registry: ModelRegistry
+    settings: Settings,
+    database: JobsDatabase,
+    open_host: Callable[[], AbstractContextManager[ModelHost]],
+    registry: ModelRegistry,
 ) -> Iterator[None]:
     """Run jobs of a prepared database as long as the context lasts.
+
+    Args:
+        settings: data sets, the engine, and the name of this worker.
+        database: prepared, and owned by this process where it is a file.
+        open_host: opens what runs the networks, when there are jobs.
+        registry: has the models, and keeps the reports.
 
     Raises:
         JobsUnavailableError: the database cannot be used, or another worker has this one's name.
@@ -141,10 +157,29 @@ def working(
     with ThreadPoolExecutor(
         _COUNTING_THREADS, thread_name_prefix="counting", initializer=yield_to_others
     ) as pool:
-        work = HostedEvaluation(host, registry, Datasets(settings.datasets), pool, environment=environment)
+        datasets = Datasets(settings.datasets)
+        work = HostedEvaluation(open_host, registry, datasets, pool, environment=environment)
         options = WorkerOptions(worker_id(settings), environment, grace_s=_GRACE_S)
-        with run_jobs(database, work, options):
-            yield
+        try:
+            with run_jobs(database, work, options):
+                yield
+        finally:
+            work.close()
+
+
+@contextmanager
+def _host_of_jobs(settings: Settings, served: ModelHost) -> Iterator[ModelHost]:
+    """Open what runs the networks of embedded jobs.
+
+    A batch that has begun cannot be interrupted, and on a CPU one of a job takes longer than most requests:
+    there jobs have a process of their own, which the system interrupts whenever another one has work to do.
+    """
+    if engine_options(settings).device != "cpu":
+        yield served
+        return
+    runner = worker_process(settings, niceness=_JOBS_NICENESS, patience=Patience(job_s=_STARVED_S))
+    with open_core(settings, runner) as core:
+        yield core.host
 
 
 def jobs_database(settings: Settings) -> JobsDatabase:

@@ -23,11 +23,13 @@ class WorkerConfig:
         engine: name of the engine, or ``auto``.
         options: how engines are built.
         log: what is logged, to the same stderr as the service's.
+        niceness: of the process, 0..19.
     """
 
     engine: str
     options: EngineOptions
     log: LogOptions
+    niceness: int = 0
 
     def to_json(self) -> str:
         """Return it as an argument of the command line."""
@@ -37,7 +39,7 @@ class WorkerConfig:
     def from_json(cls, text: str) -> WorkerConfig:
         """Read what ``to_json`` wrote."""
         plain = json.loads(text)
-        return cls(plain["engine"], _options(plain["options"]), LogOptions(**plain["log"]))
+        return cls(plain["engine"], _options(plain["options"]), LogOptions(**plain["log"]), plain["niceness"])
 
 
 def _options(plain: dict[str, Any]) -> EngineOptions:

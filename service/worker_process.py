@@ -42,6 +42,7 @@ def main() -> NoReturn:
     faulthandler.enable()
     text, link, mark = sys.argv[1:]
     config = WorkerConfig.from_json(text)
+    os.nice(config.niceness)  # before there is any other thread: each inherits it
     configure_logging(config.log)
     structlog.contextvars.bind_contextvars(worker=os.getpid())
     with socket.socket(fileno=int(link)) as connection:

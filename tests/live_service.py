@@ -84,6 +84,15 @@ class Server:
             watching.join()
 
 
+def workers_of(server: Server) -> list[int]:
+    """Return the processes that hold models."""
+    return [
+        pid
+        for pid in _descendants(server.process.pid)
+        if b"service.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
 def _descendants(pid: int) -> Iterator[int]:
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in children.read_text().split():

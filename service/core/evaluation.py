@@ -1,4 +1,4 @@
-"""The work of evaluation jobs, done by the models of this process in the lane that waits for all others.
+"""The work of evaluation jobs: pictures are read, run through the models of a host, and counted.
 
 Axes: N pictures, H height, W width, 3 = red green blue; h w = H/stride W/stride, K channels of the head.
 """
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
@@ -111,11 +111,11 @@ class _Data:
 class HostedEvaluation:
     """The core's ``JobWork`` on the models of a host; see there for what the calls do.
 
-    A version that the host does not serve is borrowed until no job runs here any more, or another
-    one is needed. One call works at a time.
+    The host is opened for the first job, and closed when none runs here any more. A version that it does not
+    serve is borrowed until then, or until another one is needed. One call works at a time.
 
     Args:
-        host: runs the networks.
+        open_host: opens what runs the networks.
         registry: has the versions, and keeps the reports.
         datasets: that may be evaluated on.
         pool: threads that read pictures, and share what is done beside the network.
@@ -124,20 +124,22 @@ class HostedEvaluation:
 
     def __init__(
         self,
-        host: ModelHost,
+        open_host: Callable[[], AbstractContextManager[ModelHost]],
         registry: ModelRegistry,
         datasets: Datasets,
         pool: Executor,
         *,
         environment: JsonObject,
     ) -> None:
-        self._host = host
+        self._open_host = open_host
         self._registry = registry
         self._datasets = datasets
         self._pool = pool
         self._environment = environment
         self._stopping = threading.Event()
         self._working = threading.Lock()
+        self._opened = ExitStack()
+        self._host: ModelHost | None = None
         self._borrowed: ModelVersion | None = None
         self._data: _Data | None = None
 
@@ -214,9 +216,15 @@ class HostedEvaluation:
         return result
 
     def rest(self) -> None:
-        """Give back what was borrowed."""
+        """Give back what was borrowed, and close the host."""
         with self._working:
-            self._give_back()
+            self._close_host()
+
+    def close(self, *, patience_s: float = 1.0) -> None:
+        """Do the same at the end of the process, unless a call does not end in time."""
+        if self._working.acquire(timeout=patience_s):
+            self._close_host()
+            self._working.release()
 
     def stop(self) -> None:
         """Give up what runs."""
@@ -226,6 +234,8 @@ class HostedEvaluation:
     def _working_with(self, version: ModelVersion) -> Iterator[ServedModel]:
         """Have a version loaded; it stays so for the next call."""
         with self._working:
+            if self._host is None:
+                self._host = self._opened.enter_context(self._open_host())
             if self._borrowed != version:
                 self._give_back()
             if not self._host.has(version):
@@ -235,9 +245,14 @@ class HostedEvaluation:
                 yield served
 
     def _give_back(self) -> None:
-        if self._borrowed is not None:
+        if self._borrowed is not None and self._host is not None:
             self._host.give_back(self._borrowed)
         self._borrowed = None
+
+    def _close_host(self) -> None:
+        self._give_back()
+        self._host = None
+        self._opened.close()
 
     def _open(self, request: JobRequest) -> _Data:
         pictures = self._datasets.open(request.dataset, request.split)
@@ -285,6 +300,7 @@ class HostedEvaluation:
             if self._stopping.is_set():
                 raise JobInterruptedError
             deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
+            assert self._host is not None  # a call works with it
             return self._host.infer(images_NHW3, version=served.version, deadline_s=deadline_s).result()
 
         return segment(image_HW3, protocol, infer, served.manifest, executor=self._pool)

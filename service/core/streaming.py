@@ -298,19 +298,30 @@ class FrameTurns:
 
     Args:
         at_once: frames of all streams together that are read, or wait for the device, or are in it.
+        films_at_once: the same while no live stream is there: films want many frames, not young ones.
 
     Source:
         Start-time fair queueing (Goyal, Vin, Cheng 1996), with a cost of one for each frame.
     """
 
-    def __init__(self, at_once: int) -> None:
-        self._free = at_once
+    def __init__(self, at_once: int, films_at_once: int | None = None) -> None:
+        self._at_once = at_once
+        self._films_at_once = max(at_once, films_at_once or 0)
+        self._taken = 0
+        self._live: set[TakeTurn] = set()
         self._round = 0
         self._next_round: dict[TakeTurn, int] = {}
         self._line: dict[TakeTurn, int] = {}
 
-    def ask(self, take: TakeTurn) -> None:
-        """Wait for a turn, unless this stream waits already; ``take`` may be called before this returns."""
+    def ask(self, take: TakeTurn, *, is_live: bool = True) -> None:
+        """Wait for a turn, unless this stream waits already; ``take`` may be called before this returns.
+
+        Args:
+            take: takes the turn, if the stream still has a frame for it; tells whether it does.
+            is_live: whether the stream's frames are of no use when they are old.
+        """
+        if is_live:
+            self._live.add(take)
         if take not in self._line:
             self._line[take] = max(self._round, self._next_round.get(take, 0))
         self._advance()
@@ -319,18 +330,24 @@ class FrameTurns:
         """Forget a stream, whether it waits or not."""
         self._line.pop(take, None)
         self._next_round.pop(take, None)
+        self._live.discard(take)
+        self._advance()
 
     def done(self) -> None:
         """Give back a turn that ``take`` made use of."""
-        self._free += 1
+        self._taken -= 1
         self._advance()
 
+    @property
+    def _most(self) -> int:
+        return self._at_once if self._live else self._films_at_once
+
     def _advance(self) -> None:
-        while self._free and self._line:
+        while self._taken < self._most and self._line:
             take = min(self._line, key=self._line.__getitem__)  # in one round: who asked first
             self._round = self._line.pop(take)
-            self._free -= 1
+            self._taken += 1
             if take():
                 self._next_round[take] = self._round + 1
             else:
-                self._free += 1
+                self._taken -= 1

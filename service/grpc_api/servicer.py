@@ -40,6 +40,7 @@ class ServicerOptions:
         max_calls: at the same time.
         streams: limits of a stream.
         frames_at_once: frames of all streams together that are read or wait for the device.
+        film_frames_at_once: the same while all streams are films.
     """
 
     key_digests: frozenset[bytes] = frozenset()
@@ -51,6 +52,7 @@ class ServicerOptions:
     max_calls: int = PeerLimits.max_calls
     streams: StreamLimits = field(default_factory=StreamLimits)
     frames_at_once: int = 2
+    film_frames_at_once: int = 2
 
 
 class Servicer:
@@ -79,7 +81,7 @@ class Servicer:
         self._options = options
         self._edge = Edge(options.key_digests, metrics, max_calls=options.max_calls)
         self._room = MemoryBudget(options.max_image_bytes_in_flight)
-        turns = FrameTurns(options.frames_at_once)
+        turns = FrameTurns(options.frames_at_once, options.film_frames_at_once)
         self._tools = StreamTools(segmenter, pool, turns, self._room, metrics, options.streams)
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)

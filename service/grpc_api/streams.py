@@ -169,6 +169,7 @@ class FrameStream:
         self._source = source
         self._tools = tools
         self._max_age_s = rules.max_frame_age_s
+        self._is_live = rules.policy is FramePolicy.LATEST_WINS
         self._session: StreamSession[wire.Frame, wire.FrameResult] = StreamSession(rules, version=version)
         self._places: list[tuple[int, Place]] = []
         self._last_bytes = 0
@@ -275,7 +276,7 @@ class FrameStream:
             return
         self._leave_places(self._session.unanswered)
         if self._session.can_start:
-            self._tools.turns.ask(self._take_turn)
+            self._tools.turns.ask(self._take_turn, is_live=self._is_live)
         if self._session.wants_frame:
             self._may_read.set()
         else:

@@ -14,7 +14,7 @@ import pytest
 from fakes import PATIENCE_S
 from job_site import EVALUATIONS, MODEL, JobSite, job_environment, started_site, write_dataset
 from job_worker import finished, when
-from live_service import BISENET
+from live_service import BISENET, workers_of
 
 from service.core.jobs import EvaluationJob, JobState
 
@@ -49,6 +49,7 @@ def test_a_service_that_is_killed_in_the_middle_of_a_job_goes_on_with_it(tmp_pat
     with started_site(hanging, tmp_path / "log") as site:
         job_id = site.submit()
         when(_Jobs(site), site.get(job_id), lambda seen: seen.done == 8)  # and the second step hangs
+        assert nicenesses_of_workers(site) == [0, 19]
         refused = run(hanging, "serve", "--http-port", "0")
         site.kill()
     assert refused.returncode == 3
@@ -63,6 +64,12 @@ def test_a_service_that_is_killed_in_the_middle_of_a_job_goes_on_with_it(tmp_pat
     assert resumed.result is not None
     assert resumed.result == undisturbed.result
     assert resumed.result.images == 20
+
+
+def nicenesses_of_workers(site: JobSite) -> list[int]:
+    """Return how far each process with a model gives way to others."""
+    stats = (Path(f"/proc/{pid}/stat").read_text() for pid in workers_of(site.server))
+    return sorted(int(stat.rsplit(")", 1)[1].split()[16]) for stat in stats)
 
 
 def check_that_it_is_shown(site: JobSite, job_id: str, environment: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from fakes import PATIENCE_S
 from http_site import encoded
-from live_service import Server, _descendants, serving_environment, started
+from live_service import Server, serving_environment, started, workers_of
 from worker_site import pooling_artifacts, red_of, spelled
 
 from model.artifact import Artifact
@@ -128,10 +128,7 @@ class Crowd:
 
 def worker_of(server: Server) -> int:
     """Return the process of the worker; 0 while there is none."""
-    for pid in _descendants(server.process.pid):
-        if b"service.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
-    return 0
+    return next(iter(workers_of(server)), 0)
 
 
 def wait_until(condition: Callable[[], bool]) -> float:

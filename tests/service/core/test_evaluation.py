@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -77,7 +77,7 @@ def host(registry: ModelRegistry, tmp_path: Path) -> Iterator[ModelHost]:
 def open_work(host: ModelHost, registry: ModelRegistry) -> Iterator[Callable[[Path], HostedEvaluation]]:
     with ThreadPoolExecutor(2) as pool:
         yield lambda file: HostedEvaluation(
-            host, registry, Datasets({"noise": file}), pool, environment=ENVIRONMENT
+            lambda: nullcontext(host), registry, Datasets({"noise": file}), pool, environment=ENVIRONMENT
         )
 
 
@@ -267,7 +267,9 @@ def test_which_of_several_gpus_a_worker_has_is_no_other_device(
         options = EngineOptions(device, "f32", tmp_path / device)
         host = ModelHost(InferenceWorker(LocalRunner(Device(fault_builder("fault:slow:0"), options))))
         stack.callback(host.close)
-        return HostedEvaluation(host, registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT)
+        return HostedEvaluation(
+            lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
+        )
 
     with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
         first, second, cpu = (work_on(device, pool, stack) for device in ("cuda:0", "cuda:1", "cpu"))
@@ -323,6 +325,36 @@ def test_a_version_that_somebody_unloads_between_two_steps_is_loaded_again(
     plan = work.plan(request)
     host.unload(POOL_2)
     assert work.count(request, plan, range(1))["images"]
+
+
+@contextmanager
+def noted(host: ModelHost, notes: list[str]) -> Iterator[ModelHost]:
+    notes.append("opened")
+    yield host
+    notes.append("closed")
+
+
+def test_the_host_is_there_as_long_as_jobs_need_it(
+    host: ModelHost, registry: ModelRegistry, dataset: Path
+) -> None:
+    notes: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        datasets = Datasets({"noise": dataset})
+        work = HostedEvaluation(lambda: noted(host, notes), registry, datasets, pool, environment=ENVIRONMENT)
+        assert not notes
+        work.plan(REQUEST)
+        work.plan(replace(REQUEST, version=POOL_2))
+        assert notes == ["opened"]
+        work.rest()
+        assert notes == ["opened", "closed"]
+        work.plan(REQUEST)
+        work.close()
+        assert notes == ["opened", "closed"] * 2
+
+
+def test_a_call_that_does_not_end_holds_no_stop_up(work: HostedEvaluation) -> None:
+    work._working.acquire()
+    work.close(patience_s=0.01)
 
 
 def test_a_job_that_is_stopped_is_given_up_before_the_next_picture(work: HostedEvaluation) -> None:
@@ -492,7 +524,9 @@ def test_a_model_that_produces_no_scores_fails_the_job(
     host = ModelHost(InferenceWorker(LocalRunner(Device(build, EngineOptions("cpu", "f32", tmp_path)))))
     host.load(POOL_1, registry.open(POOL_1))
     with ThreadPoolExecutor(2) as pool:
-        work = HostedEvaluation(host, registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT)
+        work = HostedEvaluation(
+            lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
+        )
         plan: JobPlan = work.plan(REQUEST)
         with pytest.raises(JobError, match="finite"):
             work.count(REQUEST, plan, range(IMAGES))

@@ -299,6 +299,32 @@ def test_a_turn_that_is_not_used_goes_to_the_next() -> None:
     assert taken == ["used"]
 
 
+def test_films_have_more_turns_while_no_live_stream_is_there() -> None:
+    turns = FrameTurns(at_once=1, films_at_once=3)
+    taken: Counter[str] = Counter()
+
+    def film() -> bool:
+        taken["film"] += 1
+        return True
+
+    def live() -> bool:
+        taken["live"] += 1
+        return True
+
+    for _ in range(4):
+        turns.ask(film, is_live=False)
+    assert taken == {"film": 3}
+    turns.ask(live)
+    turns.done()
+    turns.done()
+    assert taken == {"film": 3}
+    turns.done()
+    assert taken.total() == 4  # one of the two that wait
+    turns.leave(live)
+    turns.ask(film, is_live=False)
+    assert taken["film"] >= 4
+
+
 def test_who_left_the_line_gets_no_turn() -> None:
     turns = FrameTurns(at_once=1)
     taken: list[str] = []
