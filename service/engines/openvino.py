@@ -135,9 +135,9 @@ class OpenVinoEngine:
     """One graph for all sizes and batches; pixels are converted inside it.
 
     A picture alone has all threads. Of a batch, two pictures run side by side on half of them each: that is
-    2 to 8 % more pictures a second, and 7 % where other threads read and write pictures meanwhile, since
-    whatever interrupts one of the threads that share a picture keeps all of them waiting (two Zen 4 cores,
-    512x1024, bf16 and int8).
+    1 to 9 % more pictures a second, and 8 % where other threads read and write pictures meanwhile, since
+    whatever interrupts one of the threads that share a picture keeps all of them waiting (two cores with
+    AVX-512, 512x1024, bf16 and int8).
 
     A graph of its own for each size was 1 to 2 % faster in bf16 and not at all in f32 (BiSeNetV1 and V2 at
     512x1024, one thread of a Zen 5 core): not worth compiling one for every size that clients think of.

@@ -78,17 +78,21 @@ def sums_by_torch(plan: Plan, raw: list[Float32Array], upsample: Upsample) -> Te
     return total
 
 
-@pytest.mark.parametrize("upsample", get_args(Upsample))
-@pytest.mark.parametrize("name", ["ss", "ss-old", "msf", "ssc", "ssc-old", "mscf", "slide"])
-def test_labels_are_those_of_planes_of_full_size(name: str, upsample: Upsample) -> None:
-    plan = make_plan(small(name), ImageSize(75, 110))
-    raw = raw_for(plan, 5, upsample)
+def check_by_torch(plan: Plan, raw: list[Float32Array], upsample: Upsample) -> None:
     sums_KHW = sums_by_torch(plan, raw, upsample)
     top = sums_KHW.topk(2, dim=0).values
     clear_HW = ((top[0] - top[1]) > 1e-4).numpy()
     labels_HW = accumulate(plan, raw, upsample=upsample, stride=STRIDE)
     assert clear_HW.mean() > 0.99
     np.testing.assert_array_equal(labels_HW[clear_HW], sums_KHW.argmax(dim=0).numpy()[clear_HW])
+
+
+@pytest.mark.parametrize("upsample", get_args(Upsample))
+@pytest.mark.parametrize("name", ["ss", "ss-old", "msf", "ssc", "ssc-old", "mscf", "slide"])
+def test_labels_are_those_of_planes_of_full_size(name: str, upsample: Upsample) -> None:
+    plan = make_plan(small(name), ImageSize(75, 110))
+    raw = raw_for(plan, 5, upsample)
+    check_by_torch(plan, raw, upsample)
 
 
 def test_threads_share_the_rows_and_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,12 +119,7 @@ def test_areas_of_one_class_are_named_without_arithmetic_and_their_borders_with_
     cells = len(noise_NKhw[0]) // 5
     votes_Khw = np.eye(5)[areas_hw[:height, :width]].transpose(2, 0, 1).repeat(cells, axis=0)
     raw = [(0.5 * noise_NKhw + 12 * votes_Khw).astype(np.float32)]
-    sums_KHW = sums_by_torch(plan, raw, upsample)
-    top = sums_KHW.topk(2, dim=0).values
-    clear_HW = ((top[0] - top[1]) > 1e-4).numpy()
-    labels_HW = accumulate(plan, raw, upsample=upsample, stride=STRIDE)
-    assert clear_HW.mean() > 0.99
-    np.testing.assert_array_equal(labels_HW[clear_HW], sums_KHW.argmax(dim=0).numpy()[clear_HW])
+    check_by_torch(plan, raw, upsample)
 
 
 def test_every_plan_runs_the_same_kernels() -> None:
