@@ -37,7 +37,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the ideal queue liv
 from simulation import Request, ideal_fifo
 
 from service.cli.bench_load import make_load
-from service.cli.bench_stream import ProcessTree
+from service.cli.bench_stream import ServiceWatch
 from service.cli.http_target import HttpTarget, RunningService, running_service
 from service.cli.load import RefusedError, Shot, closed_loop, open_loop, poisson_arrivals
 from service.machine import is_busy, this_machine
@@ -252,14 +252,14 @@ async def flood(
 ) -> list[Flood]:
     """Measure what becomes of the service when far more is asked than it can answer."""
     deadline_s = 1e-3 * options.deadline_ms
-    process = ProcessTree(service.pid)
+    watch = ServiceWatch(service)
     results = []
     async with _target(service, deadline_s=deadline_s) as target:
         client = Client(target, pictures)
         await client.peak(options.seconds / 3)  # the memory that any load takes
         for times in options.times or [2, 5, 10]:
             rested_s, peak = await client.rested_s(), await client.peak(options.seconds / 3)
-            before_mb = process.rss_mb()
+            before_mb = watch.rss_mb()
             seconds = options.seconds
             shots = await open_loop(
                 client.send, arrivals_s=poisson_arrivals(rate=times * peak, seconds=seconds)
@@ -272,7 +272,7 @@ async def flood(
                     peak=peak,
                     deadline_s=deadline_s,
                     recovery_s=recovery_s,
-                    rss_mb=(before_mb, process.rss_mb()),
+                    rss_mb=(before_mb, watch.rss_mb()),
                 )
             )
     return results

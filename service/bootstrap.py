@@ -197,7 +197,6 @@ def open_service(settings: Settings) -> Iterator[Service]:
         app = create_app(
             core.segmenter,
             core.host,
-            core.pool,
             lifecycle=lifecycle,
             metrics=metrics,
             options=_http_options(settings),
@@ -216,7 +215,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             lifecycle=lifecycle,
             metrics=metrics,
         )
-        servicer = Servicer(core.segmenter, core.host, core.pool, metrics, _servicer_options(settings))
+        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings))
         yield Service(
             settings, registry, core.host, lifecycle, metrics, scoreboard, jobs, app, admin_app, servicer
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from queue import Empty, Full, Queue
+from contextlib import suppress
+from queue import Full, Queue
 
 _MAX_LINES = 10_000
 _LAST_LINES_S = 1.0
@@ -23,7 +24,7 @@ class UnblockedStream:
 
     def __init__(self, descriptor: int, *, max_lines: int = _MAX_LINES) -> None:
         self._descriptor = descriptor
-        self._lines: Queue[str] = Queue(max_lines)
+        self._lines: Queue[str | None] = Queue(max_lines)
         self._dropped = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -42,6 +43,8 @@ class UnblockedStream:
     def close(self) -> None:
         """Hand on what waits, as far as somebody takes it within a second."""
         self._closed.set()
+        with suppress(Full):  # then it does not wait for one
+            self._lines.put_nowait(None)
         self._thread.join(_LAST_LINES_S)
 
     def _run(self) -> None:
@@ -52,15 +55,12 @@ class UnblockedStream:
                 continue
 
     def _next(self) -> str | None:
-        while True:
-            try:
-                text = self._lines.get(timeout=0.1)
-            except Empty:
-                if self._closed.is_set():
-                    return None
-                continue
-            dropped, self._dropped = self._dropped, 0
-            return text if not dropped else f'{text}{{"event": "log lines dropped", "count": {dropped}}}\n'
+        if self._closed.is_set() and self._lines.empty():
+            return None
+        if (text := self._lines.get()) is None:
+            return None
+        dropped, self._dropped = self._dropped, 0
+        return text if not dropped else f'{text}{{"event": "log lines dropped", "count": {dropped}}}\n'
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

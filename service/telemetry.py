@@ -109,6 +109,7 @@ Stage = Literal["receive", "decode", "preprocess", "queue", "infer", "post", "en
 RejectReason = Literal[
     "queue_full", "rate_limited", "loading", "draining", "no_worker", "busy", "too_many_connections"
 ]
+CpuStage = Literal["decode", "encode"]
 WasteReason = Literal["cancelled", "expired", "failed"]
 FrameOutcome = Literal["answered", "superseded", "too_old", "draining", "failed"]
 JobStateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -187,7 +188,16 @@ class Metrics:
     def stages_done(self, stages_s: Mapping[Stage, float]) -> None:
         """Note where the time of one answer went, in seconds."""
         for stage, seconds in stages_s.items():
-            self._stage_duration.labels(stage).observe(max(0.0, seconds))
+            self._stage_durations[stage].observe(max(0.0, seconds))
+
+    def picture_cpu(self, stage: CpuStage, seconds: float) -> None:
+        """Add processor time of a thread that worked on a picture, whatever became of it.
+
+        Args:
+            stage: ``decode`` is all from the file to what the network sees.
+            seconds: of the thread.
+        """
+        self._picture_cpu[stage].inc(max(0.0, seconds))
 
     def rejected(self, reason: RejectReason) -> None:
         """Count what was refused and is no request yet; ``request_done`` counts refused requests."""
@@ -257,7 +267,7 @@ class Metrics:
             count: how many.
             age_s: from its capture to its answer, in seconds; None = unknown, or there was none.
         """
-        self._stream_frames.labels(outcome).inc(count)
+        self._stream_frames[outcome].inc(count)
         if age_s is not None:
             self._stream_age.observe(max(0.0, age_s))
 
@@ -299,15 +309,17 @@ class Metrics:
         self._request_duration = self._histogram(
             "request_duration_seconds", "From head to answer.", _DURATION_BUCKETS_S, "protocol", "route"
         )
-        self._stage_duration = self._histogram(
+        stage_duration = self._histogram(
             "stage_duration_seconds", "Where the time of an answer went.", _DURATION_BUCKETS_S, "stage"
         )
+        self._stage_durations = {stage: stage_duration.labels(stage) for stage in get_args(Stage)}
+        picture_cpu = self._counter("picture_cpu_seconds", "Processors on decoding, encoding.", "stage")
+        self._picture_cpu = {stage: picture_cpu.labels(stage) for stage in get_args(CpuStage)}
         self._inflight = self._gauge("inflight", "Requests being answered.")
         self._rejected = self._counter("rejected", "Requests refused for lack of room.", "reason")
         self._expired = self._counter("expired", "Requests whose deadline passed.", "stage")
         self._cancelled = self._counter("cancelled", "Requests whose client left.", "stage")
         _begin_at_zero(self._rejected, RejectReason)
-        _begin_at_zero(self._stage_duration, Stage)
         _begin_at_zero(self._expired, Stage)
         _begin_at_zero(self._cancelled, Stage)
 
@@ -332,11 +344,11 @@ class Metrics:
 
     def _create_stream_instruments(self) -> None:
         self._stream_active = self._gauge("stream_active", "Open streams.")
-        self._stream_frames = self._counter("stream_frames", "Frames of streams.", "outcome")
+        stream_frames = self._counter("stream_frames", "Frames of streams.", "outcome")
+        self._stream_frames = {outcome: stream_frames.labels(outcome) for outcome in get_args(FrameOutcome)}
         self._stream_age = self._histogram(
             "stream_frame_age_seconds", "From capture to answer.", _FRAME_AGE_BUCKETS_S
         )
-        _begin_at_zero(self._stream_frames, FrameOutcome)
 
     def _create_job_instruments(self) -> None:
         self._eval_jobs = self._gauge("eval_jobs", "Evaluation jobs.", "state")

@@ -73,7 +73,7 @@ async def open_site(
         metrics = Metrics()
         segmenter = Segmenter(host, pool, limits, metrics)
         app = create_app(
-            segmenter, host, pool, lifecycle=lifecycle, metrics=metrics, options=options or HttpOptions()
+            segmenter, host, lifecycle=lifecycle, metrics=metrics, options=options or HttpOptions()
         )
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -31,6 +31,7 @@ from service.client.errors import ClientError
 from service.client.grpc_client import AsyncGrpcClient
 from service.core import codec
 from service.core.errors import ServiceError
+from service.core.passage import Segmentation
 from service.core.segmenter import Segmenter
 from service.machine import Machine, is_busy, this_machine
 
@@ -305,12 +306,16 @@ async def _measure_pipeline(segmenter: Segmenter, load: Load) -> LoadFigures:
     async def send(number: int) -> None:
         picture = load.pictures[number % len(load.pictures)]
         try:
-            async with segmenter.segment(picture, deadline_s=time.monotonic() + _PATIENCE_S) as answer:
-                await asyncio.to_thread(codec.encode_palette_png, answer.label_map)
+            async with segmenter.segment(picture, _png, deadline_s=time.monotonic() + _PATIENCE_S):
+                pass
         except ServiceError as error:
             raise RefusedError(error.code) from error
 
     return await load.run(send)
+
+
+def _png(segmentation: Segmentation) -> bytes:
+    return codec.encode_palette_png(segmentation.label_map)
 
 
 async def _measure_http(target: HttpTarget, load: Load) -> tuple[dict[str, Any], LoadFigures]:

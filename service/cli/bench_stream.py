@@ -12,32 +12,26 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median
 from typing import Annotated, Self
+from urllib.request import Request, urlopen
 
-import numpy as np
 import typer
 import uvloop
+from prometheus_client.parser import text_string_to_metric_families
 
-from model.image import decode_image
-from model.labels import MAX_CLASSES, ClassPalette, LabelMap, UInt8Array
-from model.preprocess import PreprocessSpec, size_of
-from service.cli.http_target import running_service
+from service.cli.http_target import RunningService, running_service
 from service.cli.load import RefusedError, percentile
 from service.cli.local import EXIT_FAILED
 from service.cli.pictures import encoded_pictures, parse_image_size
-from service.client.answers import Frame, FramePolicy, Mask, Result
+from service.client.answers import Frame, FramePolicy, Result
 from service.client.errors import ClientError
 from service.client.grpc_client import AsyncGrpcClient, FrameCall
 from service.client.ledger import FrameLedger
-from service.core import codec
 from service.machine import Machine, is_busy, this_machine
 
 _WARM_UP = 10
-_ANY_PALETTE = ClassPalette(
-    tuple(map(str, range(MAX_CLASSES))), tuple((gray, gray, gray) for gray in range(MAX_CLASSES))
-)
-_ANY_SPEC = PreprocessSpec((0.5, 0.5, 0.5), max_infer_pixels=1 << 62)
+_PATIENCE_S = 30.0
+_PICTURE_CPU = "bisenet_picture_cpu_seconds_total"
 _BLOCK_WINDOW = 8
 """Frames of a film that are under way: more than the service takes at once."""
 
@@ -77,9 +71,8 @@ class ServerCost:
 
     Attributes:
         cpu_ms: of the serving process for each result, decoding and encoding included.
-        overhead_ms: the same without decoding and encoding; the network runs in another process. What these
-            two take is measured here, after the load, alone and with warm caches: beside other work they take
-            more, which counts as overhead.
+        overhead_ms: the same without what its threads took to decode frames and to encode masks, by its own
+            metrics; the network runs in another process.
         rss_mb: of all its processes when the load began, in the middle of it, and at its end.
     """
 
@@ -180,26 +173,44 @@ def stream(
     arguments = [word for flag, value in flags.items() if value for word in (flag, value)]
     try:
         with ExitStack() as stack, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            process = None
+            watch = None
             if address is None:
                 service = stack.enter_context(running_service(arguments))
-                address, process = service.grpc_address, ProcessTree(service.pid)
-            report = runner.run(_measure(address, load, frames, process))
+                address, watch = service.grpc_address, ServiceWatch(service)
+            report = runner.run(_measure(address, load, frames, watch))
     except (ClientError, RefusedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else str(report))
 
 
-class ProcessTree:
-    """Looks at a process, and at the memory of its children too.
+class ServiceWatch:
+    """Looks at a service of our own: its processor time, what of it pictures took, and its memory.
 
     Args:
-        pid: of the process.
+        service: runs on this machine.
     """
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, service: RunningService) -> None:
+        self._pid = service.pid
+        self._metrics = Request(  # noqa: S310 - it has said itself where it listens
+            f"{service.admin_url}/metrics",
+            headers={"Authorization": f"Bearer {service.admin_token_file.read_text('utf-8').strip()}"},
+        )
+
+    def picture_cpu_s(self) -> float:
+        """Return the time that decoding and encoding have spent on processors.
+
+        Raises:
+            RefusedError: the service does not tell.
+        """
+        try:
+            with urlopen(self._metrics, timeout=_PATIENCE_S) as answer:  # noqa: S310 - as above
+                families = text_string_to_metric_families(answer.read().decode())
+        except OSError as error:
+            raise RefusedError(f"no metrics: {error}") from error
+        samples = (sample for family in families for sample in family.samples)
+        return sum(sample.value for sample in samples if sample.name == _PICTURE_CPU)
 
     def cpu_s(self) -> float:
         """Return the time that the process itself has spent on processors."""
@@ -226,7 +237,6 @@ class _Camera:
     ledger: FrameLedger = field(default_factory=FrameLedger)
     captured_s: dict[int, float] = field(default_factory=dict)
     ages_s: list[float] = field(default_factory=list)
-    masks: dict[int, Mask] = field(default_factory=dict)
     _room: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, load: StreamLoad, frames: Sequence[bytes]) -> None:
@@ -245,14 +255,13 @@ class _Camera:
             await self.call.send(Frame(seq, frames[seq % len(frames)]))
         await self.call.end()
 
-    async def listen(self, num_frames: int) -> None:
-        """Book every answer, and keep the newest mask of each of so many pictures."""
+    async def listen(self) -> None:
+        """Book every answer."""
         while (event := await self.call.next_event()) is not None:
             self.ledger.take(event)
             self._room.set()
             if isinstance(event, Result):
                 self.ages_s.append(time.monotonic() - self.captured_s.pop(event.seq))
-                self.masks[event.seq % num_frames] = event.mask
 
     def figures(self) -> CameraFigures:
         return CameraFigures(
@@ -261,14 +270,14 @@ class _Camera:
 
 
 async def _measure(
-    address: str, load: StreamLoad, frames: Sequence[bytes], process: ProcessTree | None
+    address: str, load: StreamLoad, frames: Sequence[bytes], watch: ServiceWatch | None
 ) -> StreamReport:
     async with AsyncGrpcClient(address) as client:
         answering = (await client.models())[0]
         single_s = await _single_frame_s(client, frames)
     async with _Cameras(address, load) as cameras:
         begun_s = time.monotonic()
-        cost = await _costed(cameras, load, frames, process)
+        cost = await _costed(cameras, load, frames, watch)
         seconds = time.monotonic() - begun_s
     results = [camera.ledger.outcomes["answered"] for camera in cameras.all]
     ages_s = [age_s for camera in cameras.all for age_s in camera.ages_s]
@@ -314,55 +323,31 @@ class _Cameras:
         """Send and listen until every frame is answered."""
         async with asyncio.TaskGroup() as tasks:
             for camera in self.all:
-                tasks.create_task(camera.listen(len(frames)))
+                tasks.create_task(camera.listen())
                 tasks.create_task(camera.send(self._load, frames))
 
 
 async def _costed(
-    cameras: _Cameras, load: StreamLoad, frames: Sequence[bytes], process: ProcessTree | None
+    cameras: _Cameras, load: StreamLoad, frames: Sequence[bytes], watch: ServiceWatch | None
 ) -> ServerCost | None:
     """Run the load, and look at the service meanwhile."""
-    if process is None:
+    if watch is None:
         await cameras.run(frames)
         return None
-    cpu_s, begin_mb = process.cpu_s(), process.rss_mb()
+    picture_s = await asyncio.to_thread(watch.picture_cpu_s)
+    cpu_s, begin_mb = watch.cpu_s(), watch.rss_mb()
     running = asyncio.create_task(cameras.run(frames))
     await asyncio.wait([running], timeout=load.seconds / 2)
-    middle_mb = process.rss_mb()
+    middle_mb = watch.rss_mb()
     await running
-    cpu_s = process.cpu_s() - cpu_s
+    cpu_s = watch.cpu_s() - cpu_s
+    picture_s = await asyncio.to_thread(watch.picture_cpu_s) - picture_s
     results = max(1, sum(camera.ledger.outcomes["answered"] for camera in cameras.all))
-    masks = {number: mask for camera in cameras.all for number, mask in camera.masks.items()}
-    picture_s = fmean(picture_cpu_s(frames[number], mask) for number, mask in masks.items()) if masks else 0.0
     return ServerCost(
         cpu_ms=round(1e3 * cpu_s / results, 3),
-        overhead_ms=round(1e3 * (cpu_s / results - picture_s), 3),
-        rss_mb=(begin_mb, middle_mb, process.rss_mb()),
+        overhead_ms=round(1e3 * (cpu_s - picture_s) / results, 3),
+        rss_mb=(begin_mb, middle_mb, watch.rss_mb()),
     )
-
-
-def picture_cpu_s(data: bytes, mask: Mask, *, repeats: int = 5) -> float:
-    """Return how long a processor works to decode a frame and to encode its mask, in seconds; the median.
-
-    Not the time that passes: beside other threads a stage waits for a processor as well, and what was
-    subtracted for it would hide what the service does.
-
-    Args:
-        data: a JPEG, PNG or WebP file.
-        mask: its palette PNG.
-        repeats: how often it is done, after one time that fills the caches.
-    """
-    label_map = LabelMap(mask.labels_HW(), _ANY_PALETTE)
-    padded = size_of(label_map.ids_HW).padded()
-    canvas_HW3 = np.empty((padded.height, padded.width, 3), np.uint8)
-    return median([_cpu_s(data, label_map, canvas_HW3) for _ in range(1 + repeats)][1:])
-
-
-def _cpu_s(data: bytes, label_map: LabelMap, canvas_HW3: UInt8Array) -> float:
-    started_s = time.thread_time()
-    _ANY_SPEC.prepare(decode_image(data), canvas=lambda _padded, _original: canvas_HW3)
-    codec.encode_palette_png(label_map)
-    return time.thread_time() - started_s
 
 
 async def _single_frame_s(client: AsyncGrpcClient, frames: Sequence[bytes]) -> float:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _URL = re.compile(r"https?://[^ /]+(?=/v1/segment)")
 _GRPC_ADDRESS = re.compile(r"gRPC: ([^\s;]+)")
+_ADMIN = re.compile(r"administration: ([^\s,]+), token in (.+)")
 _READ_BYTES = 1 << 18
 _STOP_S = 30.0
 _ALONE = {
@@ -146,10 +148,12 @@ def _code(status: int, content: bytes) -> str:
 
 @dataclass(frozen=True)
 class RunningService:
-    """A service of our own: where it listens, and the id of its process."""
+    """A service of our own: where it listens, what opens its admin port, and the id of its process."""
 
     url: str
     grpc_address: str
+    admin_url: str
+    admin_token_file: Path
     pid: int
 
 
@@ -177,10 +181,10 @@ def running_service(arguments: Sequence[str]) -> Iterator[RunningService]:
         try:
             assert process.stdout is not None
             ready = process.stdout.readline()
-            url, address = _URL.search(ready), _GRPC_ADDRESS.search(ready)
-            if url is None or address is None:
+            url, address, admin = _URL.search(ready), _GRPC_ADDRESS.search(ready), _ADMIN.search(ready)
+            if url is None or address is None or admin is None:
                 raise RefusedError("it did not start")
-            yield RunningService(url[0], address[1], process.pid)
+            yield RunningService(url[0], address[1], admin[1], Path(admin[2]), process.pid)
         finally:
             process.terminate()
             _stopped(process)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,8 @@ from service.client.errors import SourceError
 from service.core import codec
 from service.core.errors import InvalidArgumentError, ServiceError
 from service.core.host import ServedModel
-from service.core.segmenter import Segmentation, Segmenter
+from service.core.passage import Segmentation
+from service.core.segmenter import Segmenter
 
 Output = Literal["labels", "color", "overlay"]
 Entry = dict[str, Any]
@@ -202,8 +204,9 @@ async def _predict_all(
 async def _predict(segmenter: Segmenter, job: Job, output: Output) -> Entry:
     try:
         data = await asyncio.to_thread(_read, job.source)
-        async with segmenter.segment(data, deadline_s=time.monotonic() + _PATIENCE_S) as segmentation:
-            return await asyncio.to_thread(_write, segmentation, job, output)
+        write = partial(_write, job=job, output=output)
+        async with segmenter.segment(data, write, deadline_s=time.monotonic() + _PATIENCE_S) as entry:
+            return entry
     except ServiceError as error:
         return {"input": str(job.source), "error": {"code": error.code, "message": str(error)}}
 

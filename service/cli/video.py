@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from model.preprocess import size_of
 from service.client.cameras import FilmWriter, Shot, shots
 from service.client.errors import SourceError
 from service.core import codec
-from service.core.segmenter import Segmentation, Segmenter
+from service.core.passage import Segmentation
+from service.core.segmenter import Segmenter
 
 _IN_FLIGHT = 3
 """While one picture is in the engine, others are prepared and written."""
@@ -91,8 +93,10 @@ async def _answers(
 async def _answer(segmenter: Segmenter, shot: Shot, output: str, *, as_pixels: bool) -> Any:
     deadline_s = time.monotonic() + _PATIENCE_S
     pixels = shot.image_HW3.tobytes()
-    async with segmenter.segment_pixels(pixels, size_of(shot.image_HW3), deadline_s=deadline_s) as answer:
-        return await asyncio.to_thread(_painted if as_pixels else _png, answer, output)
+    encode = partial(_painted if as_pixels else _png, output=output)
+    size = size_of(shot.image_HW3)
+    async with segmenter.segment_pixels(pixels, size, encode, deadline_s=deadline_s) as encoded:
+        return encoded
 
 
 def _painted(answer: Segmentation, output: str) -> UInt8Array:

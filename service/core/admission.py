@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from service.core.deadline import within
@@ -19,10 +22,19 @@ _SMALL_SHARE = 16
 
 @dataclass(eq=False)
 class Place:
-    """Room for one picture, taken or waited for."""
+    """Room for one picture, taken or waited for.
+
+    Attributes:
+        num_bytes: how much.
+        granted: called when there is room after all, by whoever made it.
+        at_once: whether the room was there when it was asked for; ``granted`` is not called then.
+        is_taken: whether the room is there.
+    """
 
     num_bytes: int
-    granted: asyncio.Future[None]
+    granted: Callable[[], None]
+    at_once: bool = False
+    is_taken: bool = False
 
 
 @dataclass(eq=False)
@@ -40,7 +52,7 @@ class MemoryBudget:
     Large pictures leave an eighth of the budget to small ones, each of which is at most a sixteenth. While a
     large one waits, small ones keep to that eighth, so that neither kind waits for ever for the other.
 
-    Belongs to one event loop; nothing here may be called from another thread.
+    Thread-safe.
 
     Args:
         max_bytes: the budget of this process.
@@ -52,13 +64,33 @@ class MemoryBudget:
         self._small_bytes = max_bytes // _SMALL_SHARE
         self._small = _Lane(max_bytes)
         self._large = _Lane(max_bytes - self._reserved_bytes)
+        self._lock = threading.Lock()
+
+    def ask(self, num_bytes: int, granted: Callable[[], None]) -> Place:
+        """Take room, or get in line for it.
+
+        Args:
+            num_bytes: that one picture needs; one that needs more than large pictures may have is admitted
+                as the only large one.
+            granted: called later, in any thread, if there is no room yet; must neither block nor raise.
+
+        Returns:
+            What to give back to ``release``, be the room there or not.
+        """
+        lane = self._lane_of(num_bytes)
+        place = Place(min(num_bytes, lane.max_bytes), granted)
+        with self._lock:
+            lane.line.append(place)
+            others = [other for other in self._advance() if other is not place]
+            place.at_once = place.is_taken
+        _grant(others)
+        return place
 
     async def acquire(self, num_bytes: int, *, timeout_s: float) -> Place:
         """Wait for room.
 
         Args:
-            num_bytes: that one picture needs; one that needs more than large pictures may have is admitted
-                as the only large one.
+            num_bytes: as in ``ask``.
             timeout_s: how long to wait, in seconds.
 
         Returns:
@@ -67,50 +99,60 @@ class MemoryBudget:
         Raises:
             BusyError: there was no room in time.
         """
-        lane = self._lane_of(num_bytes)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = Place(min(num_bytes, lane.max_bytes), turn)
-        lane.line.append(place)
-        self._advance()
-        try:
-            if not turn.done():
+        place = self.ask(num_bytes, lambda: _wake(turn))
+        if not place.at_once:
+            try:
                 async with within(timeout_s, BusyError, "no memory for another picture is free"):
                     await turn
-        except BaseException:
-            self._leave(place)
-            raise
+            except BaseException:
+                self.release(place)
+                raise
         return place
 
     def release(self, place: Place) -> None:
-        """Give room back; the next in line go ahead."""
-        self._lane_of(place.num_bytes).taken_bytes -= place.num_bytes
-        self._advance()
+        """Give room back, or leave the line; the next ones go ahead."""
+        lane = self._lane_of(place.num_bytes)
+        with self._lock:
+            if place.is_taken:
+                lane.taken_bytes -= place.num_bytes
+            else:
+                lane.line.remove(place)
+            others = self._advance()
+        _grant(others)
 
     def _lane_of(self, num_bytes: int) -> _Lane:
         return self._small if num_bytes <= self._small_bytes else self._large
 
-    def _leave(self, place: Place) -> None:
-        if place.granted.cancelled():
-            self._advance()
-        else:
-            self.release(place)  # the room was granted in the very moment in which the waiter left
+    def _advance(self) -> list[Place]:
+        return [*self._advance_lane(self._large), *self._advance_lane(self._small)]
 
-    def _advance(self) -> None:
-        self._advance_lane(self._large)
-        self._advance_lane(self._small)
-
-    def _advance_lane(self, lane: _Lane) -> None:
-        while lane.line:
-            place = lane.line[0]
-            if not place.granted.cancelled():
-                if not self._has_room(lane, place.num_bytes):
-                    return
-                lane.taken_bytes += place.num_bytes
-                place.granted.set_result(None)
-            lane.line.popleft()
+    def _advance_lane(self, lane: _Lane) -> list[Place]:
+        granted = []
+        while lane.line and self._has_room(lane, lane.line[0].num_bytes):
+            place = lane.line.popleft()
+            lane.taken_bytes += place.num_bytes
+            place.is_taken = True
+            granted.append(place)
+        return granted
 
     def _has_room(self, lane: _Lane, num_bytes: int) -> bool:
         yields = lane is self._small and bool(self._large.line)
         lane_bytes = self._reserved_bytes if yields else lane.max_bytes
         all_bytes = self._small.taken_bytes + self._large.taken_bytes
         return lane.taken_bytes + num_bytes <= lane_bytes and all_bytes + num_bytes <= self._max_bytes
+
+
+def _grant(places: list[Place]) -> None:
+    for place in places:
+        place.granted()
+
+
+def _wake(turn: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # its loop is closed, and nobody waits any more
+        turn.get_loop().call_soon_threadsafe(_settle, turn)
+
+
+def _settle(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)

@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from model.errors import InvalidReferenceError
 from model.labels import MAX_CLASSES, ClassPalette, LabelMap
-from model.manifest import ModelReference
+from model.manifest import ModelReference, ModelVersion
 from model.preprocess import ImageSize, size_of
 from service.core import codec
 from service.core.batching import Lane
 from service.core.errors import EmptyBodyError, InvalidArgumentError, PayloadTooLargeError
 from service.core.host import ServedModel
-from service.core.segmenter import Segmentation, Segmenter
+from service.core.passage import Segmentation
+from service.core.segmenter import Segmenter
 from service.telemetry import Stage
 from service.wire import segmentation_pb2 as wire
 
@@ -96,18 +98,20 @@ def segmented(
     max_bytes: int,
     lane: Lane = Lane.INTERACTIVE,
     source: str | None = None,
-) -> AbstractAsyncContextManager[Segmentation]:
+    answered: Callable[[], None] | None = None,
+) -> AbstractAsyncContextManager[Encoded]:
     """Answer a picture of the wire, whatever its encoding is; see ``Segmenter.segment``.
 
     Args:
         segmenter: answers it.
         image: encoded or raw.
         target: which model answers.
-        wanted: how the mask will be encoded.
+        wanted: how the mask is encoded.
         deadline_s: when nobody waits for the answer any more, on the clock of ``time.monotonic``.
         max_bytes: more than these are refused.
         lane: how urgent it is.
         source: who asks.
+        answered: called in the event loop as soon as the device is done with the picture.
 
     Raises:
         EmptyBodyError: there are no bytes.
@@ -119,17 +123,20 @@ def segmented(
         raise EmptyBodyError("there is no picture")
     if len(data) > max_bytes:
         raise PayloadTooLargeError(f"{len(data)} bytes are more than {max_bytes}")
+    encode_mask = partial(encode, wanted=wanted)
     encode_bytes = wanted.encode_bytes
     model, version = target.name, target.number
     if encoding in (wire.IMAGE_ENCODING_UNSPECIFIED, wire.ENCODED):
         return segmenter.segment(
             data,
+            encode_mask,
             deadline_s=deadline_s,
             model=model,
             version=version,
             encode_bytes=encode_bytes,
             lane=lane,
             source=source,
+            answered=answered,
         )
     if encoding not in (wire.RGB8, wire.BGR8):
         raise InvalidArgumentError(f"image: there is no encoding {encoding}")
@@ -138,6 +145,7 @@ def segmented(
     return segmenter.segment_pixels(
         data,
         ImageSize(image.height, image.width),
+        encode_mask,
         bgr=encoding == wire.BGR8,
         deadline_s=deadline_s,
         model=model,
@@ -145,14 +153,16 @@ def segmented(
         encode_bytes=encode_bytes,
         lane=lane,
         source=source,
+        answered=answered,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A mask on its way out, and where the time went."""
+    """A mask on its way out, which model made it, and where the time went."""
 
     mask: wire.Mask
+    version: ModelVersion
     stages_s: Mapping[Stage, float]
     batch_size: int
 
@@ -184,7 +194,7 @@ def encode(segmentation: Segmentation, wanted: MaskRequest) -> Encoded:
         height=size.height,
     )
     stages_s = _stages_s(segmentation, time.monotonic() - started_s)
-    return Encoded(mask, stages_s, segmentation.batch_size)
+    return Encoded(mask, segmentation.version, stages_s, segmentation.batch_size)
 
 
 def _stages_s(segmentation: Segmentation, encode_s: float) -> Mapping[Stage, float]:

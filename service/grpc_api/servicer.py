@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,7 +17,7 @@ from service.core.segmenter import Segmenter
 from service.core.streaming import FrameTurns
 from service.grpc_api.edge import Call, Context, Edge
 from service.grpc_api.limits import PeerLimits
-from service.grpc_api.messages import MaskRequest, Target, class_infos, encode, model_info, segmented
+from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segmented
 from service.grpc_api.streams import FrameStream, MessageT, StreamLimits, StreamTools, next_message
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
@@ -61,7 +60,6 @@ class Servicer:
     Args:
         segmenter: answers pictures.
         host: knows the served models.
-        pool: threads that encode.
         metrics: counts.
         options: limits.
     """
@@ -70,19 +68,17 @@ class Servicer:
         self,
         segmenter: Segmenter,
         host: ModelHost,
-        pool: Executor,
         metrics: Metrics,
         options: ServicerOptions,
     ) -> None:
         self._segmenter = segmenter
         self._host = host
-        self._pool = pool
         self._metrics = metrics
         self._options = options
         self._edge = Edge(options.key_digests, metrics, max_calls=options.max_calls)
         self._room = MemoryBudget(options.max_image_bytes_in_flight)
         turns = FrameTurns(options.frames_at_once, options.film_frames_at_once)
-        self._tools = StreamTools(segmenter, pool, turns, self._room, metrics, options.streams)
+        self._tools = StreamTools(segmenter, turns, self._room, metrics, options.streams)
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
         self._stops_at_s: float | None = None
@@ -166,11 +162,9 @@ class Servicer:
             deadline_s=deadline_s,
             max_bytes=max_bytes,
             source=call.source,
-        ) as segmentation:
-            loop = asyncio.get_running_loop()
-            encoded = await loop.run_in_executor(self._pool, encode, segmentation, wanted)
-        self._metrics.stages_done(encoded.stages_s)
-        version = segmentation.version
+        ) as encoded:
+            self._metrics.stages_done(encoded.stages_s)
+        version = encoded.version
         call.served = version.name, version.number
         call.notes.update(bytes_in=len(request.image.data), bytes_out=len(encoded.mask.data))
         return wire.SegmentResponse(

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, assert_never
@@ -25,7 +24,7 @@ from service.core.errors import (
     InvalidArgumentError,
     ServiceError,
 )
-from service.core.segmenter import Segmentation, Segmenter
+from service.core.segmenter import Segmenter
 from service.core.streaming import (
     Answer,
     Answered,
@@ -39,7 +38,7 @@ from service.core.streaming import (
     StreamRules,
     StreamSession,
 )
-from service.grpc_api.messages import Encoded, MaskRequest, Target, encode, segmented
+from service.grpc_api.messages import MaskRequest, Target, segmented
 from service.grpc_api.status import status_number
 from service.telemetry import FrameOutcome, Metrics
 from service.wire import segmentation_pb2 as wire
@@ -104,7 +103,6 @@ class StreamTools:
 
     Args:
         segmenter: answers frames.
-        pool: threads that encode.
         turns: which stream goes next.
         room: for the pictures that came and are not answered yet.
         metrics: counts frames.
@@ -112,7 +110,6 @@ class StreamTools:
     """
 
     segmenter: Segmenter
-    pool: Executor
     turns: FrameTurns
     room: MemoryBudget
     metrics: Metrics
@@ -328,20 +325,15 @@ class FrameStream:
             max_bytes=tools.limits.max_frame_bytes,
             lane=Lane.STREAM,
             source=self._source,
+            answered=give_back,
         )
-        async with answering as segmentation:
-            give_back()
-            encoded = await self._encoded(segmentation)
-        tools.metrics.stages_done(encoded.stages_s)
-        version = segmentation.version.number
+        async with answering as encoded:
+            tools.metrics.stages_done(encoded.stages_s)
+        version = encoded.version.number
         result = wire.FrameResult(seq=frame.seq, mask=encoded.mask, version=version, timings=encoded.timings)
         if frame.HasField("capture_time"):
             result.capture_time.CopyFrom(frame.capture_time)
         return result, version
-
-    async def _encoded(self, segmentation: Segmentation) -> Encoded:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tools.pool, encode, segmentation, self._wanted)
 
     def _count(self, answer: Answer[wire.FrameResult]) -> None:
         match answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp
@@ -39,7 +38,6 @@ class HttpOptions:
 def create_app(
     segmenter: Segmenter,
     host: ModelHost,
-    pool: Executor,
     *,
     lifecycle: Lifecycle,
     metrics: Metrics,
@@ -51,7 +49,6 @@ def create_app(
     Args:
         segmenter: answers pictures.
         host: knows the served models.
-        pool: threads that encode answers.
         lifecycle: what the probes tell.
         metrics: counts what is answered.
         options: how it behaves.
@@ -59,7 +56,7 @@ def create_app(
     """
     app = problem_app(title="BiSeNet segmentation service", description=_description())
     # Before the model routes: there "{model}" would match "NAME:segment" and answer 404 for a wrong method.
-    app.include_router(segment_router(SegmentEndpoint(segmenter, host, pool, options.segment)))
+    app.include_router(segment_router(SegmentEndpoint(segmenter, host, options.segment)))
     app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
     add_docs(app)

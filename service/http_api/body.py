@@ -45,7 +45,8 @@ class BodyLimits:
     def patience_s(self, received: int, expected: int) -> float:
         """Return how long after its first byte a body that is still so short is given up.
 
-        Who sends at a constant pace, and would be done in time, is always ahead of this.
+        Who sends at a constant pace of at least ``min_bytes_per_s``, and would be done in time, is always
+        ahead of this.
 
         Args:
             received: bytes so far.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from model.labels import LabelMap, UInt8Array
 from model.preprocess import size_of
 from service.core import codec
-from service.core.segmenter import Segmentation
+from service.core.passage import Segmentation
 from service.http_api.documents import ClassShareDocument, MaskDocument, SegmentationDocument
 from service.http_api.negotiation import JPEG, JSON, NPY, PNG, RAW, Output
 from service.http_api.parameters import MaskEncoding

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -59,16 +59,12 @@ class SegmentEndpoint:
     Args:
         segmenter: answers pictures.
         host: knows the served models.
-        pool: threads that encode.
         options: limits of a request.
     """
 
-    def __init__(
-        self, segmenter: Segmenter, host: ModelHost, pool: Executor, options: SegmentOptions
-    ) -> None:
+    def __init__(self, segmenter: Segmenter, host: ModelHost, options: SegmentOptions) -> None:
         self._segmenter = segmenter
         self._host = host
-        self._pool = pool
         self._options = options
         self._room = BodyRoom(options.max_body_bytes_in_flight, options.body)
         self._unsent = MemoryBudget(options.max_answer_bytes_in_flight)
@@ -128,17 +124,14 @@ class SegmentEndpoint:
         model, version = exchange.served
         async with self._segmenter.segment(
             data,
+            partial(render, wanted=wanted, receive_s=receive_s),
             deadline_s=deadline_s,
             model=model,
             version=version,
             encode_bytes=encode_bytes(wanted),
             source=exchange.source,
-        ) as segmentation:
-            loop = asyncio.get_running_loop()
-            rendering = await loop.run_in_executor(self._pool, render, segmentation, wanted, receive_s)
-            rendered_s = time.monotonic()
-            await self._hold(rendering.body, exchange, deadline_s - rendered_s)
-            segmentation.idle_s = time.monotonic() - rendered_s
+        ) as rendering:
+            await self._hold(rendering.body, exchange, deadline_s - time.monotonic())
             return rendering
 
     async def _hold(self, body: bytes, exchange: Exchange, timeout_s: float) -> None:

@@ -14,12 +14,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from service.core.errors import OverloadError, ServiceError
-from service.telemetry import Metrics, ModelLabels, RejectReason, Stage
+from service.telemetry import FrameOutcome, Metrics, ModelLabels, RejectReason, Stage
 
 NAMES = {
     "requests": {"protocol", "route", "model", "version", "code"},
     "request_duration_seconds": {"protocol", "route"},
     "stage_duration_seconds": {"stage"},
+    "picture_cpu_seconds": {"stage"},
     "batch_size": set(),
     "batch_padding_ratio": set(),
     "queue_depth": set(),
@@ -109,6 +110,8 @@ def test_series_of_closed_sets_begin_at_zero() -> None:
         assert value(metrics, "rejected_total", reason=reason) == 0
     for stage in get_args(Stage):
         assert value(metrics, "stage_duration_seconds_count", stage=stage) == 0
+    for outcome in get_args(FrameOutcome):
+        assert value(metrics, "stream_frames_total", outcome=outcome) == 0
 
 
 def test_what_goes_on_is_shown_while_it_does() -> None:

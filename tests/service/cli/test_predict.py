@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from service.cli.local import local_settings, open_segmenter
 from service.cli.predict import Job, plan, predict
 from service.core.codec import encode_palette_png
+from service.core.passage import Segmentation
 from service.engines import NO_GPU
 
 Run = Callable[..., Result]
@@ -59,6 +60,10 @@ def test_one_picture_becomes_the_file_that_was_named(run: Run, tmp_path: Path) -
     assert (mask.size, mask.mode) == ((70, 40), "P")
 
 
+def _png(segmentation: Segmentation) -> bytes:
+    return encode_palette_png(segmentation.label_map)
+
+
 def test_the_mask_is_what_the_segmenter_and_the_codec_make_of_the_same_bytes(
     run: Run, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,8 +74,9 @@ def test_the_mask_is_what_the_segmenter_and_the_codec_make_of_the_same_bytes(
 
     async def encoded() -> bytes:
         with open_segmenter(local_settings({})) as (segmenter, _):
-            async with segmenter.segment(source.read_bytes(), deadline_s=time.monotonic() + 30) as answer:
-                return encode_palette_png(answer.label_map)
+            deadline_s = time.monotonic() + 30
+            async with segmenter.segment(source.read_bytes(), _png, deadline_s=deadline_s) as encoded:
+                return encoded
 
     assert target.read_bytes() == asyncio.run(encoded())
 

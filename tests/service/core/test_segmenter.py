@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +22,12 @@ from model.image import ImageHeader, ImageLimits, decode_image
 from model.labels import UInt8Array
 from model.manifest import ModelVersion
 from model.preprocess import ImageSize
-from service.core.batching import Lane
 from service.core.device import Device
 from service.core.engine import EngineOptions
 from service.core.errors import (
     BusyError,
     DeadlineExceededError,
+    DrainingError,
     EmptyBodyError,
     InvalidArgumentError,
     LoadingError,
@@ -39,9 +40,9 @@ from service.core.errors import (
 )
 from service.core.host import ModelHost
 from service.core.local import LocalRunner
-from service.core.pace import Pace
-from service.core.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits, _bytes_needed, _Order
-from service.core.worker import InferenceWorker
+from service.core.passage import Segmentation, bytes_needed
+from service.core.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits
+from service.core.worker import InferenceWorker, Reservation
 
 CITY_1 = ModelVersion("city", 1)
 SHORT_S = 0.5  # long enough to read a small picture on a busy machine
@@ -91,6 +92,11 @@ def soon() -> float:
     return time.monotonic() + PATIENCE_S
 
 
+def itself(segmentation: Segmentation) -> Segmentation:
+    """Encode nothing."""
+    return segmentation
+
+
 def png(height: int, width: int, value: int = 0) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), (value, 0, 0)).save(file, "PNG")
@@ -101,7 +107,7 @@ def png(height: int, width: int, value: int = 0) -> bytes:
 async def test_a_picture_of_any_size_is_answered_at_its_own_size(
     make: MakeSegmenter, engine: FakeEngine, size: tuple[int, int]
 ) -> None:
-    async with make(engine).segment(png(*size, value=170), deadline_s=soon()) as answer:
+    async with make(engine).segment(png(*size, value=170), itself, deadline_s=soon()) as answer:
         assert answer.label_map.ids_HW.shape == size
         assert answer.image_HW3.shape == (*size, 3)
         assert (answer.image_HW3 == [170, 0, 0]).all()
@@ -114,7 +120,7 @@ async def test_labels_belong_to_the_picture(make: MakeSegmenter, engine: FakeEng
     segmenter = make(engine)
 
     async def label(value: int) -> int:
-        async with segmenter.segment(png(32, 32, value), deadline_s=soon()) as answer:
+        async with segmenter.segment(png(32, 32, value), itself, deadline_s=soon()) as answer:
             return int(answer.label_map.ids_HW[0, 0])
 
     assert await asyncio.gather(*(label(85 * k) for k in (3, 0, 2, 1))) == [3, 0, 2, 1]
@@ -124,7 +130,7 @@ async def test_a_large_picture_is_reduced_for_the_network_only(
     make: MakeSegmenter, engine: FakeEngine
 ) -> None:
     segmenter = make(engine, SegmenterLimits(max_infer_pixels=64 * 64))
-    async with segmenter.segment(png(128, 128), deadline_s=soon()) as answer:
+    async with segmenter.segment(png(128, 128), itself, deadline_s=soon()) as answer:
         assert answer.inference_size == ImageSize(64, 64)
         assert answer.label_map.ids_HW.shape == (128, 128)
     assert engine.seen == [(1, 64, 64, 3)]
@@ -132,7 +138,7 @@ async def test_a_large_picture_is_reduced_for_the_network_only(
 
 async def test_each_stage_is_timed(make: MakeSegmenter, engine: FakeEngine) -> None:
     began_s = time.monotonic()
-    async with make(engine).segment(png(64, 64), deadline_s=soon()) as answer:
+    async with make(engine).segment(png(64, 64), itself, deadline_s=soon()) as answer:
         timings = answer.timings
     stages = (timings.decode_s, timings.preprocess_s, timings.queue_s, timings.infer_s, timings.post_s)
     assert all(stage >= 0 for stage in stages)
@@ -153,7 +159,7 @@ async def test_bytes_that_are_no_picture_never_reach_the_engine(
 ) -> None:
     limits = SegmenterLimits(image=ImageLimits(max_pixels=32 * 32))
     with pytest.raises(error):
-        async with make(engine, limits).segment(data, deadline_s=soon()):
+        async with make(engine, limits).segment(data, itself, deadline_s=soon()):
             pass
     assert engine.seen == []
 
@@ -174,7 +180,7 @@ async def test_an_unknown_model_is_refused_before_anything_is_read(
     make: MakeSegmenter, engine: FakeEngine, model: str | None, version: int | None, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        async with make(engine).segment(b"", deadline_s=soon(), model=model, version=version):
+        async with make(engine).segment(b"", itself, deadline_s=soon(), model=model, version=version):
             pass
 
 
@@ -182,7 +188,7 @@ async def test_a_model_that_is_not_loaded_yet_is_loading(pool: ThreadPoolExecuto
     options = EngineOptions("cpu", "auto", tmp_path)
     host = ModelHost(InferenceWorker(LocalRunner(Device(lambda *_: FakeEngine(), options))))
     with pytest.raises(LoadingError):
-        async with Segmenter(host, pool).segment(png(32, 32), deadline_s=soon()):
+        async with Segmenter(host, pool).segment(png(32, 32), itself, deadline_s=soon()):
             pass
     host.close()
 
@@ -195,7 +201,7 @@ async def test_a_deadline_that_passes_in_the_engine_is_answered_without_waiting_
     make: MakeSegmenter, held: FakeEngine
 ) -> None:
     with pytest.raises(DeadlineExceededError):
-        async with make(held).segment(png(32, 32), deadline_s=time.monotonic() + 0.05):
+        async with make(held).segment(png(32, 32), itself, deadline_s=time.monotonic() + 0.05):
             pass
     held.go_on()
 
@@ -204,7 +210,7 @@ async def test_a_deadline_in_the_past_is_exceeded_before_the_picture_is_read(
     make: MakeSegmenter, engine: FakeEngine
 ) -> None:
     with pytest.raises(DeadlineExceededError):
-        async with make(engine).segment(png(32, 32), deadline_s=time.monotonic() - 1):
+        async with make(engine).segment(png(32, 32), itself, deadline_s=time.monotonic() - 1):
             pass
     assert engine.seen == []
 
@@ -218,36 +224,145 @@ async def test_a_request_that_finds_no_place_is_refused_before_its_picture_is_re
         segmenter._host.reserve(ImageSize(64, 64), version=CITY_1, deadline_s=soon()) for _ in range(256)
     ]
     with pytest.raises(QueueFullError):
-        async with segmenter.segment(broken, deadline_s=soon()):
+        async with segmenter.segment(broken, itself, deadline_s=soon()):
             pass
     for place in places:
         place.future.cancel()
     for _ in range(300):  # a request that fails gives its place back
         with pytest.raises(UndecodableImageError):
-            async with segmenter.segment(broken, deadline_s=soon()):
+            async with segmenter.segment(broken, itself, deadline_s=soon()):
                 pass
 
 
+@pytest.mark.parametrize(("encode_s", "kept_s"), [(5.0, 5.0), (1e6, PATIENCE_S / 2)])
 async def test_labels_are_wanted_as_long_before_the_deadline_as_encoding_takes(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSegmenter,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    encode_s: float,
+    kept_s: float,
 ) -> None:
     segmenter = make(engine)
-    async with segmenter.segment(png(64, 64), deadline_s=soon()) as answer:
-        order = _Order(segmenter._host.find(CITY_1.name), soon(), 0, Lane.INTERACTIVE, None)
-    assert segmenter._encoding.predict(64 * 64) > 0
-    for encode_s, expected_s in ((5.0, 5.0), (1e6, PATIENCE_S / 2)):
-        segmenter._encoding = Pace()
-        segmenter._encoding.learn(pixels=64 * 64, duration_s=encode_s)
-        with segmenter._reserved(ImageSize(64, 64), order) as reservation:
-            assert order.deadline_s - reservation.deadline_s == pytest.approx(expected_s, abs=1.0)
-    assert answer.inference_size == ImageSize(64, 64)
+    segmenter._tools.encoding.learn(pixels=64 * 64, duration_s=encode_s)
+    deadlines_s = []
+
+    def reserve(*_: object, deadline_s: float, **__: object) -> Reservation:
+        deadlines_s.append(deadline_s)
+        raise QueueFullError("that was all to be known")
+
+    monkeypatch.setattr(segmenter._host, "reserve", reserve)
+    wanted_s = soon()
+    with pytest.raises(QueueFullError):
+        async with segmenter.segment(png(64, 64), itself, deadline_s=wanted_s):
+            pass
+    assert wanted_s - deadlines_s[0] == pytest.approx(kept_s, abs=1.0)
+
+
+async def test_how_long_encoding_takes_is_learnt(make: MakeSegmenter, engine: FakeEngine) -> None:
+    segmenter = make(engine)
+
+    def encode(_: Segmentation) -> str:
+        time.sleep(0.05)
+        return "encoded"
+
+    async with segmenter.segment(png(64, 64), encode, deadline_s=soon()) as answer:
+        assert answer == "encoded"
+    assert 0.05 <= segmenter._tools.encoding.kept_s(64 * 64, soon()) < PATIENCE_S / 2
+
+
+async def test_what_threads_work_on_a_picture_is_counted(make: MakeSegmenter, engine: FakeEngine) -> None:
+    segmenter = make(engine)
+
+    def encode(_: Segmentation) -> None:
+        until_s = time.thread_time() + 0.01
+        while time.thread_time() < until_s:
+            pass
+
+    async with segmenter.segment(png(64, 64), encode, deadline_s=soon()):
+        pass
+    text = segmenter._tools.metrics.exposition()[0].decode()
+    spent_s = dict(re.findall(r'bisenet_picture_cpu_seconds_total{stage="(.*)"} (.*)', text))
+    assert float(spent_s["encode"]) >= 0.01
+    assert 0 < float(spent_s["decode"]) < 1
+
+
+async def test_labels_that_are_there_by_the_deadline_are_encoded_after_it(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    deadline_s = time.monotonic() + SHORT_S
+
+    def encode(_: Segmentation) -> str:
+        while time.monotonic() < deadline_s + 0.05:
+            time.sleep(0.01)
+        return "late"
+
+    async with make(engine).segment(png(32, 32), encode, deadline_s=deadline_s) as answer:
+        assert answer == "late"
+
+
+async def test_an_answer_that_cannot_be_encoded_raises_what_encoding_raised(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
+
+    def encode(_: Segmentation) -> str:
+        raise OSError("disk full")
+
+    for _ in range(2):  # the second one finds the memory of the first one free
+        with pytest.raises(OSError, match="disk full"):
+            async with segmenter.segment(png(64, 64), encode, deadline_s=soon()):
+                pass
+
+
+async def test_the_user_hears_when_the_device_is_done_before_the_answer_is_encoded(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    heard, is_encoding, go_on = asyncio.Event(), threading.Event(), threading.Event()
+
+    def encode(_: Segmentation) -> bool:
+        is_encoding.set()
+        return go_on.wait(PATIENCE_S)
+
+    async def segment() -> bool:
+        picture, deadline_s = png(32, 32), soon()
+        async with make(engine).segment(picture, encode, deadline_s=deadline_s, answered=heard.set) as answer:
+            return answer
+
+    running = asyncio.create_task(segment())
+    await in_thread(is_encoding.wait)
+    await heard.wait()
+    assert not running.done()
+    go_on.set()
+    assert await running
+
+
+async def test_a_picture_that_waits_for_memory_goes_on_when_there_is_some(
+    make: MakeSegmenter, engine: FakeEngine
+) -> None:
+    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
+
+    async def label(value: int) -> int:
+        async with segmenter.segment(png(64, 64, value), itself, deadline_s=soon()) as answer:
+            return int(answer.label_map.ids_HW[0, 0])
+
+    assert await asyncio.gather(*(label(85 * (k % 4)) for k in range(16))) == [k % 4 for k in range(16)]
+
+
+async def test_when_the_pool_is_closed_the_service_is_about_to_stop(
+    make: MakeSegmenter, engine: FakeEngine, pool: ThreadPoolExecutor
+) -> None:
+    segmenter = make(engine)
+    pool.shutdown()
+    with pytest.raises(DrainingError):
+        async with segmenter.segment(png(32, 32), itself, deadline_s=soon()):
+            pass
 
 
 async def test_a_cancelled_request_withdraws_its_picture(make: MakeSegmenter, held: FakeEngine) -> None:
     segmenter = make(held)
 
     async def request() -> None:
-        async with segmenter.segment(png(32, 32), deadline_s=soon()):
+        async with segmenter.segment(png(32, 32), itself, deadline_s=soon()):
             pass
 
     running = asyncio.ensure_future(request())
@@ -267,11 +382,11 @@ async def test_pixels_count_as_in_flight_until_the_answer_is_encoded(
     make: MakeSegmenter, engine: FakeEngine
 ) -> None:
     segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
-    async with segmenter.segment(png(64, 64), deadline_s=soon()):
+    async with segmenter.segment(png(64, 64), itself, deadline_s=soon()):
         with pytest.raises(BusyError):
-            async with segmenter.segment(png(64, 64), deadline_s=time.monotonic() + SHORT_S):
+            async with segmenter.segment(png(64, 64), itself, deadline_s=time.monotonic() + SHORT_S):
                 pass
-    async with segmenter.segment(png(64, 64), deadline_s=soon()) as answer:
+    async with segmenter.segment(png(64, 64), itself, deadline_s=soon()) as answer:
         assert answer.version == CITY_1
 
 
@@ -281,13 +396,13 @@ async def test_small_pictures_are_answered_while_large_ones_wait_for_memory(
     segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=256 * 256))
 
     async def large() -> None:
-        async with segmenter.segment(png(256, 256), deadline_s=soon()):
+        async with segmenter.segment(png(256, 256), itself, deadline_s=soon()):
             pass
 
-    async with segmenter.segment(png(256, 256), deadline_s=soon()):
+    async with segmenter.segment(png(256, 256), itself, deadline_s=soon()):
         crowd = [asyncio.create_task(large()) for _ in range(8)]
         for _ in range(8):
-            async with segmenter.segment(png(16, 16), deadline_s=soon()) as answer:
+            async with segmenter.segment(png(16, 16), itself, deadline_s=soon()) as answer:
                 assert answer.label_map.ids_HW.shape == (16, 16)
         assert not any(task.done() for task in crowd)
     await asyncio.gather(*crowd)
@@ -307,7 +422,7 @@ def test_a_picture_costs_what_its_dearest_moment_takes(
     decode_bytes: int, side: int, encode_bytes: int, expected: int
 ) -> None:
     header = ImageHeader(ImageSize(side, side), decode_bytes * side * side)
-    assert _bytes_needed(header, 512 * 512, encode_bytes) == expected * side * side
+    assert bytes_needed(header, 512 * 512, encode_bytes) == expected * side * side
 
 
 async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
@@ -324,7 +439,7 @@ async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
     monkeypatch.setattr("service.core.segmenter.decode_image", slow_decode)
 
     async def segment(deadline_s: float) -> None:
-        async with segmenter.segment(png(64, 64), deadline_s=deadline_s):
+        async with segmenter.segment(png(64, 64), itself, deadline_s=deadline_s):
             pass
 
     abandoned = asyncio.ensure_future(segment(soon()))
@@ -355,7 +470,7 @@ def test_a_picture_that_is_read_after_the_end_of_the_service_disturbs_nobody(
     monkeypatch.setattr("service.core.segmenter.decode_image", slow_decode)
 
     async def segment() -> None:
-        async with segmenter.segment(png(64, 64), deadline_s=soon()):
+        async with segmenter.segment(png(64, 64), itself, deadline_s=soon()):
             pass
 
     async def leave_early() -> None:
@@ -383,7 +498,7 @@ async def test_a_picture_is_out_of_memory_when_its_request_is_over(
     segmenter = make(engine if in_time else held)
     with no_garbage_collector():
         with nullcontext() if in_time else pytest.raises(DeadlineExceededError):
-            async with segmenter.segment(png(64, 64), deadline_s=time.monotonic() + SHORT_S):
+            async with segmenter.segment(png(64, 64), itself, deadline_s=time.monotonic() + SHORT_S):
                 pass
         held.go_on()
         await watch.wait_until_gone()
@@ -398,7 +513,7 @@ async def test_pixels_are_answered_like_the_picture_they_are(
     make: MakeSegmenter, engine: FakeEngine, step: int, *, bgr: bool
 ) -> None:
     data = np.ascontiguousarray(RED_HW3[..., ::step]).tobytes()
-    async with make(engine).segment_pixels(data, RED_SIZE, deadline_s=soon(), bgr=bgr) as answer:
+    async with make(engine).segment_pixels(data, RED_SIZE, itself, deadline_s=soon(), bgr=bgr) as answer:
         assert np.array_equal(answer.image_HW3, RED_HW3)
         assert set(np.unique(answer.label_map.ids_HW)) == {2}
         assert answer.version == CITY_1
@@ -420,7 +535,7 @@ async def test_pixels_that_do_not_fit_their_size_reach_no_thread(
 ) -> None:
     segmenter = make(engine, SegmenterLimits(image=ImageLimits(max_side=64)))
     with pytest.raises(error):
-        async with segmenter.segment_pixels(data, size, deadline_s=soon()):
+        async with segmenter.segment_pixels(data, size, itself, deadline_s=soon()):
             pass
     assert not engine.seen
 
@@ -428,7 +543,9 @@ async def test_pixels_that_do_not_fit_their_size_reach_no_thread(
 async def test_pixels_wait_for_memory_like_any_picture(make: MakeSegmenter, engine: FakeEngine) -> None:
     segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=32 * 64))
     data = RED_HW3.tobytes()
-    async with segmenter.segment_pixels(data, RED_SIZE, deadline_s=soon()):
+    async with segmenter.segment_pixels(data, RED_SIZE, itself, deadline_s=soon()):
         with pytest.raises(BusyError):
-            async with segmenter.segment_pixels(data, RED_SIZE, deadline_s=time.monotonic() + SHORT_S):
+            async with segmenter.segment_pixels(
+                data, RED_SIZE, itself, deadline_s=time.monotonic() + SHORT_S
+            ):
                 pass

@@ -348,7 +348,7 @@ class ByHand:
         self.reads = 0
         self.under_way = 0
         room = room or MemoryBudget(1 << 30)
-        tools = StreamTools(self, None, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        tools = StreamTools(self, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
         rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
         stream = FrameStream(
             self,  # type: ignore[arg-type]

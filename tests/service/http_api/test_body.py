@@ -151,7 +151,7 @@ async def test_a_client_that_falls_silent_is_told_that_it_is_too_slow() -> None:
 
 
 @given(
-    length=st.integers(1, BodyLimits.max_bytes),
+    length=st.integers(math.ceil(BodyLimits.receive_timeout_s), BodyLimits.max_bytes),
     duration_s=st.floats(0.001, BodyLimits.receive_timeout_s - 0.001),
     share=st.floats(0, 1),
 )
