@@ -90,7 +90,7 @@ def accumulate(
         for one, raw_NKhw in zip(plan.passes, raw, strict=True)
     ]
     num_classes = passes[0].chips[0].grid_MKRC.shape[1]
-    labels_HW = np.empty((plan.size.height, plan.size.width), np.uint8)
+    labels_HW = np.empty(plan.size.shape, np.uint8)
     if plan.single:
         _label_one_map(passes[0].chips[0], labels_HW, executor)
         return labels_HW
@@ -176,7 +176,7 @@ def _grids(raw_NKhw: Float32Array, padded: ImageSize, *, upsample: Upsample, str
         raise ModelOutputError("the raw output holds scores that are not finite")
     # PixelShuffle moves channel k*S*S + i*S + j of (y, x) to class k of (y*S + i, x*S + j).
     cells = raw_NKhw.reshape(-1, num_classes, factor, factor, *raw_NKhw.shape[2:])
-    shape = (-1, num_classes, grid.height, grid.width)
+    shape = (-1, num_classes, *grid.shape)
     return np.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3).reshape(shape), np.float32)
 
 

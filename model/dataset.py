@@ -278,7 +278,7 @@ def _decoded_ids(data: bytes, size: ImageSize) -> UInt8Array:
     signature, width, height, depth, color_type = _PNG_HEADER.unpack_from(data)
     if signature != _PNG_SIGNATURE:
         raise ValueError("not a PNG")
-    if (height, width) != (size.height, size.width):
+    if (height, width) != size.shape:
         raise ValueError(f"labels are {height}x{width}, their picture is {size}")
     # Pillow stretches gray of fewer bits to 0..255, which would change ids; palette indices it leaves alone.
     if color_type != _INDEXED and (color_type != _GRAY or depth != _ID_BITS):

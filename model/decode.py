@@ -87,7 +87,7 @@ def labels(
     num_classes, factor, grid = grid_of(raw_Khw.shape, upsample=upsample, stride=stride, padded=padded)
     raw_KSShw = _unshuffled(raw_Khw, num_classes, factor)
     winners_RC = _winners(raw_KSShw, grid, executor)
-    labels_HW = np.empty((original.height, original.width), np.uint8) if out_HW is None else out_HW
+    labels_HW = np.empty(original.shape, np.uint8) if out_HW is None else out_HW
     if grid == padded and content == original:
         labels_HW[...] = winners_RC[: content.height, : content.width]
         return labels_HW

@@ -56,7 +56,7 @@ def labels(
     rows_H, columns_W = _positions_on(
         raw_Khw.device, grid, upsample=upsample, padded=padded, content=content, original=original
     )
-    labels_HW = torch.empty((original.height, original.width), dtype=torch.uint8, device=raw_Khw.device)
+    labels_HW = torch.empty(original.shape, dtype=torch.uint8, device=raw_Khw.device)
     _draw_labels[(triton.cdiv(original.width, _TILE_PIXELS), original.height)](
         raw_Khw,
         *raw_Khw.stride(),

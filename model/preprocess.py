@@ -39,6 +39,11 @@ class ImageSize:
             raise ValueError(f"an image has at least 1x1 pixels, not {self.height}x{self.width}")
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, as an array has them."""
+        return self.height, self.width
+
+    @property
     def pixels(self) -> int:
         """Height times width."""
         return self.height * self.width

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +70,7 @@ def _batches(pictures: PictureSource, batch_size: int, pad_color: tuple[int, int
         batch.append(image_HW3)
         if len(batch) == batch_size:
             yield _stacked(waiting.pop(size), pad_color)
-    rest = [image for size in sorted(waiting, key=astuple) for image in waiting[size]]
+    rest = [image for size in sorted(waiting, key=lambda size: size.shape) for image in waiting[size]]
     for first in range(0, len(rest) - 1, batch_size):
         yield _stacked(rest[first : first + batch_size], pad_color)
 

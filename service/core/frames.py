@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -56,9 +56,7 @@ class PictureEntry:
     def pack(self) -> bytes:
         """Return the bytes of this entry."""
         sizes = (self.padded, self.content, self.original)
-        return self.layout.pack(
-            self.slot, self.deadline_s, *(side for size in sizes for side in astuple(size))
-        )
+        return self.layout.pack(self.slot, self.deadline_s, *(side for size in sizes for side in size.shape))
 
     @classmethod
     def unpack(cls, data: bytes) -> PictureEntry:
@@ -164,7 +162,7 @@ class LoadFrame:
 
     def pack(self) -> bytes:
         """Return the bytes behind the header."""
-        text = {"name": self.name, "folder": self.folder, "sizes": [astuple(size) for size in self.sizes]}
+        text = {"name": self.name, "folder": self.folder, "sizes": [size.shape for size in self.sizes]}
         return self.layout.pack(self.request, self.version) + _packed_text(text)
 
     @classmethod

@@ -92,5 +92,5 @@ def _carried_out(device: Device, job: Job) -> tuple[Report, Sequence[Output]]:
     if isinstance(job, ScoreJob):
         raw_NKhw = np.empty(job.raw_shape, np.float32)
         return device.score(job.version, job.images_NHW3, raw_NKhw, job.deadline_s), [raw_NKhw]
-    labels = [np.empty((p.original.height, p.original.width), np.uint8) for p in job.pictures]
+    labels = [np.empty(p.original.shape, np.uint8) for p in job.pictures]
     return device.begin(Work(job.version, job.pictures, labels, job.deadlines_s))(), labels

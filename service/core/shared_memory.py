@@ -82,7 +82,7 @@ class SharedMemory:
             for lease, deadline_s, p in zip(leases, job.deadlines_s, job.pictures, strict=True)
         ]
         labels = [
-            lease.array((p.original.height, p.original.width), offset=behind(p.pixels_HW3.nbytes))
+            lease.array(p.original.shape, offset=behind(p.pixels_HW3.nbytes))
             for lease, p in zip(leases, job.pictures, strict=True)
         ]
         _send(life, LabelFrame(token, version, tuple(entries)), leases)

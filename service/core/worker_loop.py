@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import structlog
 
@@ -52,10 +54,14 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(253 * 4)
 """Room for as many descriptors as the kernel lets one packet carry (SCM_MAX_FD)."""
 
 
+_Task = Callable[[], None]
+
+
 class WorkerLoop:
     """Serves one connection until its other end is closed.
 
-    Jobs run one after the other in the calling thread; models are loaded beside them in another one.
+    Jobs run one after the other in the calling thread. What has come is read by a second one, so that the
+    next job lies ready when the device is done with the last one; models are loaded by a third.
 
     Args:
         link: packets with frames.
@@ -69,7 +75,8 @@ class WorkerLoop:
         self._device = device
         self._slots = SlotMap()
         self._versions: dict[int, ModelVersion] = {}
-        self._jobs: deque[tuple[int, Pending]] = deque()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._begun: deque[tuple[int, Pending]] = deque()
         self._descriptors: deque[int] = deque()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -82,61 +89,74 @@ class WorkerLoop:
         """
         with suppress(BrokenPipeError, ConnectionResetError):
             self._send(HelloFrame())
-            while (received := self._receive()) != b"":
-                if received is None:
-                    self._finish_one()
-                else:
-                    self._obey(unpacked(received))
+            threading.Thread(target=self._listen, name="listen", daemon=True).start()
+            while (task := self._next_task()) is not None:
+                task()
+                del task  # or its memory would be held until the next one comes
 
     def close(self) -> None:
         """End what is being loaded."""
         self._loader.shutdown()
 
-    def _receive(self) -> bytes | None:
-        """Return the next frame, nothing at the end; None = none has come, and there are jobs to do."""
-        flags = socket.MSG_DONTWAIT if self._jobs else 0
+    def _next_task(self) -> _Task | None:
+        """Begin what has come, and when nothing has, finish what was begun first; None at the end."""
         try:
-            data, ancillary, _, _ = self._link.recvmsg(MAX_FRAME_BYTES, _ANCILLARY_BYTES, flags)
-        except BlockingIOError:
-            return None
+            return self._tasks.get(block=not self._begun)
+        except Empty:
+            return self._finish_one
+
+    def _finish_one(self) -> None:
+        token, pending = self._begun.popleft()
+        # Before the next job is begun: it may be the one that kills this process.
+        self._send(DoneFrame(token, pending()))
+
+    def _send(self, frame: Frame) -> None:
+        self._link.sendall(packed(frame))
+
+    # --- the thread that listens
+
+    def _listen(self) -> None:
+        try:
+            while data := self._receive():
+                self._obey(unpacked(data))
+        except ConnectionResetError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the edge of the thread: ``serve`` raises it
+            self._tasks.put(partial(_fail, error))
+        self._tasks.put(None)
+
+    def _receive(self) -> bytes:
+        """Return the next frame; nothing at the end."""
+        data, ancillary, _, _ = self._link.recvmsg(MAX_FRAME_BYTES, _ANCILLARY_BYTES)
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors.extend(memoryview(content).cast("i"))
         return data
 
-    def _send(self, frame: Frame) -> None:
-        self._link.sendall(packed(frame))
-
     def _obey(self, frame: Frame) -> None:
         match frame:
             case LabelFrame():
-                self._jobs.append((frame.token, self._labelling(frame)))
+                self._tasks.put(partial(self._begin_labelling, frame.token, self._work(frame)))
             case ScoreFrame():
-                self._jobs.append((frame.token, self._scoring(frame)))
+                self._tasks.put(partial(self._begin_scoring, frame.token, self._scoring(frame)))
             case LoadFrame():
                 self._loader.submit(self._load, frame)
             case UnloadFrame():
-                self._device.unload(self._versions.pop(frame.version))
-                self._send(ReplyFrame(frame.request))
+                self._tasks.put(partial(self._unload, frame))
             case ForgetFrame():
                 for slot in frame.slots:
                     self._slots.forget(slot)
             case _:
                 raise FrameError(f"the service does not say {frame}")
 
-    def _finish_one(self) -> None:
-        token, pending = self._jobs.popleft()
-        self._send(DoneFrame(token, pending()))
-
-    def _labelling(self, frame: LabelFrame) -> Pending:
+    def _work(self, frame: LabelFrame) -> Work:
         self._map([entry.slot for entry in frame.pictures])
-        work = Work(
+        return Work(
             self._version(frame.version),
             [self._picture(entry) for entry in frame.pictures],
             [self._labels(entry) for entry in frame.pictures],
             [entry.deadline_s for entry in frame.pictures],
         )
-        return self._device.begin(work, began=partial(self._mark.set, frame.token))
 
     def _scoring(self, frame: ScoreFrame) -> Pending:
         self._map([frame.slot])
@@ -164,18 +184,32 @@ class WorkerLoop:
                 self._slots.add(number, self._descriptors.popleft())
 
     def _picture(self, entry: PictureEntry) -> PreparedImage:
-        pixels_HW3 = self._array(entry.slot, (*dataclasses.astuple(entry.padded), 3), "uint8")
+        pixels_HW3 = self._array(entry.slot, (*entry.padded.shape, 3), "uint8")
         return PreparedImage(pixels_HW3, entry.content, entry.original)
 
     def _labels(self, entry: PictureEntry) -> UInt8Array:
         offset = behind(3 * entry.padded.pixels)
-        return self._array(entry.slot, dataclasses.astuple(entry.original), "uint8", offset)
+        return self._array(entry.slot, entry.original.shape, "uint8", offset)
 
     def _array(self, slot: int, shape: tuple[int, ...], dtype: PixelName, offset: int = 0) -> AnyArray:
         try:
             return self._slots.array(slot, shape, dtype, offset)
         except TypeError as error:
             raise FrameError(f"{shape} does not fit into slot {slot}") from error
+
+    # --- the calling thread
+
+    def _begin_labelling(self, token: int, work: Work) -> None:
+        self._begun.append((token, self._device.begin(work, began=partial(self._mark.set, token))))
+
+    def _begin_scoring(self, token: int, pending: Pending) -> None:
+        self._begun.append((token, pending))
+
+    def _unload(self, frame: UnloadFrame) -> None:
+        self._device.unload(self._versions.pop(frame.version))
+        self._send(ReplyFrame(frame.request))
+
+    # --- the thread that loads
 
     def _load(self, frame: LoadFrame) -> None:
         try:
@@ -190,3 +224,7 @@ class WorkerLoop:
             release_free_memory()  # of the compiler: 60 MB
             self._versions[frame.version] = version
             self._send(ReplyFrame(frame.request, values=dataclasses.asdict(info)))
+
+
+def _fail(error: Exception) -> None:
+    raise error

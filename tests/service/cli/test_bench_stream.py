@@ -44,7 +44,9 @@ def test_the_frames_of_all_cameras_are_accounted_for(run: Run) -> None:
     assert report["is_balanced"]
     totals = report["totals"]
     assert totals["sent"] == sum(count for name, count in totals.items() if name != "sent") > 0
-    assert [camera["sent"] for camera in report["cameras"]] == [totals["sent"] // 3] * 3
+    sent = [camera["sent"] for camera in report["cameras"]]
+    assert (len(sent), sum(sent)) == (3, totals["sent"])
+    assert min(sent) > 0
     assert report["age_limit_ms"] == pytest.approx(20 + 2 * report["single_frame_ms"] + 20, abs=0.2)
     assert 0 < report["cost"]["overhead_ms"] < report["cost"]["cpu_ms"]
     assert report["cost"]["rss_mb"][0] > 10
