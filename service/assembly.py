@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,12 +38,10 @@ class Core:
     Attributes:
         host: the models.
         segmenter: answers pictures.
-        pool: threads that read pictures and encode answers.
     """
 
     host: ModelHost
     segmenter: Segmenter
-    pool: Executor
 
 
 @contextmanager
@@ -64,7 +62,7 @@ def open_core(settings: Settings, runner: Runner, metrics: Metrics | None = None
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
         images = ImageLimits(limits.max_pixels, limits.max_side)
         per_picture = SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
-        yield Core(host, Segmenter(host, pool, per_picture, metrics), pool)
+        yield Core(host, Segmenter(host, pool, per_picture, metrics))
 
 
 def worker_process(

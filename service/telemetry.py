@@ -117,6 +117,9 @@ JobStateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 UNKNOWN = "unknown"
 """The label of whatever is in no closed set: what clients send never becomes a label."""
 
+PICTURE_CPU = "bisenet_picture_cpu_seconds_total"
+"""The sample of ``Metrics.picture_cpu``, for those who read the metrics."""
+
 _DURATION_BUCKETS_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1),
     *(0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),

@@ -19,7 +19,7 @@ import structlog
 from service.core.device import Device
 from service.core.engine import DeviceLostError
 from service.core.frames import FrameError
-from service.core.life import BegunMark
+from service.core.life import JobMark
 from service.core.memory import limit_heaps
 from service.core.worker_loop import WorkerLoop
 from service.engines import late_builder
@@ -46,12 +46,12 @@ def main() -> NoReturn:
     configure_logging(config.log)
     structlog.contextvars.bind_contextvars(worker=os.getpid())
     with socket.socket(fileno=int(link)) as connection:
-        code = _serve(config, connection, BegunMark(int(mark)))
+        code = _serve(config, connection, JobMark(int(mark)))
     sys.stderr.flush()
     os._exit(code)  # libraries of devices have been seen to hang in their last moments
 
 
-def _serve(config: WorkerConfig, connection: socket.socket, mark: BegunMark) -> int:
+def _serve(config: WorkerConfig, connection: socket.socket, mark: JobMark) -> int:
     device = Device(late_builder(config.engine), config.options)
     loop = WorkerLoop(connection, mark, device)
     try:

@@ -229,6 +229,14 @@ def no_garbage_collector() -> Iterator[None]:
         gc.enable()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when a condition holds of which no event tells."""
+    given_up_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < given_up_s, "it never came true"
+        await asyncio.sleep(0.002)
+
+
 class FakeJobs:
     """Evaluation jobs in memory, which nobody runs: a test moves them itself."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -100,14 +100,6 @@ async def open_grpc_site(
             finally:
                 server.cut()
                 await answering
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when a condition holds of which no event tells."""
-    given_up_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < given_up_s, "it never came true"
-        await asyncio.sleep(0.002)
 
 
 def details_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:

@@ -138,3 +138,10 @@ def pooling_artifacts(folder: Path, count: int) -> list[Artifact]:
             artifacts.append(artifact)
         seed += 1
     return artifacts
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    given_up_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < given_up_s
+        time.sleep(0.01)  # no event says so

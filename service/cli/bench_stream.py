@@ -28,10 +28,10 @@ from service.client.errors import ClientError
 from service.client.grpc_client import AsyncGrpcClient, FrameCall
 from service.client.ledger import FrameLedger
 from service.machine import Machine, is_busy, this_machine
+from service.telemetry import PICTURE_CPU
 
 _WARM_UP = 10
 _PATIENCE_S = 30.0
-_PICTURE_CPU = "bisenet_picture_cpu_seconds_total"
 _BLOCK_WINDOW = 8
 """Frames of a film that are under way: more than the service takes at once."""
 
@@ -210,7 +210,7 @@ class ServiceWatch:
         except OSError as error:
             raise RefusedError(f"no metrics: {error}") from error
         samples = (sample for family in families for sample in family.samples)
-        return sum(sample.value for sample in samples if sample.name == _PICTURE_CPU)
+        return sum(sample.value for sample in samples if sample.name == PICTURE_CPU)
 
     def cpu_s(self) -> float:
         """Return the time that the process itself has spent on processors."""

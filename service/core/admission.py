@@ -121,6 +121,11 @@ class MemoryBudget:
             others = self._advance()
         _grant(others)
 
+    @property
+    def taken_bytes(self) -> int:
+        """How much is taken now."""
+        return self._small.taken_bytes + self._large.taken_bytes
+
     def _lane_of(self, num_bytes: int) -> _Lane:
         return self._small if num_bytes <= self._small_bytes else self._large
 
@@ -139,8 +144,8 @@ class MemoryBudget:
     def _has_room(self, lane: _Lane, num_bytes: int) -> bool:
         yields = lane is self._small and bool(self._large.line)
         lane_bytes = self._reserved_bytes if yields else lane.max_bytes
-        all_bytes = self._small.taken_bytes + self._large.taken_bytes
-        return lane.taken_bytes + num_bytes <= lane_bytes and all_bytes + num_bytes <= self._max_bytes
+        is_in_budget = self.taken_bytes + num_bytes <= self._max_bytes
+        return is_in_budget and lane.taken_bytes + num_bytes <= lane_bytes
 
 
 def _grant(places: list[Place]) -> None:

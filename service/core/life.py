@@ -1,7 +1,7 @@
 """One worker process from its start to its end, as the service sees it.
 
 The program is started anew (never forked from the service, whose threads would not survive that), with a
-socket for frames and a page on which it notes which job it has begun. Both end with either process.
+socket for frames and a page on which it notes what it does. Both end with either process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 from array import array
@@ -19,27 +20,59 @@ from pathlib import Path
 from service.core.frames import MAX_FRAME_BYTES, Frame, packed, unpacked
 
 _CODE = Path(__file__).parents[2]
-_TOKEN_BYTES = 8
+_COUNT = struct.Struct("<Q")
+_WORDS = struct.Struct("<QI")
+_PLACES = (mmap.PAGESIZE // 4, mmap.PAGESIZE // 2)
 _STDERR = 2
 
+MAX_LAST_WORDS = mmap.PAGESIZE // 4 - _WORDS.size
 
-class BegunMark:
-    """Shared memory in which a worker notes the last job that it began, so that it is known after its death.
+
+class JobMark:
+    """Shared memory in which a worker notes which job it began last, and how the last ones ended.
+
+    So it is known after its death, whatever it had no time to say.
 
     Args:
-        descriptor: of the file; 0 bytes or more.
+        descriptor: of the file; a page or more.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, mmap.PAGESIZE)
+        self._ended = 0
 
-    def set(self, token: int) -> None:
+    def begin(self, token: int) -> None:
         """Take note that this job and all before it have begun."""
-        self._memory[:_TOKEN_BYTES] = (token + 1).to_bytes(_TOKEN_BYTES, "little")
+        self._memory[: _COUNT.size] = _COUNT.pack(token + 1)
 
     def has_begun(self, token: int) -> bool:
         """Return whether a job has begun."""
-        return token < int.from_bytes(self._memory[:_TOKEN_BYTES], "little")
+        (begun,) = _COUNT.unpack(self._memory[: _COUNT.size])
+        return token < int(begun)
+
+    def end(self, token: int, frame: bytes) -> None:
+        """Take note of what is about to be said of a job; all but the last two are forgotten.
+
+        Args:
+            token: of the job.
+            frame: at most ``MAX_LAST_WORDS`` bytes.
+        """
+        assert len(frame) <= MAX_LAST_WORDS
+        at = _PLACES[self._ended % len(_PLACES)]
+        begin = at + _WORDS.size
+        self._ended += 1
+        self._memory[at:begin] = _WORDS.pack(0, 0)
+        self._memory[begin : begin + len(frame)] = frame
+        self._memory[at:begin] = _WORDS.pack(token + 1, len(frame))
+
+    def words_of(self, token: int) -> bytes | None:
+        """Return what was noted of a job; None if it has not ended, or others ended since."""
+        for at in _PLACES:
+            begin = at + _WORDS.size
+            count, length = _WORDS.unpack(self._memory[at:begin])
+            if count == token + 1:
+                return self._memory[begin : begin + length]
+        return None
 
 
 class WorkerLife:
@@ -66,7 +99,7 @@ class WorkerLife:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             os.ftruncate(page, mmap.PAGESIZE)
-            self._mark = BegunMark(page)
+            self._mark = JobMark(page)
             descriptors = theirs.fileno(), page
             self._process = subprocess.Popen(  # noqa: S603 - this Python, a module of ours
                 # -s and -P: no code from the user's home or from the folder that the service was started in.
@@ -91,6 +124,15 @@ class WorkerLife:
     def has_begun(self, token: int) -> bool:
         """Return whether a job had begun; what has not can be given to another worker."""
         return self._mark.has_begun(token)
+
+    def last_words(self, token: int) -> Frame | None:
+        """Return how a job ended that the process had no time to tell about; None if it did not.
+
+        Raises:
+            FrameError: it noted something else than a frame.
+        """
+        words = self._mark.words_of(token)
+        return None if words is None else unpacked(words)
 
     def send(self, frame: Frame, descriptors: Sequence[int] = ()) -> None:
         """Send a frame; one that cannot be sent is lost like the process, whose end ``receive`` tells."""

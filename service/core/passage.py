@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import structlog
+
 from model.image import ImageHeader
 from model.labels import LabelMap, UInt8Array
 from model.manifest import ModelVersion
@@ -25,6 +27,8 @@ from service.core.host import ModelHost, ServedModel
 from service.core.pace import Pace
 from service.core.worker import Answer, Reservation
 from service.telemetry import CpuStage, Metrics, Stage
+
+_log = structlog.get_logger()
 
 EncodedT = TypeVar("EncodedT")
 
@@ -148,7 +152,7 @@ class Passage(Generic[EncodedT]):
     """The way of one picture: its header is read, then all of it, it is answered, and the answer encoded.
 
     Whoever ends a step starts the next one, in whatever thread that is: to wake the event loop in between
-    takes longer than many a step. The loop hears of the end alone.
+    takes longer than many a step. The loop hears of the end, and of the device's if somebody wants to know.
 
     Made in the event loop, which calls what is public.
     """
@@ -232,7 +236,6 @@ class Passage(Generic[EncodedT]):
 
     # --- any thread
 
-    @property
     def _is_wanted(self) -> bool:
         return not (self._is_over or self._is_left)
 
@@ -240,13 +243,14 @@ class Passage(Generic[EncodedT]):
         """Have a thread of the pool take a step."""
         try:
             self._tools.pool.submit(self._do, step)
-        except RuntimeError:
-            self._finish(DrainingError("the service is about to stop"))
+        except RuntimeError as error:
+            is_closed = "shutdown" in str(error)  # and not out of threads
+            self._finish(DrainingError("the service is about to stop") if is_closed else error)
 
     def _do(self, step: Callable[[], None]) -> None:
         """Take a step, unless nobody waits for it any more."""
         with self._lock:
-            if not self._is_wanted:
+            if not self._is_wanted():
                 return
             self._at_work += 1
         try:
@@ -257,7 +261,10 @@ class Passage(Generic[EncodedT]):
             self._at_work -= 1
             is_last_to_leave = self._is_left and not self._at_work
         if is_last_to_leave:
-            self._give_back()
+            try:
+                self._give_back()
+            except Exception:  # noqa: BLE001 - the edge of the thread: nobody else would hear of it
+                _log.exception("memory of a picture cannot be given back")
 
     @contextmanager
     def _working(self, stage: CpuStage) -> Iterator[None]:
@@ -285,13 +292,14 @@ class Passage(Generic[EncodedT]):
             self._read_it()
 
     def _read_it(self) -> None:
+        if not self._is_wanted():
+            return
         order, reservation = self._order, self._held.reservation
         assert reservation is not None
         with self._working("decode"):
             picture = self._held.picture = self._read()
-        with self._lock:
-            if not self._is_wanted:
-                return
+        if not self._is_wanted():
+            return
         self._stage = "queue"
         answering = self._tools.host.submit(
             picture.prepared,
@@ -301,21 +309,23 @@ class Passage(Generic[EncodedT]):
             source=order.source,
             reservation=reservation,
         )
-        with self._lock:
-            self._held.answering = answering
-            is_in_vain = self._is_left
-        if is_in_vain:
-            answering.cancel()
+        self._held.answering = answering
         answering.add_done_callback(self._take_answer)
 
     def _take_answer(self, answering: Future[Answer]) -> None:
+        try:
+            self._go_on_with(answering)
+        except BaseException as error:  # noqa: BLE001 - the edge of the worker's thread
+            self._finish(error)
+
+    def _go_on_with(self, answering: Future[Answer]) -> None:
         if answering.cancelled():
             return  # by ``leave``
         if (error := answering.exception()) is not None:
             self._finish(error)
             return
         with self._lock:
-            if not self._is_wanted:
+            if not self._is_wanted():
                 return
             self._stage = "encode"
         self._answered_s = time.monotonic()
@@ -361,8 +371,9 @@ class Passage(Generic[EncodedT]):
             self._loop.call_soon_threadsafe(news)
 
     def _give_back(self) -> None:
-        """Let go of everything, also because some of it refers to this."""
+        """Let go of everything: the worker refers to this for as long as it has the picture."""
         held, self._held = self._held, _Held()
+        del self._peek, self._read, self._encode
         self._error = None
         self._results.clear()
         held.withdraw()

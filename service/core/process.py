@@ -250,8 +250,22 @@ class ProcessRunner:
         _log.error("worker died", pid=life.pid, exit_code=code)
         return self._note_death(life)
 
+    def _hear_last_words(self, life: WorkerLife) -> None:
+        """Settle what a worker that died had done and had no time to tell."""
+        with self._changed:
+            self._is_ready = False
+            tokens = list(self._jobs)
+        for token in tokens:
+            try:
+                if (frame := life.last_words(token)) is not None:
+                    self._hear(frame)
+            except FrameError as error:
+                _log.error("worker left garbage", pid=life.pid, reason=str(error))
+
     def _note_death(self, life: WorkerLife | None) -> float:
         delay_s = self._backoff.died(self._clock())
+        if life is not None:
+            self._hear_last_words(life)
         with self._changed:
             tokens = list(self._jobs)
             executing = [token for token in tokens if life is not None and life.has_begun(token)]

@@ -73,7 +73,8 @@ class Segmenter:
         host: the models.
         pool: threads that read and encode pictures; the caller closes it.
         limits: of one picture and of all together.
-        metrics: counts pictures that nobody waited for to their end; None = nobody looks at it.
+        metrics: counts pictures that nobody waited for to their end, and what threads worked on the others;
+            None = nobody looks at it.
     """
 
     def __init__(

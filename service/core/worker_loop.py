@@ -44,32 +44,35 @@ from service.core.frames import (
 )
 from service.core.job import Report
 from service.core.labeling import Pending, Work
-from service.core.life import BegunMark
+from service.core.life import JobMark
 from service.core.memory import release_free_memory
 from service.core.slots import AnyArray, SlotMap, behind
 
 _log = structlog.get_logger()
 
+_LAST_WORDS_S = 1.0
+
 _ANCILLARY_BYTES = socket.CMSG_SPACE(253 * 4)
 """Room for as many descriptors as the kernel lets one packet carry (SCM_MAX_FD)."""
 
 
-_Task = Callable[[], None]
+_Task = Callable[[], object]
 
 
 class WorkerLoop:
     """Serves one connection until its other end is closed.
 
-    Jobs run one after the other in the calling thread. What has come is read by a second one, so that the
-    next job lies ready when the device is done with the last one; models are loaded by a third.
+    Jobs run one after the other in the calling thread, and nothing comes between them: what has come is read
+    by a second thread, so that the next job lies ready when the device is done with the last one; a third one
+    sends, for who wakes the service may lose the processor to it; models are loaded by a fourth.
 
     Args:
         link: packets with frames.
-        mark: tells which job was begun last, also after the death of this process.
+        mark: tells what was begun, and what of it has ended, also after the death of this process.
         device: what runs the jobs.
     """
 
-    def __init__(self, link: socket.socket, mark: BegunMark, device: Device) -> None:
+    def __init__(self, link: socket.socket, mark: JobMark, device: Device) -> None:
         self._link = link
         self._mark = mark
         self._device = device
@@ -77,6 +80,7 @@ class WorkerLoop:
         self._versions: dict[int, ModelVersion] = {}
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._begun: deque[tuple[int, Pending]] = deque()
+        self._unsent: SimpleQueue[bytes | None] = SimpleQueue()
         self._descriptors: deque[int] = deque()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -85,21 +89,31 @@ class WorkerLoop:
 
         Raises:
             FrameError: something else than frames came.
+            OSError: nothing can be sent, though the other end is there.
             DeviceLostError: the device is lost to this process.
         """
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._send(HelloFrame())
-            threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        speaking = threading.Thread(target=self._speak, name="speak", daemon=True)
+        speaking.start()
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        self._send(HelloFrame())
+        try:
             while (task := self._next_task()) is not None:
                 task()
                 del task  # or its memory would be held until the next one comes
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        finally:
+            self._unsent.put(None)
+            speaking.join(_LAST_WORDS_S)
+            with suppress(OSError):  # closed by the other end, or already
+                self._link.shutdown(socket.SHUT_RDWR)  # to close it ends nothing while a thread listens
 
     def close(self) -> None:
         """End what is being loaded."""
         self._loader.shutdown()
 
     def _next_task(self) -> _Task | None:
-        """Begin what has come, and when nothing has, finish what was begun first; None at the end."""
+        """Return what has come, and when nothing has, to finish what was begun first; None at the end."""
         try:
             return self._tasks.get(block=not self._begun)
         except Empty:
@@ -107,11 +121,26 @@ class WorkerLoop:
 
     def _finish_one(self) -> None:
         token, pending = self._begun.popleft()
-        # Before the next job is begun: it may be the one that kills this process.
-        self._send(DoneFrame(token, pending()))
+        words = packed(DoneFrame(token, pending()))
+        self._mark.end(token, words)  # before the next job is begun: that may kill this process
+        if self._begun or not self._tasks.empty():
+            self._unsent.put(words)
+        else:  # nothing would be kept waiting, and to wake another thread takes time, too
+            self._link.sendall(words)
 
     def _send(self, frame: Frame) -> None:
-        self._link.sendall(packed(frame))
+        self._unsent.put(packed(frame))
+
+    # --- the thread that speaks
+
+    def _speak(self) -> None:
+        try:
+            while (words := self._unsent.get()) is not None:
+                self._link.sendall(words)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # there is nobody any more, which the listening thread hears
+        except OSError as error:
+            self._tasks.put(partial(_fail, error))
 
     # --- the thread that listens
 
@@ -140,7 +169,8 @@ class WorkerLoop:
             case ScoreFrame():
                 self._tasks.put(partial(self._begin_scoring, frame.token, self._scoring(frame)))
             case LoadFrame():
-                self._loader.submit(self._load, frame)
+                # Behind the unloading that came before it: that may be of the version with this name.
+                self._tasks.put(partial(self._loader.submit, self._load, frame))
             case UnloadFrame():
                 self._tasks.put(partial(self._unload, frame))
             case ForgetFrame():
@@ -165,7 +195,7 @@ class WorkerLoop:
         raw_NKhw = self._array(frame.slot, frame.raw, "float32", behind(images_NHW3.nbytes))
 
         def pending() -> Report:
-            self._mark.set(frame.token)
+            self._mark.begin(frame.token)
             return self._device.score(version, images_NHW3, raw_NKhw, frame.deadline_s)
 
         return pending
@@ -200,7 +230,7 @@ class WorkerLoop:
     # --- the calling thread
 
     def _begin_labelling(self, token: int, work: Work) -> None:
-        self._begun.append((token, self._device.begin(work, began=partial(self._mark.set, token))))
+        self._begun.append((token, self._device.begin(work, began=partial(self._mark.begin, token))))
 
     def _begin_scoring(self, token: int, pending: Pending) -> None:
         self._begun.append((token, pending))

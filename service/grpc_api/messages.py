@@ -107,7 +107,7 @@ def segmented(
         image: encoded or raw.
         target: which model answers.
         wanted: how the mask is encoded.
-        deadline_s: when nobody waits for the answer any more, on the clock of ``time.monotonic``.
+        deadline_s: when nobody waits for the labels any more, on the clock of ``time.monotonic``.
         max_bytes: more than these are refused.
         lane: how urgent it is.
         source: who asks.

@@ -14,8 +14,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from fakes import PATIENCE_S
-from grpc_site import GrpcSite, open_grpc_site, until
+from fakes import PATIENCE_S, until
+from grpc_site import GrpcSite, open_grpc_site
 from http2_bytes import (
     CALL_HEADERS,
     END_HEADERS,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-from fakes import PATIENCE_S
-from grpc_site import GrpcSite, open_grpc_site, until
+from fakes import PATIENCE_S, until
+from grpc_site import GrpcSite, open_grpc_site
 from http_site import encoded, picture_of
 
 from service.client import grpc_client

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -136,6 +138,33 @@ async def test_room_granted_to_one_who_is_cancelled_in_that_moment_is_not_lost()
     await asyncio.wait([second])
     assert second.cancelled()
     assert not await is_refused(budget, 1400)
+
+
+def test_threads_share_a_budget() -> None:
+    budget, in_flight, most = MemoryBudget(BUDGET), 0, 0
+    lock = threading.Lock()
+
+    def work(dice: random.Random) -> None:
+        nonlocal in_flight, most
+        for _ in range(300):
+            granted = threading.Event()
+            place = budget.ask(dice.choice([dice.randint(1, SMALL), dice.randint(SMALL, 1400)]), granted.set)
+            if not place.at_once and dice.random() < 0.2:
+                budget.release(place)  # be it granted meanwhile or not
+                continue
+            assert place.at_once or granted.wait(PATIENCE_S)
+            with lock:
+                in_flight += place.num_bytes
+                most = max(most, in_flight)
+            with lock:
+                in_flight -= place.num_bytes
+            budget.release(place)
+
+    with ThreadPoolExecutor(4) as pool:
+        for task in [pool.submit(work, random.Random(seed)) for seed in range(4)]:
+            task.result(PATIENCE_S)
+    assert 0 < most <= BUDGET
+    assert not budget.taken_bytes
 
 
 @given(st.integers(0, 2**32))

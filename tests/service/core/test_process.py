@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import structlog
 from fakes import PATIENCE_S, seal
-from worker_site import SIZE, VERSION, WorkerSite, open_worker_site, pooling_artifacts, spelled
+from worker_site import SIZE, VERSION, WorkerSite, open_worker_site, pooling_artifacts, spelled, wait_until
 
 from model.artifact import Artifact
 from model.errors import GoldenMismatchError
@@ -142,6 +142,17 @@ def test_a_worker_that_dies_while_nobody_asks_is_replaced(site: WorkerSite) -> N
     site.kill()
     site.wait_until_ready(lives + 1)
     assert site.labels(site.picture(1)).shape == (64, 64)
+
+
+def test_a_picture_that_kills_the_worker_at_once_takes_no_other_along(
+    site: WorkerSite, artifacts: list[Artifact]
+) -> None:
+    """The answer to the one before may not be on its way yet when the process is gone."""
+    for code in range(10):
+        good = site.submit(site.picture(code))
+        deadly = site.submit(site.picture(1000 + code, marked=True))
+        assert spelled(good.result(PATIENCE_S).labels_HW, artifacts[0]) == code
+        assert fate(deadly) is NoWorkerError
 
 
 def test_a_picture_that_kills_two_workers_is_not_tried_a_third_time(site: WorkerSite) -> None:
@@ -293,13 +304,6 @@ def test_a_crash_loop_is_told_at_once_and_ends_when_its_cause_is_gone(
         assert not site.host.ready
         site.wait_until_ready(3)
         assert site.labels(site.picture(1)).shape == (64, 64)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    given_up_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < given_up_s
-        time.sleep(0.01)  # no event says so
 
 
 def wait_for_refusal(site: WorkerSite) -> NoWorkerError:

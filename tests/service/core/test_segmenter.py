@@ -3,16 +3,18 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine, PictureWatch, no_garbage_collector
+from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine, PictureWatch, no_garbage_collector, until
 from PIL import Image
 
 from model import decode
@@ -262,7 +264,7 @@ async def test_how_long_encoding_takes_is_learnt(make: MakeSegmenter, engine: Fa
     segmenter = make(engine)
 
     def encode(_: Segmentation) -> str:
-        time.sleep(0.05)
+        threading.Event().wait(0.05)
         return "encoded"
 
     async with segmenter.segment(png(64, 64), encode, deadline_s=soon()) as answer:
@@ -289,15 +291,17 @@ async def test_what_threads_work_on_a_picture_is_counted(make: MakeSegmenter, en
 async def test_labels_that_are_there_by_the_deadline_are_encoded_after_it(
     make: MakeSegmenter, engine: FakeEngine
 ) -> None:
+    segmenter = make(engine)
     deadline_s = time.monotonic() + SHORT_S
+    too_late = threading.Event()  # that nobody sets
 
     def encode(_: Segmentation) -> str:
-        while time.monotonic() < deadline_s + 0.05:
-            time.sleep(0.01)
+        too_late.wait(deadline_s + 0.05 - time.monotonic())
         return "late"
 
-    async with make(engine).segment(png(32, 32), encode, deadline_s=deadline_s) as answer:
+    async with segmenter.segment(png(32, 32), encode, deadline_s=deadline_s) as answer:
         assert answer == "late"
+        assert time.monotonic() > deadline_s
 
 
 async def test_an_answer_that_cannot_be_encoded_raises_what_encoding_raised(
@@ -323,14 +327,16 @@ async def test_the_user_hears_when_the_device_is_done_before_the_answer_is_encod
         is_encoding.set()
         return go_on.wait(PATIENCE_S)
 
+    segmenter = make(engine)
+
     async def segment() -> bool:
-        picture, deadline_s = png(32, 32), soon()
-        async with make(engine).segment(picture, encode, deadline_s=deadline_s, answered=heard.set) as answer:
+        async with segmenter.segment(png(32, 32), encode, deadline_s=soon(), answered=heard.set) as answer:
             return answer
 
     running = asyncio.create_task(segment())
-    await in_thread(is_encoding.wait)
-    await heard.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        await heard.wait()
+    await in_thread(lambda: is_encoding.wait(PATIENCE_S))
     assert not running.done()
     go_on.set()
     assert await running
@@ -358,6 +364,50 @@ async def test_when_the_pool_is_closed_the_service_is_about_to_stop(
             pass
 
 
+async def test_who_leaves_while_a_place_is_reserved_gives_it_back_and_nothing_is_read(
+    make: MakeSegmenter, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make(engine)
+    reserving, go_on = threading.Event(), threading.Event()
+    reserve = segmenter._host.reserve
+
+    def slow_reserve(*arguments: Any, **keywords: Any) -> Reservation:
+        reservation = reserve(*arguments, **keywords)
+        reserving.set()
+        assert go_on.wait(PATIENCE_S)
+        return reservation
+
+    read: list[bytes] = []
+    monkeypatch.setattr(segmenter._host, "reserve", slow_reserve)
+    monkeypatch.setattr("service.core.segmenter.decode_image", lambda data, _limits: read.append(data))
+
+    async def segment() -> None:
+        async with segmenter.segment(png(32, 32), itself, deadline_s=soon()):
+            pass
+
+    leaving = asyncio.create_task(segment())
+    await in_thread(lambda: reserving.wait(PATIENCE_S))
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert len(segmenter._host._worker._batcher) == 1
+    go_on.set()
+    await until(lambda: not segmenter._host._worker._batcher)
+    assert not read
+
+
+async def test_the_file_of_a_picture_that_is_given_up_does_not_wait_for_the_device(
+    make: MakeSegmenter, held: FakeEngine
+) -> None:
+    segmenter, data = make(held), png(32, 32)
+    references = sys.getrefcount(data)
+    with no_garbage_collector():
+        with pytest.raises(DeadlineExceededError):
+            async with segmenter.segment(data, itself, deadline_s=time.monotonic() + SHORT_S):
+                pass
+        await until(lambda: sys.getrefcount(data) == references)
+    held.go_on()
+
+
 async def test_a_cancelled_request_withdraws_its_picture(make: MakeSegmenter, held: FakeEngine) -> None:
     segmenter = make(held)
 
@@ -368,11 +418,10 @@ async def test_a_cancelled_request_withdraws_its_picture(make: MakeSegmenter, he
     running = asyncio.ensure_future(request())
     await in_thread(held.wait_until_busy)
     waiting = asyncio.ensure_future(request())
-    while not segmenter._host._worker._batcher:  # noqa: ASYNC110 - a thread fills it, no event says so
-        await asyncio.sleep(0)
+    await until(lambda: bool(segmenter._host._worker._batcher))
     waiting.cancel()
     await asyncio.wait([waiting])
-    assert not segmenter._host._worker._batcher
+    await until(lambda: not segmenter._host._worker._batcher)
     held.go_on()
     await running
     assert len(held.seen) == 1
@@ -483,6 +532,8 @@ def test_a_picture_that_is_read_after_the_end_of_the_service_disturbs_nobody(
     go_on.set()
     pool.shutdown()
     assert not caplog.records
+    assert not segmenter._host._worker._batcher
+    assert not segmenter._tools.budget.taken_bytes
 
 
 @pytest.mark.parametrize("in_time", [True, False])

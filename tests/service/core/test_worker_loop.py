@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import PATIENCE_S, FakeEngine, write_pooling_artifact
+from worker_site import wait_until
 
 from model.artifact import Artifact
 from model.preprocess import ImageSize
@@ -35,7 +36,7 @@ from service.core.frames import (
     unpacked,
 )
 from service.core.job import Outcome
-from service.core.life import BegunMark
+from service.core.life import JobMark
 from service.core.slots import SlotPool
 from service.core.worker_loop import WorkerLoop
 
@@ -48,31 +49,34 @@ class Peer:
     def __init__(self, cache_folder: Path) -> None:
         self.engine = FakeEngine(answer=lambda images: np.zeros((len(images), 2, 4, 4), np.float32))
         self.refusal: Exception | None = None
+        self.may_build = threading.Event()
+        self.may_build.set()
         self.pool = SlotPool()
         page = os.memfd_create("mark")
         os.ftruncate(page, 4096)
-        self.mark = BegunMark(page)
+        self.mark = JobMark(page)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(PATIENCE_S)
         self.error: BaseException | None = None
         options = EngineOptions("cpu", "auto", cache_folder)
-        self._loop = WorkerLoop(theirs, BegunMark(page), Device(self._build, options, decode_threads=1))
+        self.loop = WorkerLoop(theirs, JobMark(page), Device(self._build, options, decode_threads=1))
         self._theirs = theirs
-        self.thread = threading.Thread(target=self._run)
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         os.close(page)
 
     def _build(self, _artifact: Artifact, _options: EngineOptions) -> FakeEngine:
+        assert self.may_build.wait(PATIENCE_S)
         if self.refusal is not None:
             raise self.refusal
         return self.engine
 
     def _run(self) -> None:
         try:
-            self._loop.serve()
+            self.loop.serve()
         except FrameError as error:
             self.error = error
-        self._loop.close()
+        self.loop.close()
         self._theirs.close()
 
     def send(self, frame: Frame, *descriptors: int) -> None:
@@ -125,6 +129,8 @@ def test_it_loads_labels_and_says_what_it_has_begun(peer: Peer, artifact: Artifa
     assert (done.token, done.report.outcomes) == (7, (Outcome.ANSWERED,))
     assert peer.mark.has_begun(7)
     assert not peer.mark.has_begun(8)
+    assert peer.mark.words_of(7) == packed(done)
+    assert peer.mark.words_of(8) is None
     assert peer.engine.seen == [(1, 32, 32, 3)]
 
 
@@ -151,22 +157,49 @@ def test_a_job_whose_time_is_up_when_it_is_its_turn_is_not_run(peer: Peer, artif
     assert peer.engine.seen == []
 
 
-def test_models_are_loaded_while_jobs_run(shared_cache: Path, artifact: Artifact) -> None:
-    peer = Peer(shared_cache)
-    peer.receive()
-    peer.load(artifact)
+def test_a_job_that_comes_while_another_runs_is_ready_for_the_device(peer: Peer, artifact: Artifact) -> None:
     peer.engine = FakeEngine(held=True)
-    peer.send(LoadFrame(6, 2, "pooling@2", str(artifact.folder)))
-    loaded = {"engine": "fake", "device": "cpu", "precision": "f32", "refused": ""}
-    assert peer.receive() == ReplyFrame(6, values=loaded)
-    number, descriptor = peer.slot()
-    peer.send(LabelFrame(1, 2, (entry(number),)), descriptor)
+    peer.load(artifact)
+    (first, first_memory), (second, second_memory) = peer.slot(), peer.slot()
+    peer.send(LabelFrame(1, 1, (entry(first),)), first_memory)
     peer.engine.wait_until_busy()
-    peer.send(LoadFrame(8, 3, "pooling@3", str(artifact.folder)))
-    peer.engine.go_on()
-    first, second = peer.receive(), peer.receive()
-    assert {type(first), type(second)} == {DoneFrame, ReplyFrame}
-    assert peer.end() is None
+    peer.send(LabelFrame(2, 1, (entry(second),)), second_memory)
+    wait_until(lambda: peer.loop._tasks.qsize() == 1)
+    assert not peer.mark.has_begun(2)
+    peer.engine.go_on(2)
+    tokens = [frame.token for frame in (peer.receive(), peer.receive()) if isinstance(frame, DoneFrame)]
+    assert tokens == [1, 2]
+
+
+def test_a_model_is_loaded_after_the_unloading_that_came_before(peer: Peer, artifact: Artifact) -> None:
+    """Both may have the same name."""
+    old = peer.engine = FakeEngine(held=True)
+    peer.load(artifact)
+    number, descriptor = peer.slot()
+    peer.send(LabelFrame(1, 1, (entry(number),)), descriptor)
+    old.wait_until_busy()
+    new = peer.engine = FakeEngine()
+    peer.send(UnloadFrame(6, 1))
+    peer.send(LoadFrame(7, 2, "pooling@1", str(artifact.folder)))
+    old.go_on()
+    done, unloaded, loaded = (peer.receive() for _ in range(3))
+    assert isinstance(done, DoneFrame)
+    assert (unloaded, type(loaded)) == (ReplyFrame(6), ReplyFrame)
+    assert (old.closed, new.closed) == (True, False)
+    peer.send(LabelFrame(2, 2, (entry(number),)))
+    assert isinstance(peer.receive(), DoneFrame)
+    assert new.seen
+
+
+def test_jobs_run_while_a_model_is_loaded(peer: Peer, artifact: Artifact) -> None:
+    peer.load(artifact)
+    peer.may_build.clear()
+    peer.send(LoadFrame(6, 2, "pooling@2", str(artifact.folder)))
+    number, descriptor = peer.slot()
+    peer.send(LabelFrame(1, 1, (entry(number),)), descriptor)
+    assert isinstance(peer.receive(), DoneFrame)
+    peer.may_build.set()
+    assert isinstance(peer.receive(), ReplyFrame)
 
 
 @pytest.mark.parametrize("refusal", [EngineUnavailableError("no GPU"), RuntimeError("a library failed")])

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import grpc
 import numpy as np
 import pytest
-from fakes import PATIENCE_S, FakeEngine
-from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of, until
+from fakes import PATIENCE_S, FakeEngine, until
+from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of
 from http_site import FAKE_VERSIONS, encoded, picture_of
 from PIL import Image
 

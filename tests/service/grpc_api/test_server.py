@@ -7,10 +7,10 @@ import socket
 
 import grpc
 import pytest
-from fakes import PATIENCE_S, FakeEngine
+from fakes import PATIENCE_S, FakeEngine, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of, until
+from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of
 from http2_bytes import stream_of
 
 from service.core.keys import key_digests

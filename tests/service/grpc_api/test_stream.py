@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fakes import PATIENCE_S, FakeEngine
+from fakes import PATIENCE_S, FakeEngine, until
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpc_site import GrpcSite, Messages, StreamCall, details_of, open_grpc_site, reason_of, until
+from grpc_site import GrpcSite, Messages, StreamCall, details_of, open_grpc_site, reason_of
 from http_site import FAKE_VERSIONS, encoded, picture_of
 
 from model.manifest import ModelVersion
