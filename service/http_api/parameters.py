@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import PaletteError
 from model.labels import ClassPalette
@@ -51,6 +51,28 @@ class SegmentQuery(BaseModel):
         description=f"After how many milliseconds the answer is useless: 1 to {MAX_TIMEOUT_MS}; "
         f"the header {TIMEOUT_HEADER} says the same.",
     )
+
+
+_NOTHING_ASKED = SegmentQuery.model_validate({})
+
+
+def segment_query(request: Request) -> SegmentQuery:
+    """Read the query of a request.
+
+    Raises:
+        InvalidArgumentError: a parameter is unknown, or its value is not valid.
+    """
+    asked = request.query_params
+    if not asked:
+        return _NOTHING_ASKED
+    values: dict[str, Any] = dict(asked)
+    if "classes" in asked:
+        values["classes"] = asked.getlist("classes")
+    try:
+        return SegmentQuery.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise invalid_parameter({**first, "loc": ("query", *first["loc"])}) from None
 
 
 def invalid_parameter(error: Mapping[str, Any]) -> InvalidArgumentError:

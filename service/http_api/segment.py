@@ -10,6 +10,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -21,7 +22,14 @@ from service.http_api.documents import SegmentationDocument
 from service.http_api.exchange import Exchange
 from service.http_api.form import FILE_FIELD
 from service.http_api.negotiation import JPEG, NPY, PNG, RAW, negotiate
-from service.http_api.parameters import SegmentQuery, class_ids, refuse_repeats, timeout_s, version_number
+from service.http_api.parameters import (
+    SegmentQuery,
+    class_ids,
+    refuse_repeats,
+    segment_query,
+    timeout_s,
+    version_number,
+)
 from service.http_api.rendering import Rendering, RenderingRequest, encode_bytes, render
 from service.http_api.room import (
     DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT,
@@ -157,9 +165,25 @@ class _InPieces(Response):
             await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
+class _SegmentRoute(APIRoute):
+    """Documented like any route, and answered without FastAPI's way to the arguments of a handler.
+
+    That takes longer than to read the head of the request, for a picture and a query.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what answers a request."""
+
+        async def handle(request: Request) -> Response:
+            response: Response = await self.endpoint(request, segment_query(request), **request.path_params)
+            return response
+
+        return handle
+
+
 def segment_router(endpoint: SegmentEndpoint) -> APIRouter:
     """Return the three routes of an endpoint."""
-    router = APIRouter(tags=["segmentation"])
+    router = APIRouter(tags=["segmentation"], route_class=_SegmentRoute)
     handlers: tuple[Callable[..., Any], ...] = (
         endpoint.segment,
         endpoint.segment_with_model,
