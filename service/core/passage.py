@@ -70,7 +70,14 @@ class Segmentation:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture that was read, as the network sees it too, and how long that took in seconds."""
+    """A picture that was read.
+
+    Attributes:
+        image_HW3: upright uint8 RGB.
+        prepared: the same as the network sees it.
+        decode_s: from the file to the former, in seconds.
+        preprocess_s: from that to the latter, in seconds.
+    """
 
     image_HW3: UInt8Array
     prepared: PreparedImage
@@ -80,7 +87,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Order:
-    """Who answers a picture, until when, how urgently, what its encoding will take, and who hears of it."""
+    """What a user wants of a picture.
+
+    Attributes:
+        served: the version that answers it.
+        deadline_s: when nobody waits for the labels any more, on the clock of ``time.monotonic``.
+        encode_bytes: memory that encoding takes beside the segmentation, in bytes a pixel.
+        lane: how urgent it is.
+        source: who asks; None = nobody in particular.
+        answered: called in the event loop when the device is done with it; None = nobody wants to know.
+    """
 
     served: ServedModel
     deadline_s: float
@@ -98,7 +114,12 @@ class EncodingPace:
         self._lock = threading.Lock()
 
     def learn(self, *, pixels: int, duration_s: float) -> None:
-        """Take note of how long it took, from the labels to the answer."""
+        """Take note of how long it took.
+
+        Args:
+            pixels: of the picture.
+            duration_s: from the labels to the answer, in seconds.
+        """
         with self._lock:
             self._pace.learn(pixels=pixels, duration_s=duration_s)
 
@@ -120,7 +141,16 @@ def _at_most_half(encode_s: float, deadline_s: float) -> float:
 
 @dataclass(frozen=True)
 class PassageTools:
-    """What all pictures share."""
+    """What all pictures share.
+
+    Attributes:
+        host: the models.
+        pool: threads that read and encode.
+        max_infer_pixels: larger pictures are reduced for the network.
+        budget: memory for all of them together, in bytes.
+        metrics: counts.
+        encoding: how long encoding takes.
+    """
 
     host: ModelHost
     pool: Executor
@@ -151,10 +181,17 @@ class _Held:
 class Passage(Generic[EncodedT]):
     """The way of one picture: its header is read, then all of it, it is answered, and the answer encoded.
 
-    Whoever ends a step starts the next one, in whatever thread that is: to wake the event loop in between
-    takes longer than many a step. The loop hears of the end, and of the device's if somebody wants to know.
+    Whoever ends a step starts the next one, in whatever thread that is, without waking the event loop in
+    between. The loop hears of the end, and of the device's if somebody wants to know.
 
     Made in the event loop, which calls what is public.
+
+    Args:
+        tools: shared by all pictures.
+        order: what is wanted.
+        peek: reads the header; in a thread of the pool, as the next two.
+        read: reads all of it.
+        encode: makes the answer.
     """
 
     def __init__(
