@@ -29,7 +29,7 @@ serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
+	$(BIN)/python -m pytest -m "not soak" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(TESTS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from model.labels import ClassPalette, UInt8Array
 from model.manifest import ModelManifest, ModelVersion
 from model.registry import ModelRegistry
 
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
 # A deadline would measure the machine. Under CI hypothesis loads a profile of its own, without one as well.
 settings.register_profile("default", settings.get_profile("default"), deadline=None)
 
@@ -24,6 +29,18 @@ TINY_PALETTE = ClassPalette(
 )
 _MEAN = (0.25, 0.5, 0.75)
 _STD = (0.25, 0.25, 0.25)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController, error: object | None) -> None:
+    """Say how a process that ran tests ended, where it was not asked to: a signal leaves no other trace."""
+    if error is not None:
+        process: subprocess.Popen[bytes] = node.gateway._io.popen
+        try:
+            ending = f"ended with {process.wait(timeout=10)}"
+        except subprocess.TimeoutExpired:
+            ending = "says nothing more, and runs"
+        print(f"\n{node.gateway.id}, process {process.pid}, {ending}")  # noqa: T201 - where pytest tells it as well
 
 
 @pytest.fixture(scope="session")

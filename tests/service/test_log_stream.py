@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 
 import pytest
 
@@ -11,41 +13,44 @@ from service.log_stream import UnblockedStream
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
+def pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """Return a reader and a writer. Who writes must end before the test: a number is soon another file's."""
     reader, writer = os.pipe()
-    yield reader, writer
-    for descriptor in (reader, writer):
-        try:
-            os.close(descriptor)
-        except OSError:
-            continue
+    with FileIO(reader, "rb") as reading, FileIO(writer, "wb") as writing:
+        yield reading, writing
 
 
-def test_lines_arrive_in_their_order(pipe: tuple[int, int]) -> None:
+def test_lines_arrive_in_their_order(pipe: tuple[FileIO, FileIO]) -> None:
     reader, writer = pipe
-    stream = UnblockedStream(writer)
+    stream = UnblockedStream(writer.fileno())
     for number in range(100):
         stream.write(f"line {number}\n")
     stream.close()
-    assert os.read(reader, 10_000).decode().splitlines() == [f"line {number}" for number in range(100)]
+    assert reader.read(10_000).decode().splitlines() == [f"line {number}" for number in range(100)]
 
 
-def test_a_reader_that_never_reads_holds_nobody_up_and_learns_what_was_dropped(pipe: tuple[int, int]) -> None:
+def test_a_reader_that_never_reads_holds_nobody_up_and_learns_what_was_dropped(
+    pipe: tuple[FileIO, FileIO],
+) -> None:
     reader, writer = pipe
-    stream = UnblockedStream(writer, max_lines=100)
+    stream = UnblockedStream(writer.fileno(), max_lines=100)
     for _ in range(1000):
         stream.write("x" * 1000 + "\n")
     text = b""
     while b"dropped" not in text:
-        text += os.read(reader, 65536)
-    stream.close()
+        text += reader.read(65536)
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(stream.close)
+        os.set_blocking(reader.fileno(), False)
+        while not closing.done():
+            text += reader.read(65536) or b""
     assert b'{"event": "log lines dropped", "count": ' in text
 
 
-def test_a_reader_that_is_gone_holds_nobody_up(pipe: tuple[int, int]) -> None:
+def test_a_reader_that_is_gone_holds_nobody_up(pipe: tuple[FileIO, FileIO]) -> None:
     reader, writer = pipe
-    os.close(reader)
-    stream = UnblockedStream(writer)
+    reader.close()
+    stream = UnblockedStream(writer.fileno())
     for _ in range(1000):
         stream.write("nobody reads this\n")
     stream.close()
