@@ -110,10 +110,11 @@ Answer = Answered[ResultT] | Failed | Dropped | ModelChanged
 
 @dataclass(eq=False)
 class _Entry(Generic[FrameT, ResultT]):
-    """A frame in the book: it waits while it has its frame, is settled when it has its answer."""
+    """A frame in the book: it waits, then is worked on, and is there until it has its answer."""
 
     seq: int
-    waiting: Started[FrameT] | None = None
+    offered: Started[FrameT] | None = None
+    is_waiting: bool = False
     version: int | None = None
     answer: Answered[ResultT] | Failed | Dropped | None = None
     was_refused: bool = False
@@ -124,7 +125,7 @@ class _Entry(Generic[FrameT, ResultT]):
 
     @property
     def is_in_flight(self) -> bool:
-        return self.waiting is None and not (self.is_dropped or self.was_refused)
+        return not (self.is_waiting or self.is_dropped or self.was_refused)
 
 
 class StreamSession(Generic[FrameT, ResultT]):
@@ -133,11 +134,13 @@ class StreamSession(Generic[FrameT, ResultT]):
     Args:
         rules: how frames are treated.
         version: number of the model version that the client was told.
+        forget: called with each frame that was offered, as soon as it has its answer.
     """
 
-    def __init__(self, rules: StreamRules, *, version: int) -> None:
+    def __init__(self, rules: StreamRules, *, version: int, forget: Callable[[FrameT], None]) -> None:
         self._rules = rules
         self._version = version
+        self._forget = forget
         self._book: deque[_Entry[FrameT, ResultT]] = deque()
         self._waiting: _Entry[FrameT, ResultT] | None = None
         self._last_seq: int | None = None
@@ -160,11 +163,6 @@ class StreamSession(Generic[FrameT, ResultT]):
         return self._has_room or self._book[0] is self._waiting  # which all others wait for
 
     @property
-    def unanswered(self) -> set[int]:
-        """Numbers of the frames that wait or are worked on."""
-        return {entry.seq for entry in self._book if entry.answer is None}
-
-    @property
     def is_input_over(self) -> bool:
         """Whether the client has said that no frame will come any more."""
         return self._is_input_over
@@ -181,6 +179,7 @@ class StreamSession(Generic[FrameT, ResultT]):
             InvalidArgumentError: its number is not larger than that of the one before.
         """
         entry = self._entry(seq)
+        entry.offered = Started(seq, frame, now_s, now_s + self._rules.max_frame_age_s)
         if self._is_draining:
             self._book.append(entry)
             self._drop(entry, DropReason.DRAINING)
@@ -188,7 +187,7 @@ class StreamSession(Generic[FrameT, ResultT]):
         if self._waiting is not None:
             assert self._rules.policy is FramePolicy.LATEST_WINS
             self._drop(self._waiting, DropReason.SUPERSEDED)
-        entry.waiting = Started(seq, frame, now_s, now_s + self._rules.max_frame_age_s)
+        entry.is_waiting = True
         self._book.append(entry)
         self._waiting = entry
 
@@ -203,7 +202,8 @@ class StreamSession(Generic[FrameT, ResultT]):
         entry = self._waiting
         if entry is None or not self.can_start:
             return None
-        started, entry.waiting, self._waiting = entry.waiting, None, None
+        self._waiting, entry.is_waiting = None, False
+        started = entry.offered
         assert started is not None
         if now_s < started.deadline_s:
             return started
@@ -213,16 +213,22 @@ class StreamSession(Generic[FrameT, ResultT]):
     def answer(self, seq: int, result: ResultT, *, version: int) -> None:
         """Take the result of a started frame, and the number of the model version that made it."""
         entry = self._started(seq)
-        entry.answer = Answered(seq, result)
         entry.version = version
+        self._settle(entry, Answered(seq, result))
 
     def fail(self, seq: int, error: ServiceError) -> None:
         """Take note that a started frame has no result; the stream goes on."""
-        self._started(seq).answer = Failed(seq, error.code)
+        self._settle(self._started(seq), Failed(seq, error.code))
 
     def drop(self, seq: int, reason: DropReason) -> None:
         """Take note that a started frame was given up."""
         self._drop(self._started(seq), reason)
+
+    def abandon(self) -> None:
+        """Give up what has no answer: nobody is there any more to hear it."""
+        for entry in self._book:
+            if entry.answer is None:
+                self._settle(entry, Failed(entry.seq, "cancelled"))
 
     def end_input(self) -> None:
         """Take note that no frame will come any more."""
@@ -260,11 +266,16 @@ class StreamSession(Generic[FrameT, ResultT]):
         return _Entry[FrameT, ResultT](seq)
 
     def _started(self, seq: int) -> _Entry[FrameT, ResultT]:
-        return next(e for e in self._book if e.seq == seq and e.waiting is None and e.answer is None)
+        return next(e for e in self._book if e.seq == seq and not e.is_waiting and e.answer is None)
+
+    def _settle(self, entry: _Entry[FrameT, ResultT], answer: Answered[ResultT] | Failed | Dropped) -> None:
+        offered, entry.offered = entry.offered, None
+        entry.is_waiting, entry.answer = False, answer
+        if offered is not None:
+            self._forget(offered.frame)
 
     def _drop(self, entry: _Entry[FrameT, ResultT], reason: DropReason) -> None:
-        entry.waiting = None
-        entry.answer = Dropped(entry.seq, entry.seq, 1, reason)
+        self._settle(entry, Dropped(entry.seq, entry.seq, 1, reason))
         before = self._book[-2] if entry is self._book[-1] and len(self._book) > 1 else None
         if before is not None and (joined := _joined(before.answer, entry.answer)):
             before.answer = joined

@@ -132,6 +132,14 @@ async def next_message(context: Context, kind: type[MessageT]) -> MessageT | Non
     return message
 
 
+@dataclass(frozen=True, eq=False)
+class _Received:
+    """A frame and the room for its picture."""
+
+    frame: wire.Frame
+    place: Place
+
+
 class FrameStream:
     """Reads the frames of one client, has them answered, and sends the answers.
 
@@ -167,8 +175,9 @@ class FrameStream:
         self._tools = tools
         self._max_age_s = rules.max_frame_age_s
         self._is_live = rules.policy is FramePolicy.LATEST_WINS
-        self._session: StreamSession[wire.Frame, wire.FrameResult] = StreamSession(rules, version=version)
-        self._places: list[tuple[int, Place]] = []
+        self._session: StreamSession[_Received, wire.FrameResult] = StreamSession(
+            rules, version=version, forget=lambda received: tools.room.release(received.place)
+        )
         self._last_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._may_read = asyncio.Event()
@@ -195,7 +204,7 @@ class FrameStream:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._leave_places(set())
+            self._session.abandon()
 
     def drain(self, stops_at_s: float) -> None:
         """Answer what is here, then end.
@@ -236,15 +245,12 @@ class FrameStream:
         except BusyError as error:
             self._session.refuse(frame.seq, error)
         else:
-            self._places.append((frame.seq, place))
-            self._session.offer(frame.seq, frame, now_s=time.monotonic())
+            try:
+                self._session.offer(frame.seq, _Received(frame, place), now_s=time.monotonic())
+            except InvalidArgumentError:
+                self._tools.room.release(place)
+                raise
         self._look_around()
-
-    def _leave_places(self, unanswered: set[int]) -> None:
-        left = [place for seq, place in self._places if seq not in unanswered]
-        self._places = [(seq, place) for seq, place in self._places if seq in unanswered]
-        for place in left:
-            self._tools.room.release(place)
 
     async def _write(self) -> None:
         while True:
@@ -271,7 +277,6 @@ class FrameStream:
         """Go on with whatever the last change has made possible."""
         if self._is_over:
             return
-        self._leave_places(self._session.unanswered)
         if self._session.can_start:
             self._tools.turns.ask(self._take_turn, is_live=self._is_live)
         if self._session.wants_frame:
@@ -295,7 +300,7 @@ class FrameStream:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _answer(self, started: Started[wire.Frame], give_back: Callable[[], None]) -> None:
+    async def _answer(self, started: Started[_Received], give_back: Callable[[], None]) -> None:
         try:
             result, version = await self._result(started, give_back)
             self._tools.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
@@ -313,9 +318,9 @@ class FrameStream:
             self._look_around()
 
     async def _result(
-        self, started: Started[wire.Frame], give_back: Callable[[], None]
+        self, started: Started[_Received], give_back: Callable[[], None]
     ) -> tuple[wire.FrameResult, int]:
-        tools, frame = self._tools, started.frame
+        tools, frame = self._tools, started.frame.frame
         answering = segmented(
             tools.segmenter,
             frame.image,

@@ -35,8 +35,8 @@ DAMAGED = UndecodableImageError("damaged")
 Session = StreamSession[str, str]
 
 
-def session(rules: StreamRules = LIVE) -> Session:
-    return Session(rules, version=1)
+def session(rules: StreamRules = LIVE, forget: Callable[[str], None] = str) -> Session:
+    return Session(rules, version=1, forget=forget)
 
 
 def offered(stream: Session, *seqs: int, start: int = 0) -> Session:
@@ -81,13 +81,36 @@ def test_a_result_waits_for_the_frames_before_it() -> None:
 def test_a_frame_that_is_refused_leaves_those_before_it_alone() -> None:
     stream = offered(session(), 1, 2, start=1)
     stream.refuse(3, DAMAGED)
-    assert stream.unanswered == {1, 2}
     started = stream.start(now_s=0.1)
     assert started is not None
     for seq in (1, started.seq):
         stream.answer(seq, "mask", version=1)
     assert [a.seq for a in answers(stream) if isinstance(a, (Answered, Failed))] == [1, 2, 3]
-    assert not stream.unanswered
+
+
+def test_each_frame_is_forgotten_once_as_soon_as_it_has_its_answer() -> None:
+    forgotten: list[str] = []
+    stream = offered(session(forget=forgotten.append), 1, 2, 3, start=2)
+    assert not forgotten
+    offered(stream, 4)
+    assert forgotten == ["frame 3"]
+    stream.refuse(5, DAMAGED)
+    stream.answer(2, "two", version=1)
+    assert forgotten == ["frame 3", "frame 2"]
+    stream.fail(1, DAMAGED)
+    stream.drain()
+    offered(stream, 6)
+    assert forgotten == ["frame 3", "frame 2", "frame 1", "frame 6"]
+    stream.abandon()
+    answers(stream)
+    assert forgotten == ["frame 3", "frame 2", "frame 1", "frame 6", "frame 4"]
+
+
+def test_a_frame_that_is_too_old_when_its_turn_comes_is_forgotten() -> None:
+    forgotten: list[str] = []
+    stream = offered(session(forget=forgotten.append), 1)
+    assert stream.start(now_s=1.0) is None
+    assert forgotten == ["frame 1"]
 
 
 @pytest.mark.parametrize("rules", [LIVE, FILM, NARROW])
