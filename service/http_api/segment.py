@@ -238,19 +238,36 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) 
     Raises:
         ClientDisconnect: the client left first.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
+    task = asyncio.current_task()
+    assert task is not None
+    leaving = asyncio.create_task(_disconnected(receive))
+    watch = _Watch(task)
+    leaving.add_done_callback(watch.cancel)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        # In this task: one of its own would begin, and tell of its end, a turn of the event loop later.
+        return await work
+    except asyncio.CancelledError:
+        if watch.has_cancelled and not task.uncancel():
+            raise ClientDisconnect from None
+        raise
     finally:
-        working.cancel()
+        watch.is_over = True
         leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-        # A failed task holds its error, which holds this frame, which would hold the task and its picture.
-        del working, leaving
+
+
+@dataclass(eq=False)
+class _Watch:
+    """Cancels a task when another one ends first."""
+
+    task: asyncio.Task[Any]
+    is_over: bool = False
+    has_cancelled: bool = False
+
+    def cancel(self, watching: asyncio.Task[None]) -> None:
+        if not self.is_over:
+            self.has_cancelled = self.task.cancel()
+        if not watching.cancelled():
+            watching.exception()  # or asyncio would report that nobody looked at it
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -18,6 +18,7 @@ import pytest_asyncio
 from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine, PictureWatch, no_garbage_collector, red_scores
 from http_site import Site, encoded, open_site, picture_of
 from PIL import Image
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from model.image import ImageLimits
@@ -523,3 +524,53 @@ async def test_work_that_fails_keeps_nothing_alive() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert kept[0]() is None
+
+
+async def test_who_cancels_a_request_is_not_taken_for_a_client_that_left() -> None:
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    request = asyncio.create_task(while_connected(receive, asyncio.sleep(PATIENCE_S)))
+    await asyncio.sleep(0.01)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+
+
+async def test_work_that_ends_while_the_client_leaves_is_cancelled_no_more() -> None:
+    left: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    async def work() -> str:
+        await asyncio.sleep(0.01)
+        left.set_result({"type": "http.disconnect"})
+        return "done"
+
+    async def receive() -> Message:
+        return await left
+
+    assert await while_connected(receive, work()) == "done"
+    await asyncio.sleep(0.01)  # would be cancelled, if this task were
+
+
+@pytest.mark.parametrize("message", [{"type": "http.disconnect"}, OSError("broken")], ids=["left", "broken"])
+async def test_work_is_cancelled_when_the_client_leaves_or_its_connection_breaks(
+    message: Message | OSError,
+) -> None:
+    was_cancelled: list[bool] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(PATIENCE_S)
+        except asyncio.CancelledError:
+            was_cancelled.append(True)
+            raise
+
+    async def receive() -> Message:
+        if isinstance(message, OSError):
+            raise message
+        return message
+
+    with pytest.raises(ClientDisconnect):
+        await while_connected(receive, work())
+    assert was_cancelled == [True]
+    await asyncio.sleep(0.01)
