@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import structlog
@@ -95,7 +96,7 @@ class Order:
         encode_bytes: memory that encoding takes beside the segmentation, in bytes a pixel.
         lane: how urgent it is.
         source: who asks; None = nobody in particular.
-        answered: called in the event loop when the device is done with it; None = nobody wants to know.
+        answered: called in the event loop with what the device made of it; None = nobody wants to know.
     """
 
     served: ServedModel
@@ -103,7 +104,7 @@ class Order:
     encode_bytes: int
     lane: Lane
     source: str | None
-    answered: Callable[[], None] | None = None
+    answered: Callable[[Answer], None] | None = None
 
 
 class EncodingPace:
@@ -366,9 +367,9 @@ class Passage(Generic[EncodedT]):
                 return
             self._stage = "encode"
         self._answered_s = time.monotonic()
-        self._held.answer = answering.result()
+        answer = self._held.answer = answering.result()
         if self._order.answered is not None:
-            self._tell(self._order.answered)
+            self._tell(partial(self._order.answered, answer))
         self._do_next(self._encode_it)
 
     def _encode_it(self) -> None:

@@ -29,6 +29,7 @@ from service.core.errors import (
 )
 from service.core.host import ModelHost, ServedModel
 from service.core.passage import EncodedT, EncodingPace, Order, Passage, PassageTools, Picture, Segmentation
+from service.core.worker import Answer
 from service.telemetry import Metrics
 
 IMAGE_ERRORS: Mapping[type[image_errors.ImageError], type[ServiceError]] = {
@@ -122,7 +123,7 @@ class Segmenter:
         encode_bytes: int = DEFAULT_ENCODE_BYTES,
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
-        answered: Callable[[], None] | None = None,
+        answered: Callable[[Answer], None] | None = None,
     ) -> AsyncIterator[EncodedT]:
         """Answer one picture; its memory counts as taken until the context is left.
 
@@ -138,8 +139,8 @@ class Segmenter:
             encode_bytes: memory that ``encode`` takes beside the segmentation, in bytes a pixel.
             lane: how urgent it is.
             source: who asks, a client or a stream: sources of a lane take turns.
-            answered: called in the event loop as soon as the device is done with the picture, if the context
-                is not left before.
+            answered: called in the event loop with the labels as soon as they are there, if the context is
+                not left before.
 
         Yields:
             What ``encode`` returned.
@@ -181,7 +182,7 @@ class Segmenter:
         encode_bytes: int = DEFAULT_ENCODE_BYTES,
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
-        answered: Callable[[], None] | None = None,
+        answered: Callable[[Answer], None] | None = None,
     ) -> AsyncIterator[EncodedT]:
         """Answer one picture that needs no decoding; otherwise as ``segment``.
 

@@ -296,6 +296,44 @@ def _joined(first: object, second: object) -> Dropped | None:
     return Dropped(first.first_seq, second.last_seq, first.count + second.count, first.reason)
 
 
+_WINDOW = 32
+_RARE = 3
+"""So many frames of a window may be later than expected, or the device be free earlier."""
+
+_MARGIN_S = 0.001
+
+
+class JustInTime:
+    """How long to wait with the next live frame, so that it is ready when the device is, and hardly earlier.
+
+    One that is taken when the last one leaves the device would be read in no time, and wait, and grow old,
+    while the device has another one.
+    """
+
+    def __init__(self) -> None:
+        self._leads_s: deque[float] = deque(maxlen=_WINDOW)
+        self._busy_s: deque[float] = deque(maxlen=_WINDOW)
+
+    def learn(self, *, lead_s: float, busy_s: float) -> None:
+        """Take note of a frame.
+
+        Args:
+            lead_s: from its turn until it lay ready for the device.
+            busy_s: how long it was in the device.
+        """
+        self._leads_s.append(lead_s)
+        self._busy_s.append(busy_s)
+
+    @property
+    def delay_s(self) -> float:
+        """From the end of one frame in the device, which has another, to the turn of the next, in seconds."""
+        if len(self._busy_s) < _RARE:
+            return 0.0
+        soonest_s = sorted(self._busy_s)[_RARE - 1]
+        latest_s = sorted(self._leads_s)[-_RARE]
+        return max(0.0, soonest_s - latest_s - _MARGIN_S)
+
+
 TakeTurn = Callable[[], bool]
 """Starts a frame of one stream; False = it had none to start."""
 
@@ -319,6 +357,7 @@ class FrameTurns:
         self._at_once = at_once
         self._films_at_once = max(at_once, films_at_once or 0)
         self._taken = 0
+        self._resting = 0
         self._live: set[TakeTurn] = set()
         self._round = 0
         self._next_round: dict[TakeTurn, int] = {}
@@ -348,6 +387,23 @@ class FrameTurns:
         """Give back a turn that ``take`` made use of."""
         self._taken -= 1
         self._advance()
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether a turn whose frame has left the device may be kept a while: live frames get no older then.
+
+        Not if the device would be idle.
+        """
+        return bool(self._live) and self._taken - self._resting > 1
+
+    def rest(self) -> None:
+        """Keep such a turn, until ``done_resting``."""
+        self._resting += 1
+
+    def done_resting(self) -> None:
+        """Give it back."""
+        self._resting -= 1
+        self.done()
 
     @property
     def _most(self) -> int:

@@ -19,6 +19,7 @@ from service.core.errors import EmptyBodyError, InvalidArgumentError, PayloadToo
 from service.core.host import ServedModel
 from service.core.passage import Segmentation
 from service.core.segmenter import Segmenter
+from service.core.worker import Answer
 from service.telemetry import Stage
 from service.wire import segmentation_pb2 as wire
 
@@ -98,7 +99,7 @@ def segmented(
     max_bytes: int,
     lane: Lane = Lane.INTERACTIVE,
     source: str | None = None,
-    answered: Callable[[], None] | None = None,
+    answered: Callable[[Answer], None] | None = None,
 ) -> AbstractAsyncContextManager[Encoded]:
     """Answer a picture of the wire, whatever its encoding is; see ``Segmenter.segment``.
 
@@ -111,7 +112,7 @@ def segmented(
         max_bytes: more than these are refused.
         lane: how urgent it is.
         source: who asks.
-        answered: called in the event loop as soon as the device is done with the picture.
+        answered: called in the event loop with the labels as soon as they are there.
 
     Raises:
         EmptyBodyError: there are no bytes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, assert_never
@@ -33,11 +33,13 @@ from service.core.streaming import (
     Failed,
     FramePolicy,
     FrameTurns,
+    JustInTime,
     ModelChanged,
     Started,
     StreamRules,
     StreamSession,
 )
+from service.core.worker import Answer as Labels
 from service.grpc_api.messages import MaskRequest, Target, segmented
 from service.grpc_api.status import status_number
 from service.telemetry import FrameOutcome, Metrics
@@ -104,6 +106,7 @@ class StreamTools:
     Args:
         segmenter: answers frames.
         turns: which stream goes next.
+        just_in_time: and when.
         room: for the pictures that came and are not answered yet.
         metrics: counts frames.
         limits: of a stream.
@@ -111,6 +114,7 @@ class StreamTools:
 
     segmenter: Segmenter
     turns: FrameTurns
+    just_in_time: JustInTime
     room: MemoryBudget
     metrics: Metrics
     limits: StreamLimits
@@ -288,9 +292,9 @@ class FrameStream:
     def _take_turn(self) -> bool:
         started = self._session.start(now_s=time.monotonic())
         if started is not None:
-            give_back = _Once(self._tools.turns.done)
+            turn = _Turn(self._tools)
             # Not in the coroutine: a stream that ends in this moment cancels the task before it has begun.
-            self._spawn(self._answer(started, give_back)).add_done_callback(lambda _: give_back())
+            self._spawn(self._answer(started, turn)).add_done_callback(lambda _: turn.end())
         self._look_around()  # without a frame that waits, the next one may be read
         return started is not None
 
@@ -300,9 +304,9 @@ class FrameStream:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _answer(self, started: Started[_Received], give_back: Callable[[], None]) -> None:
+    async def _answer(self, started: Started[_Received], turn: _Turn) -> None:
         try:
-            result, version = await self._result(started, give_back)
+            result, version = await self._result(started, turn)
             self._tools.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
             self._session.answer(started.seq, result, version=version)
         except DeadlineExceededError:
@@ -317,9 +321,7 @@ class FrameStream:
         finally:
             self._look_around()
 
-    async def _result(
-        self, started: Started[_Received], give_back: Callable[[], None]
-    ) -> tuple[wire.FrameResult, int]:
+    async def _result(self, started: Started[_Received], turn: _Turn) -> tuple[wire.FrameResult, int]:
         tools, frame = self._tools, started.frame.frame
         answering = segmented(
             tools.segmenter,
@@ -330,7 +332,7 @@ class FrameStream:
             max_bytes=tools.limits.max_frame_bytes,
             lane=Lane.STREAM,
             source=self._source,
-            answered=give_back,
+            answered=turn.leave_device,
         )
         async with answering as encoded:
             tools.metrics.stages_done(encoded.stages_s)
@@ -353,16 +355,39 @@ class FrameStream:
                 self._tools.metrics.frame_done(outcome, count=count)
 
 
-class _Once:
-    """Calls a function the first time only."""
+class _Turn:
+    """The turn of a frame: given back once, soon after the frame has left the device, or at its end.
 
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function: Callable[[], None] | None = function
+    Args:
+        tools: shared by all streams.
+    """
 
-    def __call__(self) -> None:
-        function, self._function = self._function, None
-        if function is not None:
-            function()
+    def __init__(self, tools: StreamTools) -> None:
+        self._turns = tools.turns
+        self._just_in_time = tools.just_in_time
+        self._began_s = time.monotonic()
+        self._is_over = False
+
+    def leave_device(self, labels: Labels) -> None:
+        """Go on with another frame: now, or when it will just be ready for the device in time."""
+        if self._is_over:
+            return
+        self._is_over = True
+        in_device_s = labels.queue_s + labels.infer_s + labels.post_s
+        lead_s = time.monotonic() - self._began_s - in_device_s
+        self._just_in_time.learn(lead_s=max(0.0, lead_s), busy_s=labels.infer_s)
+        if self._turns.may_rest:
+            self._turns.rest()
+            delay_s = self._just_in_time.delay_s
+            asyncio.get_running_loop().call_later(delay_s, self._turns.done_resting)
+        else:
+            self._turns.done()
+
+    def end(self) -> None:
+        """Give it back if the frame was never in the device."""
+        if not self._is_over:
+            self._is_over = True
+            self._turns.done()
 
 
 def _response(answer: Answer[wire.FrameResult]) -> wire.StreamResponse:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, pairwise
+from statistics import mean
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from service.core.streaming import (
     Failed,
     FramePolicy,
     FrameTurns,
+    JustInTime,
     ModelChanged,
     StreamRules,
     StreamSession,
@@ -382,12 +384,18 @@ class Simulation:
         seed: decides phases, decode times, which frames are damaged, and when somebody does not read.
         cameras: how many.
         frame_s: time of one frame on the device.
+        jitter: by how much of it a frame may take less or more.
+        just_in_time: whether the next frame is not taken before it has to be.
     """
 
-    def __init__(self, seed: int, *, cameras: int, frame_s: float) -> None:
+    def __init__(
+        self, seed: int, *, cameras: int, frame_s: float, jitter: float = 0.0, just_in_time: bool = False
+    ) -> None:
         self.random = random.Random(seed)
         self.turns = FrameTurns(at_once=2)
         self.frame_s = frame_s
+        self.jitter = jitter
+        self.just_in_time = JustInTime() if just_in_time else None
         self.now_s = 0.0
         self.device_free_s = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -435,25 +443,33 @@ class Simulation:
         if started is None:
             return False
         camera.turns += 1
-        decoded_s = self.now_s + self.random.uniform(0.5, 1.5) * 0.1 * self.frame_s
-        self._at(decoded_s, lambda: self._decoded(camera, started.seq))
+        lead_s = self.random.uniform(0.5, 1.5) * 0.1 * self.frame_s
+        self._at(self.now_s + lead_s, lambda: self._decoded(camera, started.seq, lead_s))
         return True
 
-    def _decoded(self, camera: Camera, seq: int) -> None:
+    def _decoded(self, camera: Camera, seq: int, lead_s: float) -> None:
         if self.random.random() < 0.01:
             camera.stream.fail(seq, DAMAGED)
-            self._turn_over(camera)
+            self._pump(camera)
+            self.turns.done()
             return
-        self.device_free_s = max(self.now_s, self.device_free_s) + self.frame_s
-        self._at(self.device_free_s, lambda: self._inferred(camera, seq))
+        share = self.random.uniform(-self.jitter, self.jitter) if self.jitter else 0.0
+        busy_s = self.frame_s * (1 + share)
+        self.device_free_s = max(self.now_s, self.device_free_s) + busy_s
+        self._at(self.device_free_s, lambda: self._inferred(camera, seq, lead_s, busy_s))
 
-    def _inferred(self, camera: Camera, seq: int) -> None:
+    def _inferred(self, camera: Camera, seq: int, lead_s: float, busy_s: float) -> None:
         camera.stream.answer(seq, "result", version=1)
-        self._turn_over(camera)
-
-    def _turn_over(self, camera: Camera) -> None:
         self._pump(camera)
-        self.turns.done()
+        if self.just_in_time is None:
+            self.turns.done()
+            return
+        self.just_in_time.learn(lead_s=lead_s, busy_s=busy_s)
+        if not self.turns.may_rest:
+            self.turns.done()
+            return
+        self.turns.rest()
+        self._at(self.now_s + self.just_in_time.delay_s, self.turns.done_resting)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -466,6 +482,69 @@ def test_eight_cameras_get_equal_shares_of_fresh_results(seed: int) -> None:
     shares = [camera.turns for camera in simulation.cameras]
     assert max(shares) - min(shares) <= 1
     assert 0.012 * sum(shares) >= 0.98 * 10  # the device is never idle
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.1, 0.3])
+def test_frames_taken_just_in_time_are_younger_and_the_device_is_as_busy(jitter: float) -> None:
+    ages_s: list[float] = []
+    served: list[int] = []
+    for just_in_time in (False, True):
+        simulation = Simulation(3, cameras=8, frame_s=0.02, jitter=jitter, just_in_time=just_in_time)
+        simulation.run(seconds=30)
+        ages_s.append(mean(age_s for camera in simulation.cameras for age_s in camera.ages_s))
+        shares = [camera.turns for camera in simulation.cameras]
+        assert max(shares) - min(shares) <= 2
+        assert all(camera.ledger.answered == camera.ledger.sent for camera in simulation.cameras)
+        served.append(sum(shares))
+    assert ages_s[1] <= ages_s[0] - 0.02 * (0.7 - 1.2 * jitter)
+    assert served[1] >= 0.99 * served[0]
+
+
+def test_nothing_is_awaited_before_anything_is_known() -> None:
+    pace = JustInTime()
+    assert pace.delay_s == 0
+    pace.learn(lead_s=0.001, busy_s=0.02)
+    assert pace.delay_s == 0
+    for _ in range(50):
+        pace.learn(lead_s=0.001, busy_s=0.02)
+    assert pace.delay_s == pytest.approx(0.02 - 0.001 - 0.001)
+
+
+def test_a_pause_of_the_machine_does_not_make_frames_older() -> None:
+    pace = JustInTime()
+    for _ in range(50):
+        pace.learn(lead_s=0.001, busy_s=0.02)
+    before_s = pace.delay_s
+    pace.learn(lead_s=0.05, busy_s=0.1)
+    assert pace.delay_s == before_s
+
+
+def test_a_frame_that_takes_longer_than_the_device_is_never_awaited() -> None:
+    pace = JustInTime()
+    for _ in range(50):
+        pace.learn(lead_s=0.03, busy_s=0.02)
+    assert pace.delay_s == 0
+
+
+def test_a_turn_rests_only_while_the_device_has_another_frame_and_a_live_stream_is_there() -> None:
+    turns = FrameTurns(at_once=2)
+
+    def take() -> bool:
+        return True
+
+    def film() -> bool:
+        return True
+
+    turns.ask(take)
+    assert not turns.may_rest
+    turns.ask(film, is_live=False)
+    assert turns.may_rest
+    turns.rest()
+    assert not turns.may_rest  # the other frame has left the device, too
+    turns.done_resting()
+    turns.ask(film, is_live=False)
+    turns.leave(take)
+    assert not turns.may_rest
 
 
 def test_one_camera_that_the_device_can_follow_loses_no_frame() -> None:

@@ -17,7 +17,7 @@ from http_site import FAKE_VERSIONS, encoded, picture_of
 
 from model.manifest import ModelVersion
 from service.core.admission import MemoryBudget
-from service.core.streaming import FramePolicy, FrameTurns, StreamRules
+from service.core.streaming import FramePolicy, FrameTurns, JustInTime, StreamRules
 from service.grpc_api.messages import MaskRequest, Target
 from service.grpc_api.servicer import ServicerOptions
 from service.grpc_api.streams import FrameStream, StreamLimits, StreamTools
@@ -348,7 +348,7 @@ class ByHand:
         self.reads = 0
         self.under_way = 0
         room = room or MemoryBudget(1 << 30)
-        tools = StreamTools(self, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        tools = StreamTools(self, turns, JustInTime(), room, Metrics(), StreamLimits())  # type: ignore[arg-type]
         rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
         stream = FrameStream(
             self,  # type: ignore[arg-type]
