@@ -3,7 +3,8 @@
 What a stream costs beside decoding, the network and encoding, and how evenly many cameras are served:
 
 1. One stream of JPEG frames, as fast as it goes, against ``bench pipeline`` on the same frames: target 0.95.
-2. Processor time of the serving process for each frame outside decoding and encoding: target 0.5 ms.
+2. Processor time of the serving process for each frame outside decoding and encoding: target 0.5 ms. Beside
+   it the floor: what grpc.aio takes in a process that answers frames with made-up masks, at the same rate.
 3. Eight cameras at 30 frames a second: ages, shares, the ledger, memory at begin, middle and end.
 
     python benchmarks/streams.py --rounds 5 --seconds 10 --minutes 10
@@ -12,17 +13,29 @@ What a stream costs beside decoding, the network and encoding, and how evenly ma
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import os
+import socket
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import uvloop
+
+from service.cli.pictures import encoded_pictures, parse_image_size
+from service.client.answers import Frame
+from service.client.grpc_client import AsyncGrpcClient
 
 ROOT = Path(__file__).parents[1]
 ONE_STREAM = ("stream", "--cameras", "1", "--fps", "0", "--policy", "block")
 PIPELINE = ("pipeline", "--in-flight", "4")
 EIGHT_CAMERAS = ("stream", "--cameras", "8", "--fps", "30")
+MASK_BYTES = 2500
+"""Of the mask of a frame of 360x480, about."""
 
 
 def main() -> None:
@@ -38,18 +51,53 @@ def main() -> None:
     arguments = parser.parse_args()
     shared = ["--size", arguments.size, *(["--force"] if arguments.force else [])]
     rounds = [one_round([*shared, "--seconds", str(arguments.seconds)]) for _ in range(arguments.rounds)]
-    ratios = [ratio for ratio, _ in rounds]
+    ratios, costs_ms, rates = zip(*rounds, strict=True)
     print(f"stream / pipeline: median {statistics.median(ratios):.3f} of {sorted(ratios)}")
-    print(f"overhead: median {statistics.median(cost for _, cost in rounds):.3f} ms a frame")
+    print(f"overhead: median {statistics.median(costs_ms):.3f} ms a frame")
+    floors_ms = [floor_ms(arguments.size, statistics.median(rates), arguments.seconds) for _ in rounds]
+    print(f"of grpc.aio alone: median {statistics.median(floors_ms):.3f} ms a frame")
     cameras = bench(*EIGHT_CAMERAS, *shared, "--seconds", str(60 * arguments.minutes))
     print(json.dumps(cameras, indent=2))
 
 
-def one_round(flags: list[str]) -> tuple[float, float]:
-    """Return the stream's rate over the pipeline's, and the overhead of a frame in milliseconds."""
+def one_round(flags: list[str]) -> tuple[float, float, float]:
+    """Return the stream's rate over the pipeline's, the overhead of a frame in milliseconds, and the rate."""
     stream, pipeline = bench(*ONE_STREAM, *flags), bench(*PIPELINE, *flags)
     ratio = stream["results_per_s"] / pipeline["figures"]["pictures_per_s"]
-    return round(ratio, 3), stream["cost"]["overhead_ms"]
+    return round(ratio, 3), stream["cost"]["overhead_ms"], stream["results_per_s"]
+
+
+def floor_ms(size: str, rate: float, seconds: float) -> float:
+    """Return what a process without a model takes for a frame, in milliseconds."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, str(ROOT / "benchmarks/peers/echo_server.py"), str(port), str(MASK_BYTES)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            return uvloop.run(_echoed_ms(process.pid, f"127.0.0.1:{port}", size, rate, seconds))
+        finally:
+            process.kill()
+
+
+async def _echoed_ms(pid: int, address: str, size: str, rate: float, seconds: float) -> float:
+    frames = encoded_pictures([parse_image_size(size)], None)
+    count = round(rate * seconds)
+    async with AsyncGrpcClient(address) as client, client.stream(policy="block") as call:
+        await call.next_event()
+        cpu_s, began_s = _cpu_s(pid), time.monotonic()
+        for seq in range(1, count + 1):
+            await asyncio.sleep(began_s + seq / rate - time.monotonic())
+            await call.send(Frame(seq, frames[seq % len(frames)]))
+            await call.next_event()
+        return 1e3 * (_cpu_s(pid) - cpu_s) / count
+
+
+def _cpu_s(pid: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text("ascii").split()[0]) for task in tasks) / 1e9
 
 
 def bench(*arguments: str) -> dict[str, Any]:

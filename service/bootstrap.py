@@ -26,7 +26,7 @@ from service.core.errors import NoWorkerError
 from service.core.host import ModelHost, ServedModel
 from service.core.keys import key_digests
 from service.core.lifecycle import Lifecycle
-from service.core.memory import limit_heaps
+from service.core.memory import freeze_objects, limit_heaps
 from service.core.scores import Scoreboard
 from service.core.versions import LiveVersions
 from service.durable_jobs.errors import JobsUnavailableError
@@ -244,6 +244,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
         except BaseException:
             frontends.end()
             raise
+        freeze_objects()
         lifecycle.started = True
         if not frontends.ending:
             _log.info("ready", url=url, models=[str(m.version) for m in service.host.models])

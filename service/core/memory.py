@@ -1,4 +1,4 @@
-"""Makes the C library return freed memory to the system.
+"""Makes the C library return freed memory to the system, and the garbage collector leave old objects alone.
 
 glibc asks the kernel for what is larger than a threshold and returns it as soon as it is freed. But each time
 it raises the threshold to that size, up to 32 MiB; from then on large buffers are cut from heaps, of which
@@ -13,6 +13,7 @@ Source:
 from __future__ import annotations
 
 import ctypes
+import gc
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -32,6 +33,16 @@ def limit_heaps() -> None:
     if hasattr(c_library, "mallopt"):
         for parameter, value in _LIMITS.items():
             c_library.mallopt(parameter, value)
+
+
+def freeze_objects() -> None:
+    """Have the garbage collector never look again at what is alive now; what is counted down to 0 still goes.
+
+    To be called when everything is loaded: each full run over a service's 165,000 objects would stop all its
+    threads for 75 ms, some minutes apart. The first call takes as long, later ones a millisecond.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def release_free_memory() -> None:
