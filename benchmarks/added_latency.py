@@ -4,7 +4,7 @@
 
 One request at a time, JPEG in and palette PNG out. Of each latency the time is taken off that the service
 itself says decoding, the network, labelling and encoding took: from one process to the next the network alone
-differs by more than what is measured here. The difference of the two medians is what HTTP adds.
+differs by more than what is measured here. What HTTP adds is the median of the differences of the rounds.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ from service.cli.bench_load import make_load
 from service.cli.bench_stream import ServiceWatch
 from service.cli.http_target import HttpTarget, RunningService, running_service
 from service.cli.load import RefusedError, Shot, closed_loop, open_loop, poisson_arrivals
+from service.core.memory import frozen_objects
 from service.machine import is_busy, this_machine
 
 PATH = "/v1/segment?mask=none"
@@ -156,7 +157,11 @@ def main() -> None:
     if is_busy() and not options.busy:
         raise SystemExit("the machine is busy with other work; wait, or measure with --busy")
     load = make_load([options.size], options.pictures)
-    with _service(options) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        _service(options) as service,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        frozen_objects(),  # pauses of this program would be charged to the service
+    ):
         measure = {"waiting": waiting, "deadlines": deadlines, "flood": flood}[options.what]
         results = runner.run(measure(options, service, load.pictures))
     machine = this_machine()

@@ -26,6 +26,7 @@ from typing import Any
 
 import uvloop
 
+from service.cli.bench_stream import process_cpu_s
 from service.cli.pictures import encoded_pictures, parse_image_size
 from service.client.answers import Frame
 from service.client.grpc_client import AsyncGrpcClient
@@ -50,21 +51,21 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="measure even though the machine is busy")
     arguments = parser.parse_args()
     shared = ["--size", arguments.size, *(["--force"] if arguments.force else [])]
-    rounds = [one_round([*shared, "--seconds", str(arguments.seconds)]) for _ in range(arguments.rounds)]
-    ratios, costs_ms, rates = zip(*rounds, strict=True)
+    rounds = [one_round(shared, arguments.size, arguments.seconds) for _ in range(arguments.rounds)]
+    ratios, costs_ms, floors_ms = zip(*rounds, strict=True)
     print(f"stream / pipeline: median {statistics.median(ratios):.3f} of {sorted(ratios)}")
     print(f"overhead: median {statistics.median(costs_ms):.3f} ms a frame")
-    floors_ms = [floor_ms(arguments.size, statistics.median(rates), arguments.seconds) for _ in rounds]
     print(f"of grpc.aio alone: median {statistics.median(floors_ms):.3f} ms a frame")
     cameras = bench(*EIGHT_CAMERAS, *shared, "--seconds", str(60 * arguments.minutes))
     print(json.dumps(cameras, indent=2))
 
 
-def one_round(flags: list[str]) -> tuple[float, float, float]:
-    """Return the stream's rate over the pipeline's, the overhead of a frame in milliseconds, and the rate."""
+def one_round(shared: list[str], size: str, seconds: float) -> tuple[float, float, float]:
+    """Return the stream's rate over the pipeline's, and in milliseconds a frame's overhead and the floor."""
+    flags = [*shared, "--seconds", str(seconds)]
     stream, pipeline = bench(*ONE_STREAM, *flags), bench(*PIPELINE, *flags)
     ratio = stream["results_per_s"] / pipeline["figures"]["pictures_per_s"]
-    return round(ratio, 3), stream["cost"]["overhead_ms"], stream["results_per_s"]
+    return round(ratio, 3), stream["cost"]["overhead_ms"], floor_ms(size, stream["results_per_s"], seconds)
 
 
 def floor_ms(size: str, rate: float, seconds: float) -> float:
@@ -87,17 +88,12 @@ async def _echoed_ms(pid: int, address: str, size: str, rate: float, seconds: fl
     count = round(rate * seconds)
     async with AsyncGrpcClient(address) as client, client.stream(policy="block") as call:
         await call.next_event()
-        cpu_s, began_s = _cpu_s(pid), time.monotonic()
+        cpu_s, began_s = process_cpu_s(pid), time.monotonic()
         for seq in range(1, count + 1):
             await asyncio.sleep(began_s + seq / rate - time.monotonic())
             await call.send(Frame(seq, frames[seq % len(frames)]))
             await call.next_event()
-        return 1e3 * (_cpu_s(pid) - cpu_s) / count
-
-
-def _cpu_s(pid: int) -> float:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text("ascii").split()[0]) for task in tasks) / 1e9
+        return 1e3 * (process_cpu_s(pid) - cpu_s) / count
 
 
 def bench(*arguments: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from service.core.errors import NoWorkerError
 from service.core.host import ModelHost, ServedModel
 from service.core.keys import key_digests
 from service.core.lifecycle import Lifecycle
-from service.core.memory import freeze_objects, limit_heaps
+from service.core.memory import frozen_objects, limit_heaps
 from service.core.scores import Scoreboard
 from service.core.versions import LiveVersions
 from service.durable_jobs.errors import JobsUnavailableError
@@ -244,7 +244,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
         except BaseException:
             frontends.end()
             raise
-        freeze_objects()
+        frozen.enter_context(frozen_objects())
         lifecycle.started = True
         if not frontends.ending:
             _log.info("ready", url=url, models=[str(m.version) for m in service.host.models])
@@ -253,10 +253,11 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
     url, admin_url = url_of(listeners.http), url_of(listeners.admin)
     token_file = service.settings.auth.admin_token_file
     _log.info("listening", url=url, grpc_address=grpc_address, admin_url=admin_url, token=str(token_file))
-    loading = asyncio.create_task(load())
-    code = await frontends.run(loading)
-    if not code:
-        await loading  # has ended, but may have failed
+    with ExitStack() as frozen:
+        loading = asyncio.create_task(load())
+        code = await frontends.run(loading)
+        if not code:
+            await loading  # has ended, but may have failed
     return code
 
 

@@ -20,7 +20,7 @@ from service.core.device import Device
 from service.core.engine import DeviceLostError
 from service.core.frames import FrameError
 from service.core.life import JobMark
-from service.core.memory import freeze_objects, limit_heaps, release_free_memory
+from service.core.memory import limit_heaps
 from service.core.worker_loop import WorkerLoop
 from service.engines import late_builder
 from service.telemetry import configure_logging
@@ -53,7 +53,7 @@ def main() -> NoReturn:
 
 def _serve(config: WorkerConfig, connection: socket.socket, mark: JobMark) -> int:
     device = Device(late_builder(config.engine), config.options)
-    loop = WorkerLoop(connection, mark, device, tidy=_tidy)
+    loop = WorkerLoop(connection, mark, device)
     try:
         loop.serve()
     except FrameError as error:
@@ -63,11 +63,6 @@ def _serve(config: WorkerConfig, connection: socket.socket, mark: JobMark) -> in
         _log.error("the device is lost", reason=str(error))
         return EXIT_DEVICE_LOST
     return 0
-
-
-def _tidy() -> None:
-    release_free_memory()  # of the compiler: 60 MB
-    freeze_objects()
 
 
 def _end_with_parent() -> None:

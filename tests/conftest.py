@@ -34,13 +34,14 @@ _STD = (0.25, 0.25, 0.25)
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: WorkerController, error: object | None) -> None:
     """Say how a process that ran tests ended, where it was not asked to: a signal leaves no other trace."""
-    if error is not None:
-        process: subprocess.Popen[bytes] = node.gateway._io.popen
-        try:
-            ending = f"ended with {process.wait(timeout=10)}"
-        except subprocess.TimeoutExpired:
-            ending = "says nothing more, and runs"
-        print(f"\n{node.gateway.id}, process {process.pid}, {ending}")  # noqa: T201 - where pytest tells it as well
+    process: subprocess.Popen[bytes] | None = getattr(node.gateway._io, "popen", None)
+    if process is None or error in (None, "keyboard-interrupt"):
+        return
+    try:
+        ending = f"ended with {process.wait(timeout=10)}"
+    except subprocess.TimeoutExpired:
+        ending = "says nothing more, and runs"
+    print(f"\n{node.gateway.id}, process {process.pid}, {ending}")  # noqa: T201 - where pytest tells it as well
 
 
 @pytest.fixture(scope="session")

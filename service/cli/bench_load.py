@@ -31,6 +31,7 @@ from service.client.errors import ClientError
 from service.client.grpc_client import AsyncGrpcClient
 from service.core import codec
 from service.core.errors import ServiceError
+from service.core.memory import frozen_objects
 from service.core.passage import Segmentation
 from service.core.segmenter import Segmenter
 from service.machine import Machine, is_busy, this_machine
@@ -94,10 +95,11 @@ class Load:
         for number in range(len(self.sizes)):
             await send(number)
         await closed_loop(send, in_flight=self.in_flight, seconds=0)
-        if self.rate is None:
-            return figures_of(await closed_loop(send, in_flight=self.in_flight, seconds=self.seconds))
-        arrivals_s = poisson_arrivals(rate=self.rate, seconds=self.seconds)
-        return figures_of(await open_loop(send, arrivals_s=arrivals_s))
+        with frozen_objects():  # pauses of this program would be charged to what answers
+            if self.rate is None:
+                return figures_of(await closed_loop(send, in_flight=self.in_flight, seconds=self.seconds))
+            arrivals_s = poisson_arrivals(rate=self.rate, seconds=self.seconds)
+            return figures_of(await open_loop(send, arrivals_s=arrivals_s))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from service.client.answers import Frame, FramePolicy, Result
 from service.client.errors import ClientError
 from service.client.grpc_client import AsyncGrpcClient, FrameCall
 from service.client.ledger import FrameLedger
+from service.core.memory import frozen_objects
 from service.machine import Machine, is_busy, this_machine
 from service.telemetry import PICTURE_CPU
 
@@ -173,6 +174,7 @@ def stream(
     arguments = [word for flag, value in flags.items() if value for word in (flag, value)]
     try:
         with ExitStack() as stack, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            stack.enter_context(frozen_objects())  # pauses of this program would be charged to the service
             watch = None
             if address is None:
                 service = stack.enter_context(running_service(arguments))
@@ -214,14 +216,19 @@ class ServiceWatch:
 
     def cpu_s(self) -> float:
         """Return the time that the process itself has spent on processors."""
-        fields = Path(f"/proc/{self._pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return process_cpu_s(self._pid)
 
     def rss_mb(self) -> float:
         """Return the memory of the process and its children."""
         tasks = Path(f"/proc/{self._pid}/task").iterdir()
         children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
         return sum(_rss_mb(pid) for pid in (self._pid, *children))
+
+
+def process_cpu_s(pid: int) -> float:
+    """Return the time that a process of this machine has spent on processors, in steps of 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _rss_mb(pid: int) -> float:

@@ -139,8 +139,8 @@ class Segmenter:
             encode_bytes: memory that ``encode`` takes beside the segmentation, in bytes a pixel.
             lane: how urgent it is.
             source: who asks, a client or a stream: sources of a lane take turns.
-            answered: called in the event loop with the labels as soon as they are there, if the context is
-                not left before.
+            answered: called in the event loop with what the device made of the picture, as soon as that is
+                there; perhaps after the context was left.
 
         Yields:
             What ``encode`` returned.

@@ -110,11 +110,10 @@ Answer = Answered[ResultT] | Failed | Dropped | ModelChanged
 
 @dataclass(eq=False)
 class _Entry(Generic[FrameT, ResultT]):
-    """A frame in the book: it waits, then is worked on, and is there until it has its answer."""
+    """A frame in the book: it waits, is worked on, and has an answer, which is to be sent; then it goes."""
 
     seq: int
     offered: Started[FrameT] | None = None
-    is_waiting: bool = False
     version: int | None = None
     answer: Answered[ResultT] | Failed | Dropped | None = None
     was_refused: bool = False
@@ -122,10 +121,6 @@ class _Entry(Generic[FrameT, ResultT]):
     @property
     def is_dropped(self) -> bool:
         return isinstance(self.answer, Dropped)
-
-    @property
-    def is_in_flight(self) -> bool:
-        return not (self.is_waiting or self.is_dropped or self.was_refused)
 
 
 class StreamSession(Generic[FrameT, ResultT]):
@@ -187,7 +182,6 @@ class StreamSession(Generic[FrameT, ResultT]):
         if self._waiting is not None:
             assert self._rules.policy is FramePolicy.LATEST_WINS
             self._drop(self._waiting, DropReason.SUPERSEDED)
-        entry.is_waiting = True
         self._book.append(entry)
         self._waiting = entry
 
@@ -202,8 +196,7 @@ class StreamSession(Generic[FrameT, ResultT]):
         entry = self._waiting
         if entry is None or not self.can_start:
             return None
-        self._waiting, entry.is_waiting = None, False
-        started = entry.offered
+        self._waiting, started = None, entry.offered
         assert started is not None
         if now_s < started.deadline_s:
             return started
@@ -225,10 +218,10 @@ class StreamSession(Generic[FrameT, ResultT]):
         self._drop(self._started(seq), reason)
 
     def abandon(self) -> None:
-        """Give up what has no answer: nobody is there any more to hear it."""
+        """Forget the frames that have no answer: nobody is there any more to hear one."""
+        self._waiting = None
         for entry in self._book:
-            if entry.answer is None:
-                self._settle(entry, Failed(entry.seq, "cancelled"))
+            self._forget_frame(entry)
 
     def end_input(self) -> None:
         """Take note that no frame will come any more."""
@@ -257,7 +250,9 @@ class StreamSession(Generic[FrameT, ResultT]):
 
     @property
     def _in_flight(self) -> int:
-        return sum(entry.is_in_flight for entry in self._book)
+        return sum(
+            entry is not self._waiting and not (entry.is_dropped or entry.was_refused) for entry in self._book
+        )
 
     def _entry(self, seq: int) -> _Entry[FrameT, ResultT]:
         if self._last_seq is not None and seq <= self._last_seq:
@@ -266,11 +261,18 @@ class StreamSession(Generic[FrameT, ResultT]):
         return _Entry[FrameT, ResultT](seq)
 
     def _started(self, seq: int) -> _Entry[FrameT, ResultT]:
-        return next(e for e in self._book if e.seq == seq and not e.is_waiting and e.answer is None)
+        return next(
+            entry
+            for entry in self._book
+            if entry.seq == seq and entry is not self._waiting and entry.answer is None
+        )
 
     def _settle(self, entry: _Entry[FrameT, ResultT], answer: Answered[ResultT] | Failed | Dropped) -> None:
+        entry.answer = answer
+        self._forget_frame(entry)
+
+    def _forget_frame(self, entry: _Entry[FrameT, ResultT]) -> None:
         offered, entry.offered = entry.offered, None
-        entry.is_waiting, entry.answer = False, answer
         if offered is not None:
             self._forget(offered.frame)
 
@@ -319,7 +321,7 @@ class JustInTime:
 
         Args:
             lead_s: from its turn until it lay ready for the device.
-            busy_s: how long it was in the device.
+            busy_s: for how long it kept the device from others.
         """
         self._leads_s.append(lead_s)
         self._busy_s.append(busy_s)
@@ -327,10 +329,10 @@ class JustInTime:
     @property
     def delay_s(self) -> float:
         """From the end of one frame in the device, which has another, to the turn of the next, in seconds."""
-        if len(self._busy_s) < _RARE:
+        if len(self._busy_s) < _WINDOW // 2:
             return 0.0
-        soonest_s = sorted(self._busy_s)[_RARE - 1]
-        latest_s = sorted(self._leads_s)[-_RARE]
+        soonest_s = sorted(self._busy_s)[_RARE]
+        latest_s = sorted(self._leads_s)[-1 - _RARE]
         return max(0.0, soonest_s - latest_s - _MARGIN_S)
 
 
@@ -345,6 +347,9 @@ class FrameTurns:
     one if it already had its turn. A plain line would not be fair: who asks a little later after each turn,
     because its next frame comes a little later, would go round more slowly than the others.
 
+    While live streams are there, a turn is kept a while after its frame has left the device, if that has
+    another one: the next frame is taken just in time for it.
+
     Args:
         at_once: frames of all streams together that are read, or wait for the device, or are in it.
         films_at_once: the same while no live stream is there: films want many frames, not young ones.
@@ -358,6 +363,7 @@ class FrameTurns:
         self._films_at_once = max(at_once, films_at_once or 0)
         self._taken = 0
         self._resting = 0
+        self._just_in_time = JustInTime()
         self._live: set[TakeTurn] = set()
         self._round = 0
         self._next_round: dict[TakeTurn, int] = {}
@@ -383,27 +389,33 @@ class FrameTurns:
         self._live.discard(take)
         self._advance()
 
-    def done(self) -> None:
-        """Give back a turn that ``take`` made use of."""
-        self._taken -= 1
-        self._advance()
+    def left_device(self, *, lead_s: float, busy_s: float) -> float:
+        """Take note that the frame of a turn is worked on no more.
 
-    @property
-    def may_rest(self) -> bool:
-        """Whether a turn whose frame has left the device may be kept a while: live frames get no older then.
+        Args:
+            lead_s: from its turn until it lay ready for the device.
+            busy_s: for how long it kept the device from others.
 
-        Not if the device would be idle.
+        Returns:
+            In how many seconds to call ``done_resting``; 0 = the turn is given back already.
         """
-        return bool(self._live) and self._taken - self._resting > 1
-
-    def rest(self) -> None:
-        """Keep such a turn, until ``done_resting``."""
+        self._just_in_time.learn(lead_s=lead_s, busy_s=busy_s)
+        delay_s = self._just_in_time.delay_s
+        if not delay_s or not self._live or self._taken - self._resting <= 1:
+            self.done()
+            return 0.0
         self._resting += 1
+        return delay_s
 
     def done_resting(self) -> None:
-        """Give it back."""
+        """Give back a turn that ``left_device`` has kept."""
         self._resting -= 1
         self.done()
+
+    def done(self) -> None:
+        """Give back a turn that ``take`` made use of, and whose frame was never in the device."""
+        self._taken -= 1
+        self._advance()
 
     @property
     def _most(self) -> int:

@@ -45,6 +45,7 @@ from service.core.frames import (
 from service.core.job import Report
 from service.core.labeling import Pending, Work
 from service.core.life import JobMark
+from service.core.memory import release_free_memory
 from service.core.slots import AnyArray, SlotMap, behind
 
 _log = structlog.get_logger()
@@ -69,21 +70,12 @@ class WorkerLoop:
         link: packets with frames.
         mark: tells what was begun, and what of it has ended, also after the death of this process.
         device: what runs the jobs.
-        tidy: called in the thread that loads, after each model.
     """
 
-    def __init__(
-        self,
-        link: socket.socket,
-        mark: JobMark,
-        device: Device,
-        *,
-        tidy: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, link: socket.socket, mark: JobMark, device: Device) -> None:
         self._link = link
         self._mark = mark
         self._device = device
-        self._tidy = tidy
         self._slots = SlotMap()
         self._versions: dict[int, ModelVersion] = {}
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
@@ -259,7 +251,7 @@ class WorkerLoop:
             message = str(error) or type(error).__name__
             self._send(ReplyFrame(frame.request, type(error).__name__, {"message": message}))
         else:
-            self._tidy()
+            release_free_memory()  # of the compiler: 60 MB
             self._versions[frame.version] = version
             self._send(ReplyFrame(frame.request, values=dataclasses.asdict(info)))
 

@@ -112,7 +112,7 @@ def segmented(
         max_bytes: more than these are refused.
         lane: how urgent it is.
         source: who asks.
-        answered: called in the event loop with the labels as soon as they are there.
+        answered: called in the event loop with what the device made of the picture.
 
     Raises:
         EmptyBodyError: there are no bytes.

@@ -14,7 +14,7 @@ from service.core.deadline import within
 from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
 from service.core.host import ModelHost, ServedModel
 from service.core.segmenter import Segmenter
-from service.core.streaming import FrameTurns, JustInTime
+from service.core.streaming import FrameTurns
 from service.grpc_api.edge import Call, Context, Edge
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segmented
@@ -78,7 +78,7 @@ class Servicer:
         self._edge = Edge(options.key_digests, metrics, max_calls=options.max_calls)
         self._room = MemoryBudget(options.max_image_bytes_in_flight)
         turns = FrameTurns(options.frames_at_once, options.film_frames_at_once)
-        self._tools = StreamTools(segmenter, turns, JustInTime(), self._room, metrics, options.streams)
+        self._tools = StreamTools(segmenter, turns, self._room, metrics, options.streams)
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
         self._stops_at_s: float | None = None

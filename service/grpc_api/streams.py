@@ -33,13 +33,12 @@ from service.core.streaming import (
     Failed,
     FramePolicy,
     FrameTurns,
-    JustInTime,
     ModelChanged,
     Started,
     StreamRules,
     StreamSession,
 )
-from service.core.worker import Answer as Labels
+from service.core.worker import Answer as DeviceAnswer
 from service.grpc_api.messages import MaskRequest, Target, segmented
 from service.grpc_api.status import status_number
 from service.telemetry import FrameOutcome, Metrics
@@ -106,7 +105,6 @@ class StreamTools:
     Args:
         segmenter: answers frames.
         turns: which stream goes next.
-        just_in_time: and when.
         room: for the pictures that came and are not answered yet.
         metrics: counts frames.
         limits: of a stream.
@@ -114,7 +112,6 @@ class StreamTools:
 
     segmenter: Segmenter
     turns: FrameTurns
-    just_in_time: JustInTime
     room: MemoryBudget
     metrics: Metrics
     limits: StreamLimits
@@ -147,8 +144,8 @@ class _Received:
 class FrameStream:
     """Reads the frames of one client, has them answered, and sends the answers.
 
-    Belongs to one event loop. A frame occupies its turn until the device is done with it; encoding and
-    sending go on beside the next frame.
+    Belongs to one event loop. A frame occupies its turn until the device is done with it, or a little longer;
+    encoding and sending go on beside the next frame.
 
     Args:
         context: of the call.
@@ -207,8 +204,10 @@ class FrameStream:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._session.abandon()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                self._session.abandon()
 
     def drain(self, stops_at_s: float) -> None:
         """Answer what is here, then end.
@@ -292,7 +291,7 @@ class FrameStream:
     def _take_turn(self) -> bool:
         started = self._session.start(now_s=time.monotonic())
         if started is not None:
-            turn = _Turn(self._tools)
+            turn = _Turn(self._tools.turns)
             # Not in the coroutine: a stream that ends in this moment cancels the task before it has begun.
             self._spawn(self._answer(started, turn)).add_done_callback(lambda _: turn.end())
         self._look_around()  # without a frame that waits, the next one may be read
@@ -356,37 +355,31 @@ class FrameStream:
 
 
 class _Turn:
-    """The turn of a frame: given back once, soon after the frame has left the device, or at its end.
+    """The turn of a frame, given back once: when the frame has left the device, or at its end.
 
     Args:
-        tools: shared by all streams.
+        turns: that it is one of.
     """
 
-    def __init__(self, tools: StreamTools) -> None:
-        self._turns = tools.turns
-        self._just_in_time = tools.just_in_time
+    def __init__(self, turns: FrameTurns) -> None:
+        self._turns = turns
         self._began_s = time.monotonic()
-        self._is_over = False
+        self._is_mine = True
 
-    def leave_device(self, labels: Labels) -> None:
-        """Go on with another frame: now, or when it will just be ready for the device in time."""
-        if self._is_over:
+    def leave_device(self, answer: DeviceAnswer) -> None:
+        """Let another frame have its turn: now, or just in time for the device."""
+        if not self._is_mine:
             return
-        self._is_over = True
-        in_device_s = labels.queue_s + labels.infer_s + labels.post_s
-        lead_s = time.monotonic() - self._began_s - in_device_s
-        self._just_in_time.learn(lead_s=max(0.0, lead_s), busy_s=labels.infer_s)
-        if self._turns.may_rest:
-            self._turns.rest()
-            delay_s = self._just_in_time.delay_s
+        self._is_mine = False
+        busy_s = answer.infer_s + answer.post_s
+        lead_s = time.monotonic() - self._began_s - answer.queue_s - busy_s
+        if delay_s := self._turns.left_device(lead_s=lead_s, busy_s=busy_s):
             asyncio.get_running_loop().call_later(delay_s, self._turns.done_resting)
-        else:
-            self._turns.done()
 
     def end(self) -> None:
-        """Give it back if the frame was never in the device."""
-        if not self._is_over:
-            self._is_over = True
+        """Give it back, if the device has not answered the frame."""
+        if self._is_mine:
+            self._is_mine = False
             self._turns.done()
 
 

@@ -240,19 +240,23 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) 
     """
     task = asyncio.current_task()
     assert task is not None
+    watch, cancelling = _Watch(task), task.cancelling()
     leaving = asyncio.create_task(_disconnected(receive))
-    watch = _Watch(task)
     leaving.add_done_callback(watch.cancel)
     try:
         # In this task: one of its own would begin, and tell of its end, a turn of the event loop later.
         return await work
     except asyncio.CancelledError:
-        if watch.has_cancelled and not task.uncancel():
+        if watch.has_cancelled and task.cancelling() == cancelling + 1:  # nobody else did
             raise ClientDisconnect from None
         raise
     finally:
         watch.is_over = True
         leaving.cancel()
+        if watch.has_cancelled:
+            task.uncancel()
+        # A failed task holds its error, which holds this frame, which would hold the task and its picture.
+        del task, watch, leaving
 
 
 @dataclass(eq=False)

@@ -175,6 +175,24 @@ def test_an_engine_that_makes_labels_is_begun_at_once_and_fetched_later() -> Non
     assert (work.labels[2] == 3).all()
 
 
+def test_a_batch_is_not_charged_for_the_one_that_the_device_had_before_it() -> None:
+    class SlowEngine(AheadEngine):
+        def begin(
+            self, pictures: Sequence[PreparedImage]
+        ) -> Callable[[], list[UInt8Array | ModelOutputError]]:
+            fetch = super().begin(pictures)
+            return lambda: time.sleep(0.05) or fetch()  # type: ignore[func-returns-value]
+
+    with ThreadPoolExecutor(1) as decoders:
+        labeler = labeler_of(SlowEngine(), FAKE_MANIFEST, decoders)
+        began_s = time.monotonic()
+        both = [Attempts(labeler, work_of([0]), lambda: None).begin() for _ in range(2)]
+        reports = [pending() for pending in both]
+        elapsed_s = time.monotonic() - began_s
+    assert sum(report.infer_s for report in reports) <= elapsed_s
+    assert min(report.infer_s for report in reports) >= 0.05
+
+
 def test_an_engine_that_fails_to_begin_is_tried_with_less_when_it_is_fetched() -> None:
     engine = AheadEngine(answer=failing(DeviceMemoryError()))
     work = work_of([0, 85])

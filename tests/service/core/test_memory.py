@@ -6,22 +6,26 @@ import sys
 FROZEN = """
 import gc
 import weakref
-from service.core.memory import freeze_objects
+from service.core.memory import frozen_objects
 
 class Knot:
     def __init__(self):
         self.me = self
 
-kept, lost = Knot(), Knot()
-watch = weakref.ref(lost)
-del lost
+lost = weakref.ref(Knot())
+old = Knot()
+watch = weakref.ref(old)
 gc.disable()
-freeze_objects()
-assert watch() is None, "what nobody holds is collected first"
-assert gc.get_freeze_count() > 1000
-newer = weakref.ref(Knot())
+with frozen_objects():
+    assert lost() is None, "what nobody holds is collected first"
+    del old
+    gc.collect()
+    assert watch() is not None, "what was alive then is not looked at"
+    newer = weakref.ref(Knot())
+    gc.collect()
+    assert newer() is None, "what came later is"
 gc.collect()
-assert newer() is None, "and so is what comes later"
+assert watch() is None, "in the end everything is"
 """
 
 

@@ -17,10 +17,11 @@ from http_site import FAKE_VERSIONS, encoded, picture_of
 
 from model.manifest import ModelVersion
 from service.core.admission import MemoryBudget
-from service.core.streaming import FramePolicy, FrameTurns, JustInTime, StreamRules
+from service.core.streaming import FramePolicy, FrameTurns, StreamRules
+from service.core.worker import Answer as DeviceAnswer
 from service.grpc_api.messages import MaskRequest, Target
 from service.grpc_api.servicer import ServicerOptions
-from service.grpc_api.streams import FrameStream, StreamLimits, StreamTools
+from service.grpc_api.streams import FrameStream, StreamLimits, StreamTools, _Turn
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
@@ -348,7 +349,7 @@ class ByHand:
         self.reads = 0
         self.under_way = 0
         room = room or MemoryBudget(1 << 30)
-        tools = StreamTools(self, turns, JustInTime(), room, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        tools = StreamTools(self, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
         rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
         stream = FrameStream(
             self,  # type: ignore[arg-type]
@@ -473,3 +474,45 @@ async def test_a_client_that_never_reads_stops_the_work_and_not_the_reading(site
     await until(lambda: len(site.engine.seen) >= 4)  # so many may be in flight
     assert len(site.engine.seen) <= 40  # 64 KiB windows hold a few masks of 512 KiB at most
     call.cancel()
+
+
+class SlowTurns(FrameTurns):
+    """Has every turn rest, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(at_once=2)
+        self.told: list[tuple[float, float]] = []
+        self.ends: list[str] = []
+
+    def left_device(self, *, lead_s: float, busy_s: float) -> float:
+        self.told.append((lead_s, busy_s))
+        return 0.01
+
+    def done_resting(self) -> None:
+        self.ends.append("rested")
+
+    def done(self) -> None:
+        self.ends.append("done")
+
+
+async def test_the_turn_of_a_frame_that_the_device_answered_is_given_back_once_when_it_has_rested() -> None:
+    turns = SlowTurns()
+    turn = _Turn(turns)
+    await asyncio.sleep(0.05)
+    turn.leave_device(DeviceAnswer(np.zeros((1, 1), np.uint8), queue_s=0.01, infer_s=0.02, post_s=0.005))
+    turn.end()
+    assert not turns.ends
+    await until(lambda: turns.ends == ["rested"])
+    ((lead_s, busy_s),) = turns.told
+    assert busy_s == pytest.approx(0.025)
+    assert 0.05 - 0.035 <= lead_s < PATIENCE_S
+
+
+async def test_the_turn_of_a_frame_that_ends_without_an_answer_is_given_back_once() -> None:
+    turns = SlowTurns()
+    turn = _Turn(turns)
+    turn.end()
+    turn.end()
+    turn.leave_device(DeviceAnswer(np.zeros((1, 1), np.uint8), queue_s=0.0, infer_s=0.02, post_s=0.0))
+    await asyncio.sleep(0.05)
+    assert (turns.ends, turns.told) == (["done"], [])

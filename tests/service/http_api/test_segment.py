@@ -8,6 +8,7 @@ import re
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -519,8 +520,10 @@ async def test_work_that_fails_keeps_nothing_alive() -> None:
         return await asyncio.get_running_loop().create_future()
 
     with no_garbage_collector():
-        with pytest.raises(InternalError):
-            await while_connected(receive, fail())
+        request = asyncio.create_task(while_connected(receive, fail()))
+        await asyncio.wait([request])
+        assert isinstance(request.exception(), InternalError)
+        del request
         for _ in range(5):
             await asyncio.sleep(0)
         assert kept[0]() is None
@@ -573,4 +576,35 @@ async def test_work_is_cancelled_when_the_client_leaves_or_its_connection_breaks
     with pytest.raises(ClientDisconnect):
         await while_connected(receive, work())
     assert was_cancelled == [True]
+    assert (task := asyncio.current_task()) is not None
+    assert not task.cancelling()
+
+
+async def test_a_request_that_is_cancelled_while_its_client_leaves_is_cancelled() -> None:
+    left: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    async def receive() -> Message:
+        return await left
+
+    request = asyncio.create_task(while_connected(receive, asyncio.sleep(PATIENCE_S)))
     await asyncio.sleep(0.01)
+    left.set_result({"type": "http.disconnect"})
+    await asyncio.sleep(0)  # whoever listens ends
+    await asyncio.sleep(0)  # and cancels the request
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+
+
+async def test_work_that_makes_something_else_of_being_cancelled_leaves_the_request_as_it_was() -> None:
+    async def work() -> str:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(PATIENCE_S)
+        return "done"
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    assert await while_connected(receive, work()) == "done"
+    assert (task := asyncio.current_task()) is not None
+    assert not task.cancelling()
