@@ -73,6 +73,13 @@ def send_and_read(site: GrpcSite, data: bytes, *, half_close: bool = True) -> by
         return read_to_the_end(peer)
 
 
+def peer_cpu_s(site: GrpcSite, data: bytes) -> float:
+    """Send and read, and return what it took this thread of the processor."""
+    began_s = time.thread_time()
+    send_and_read(site, data)
+    return time.thread_time() - began_s
+
+
 def read_to_the_end(peer: socket.socket) -> bytes:
     answer = b""
     with suppress(ConnectionError):
@@ -142,14 +149,15 @@ async def test_a_flood_of_pings_ends_the_connection(site: GrpcSite) -> None:
 
 @pytest.mark.soak
 async def test_five_thousand_rapid_resets_cost_next_to_nothing(site: GrpcSite) -> None:
-    before_s = time.process_time()
     attack = PREFACE + frame(SETTINGS, 0, 0)
     for number in range(5000):
         stream = 2 * number + 1
         attack += frame(HEADERS, END_HEADERS, stream, CALL_HEADERS)
         attack += frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
-    await asyncio.to_thread(send_and_read, site, attack)
-    print(f"CPU of 5000 resets, both sides: {time.process_time() - before_s:.3f} s")  # noqa: T201
+    before_s = time.process_time()
+    peer_s = await asyncio.to_thread(peer_cpu_s, site, attack)
+    cost_s = time.process_time() - before_s - peer_s
+    print(f"CPU of 5000 resets: {cost_s:.3f} s, beside {peer_s:.3f} s of the peer")  # noqa: T201
     await until(lambda: site.metric("bisenet_stream_active") == 0)
     await assert_alive(site)
 
