@@ -6,9 +6,9 @@ Every convolution gets int8 weights, with one scale a channel, and int8 activati
 a tensor whose range NNCF takes from training pictures. Where that loses too much, the layers that lose most
 go back to floating point, one by one.
 
-A BiSeNetV2 with 66.82 mIoU in bf16 on the 101 validation pictures of CamVid, trained without them, keeps 66.70
-to 66.80 with 50 to 300 training pictures, and 99.6 % of its labels. Asymmetric activations keep 99.0 % of the
-labels and take 6 % longer; correcting biases layer by layer, not all at once, leaves 66.3 mIoU.
+A BiSeNetV2 with 66.82 mIoU in bf16 on the 101 validation pictures of CamVid, trained without them, keeps
+66.70 to 66.80 with 50 to 300 training pictures, and 99.6 % of its labels. Asymmetric activations keep 99.0 %
+of the labels and take 6 % longer; correcting biases layer by layer, not all at once, leaves 66.3 mIoU.
 """
 
 from __future__ import annotations
