@@ -44,7 +44,7 @@ from service.core.host import ModelHost
 from service.core.local import LocalRunner
 from service.core.passage import Segmentation, bytes_needed
 from service.core.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits
-from service.core.worker import InferenceWorker, Reservation
+from service.core.worker import Answer, InferenceWorker, Reservation
 
 CITY_1 = ModelVersion("city", 1)
 SHORT_S = 0.5  # long enough to read a small picture on a busy machine
@@ -321,7 +321,8 @@ async def test_an_answer_that_cannot_be_encoded_raises_what_encoding_raised(
 async def test_the_user_hears_when_the_device_is_done_before_the_answer_is_encoded(
     make: MakeSegmenter, engine: FakeEngine
 ) -> None:
-    heard, is_encoding, go_on = asyncio.Event(), threading.Event(), threading.Event()
+    heard: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    is_encoding, go_on = threading.Event(), threading.Event()
 
     def encode(_: Segmentation) -> bool:
         is_encoding.set()
@@ -330,12 +331,14 @@ async def test_the_user_hears_when_the_device_is_done_before_the_answer_is_encod
     segmenter = make(engine)
 
     async def segment() -> bool:
-        async with segmenter.segment(png(32, 32), encode, deadline_s=soon(), answered=heard.set) as answer:
+        async with segmenter.segment(
+            png(32, 32), encode, deadline_s=soon(), answered=heard.set_result
+        ) as answer:
             return answer
 
     running = asyncio.create_task(segment())
     async with asyncio.timeout(PATIENCE_S):
-        await heard.wait()
+        assert (await heard).labels_HW.shape == (32, 32)
     await in_thread(lambda: is_encoding.wait(PATIENCE_S))
     assert not running.done()
     go_on.set()
