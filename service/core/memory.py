@@ -41,8 +41,8 @@ def limit_heaps() -> None:
 def frozen_objects() -> Iterator[None]:
     """Have the garbage collector leave alone what is alive now; what is counted down to 0 still goes.
 
-    To be entered when everything is loaded: each full run over a service's 165,000 objects would stop all its
-    threads for 75 ms, two or three times a minute under load. To enter takes as long, once.
+    To be entered when everything is loaded: a full run over the 165,000 objects that a service imports would
+    stop all its threads for 75 ms, now and then under load. To enter takes as long, once.
     """
     gc.collect()
     gc.freeze()

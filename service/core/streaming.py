@@ -413,7 +413,7 @@ class FrameTurns:
         self.done()
 
     def done(self) -> None:
-        """Give back a turn that ``take`` made use of, and whose frame was never in the device."""
+        """Give back a turn that ``take`` made use of, at once."""
         self._taken -= 1
         self._advance()
 
