@@ -20,7 +20,9 @@ import importlib
 import logging
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -182,6 +184,39 @@ def _guess(infer: Infer, manifest: ModelManifest, image_HW3: UInt8Array) -> UInt
 def _quantized_graph(
     source: Artifact, training: LabeledPictures, validation: LabeledPictures, max_miou_loss: float
 ) -> Any:
+    stop = threading.Event()
+    with contextlib.redirect_stdout(sys.stderr), ThreadPoolExecutor(1, thread_name_prefix="nncf") as thread:
+        # OpenVINO 2026.4 gives the thread in which a core meets the CPU a stack for signal handlers, and puts
+        # back the one from before when the core goes. NNCF's cores do not go in the order in which they came:
+        # they leave the thread a stack that is unmapped, and it dies at its next SIGTERM without a word.
+        graph = thread.submit(
+            _quantize, source, _UntilStopped(training, stop), _UntilStopped(validation, stop), max_miou_loss
+        )
+        try:
+            return graph.result()
+        finally:
+            stop.set()
+
+
+@dataclasses.dataclass(frozen=True)
+class _UntilStopped:
+    """Pictures that can no longer be read when whoever waits for the result was interrupted."""
+
+    pictures: LabeledPictures
+    stop: threading.Event
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+        if self.stop.is_set():
+            raise InterruptedError("nobody waits for the int8 graph")
+        return self.pictures[index]
+
+
+def _quantize(
+    source: Artifact, training: LabeledPictures, validation: LabeledPictures, max_miou_loss: float
+) -> Any:
     nncf = load_nncf()
     manifest = source.manifest
     indices = range(0, len(training), -(-len(training) // MAX_CALIBRATION_PICTURES))
@@ -193,15 +228,14 @@ def _quantized_graph(
         infer = _runner(compiled)
         return 100 * (measure(infer, manifest, validation, wanted).miou or 0.0), None
 
-    with contextlib.redirect_stdout(sys.stderr):
-        return nncf.quantize_with_accuracy_control(
-            load_openvino().Core().read_model(source.read(GRAPH_FILE), source.read(GRAPH_WEIGHTS_FILE)),
-            nncf.Dataset(indices, graph_input),
-            nncf.Dataset(range(len(validation))),
-            miou,
-            max_drop=max_miou_loss,
-            subset_size=len(indices),
-        )
+    return nncf.quantize_with_accuracy_control(
+        load_openvino().Core().read_model(source.read(GRAPH_FILE), source.read(GRAPH_WEIGHTS_FILE)),
+        nncf.Dataset(indices, graph_input),
+        nncf.Dataset(range(len(validation))),
+        miou,
+        max_drop=max_miou_loss,
+        subset_size=len(indices),
+    )
 
 
 def _runner(compiled: Any) -> Infer:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import write_pooling_artifact
+from signal_stack import signal_stack
 
 from model import quantize
 from model.artifact import Artifact, read_artifact
@@ -112,10 +118,10 @@ def test_no_more_pictures_are_read_than_are_useful(
     assert set(training.read) == {0, 3, 6}
 
 
-def test_layers_stay_in_floating_point_where_int8_loses_too_much(
-    quantized: Quantize, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As if every label were right in f32 and wrong in int8.
+@pytest.fixture
+def useless_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure as if every label were right in f32 and wrong in int8."""
+
     def measured(infer: Any, *_: Any) -> Any:
         raw_NKhw = infer(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8))
         exact = np.array_equal(raw_NKhw, reference_NKhw[0]) if reference_NKhw else True
@@ -124,8 +130,35 @@ def test_layers_stay_in_floating_point_where_int8_loses_too_much(
 
     reference_NKhw: list[np.ndarray] = []
     monkeypatch.setattr(quantize, "measure", measured)
+
+
+@pytest.mark.usefixtures("useless_in_int8")
+def test_layers_stay_in_floating_point_where_int8_loses_too_much(quantized: Quantize) -> None:
     graph = quantized(max_miou_loss=0.5).path(GRAPH_FILE).read_text()
     assert "FakeQuantize" not in graph
+
+
+@pytest.mark.usefixtures("useless_in_int8")
+def test_the_callers_stack_for_signals_is_left_alone(quantized: Quantize) -> None:
+    with ThreadPoolExecutor(1) as caller:
+        caller.submit(quantized, max_miou_loss=0.5).result()
+        assert caller.submit(signal_stack).result() == (0, 0)
+
+
+def test_an_interrupt_ends_it_before_all_pictures_were_read(quantized: Quantize) -> None:
+    class Interrupting(Pictures):
+        def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+            if not self.read:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.02)
+            return super().__getitem__(index)
+
+    training = Interrupting(300)
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        quantized(training=training)
+    assert 0 < len(training.read) < 300
+    assert threading.active_count() == threads
 
 
 def test_a_measurement_counts_what_a_service_would_answer(source: Artifact) -> None:

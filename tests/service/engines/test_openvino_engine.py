@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import POOLING_MANIFEST, _save_pooling_graph, seal, write_pooling_artifact
+from signal_stack import signal_stack
 
 from model.artifact import Artifact, pack_golden
 from model.errors import DigestMismatchError, GoldenMismatchError
@@ -168,6 +170,18 @@ def test_without_threads_or_batches_to_share_there_is_one_graph(
     assert not engine._side_by_side
     assert len(blobs(options)) == 1
     engine.close()
+
+
+def test_engines_come_and_go_and_leave_the_callers_stack_for_signals_alone(
+    artifact: Artifact, options: EngineOptions
+) -> None:
+    with ThreadPoolExecutor(1) as caller:
+        engines = [caller.submit(build, artifact, options).result() for _ in range(3)]
+        caller.submit(engines.pop(0).close).result()
+        engines.pop().close()
+        caller.submit(engines.pop().close).result()
+        gc.collect()
+        assert caller.submit(signal_stack).result() == (0, 0)
 
 
 def test_an_engine_that_was_refused_leaves_no_thread(artifact: Artifact, options: EngineOptions) -> None:
