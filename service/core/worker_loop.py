@@ -80,7 +80,9 @@ class WorkerLoop:
         self._versions: dict[int, ModelVersion] = {}
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._begun: deque[tuple[int, Pending]] = deque()
-        self._unsent: SimpleQueue[bytes | None] = SimpleQueue()
+        self._unsent: deque[bytes] = deque()
+        self._may_send = threading.Lock()
+        self._is_unsent: SimpleQueue[bool] = SimpleQueue()
         self._descriptors: deque[int] = deque()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -103,7 +105,7 @@ class WorkerLoop:
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:
-            self._unsent.put(None)
+            self._is_unsent.put(False)
             speaking.join(_LAST_WORDS_S)
             with suppress(OSError):  # closed by the other end, or already
                 self._link.shutdown(socket.SHUT_RDWR)  # to close it ends nothing while a thread listens
@@ -123,20 +125,28 @@ class WorkerLoop:
         token, pending = self._begun.popleft()
         words = packed(DoneFrame(token, pending()))
         self._mark.end(token, words)  # before the next job is begun: that may kill this process
+        self._unsent.append(words)
         if self._begun or not self._tasks.empty():
-            self._unsent.put(words)
+            self._is_unsent.put(True)
         else:  # nothing would be kept waiting, and to wake another thread takes time, too
-            self._link.sendall(words)
+            self._send_all()
 
     def _send(self, frame: Frame) -> None:
-        self._unsent.put(packed(frame))
+        self._unsent.append(packed(frame))
+        self._is_unsent.put(True)
+
+    def _send_all(self) -> None:
+        """Send what is unsent, in its order, whichever thread was to do it."""
+        with self._may_send:
+            while self._unsent:
+                self._link.sendall(self._unsent.popleft())
 
     # --- the thread that speaks
 
     def _speak(self) -> None:
         try:
-            while (words := self._unsent.get()) is not None:
-                self._link.sendall(words)
+            while self._is_unsent.get():
+                self._send_all()
         except (BrokenPipeError, ConnectionResetError):
             pass  # there is nobody any more, which the listening thread hears
         except OSError as error:

@@ -9,6 +9,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -157,9 +158,15 @@ def test_a_job_whose_time_is_up_when_it_is_its_turn_is_not_run(peer: Peer, artif
     assert peer.engine.seen == []
 
 
-def test_a_job_that_comes_while_another_runs_is_ready_for_the_device(peer: Peer, artifact: Artifact) -> None:
+@pytest.fixture
+def held_peer(peer: Peer, artifact: Artifact) -> Peer:
     peer.engine = FakeEngine(held=True)
     peer.load(artifact)
+    return peer
+
+
+def tokens_of_two(peer: Peer) -> list[int]:
+    """Label a picture that comes while the device has another; return the tokens as the answers come."""
     (first, first_memory), (second, second_memory) = peer.slot(), peer.slot()
     peer.send(LabelFrame(1, 1, (entry(first),)), first_memory)
     peer.engine.wait_until_busy()
@@ -167,8 +174,18 @@ def test_a_job_that_comes_while_another_runs_is_ready_for_the_device(peer: Peer,
     wait_until(lambda: peer.loop._tasks.qsize() == 1)
     assert not peer.mark.has_begun(2)
     peer.engine.go_on(2)
-    tokens = [frame.token for frame in (peer.receive(), peer.receive()) if isinstance(frame, DoneFrame)]
-    assert tokens == [1, 2]
+    return [frame.token for frame in (peer.receive(), peer.receive()) if isinstance(frame, DoneFrame)]
+
+
+def test_a_job_that_comes_while_another_runs_is_ready_for_the_device(held_peer: Peer) -> None:
+    assert tokens_of_two(held_peer) == [1, 2]
+
+
+def test_answers_keep_their_order_though_the_thread_that_sends_gets_no_processor(held_peer: Peer) -> None:
+    loop = held_peer.loop
+    heard, loop._is_unsent = loop._is_unsent, SimpleQueue()  # the thread waits at the old one
+    assert tokens_of_two(held_peer) == [1, 2]
+    loop._is_unsent = heard
 
 
 def test_a_model_is_loaded_after_the_unloading_that_came_before(peer: Peer, artifact: Artifact) -> None:
