@@ -97,7 +97,9 @@ Canvas = Callable[[ImageSize, ImageSize], UInt8Array]
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """How a model wants its pictures: the same for training, evaluation and serving.
+    """How a model wants its pictures: the same for evaluation and serving.
+
+    Training is the same below ``max_infer_pixels``: its own validation takes larger pictures as they are.
 
     Args:
         mean: RGB mean of values 0..1, as the network's normalisation uses it.

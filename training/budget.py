@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 _SECONDS = 60
 _MEASURED_SHARE = 0.02
+_MEASURED_S = 60.0
+"""Longer measuring says little more, and until it ends the learning rate follows a provisional schedule."""
+
 _RESERVED_SHARE = 0.06
 """For checkpoints, the artifact at the end, and a machine that gets slower."""
 
@@ -32,7 +35,7 @@ class TimeBudget:
 
     def is_measured(self, now_s: float) -> bool:
         """Whether the rate of the first steps says enough to choose the number of steps."""
-        return now_s - self.started_s >= _MEASURED_SHARE * self.limit_s
+        return now_s - self.started_s >= min(_MEASURED_SHARE * self.limit_s, _MEASURED_S)
 
     def remaining_steps(
         self, now_s: float, step_s: float, *, validation_s: float, validate_every: int

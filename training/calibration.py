@@ -17,6 +17,7 @@ from training.pictures import PictureSource, walk
 from training.precision import ComputeConfig
 
 _MAX_PICTURES = 512
+_MIN_BATCH = 2
 
 
 @torch.no_grad()
@@ -25,6 +26,7 @@ def calibrated(
     pictures: PictureSource,
     *,
     batch_size: int,
+    max_pixels: int,
     pad_color: tuple[int, int, int],
     compute: ComputeConfig,
 ) -> SegmentationNetwork:
@@ -38,6 +40,7 @@ def calibrated(
         network: on the device of the pictures; stays as it is.
         pictures: an even sample of 512 is used when there are more.
         batch_size: pictures that are normalised together, at least 2.
+        max_pixels: of all of them together; of larger ones there are fewer, but never less than 2.
         pad_color: RGB 0..255 of what a picture lacks to the size of its batch.
         compute: in which numbers.
 
@@ -45,22 +48,30 @@ def calibrated(
         "Precise BN", Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021.
     """
     network = copy.deepcopy(network).eval()
+    if len(pictures.names) < _MIN_BATCH:
+        return network  # one picture has no statistics of several
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
             layer.train()
-    for images_NHW3 in _batches(pictures, batch_size, pad_color):
+    for images_NHW3 in _batches(pictures, batch_size, max_pixels, pad_color):
         with compute.autocast(images_NHW3.device):
             network(images_NHW3)
     return network.eval()
 
 
-def _batches(pictures: PictureSource, batch_size: int, pad_color: tuple[int, int, int]) -> Iterator[Tensor]:
+def _batches(
+    pictures: PictureSource, batch_size: int, max_pixels: int, pad_color: tuple[int, int, int]
+) -> Iterator[Tensor]:
     """Stack pictures of one padded size; what is left over shares batches, and one alone is left out.
 
     Neighbours in a list are often frames of one film, which hardly vary: hence a random order.
     """
+
+    def count_of(pixels: int) -> int:
+        return min(batch_size, max(_MIN_BATCH, max_pixels // pixels))
+
     sample = range(0, len(pictures.names), -(-len(pictures.names) // _MAX_PICTURES))
     order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
     waiting: dict[ImageSize, list[Tensor]] = {}
@@ -68,11 +79,13 @@ def _batches(pictures: PictureSource, batch_size: int, pad_color: tuple[int, int
         size = ImageSize(*image_HW3.shape[:2]).padded()
         batch = waiting.setdefault(size, [])
         batch.append(image_HW3)
-        if len(batch) == batch_size:
+        if len(batch) == count_of(size.pixels):
             yield _stacked(waiting.pop(size), pad_color)
     rest = [image for size in sorted(waiting, key=lambda size: size.shape) for image in waiting[size]]
-    for first in range(0, len(rest) - 1, batch_size):
-        yield _stacked(rest[first : first + batch_size], pad_color)
+    largest = max((ImageSize(*image.shape[:2]).padded().pixels for image in rest), default=1)
+    together = count_of(largest)
+    for first in range(0, len(rest) - 1, together):
+        yield _stacked(rest[first : first + together], pad_color)
 
 
 def _stacked(images: Sequence[Tensor], pad_color: tuple[int, int, int]) -> Tensor:

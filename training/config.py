@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ class ScheduleConfig:
     """How long, and what happens on the way.
 
     Args:
-        steps: optimiser steps; a time budget replaces them.
+        steps: optimiser steps; a time budget replaces them once it has measured the rate.
         batch_size: crops a step, of all processes together.
         validate_every: steps between two validations; the last step always validates.
         save_every: steps between two checkpoints.
@@ -203,6 +204,8 @@ def _value(hint: Any, value: object, where: str) -> Any:
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is typing.Literal and value in arguments:
         return value
+    if type(value) is float and not math.isfinite(value):
+        raise ConfigError(f"{where} = {value} is not finite")
     # Exact types: a bool is no number here. Only a float may be written without a point.
     if type(value) in (arguments or (hint,)):
         return value

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from model.artifact import Artifact
 from model.evaluation import EvaluationContext, EvaluationReport, Evaluator, ScoredImage
 from model.labels import UInt8Array
-from model.manifest import WEIGHTS_FILE, ModelManifest
+from model.manifest import ModelManifest
 from model.network import ARCHITECTURES, SegmentationNetwork
+from training.errors import CheckpointError
 from training.progress import LOG_FILE
 from training.publish import Origin, build_manifest, publish
 from training.samples import SAMPLE_COUNT, sample_grid, sample_indices, write_picture
@@ -36,7 +36,7 @@ def finish(trainer: Trainer, origin: Origin, out: Path) -> None:
         out: folder of the run.
 
     Raises:
-        CheckpointError: the best state cannot be read.
+        CheckpointError: the best state cannot be read, or the report cannot be written.
         model.errors.ArtifactError: a file of the artifact does not reproduce the network.
     """
     step = _take_up_the_best(trainer)
@@ -49,16 +49,26 @@ def finish(trainer: Trainer, origin: Origin, out: Path) -> None:
         )
         artifact = _published(trainer, network, manifest, out / ARTIFACT_FOLDER)
         report = _evaluated(trainer, artifact.manifest, images, name=out.name, command=origin.command)
-        _summarise(trainer, network, artifact, report, out)
+        try:
+            _summarise(trainer, network, artifact, report, out)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {out / REPORT_FOLDER}: {error}") from error
     trainer.ranks.wait_for_all()
 
 
 def draw_samples(trainer: Trainer, out: Path, step: int, network: SegmentationNetwork) -> None:
-    """Draw what the network makes of the fixed validation pictures, as a PNG and on the board."""
+    """Draw what the network makes of the fixed validation pictures, as a PNG and on the board.
+
+    A picture that cannot be written is told of, and missing.
+    """
     if not trainer.ranks.is_first:
         return
     grid_HW3 = _grid(trainer, network, sample_indices(len(trainer.data.val.names)))
-    write_picture(out / SAMPLE_FOLDER / f"step-{step:08d}.png", grid_HW3)
+    path = out / SAMPLE_FOLDER / f"step-{step:08d}.png"
+    try:
+        write_picture(path, grid_HW3)
+    except OSError as error:
+        trainer.log.say(f"cannot write {path}: {error}")
     if trainer.log.board is not None:
         trainer.log.board.add_picture("samples", grid_HW3, step)
 
@@ -68,9 +78,10 @@ def _take_up_the_best(trainer: Trainer) -> int:
     if trainer.config.data.validates_on_learned:
         return trainer.position.step
     best = trainer.checkpoints.load("best") if trainer.ranks.is_first else None
-    if best is not None:
-        trainer.learner.average.network.load_state_dict(best["average"])
-    return trainer.position.best_step
+    if best is None:
+        return trainer.position.best_step
+    trainer.learner.average.network.load_state_dict(best["average"])
+    return int(best["position"]["step"])
 
 
 def _all_images(trainer: Trainer, scores: Scores) -> list[ScoredImage]:
@@ -82,9 +93,11 @@ def _all_images(trainer: Trainer, scores: Scores) -> list[ScoredImage]:
 def _published(
     trainer: Trainer, network: SegmentationNetwork, manifest: ModelManifest, folder: Path
 ) -> Artifact:
-    # A start that was killed while it published left half an artifact.
-    shutil.rmtree(folder, ignore_errors=True)
     artifact = publish(folder, network, manifest)
+    if artifact.manifest.precision != manifest.precision:
+        trainer.log.say(
+            f"weights are kept in f32: rounded to {manifest.precision} they compute something else"
+        )
     trainer.log.write("artifact", f"artifact: {folder}", folder=str(folder))
     return artifact
 
@@ -98,7 +111,7 @@ def _evaluated(
         evaluator.add(image)
     context = EvaluationContext(
         model=name,
-        weights=manifest.files[WEIGHTS_FILE],
+        weights=manifest.digest,
         engine="torch",
         device=str(data.device),
         precision=trainer.config.compute.precision,

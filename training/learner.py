@@ -90,6 +90,12 @@ class Learner:
             self.average.update(self.network, step)
         return total
 
+    def is_finite(self) -> bool:
+        """Return whether all weights and statistics are numbers, averaged ones too. Waits for the device."""
+        networks = (self.network, self.average.network)
+        floats = [v for one in networks for v in one.state_dict().values() if v.is_floating_point()]
+        return bool(torch.stack([value.isfinite().all() for value in floats]).all())
+
     def state(self) -> dict[str, Any]:
         """Return all that further steps depend on."""
         return {

@@ -276,7 +276,9 @@ def names_of(splits: Sequence[LabeledImages]) -> tuple[str, ...]:
 
 
 def fingerprint_of(splits: Sequence[LabeledImages]) -> str:
-    """Return the SHA-256 over the splits' fingerprints: 64 hex digits."""
+    """Return the fingerprint of a split, of several the SHA-256 over all theirs: 64 hex digits."""
+    if len(splits) == 1:
+        return splits[0].fingerprint
     return hashlib.sha256("".join(split.fingerprint for split in splits).encode()).hexdigest()
 
 

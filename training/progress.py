@@ -122,6 +122,8 @@ class Board:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
 
+        self._open = SummaryWriter
+        self._folder = folder
         self._writer: Any = SummaryWriter(folder)
 
     def add(self, event: str, values: dict[str, Any]) -> None:
@@ -132,6 +134,11 @@ class Board:
             for key, number in inner:
                 if isinstance(number, int | float) and step is not None and name != "step":
                     self._writer.add_scalar("/".join(filter(None, (event, name, key))), number, step)
+
+    def forget_after(self, step: int) -> None:
+        """Let what a killed run drew of later steps be drawn again, not twice."""
+        self._writer.close()
+        self._writer = self._open(self._folder, purge_step=step + 1)
 
     def add_picture(self, name: str, image_HW3: UInt8Array, step: int) -> None:
         """Show a picture of a step."""

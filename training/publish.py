@@ -6,8 +6,10 @@ are learned from, too, their scores tell nothing, and the average of the last st
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
+import shutil
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,13 +17,15 @@ from typing import Any
 
 import torch
 
-from model.artifact import Artifact
+from model.artifact import Artifact, read_artifact
+from model.errors import ArtifactError, GoldenMismatchError
 from model.manifest import ModelManifest
 from model.metrics import ConfusionMatrix
 from model.network import ARCHITECTURES, SegmentationNetwork
 from model.preprocess import ImageSize
 from training.config import TrainingConfig, plain
 from training.data import TrainingData
+from training.state import sync
 
 _DISTRIBUTION = "bisenet-service"
 _DIGITS = 4
@@ -83,18 +87,50 @@ def build_manifest(
 def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> Artifact:
     """Write the artifact of a finished run and return it.
 
+    One that is there already is replaced when the new one is proven and on the disk.
+
     Args:
         folder: of the artifact; created.
         network: the averaged weights, on any device.
-        manifest: without file digests.
+        manifest: without file digests. Where its precision is ``f16`` and the graph so rounded computes
+            something else (next to a mean that is a thousand deviations away, small errors are large), the
+            artifact is one of ``f32``.
 
     Raises:
-        model.errors.ArtifactError: a file of the artifact does not reproduce the network.
+        model.errors.ArtifactError: a file of the artifact does not reproduce the network, or cannot be
+            written.
     """
+    part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
+    try:
+        _remove(part)
+        try:
+            _write(part, network, manifest)
+        except GoldenMismatchError:
+            _remove(part)
+            _write(part, network, dataclasses.replace(manifest, precision="f32"))
+        _remove(old)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        sync(folder.parent)
+        _remove(old)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {folder}: {error}") from error
+    return read_artifact(folder)
+
+
+def _write(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> None:
     # OpenVINO is needed here only: a machine that merely trains does not have it.
     from model.export import write_artifact  # noqa: PLC0415
 
-    return write_artifact(folder, network, manifest)
+    write_artifact(folder, network, manifest)
+    for path in (folder, *folder.rglob("*")):
+        sync(path)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def code_version() -> str:

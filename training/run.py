@@ -39,7 +39,8 @@ class RunOptions:
         max_minutes: choose the number of steps so that the run ends in this time; None = as configured.
         finetune_from: a model or a file whose weights the run begins with; empty = random ones.
         registry: where models are looked for; empty = only the shipped ones are known.
-        cache_folder: keeps what is known of data sets, and models of buckets; None = nowhere.
+        cache_folder: keeps what is known of data sets, and models of buckets; None = the run's own folder
+            keeps the former.
         command: what was typed, for the provenance.
     """
 
@@ -55,8 +56,9 @@ class RunOptions:
 def train(config: TrainingConfig, options: RunOptions) -> bool:
     """Train, and publish the best averaged weights as ``OUT/artifact`` when the last step is done.
 
-    SIGTERM and SIGINT end the run after the step in progress; its state is saved. Main thread only. Under
-    ``torchrun`` each process calls this; the first one writes.
+    SIGTERM and SIGINT end the run after the step in progress, or after a few more where processes must agree
+    on it; its state is saved. Main thread only. Under ``torchrun`` each process calls this; the first one
+    writes, and all must see the same folder.
 
     Args:
         config: of the run.
@@ -90,19 +92,24 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Resolve ``auto`` to CUDA where there is one, else to the CPU.
 
     Args:
-        name: ``auto``, or what torch calls a device; ``cuda`` is the GPU of this process.
+        name: ``auto``, ``cpu``, ``cuda`` (the GPU of this process) or ``cuda:N``.
         local_rank: of this process on its machine.
 
     Raises:
-        ConfigError: not the name of a device that torch knows.
+        ConfigError: another name, or there is no such GPU.
     """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if gpus else "cpu"
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     except RuntimeError as error:
         raise ConfigError(f"device = {name!r} is no device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {name!r} is neither cpu nor cuda")
     if device.type == "cuda":
+        if device.index >= gpus:
+            raise ConfigError(f"device = {name!r}: this process wants GPU {device.index} of {gpus}")
         torch.cuda.set_device(device)
     return device
 
@@ -145,6 +152,7 @@ class _Start:
 
     def run(self, data: TrainingData, budget: TimeBudget | None, stop: StopRequest) -> bool:
         state = self.checkpoints.load("last") if self.options.resume else None
+        self._check_all_found_the_same(data.device)
         source = self._source() if state is None else None
         if normalisation := _normalisation(state, source):
             data = data.normalised_by(*normalisation)
@@ -157,18 +165,33 @@ class _Start:
             ranks=self.ranks,
             on_validation=lambda step, network: draw_samples(trainer, self.options.out, step, network),
         )
-        origin = Origin(self.options.command, code_version(), self.options.finetune_from)
+        code = code_version()
         self.log.write(
-            "start", data.summary, command=origin.command, code=origin.code, config=plain(self.config)
+            "start", data.summary, command=self.options.command, code=code, config=plain(self.config)
         )
         if state is not None:
             trainer.resume(state)
+            if self.options.finetune_from not in ("", trainer.started_from):
+                raise ResumeError(
+                    f"the run began with {trainer.started_from or 'random weights'},"
+                    f" not with {self.options.finetune_from}"
+                )
         elif source is not None:
             self._adopt(trainer, source)
+            trainer.started_from = self.options.finetune_from
         finished = trainer.run(stop)
         if finished:
-            finish(trainer, origin, self.options.out)
+            finish(trainer, Origin(self.options.command, code, trainer.started_from), self.options.out)
         return finished
+
+    def _check_all_found_the_same(self, device: torch.device) -> None:
+        """See to it that processes on several machines go on from one state."""
+        found = self.checkpoints.digest("last") if self.options.resume else ""
+        if len(set(self.ranks.texts(found, device))) > 1:
+            raise ResumeError(
+                f"the processes of this run do not find the same last checkpoint in {self.options.out}:"
+                " all machines must share that folder"
+            )
 
     def _source(self) -> Source | None:
         options = self.options

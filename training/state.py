@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ CheckpointKind = Literal["last", "best", "kept"]
 _NAME = "{kind}-{step:08d}.pt"
 _PATTERN = re.compile(r"(last|best|kept)-(\d{8,})\.pt")
 _DIGEST_SUFFIX = ".sha256"
+_PART_SUFFIX = ".part"
 _PIECE_BYTES = 1 << 20
 
 
@@ -30,10 +32,16 @@ class CheckpointFolder:
 
     Args:
         folder: created when missing.
+
+    Raises:
+        CheckpointError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make {folder}: {error}") from error
         self.folder = folder
 
     @property
@@ -55,13 +63,17 @@ class CheckpointFolder:
         path = self.folder / _NAME.format(kind=kind, step=step)
         try:
             self._replace(path, state)
+            self._tidy(path, kind)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            for unfinished in (path, _digest_path(path)):
-                _part(unfinished).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._remove_unfinished()
             raise CheckpointError(f"cannot write {path}: {error}") from error
-        if kind != "kept":
-            self._remove_all_but(path, kind)
         return path
+
+    def digest(self, kind: CheckpointKind) -> str:
+        """Return the SHA-256 of the newest checkpoint of a kind; empty when there is none."""
+        paths = self._paths(kind)
+        return _sha256(paths[-1]) if paths else ""
 
     def load(self, kind: CheckpointKind) -> dict[str, Any] | None:
         """Read the newest checkpoint of a kind; None when there is none.
@@ -91,29 +103,34 @@ class CheckpointFolder:
         digest_path, line = _digest_path(path), f"{_sha256(temporary)}  {path.name}\n"
         before = digest_path.read_text() if path.exists() else ""
         _written(digest_path, lambda target: target.write_text(before + line)).replace(digest_path)
-        _sync_folder(self.folder)
+        sync(self.folder)
         temporary.replace(path)
-        _sync_folder(self.folder)
+        sync(self.folder)
         if before:
             _written(digest_path, lambda target: target.write_text(line)).replace(digest_path)
 
-    def _remove_all_but(self, newest: Path, kind: CheckpointKind) -> None:
-        for old in self._paths(kind):
+    def _tidy(self, newest: Path, kind: CheckpointKind) -> None:
+        self._remove_unfinished()
+        for old in self._paths(kind) if kind != "kept" else []:
             if old != newest:
                 old.unlink(missing_ok=True)
                 _digest_path(old).unlink(missing_ok=True)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a killed run, or this one, did not finish writing."""
+        for part in self.folder.glob("*" + _PART_SUFFIX):
+            part.unlink(missing_ok=True)
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> Path:
     temporary = _part(path)
     write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(temporary)
     return temporary
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+    return path.with_name(path.name + _PART_SUFFIX)
 
 
 def _digest_path(path: Path) -> Path:
@@ -128,8 +145,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Return when a file's bytes, or a folder's names, are on the disk.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -62,7 +62,7 @@ class Summary:
 
     Attributes:
         name: of the run.
-        evaluation: of the published weights on the validation split.
+        evaluation: of the averaged weights on the validation split, before they were rounded to be published.
         provenance: of the artifact.
         events: of the run's log.
         grids: title -> grid_HW3, uint8 RGB: picture, truth and guess side by side.

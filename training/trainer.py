@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ from training.validation import Scores, validate
 _LOG_EVERY = 20
 _NO_SCORE_YET = -1.0
 _SHOWN_NAMES = 16
+_ROOM = 4
+"""Pixels that fit, where nothing is learned from them, into the memory of one that is learned from."""
 
 
 @dataclass
@@ -68,6 +71,7 @@ class Trainer:
     Attributes:
         learner: network, average, optimiser.
         position: where the run stands.
+        started_from: the weights that the run began with; empty = random ones.
     """
 
     def __init__(
@@ -89,10 +93,12 @@ class Trainer:
         self.ranks = ranks
         self.on_validation = on_validation
         self.position = Position(0, config.schedule.steps, frozen=budget is None)
+        self.started_from = ""
         self.learner = Learner(config, data, ranks)
         self.crops = StepCrops(config, data, ranks)
         self._losses = LossMeter(data.device)
         self._waited_s = 0.0
+        self._lr = 0.0
 
     def resume(self, state: dict[str, Any]) -> None:
         """Take up a checkpoint.
@@ -109,8 +115,17 @@ class Trainer:
         if changed:
             raise ResumeError("the checkpoint belongs to another run: " + "; ".join(changed))
         self.learner.load_state(state)
-        self.position = Position(**state["position"])
-        self.log.write("resume", f"resumed at step {self.position.step}", step=self.position.step)
+        self.position = position = Position(**state["position"])
+        self.started_from = state["started_from"]
+        if self.log.board is not None:
+            self.log.board.forget_after(position.step)
+        is_late = self.budget is not None and position.frozen
+        self.log.write(
+            "resume",
+            f"resumed at step {position.step} of {position.total_steps}"
+            + ", which were chosen before: the time limit changes nothing" * is_late,
+            step=position.step,
+        )
 
     def run(self, stop: StopRequest) -> bool:
         """Train until the last step or until a stop is requested; save either way.
@@ -119,12 +134,12 @@ class Trainer:
             Whether the last step is done and validated.
 
         Raises:
-            NonFiniteLossError: the loss is no number; checkpoints stay as they are.
+            NonFiniteLossError: the loss or a weight is no number; checkpoints stay as they are.
             CheckpointError: a checkpoint cannot be written.
         """
         position = self.position
         pace = PaceMeter(self.config.schedule.batch_size)
-        while position.step < position.total_steps:
+        while self._goes_on():
             if self._is_time_to_agree() and self.ranks.any(stop.requested, self.data.device):
                 break
             started_s = time.monotonic()
@@ -152,8 +167,8 @@ class Trainer:
         step = self.position.step
         self._waited_s = 0.0
         self.crops.expect(step, self.position.total_steps)
-        lr = learning_rate(self.config.optimizer, step, self.position.total_steps)
-        loss = self.learner.step(step, lr, self._cut)
+        self._lr = learning_rate(self.config.optimizer, step, self.position.total_steps)
+        loss = self.learner.step(step, self._lr, self._cut)
         self._losses.add(step, loss)
         if self.data.device.type == "cpu":
             self.check_losses()
@@ -178,11 +193,13 @@ class Trainer:
     def calibrated(self) -> SegmentationNetwork:
         """Return the averaged weights with batch statistics of whole training pictures: what is published."""
         network = self.learner.average.network
+        part_size = self.config.schedule.part_size(self.ranks.world)
         if self.ranks.is_first:
             network = calibrated(
                 network,
                 self.data.train,
-                batch_size=self.config.schedule.part_size(self.ranks.world),
+                batch_size=part_size,
+                max_pixels=_ROOM * part_size * math.prod(self.config.augment.crop),
                 pad_color=self.data.pad_color,
                 compute=self.config.compute,
             )
@@ -224,9 +241,9 @@ class Trainer:
             pixel_accuracy=scores.matrix.pixel_accuracy,
             iou=dict(zip(palette.names, scores.matrix.iou, strict=True)),
         )
+        self._judge(miou or 0.0)
         if self.on_validation is not None:
             self.on_validation(position.step, network)
-        self._judge(miou or 0.0)
         return scores
 
     def save(self, kind: CheckpointKind) -> None:
@@ -237,8 +254,13 @@ class Trainer:
             CheckpointError: the file system refused.
         """
         self.check_losses()
+        if not self.learner.is_finite():
+            raise NonFiniteLossError(
+                f"a weight is no number after step {self.position.step}; a lower optimizer.lr may help"
+            )
         if self.ranks.is_first:
             state = {
+                "started_from": self.started_from,
                 "config": plain(self.config),
                 "fingerprint": self.data.fingerprint,
                 "normalisation": [*self.data.mean, *self.data.std],
@@ -246,6 +268,12 @@ class Trainer:
                 **self.learner.state(),
             }
             self.checkpoints.save(kind, self.position.step, state)
+
+    def _goes_on(self) -> bool:
+        position = self.position
+        if position.step >= position.total_steps and not position.frozen:
+            position.total_steps *= 2  # provisional, and the rate is not yet measured
+        return position.step < position.total_steps
 
     def _cut(self, part: int) -> tuple[Tensor, Tensor]:
         images_NHW3, labels_NHW, waited_s = self.crops.cut(self.position.step, part)
@@ -283,8 +311,9 @@ class Trainer:
             )
 
     def _is_time_to_agree(self) -> bool:
-        # Asking makes processes wait for each other, and the host for its GPU.
-        return self.data.device.type == "cpu" or self.position.step % _LOG_EVERY == 0
+        # Asking makes processes wait for each other, and their hosts for the GPUs.
+        asks_nobody = self.ranks.world == 1 or self.data.device.type == "cpu"
+        return asks_nobody or self.position.step % _LOG_EVERY == 0
 
     def _is_time_to_report(self) -> bool:
         return self.position.step % _LOG_EVERY == 0 or self.position.step == self.position.total_steps
@@ -312,6 +341,7 @@ class Trainer:
             f" the run will have {position.total_steps} steps",
             total_steps=position.total_steps,
         )
+        self.save("last")  # or a run killed before the next one would choose another number
 
     def _report(self, pace: PaceMeter) -> None:
         position = self.position
@@ -321,7 +351,7 @@ class Trainer:
             f"{self._line(pace)}  loss {loss:.4f}",
             step=position.step,
             loss=loss,
-            lr=self._lr(),
+            lr=self._lr,
             images_per_s=round(pace.images_per_s, 2),
             data_wait=round(pace.waited_share, 4),
         )
@@ -331,9 +361,6 @@ class Trainer:
         position = self.position
         remaining_s = pace.step_s * (position.total_steps - position.step)
         return (
-            f"step {position.step}/{position.total_steps}  lr {self._lr():.2e}  {pace.images_per_s:.1f} img/s"
+            f"step {position.step}/{position.total_steps}  lr {self._lr:.2e}  {pace.images_per_s:.1f} img/s"
             f"  data wait {100 * pace.waited_share:.0f} %  {duration(remaining_s)} left"
         )
-
-    def _lr(self) -> float:
-        return learning_rate(self.config.optimizer, self.position.step - 1, self.position.total_steps)

@@ -35,6 +35,12 @@ def test_the_rate_counts_as_measured_after_a_share_of_the_time() -> None:
     assert budget.is_measured(71)
 
 
+def test_of_a_long_run_a_minute_is_enough_to_measure() -> None:
+    day = TimeBudget(limit_s=86_400, started_s=5)
+    assert not day.is_measured(5 + 59)
+    assert day.is_measured(5 + 61)
+
+
 def test_a_run_that_is_late_takes_one_more_step() -> None:
     assert TimeBudget(60, 0).remaining_steps(1000, 1, validation_s=1, validate_every=1) == 1
 

@@ -27,12 +27,17 @@ def pictures(*sizes: tuple[int, int]) -> list[UInt8Array]:
 
 
 def calibrated(
-    network: SegmentationNetwork, images: list[UInt8Array], batch_size: int
+    network: SegmentationNetwork, images: list[UInt8Array], batch_size: int, max_pixels: int = 10**9
 ) -> SegmentationNetwork:
     packed = PackedPictures.of([(image, image[..., 0]) for image in images])
     source = ResidentPictures(packed, tuple(map(str, range(len(images)))), "", torch.device("cpu"))
     return calibration.calibrated(
-        network, source, batch_size=batch_size, pad_color=PAD, compute=ComputeConfig()
+        network,
+        source,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        pad_color=PAD,
+        compute=ComputeConfig(),
     )
 
 
@@ -78,3 +83,32 @@ def test_a_large_set_is_sampled_evenly(network: SegmentationNetwork, monkeypatch
     part = calibrated(network, images, batch_size=2)
     same = calibrated(network, [images[0], images[3]], batch_size=2)
     assert torch.equal(stem_mean(part), stem_mean(same))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "max_pixels", "batches"),
+    [
+        ([(32, 64)] * 6, 3 * 32 * 64, [3, 3]),
+        ([(32, 64)] * 4, 1, [2, 2]),  # fewer than two cannot be normalised
+        ([(32, 32), (32, 64), (64, 64)], 2 * 64 * 64, [2]),
+    ],
+)
+def test_large_pictures_go_through_the_network_few_at_a_time(
+    network: SegmentationNetwork, sizes: list[tuple[int, int]], max_pixels: int, batches: list[int]
+) -> None:
+    seen: list[int] = []
+    forward = SegmentationNetwork.forward
+
+    def watched(self: SegmentationNetwork, images_NHW3: Tensor) -> Tensor:
+        seen.append(len(images_NHW3))
+        return forward(self, images_NHW3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationNetwork, "forward", watched)
+        calibrated(network, pictures(*sizes), batch_size=4, max_pixels=max_pixels)
+    assert seen == batches
+
+
+def test_a_lone_picture_leaves_the_statistics_as_they_were(network: SegmentationNetwork) -> None:
+    stem_mean(network).fill_(0.25)
+    assert torch.equal(stem_mean(calibrated(network, pictures((32, 32)), batch_size=2)), stem_mean(network))

@@ -52,6 +52,8 @@ def test_an_override_replaces_one_value(override: str, path: tuple[str, ...], va
         ("nothing.at=1", "unknown keys: nothing"),
         ("optimizer.lr=fast", r"optimizer\.lr = 'fast' is not of type float"),
         ("optimizer.lr=true", r"optimizer\.lr = True"),
+        ("optimizer.lr=nan", r"optimizer\.lr = nan is not finite"),
+        ("augment.scale=[0.5, inf]", r"augment\.scale = inf is not finite"),
         ("optimizer.name=adam", r"optimizer\.name"),
         ("augment.crop=[64]", r"augment\.crop has 2 values, not 1"),
         ("augment.crop=[64, 3.5]", r"augment\.crop = 3\.5"),

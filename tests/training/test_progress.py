@@ -142,6 +142,20 @@ def test_a_board_draws_numbers_by_event_and_name(tmp_path: Path) -> None:
     assert written.Tags()["images"] == ["samples"]
 
 
+def test_steps_that_a_killed_run_takes_again_are_drawn_once(tmp_path: Path) -> None:
+    board = open_board(tmp_path)
+    assert board is not None
+    for step in (1, 2, 3):
+        board.add("step", {"step": step, "loss": 1.0})
+    board.forget_after(2)
+    board.add("step", {"step": 3, "loss": 0.5})
+    board.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
+
+    points = EventAccumulator(str(tmp_path / BOARD_FOLDER)).Reload().Scalars("step/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 1.0), (3, 0.5)]
+
+
 def test_without_tensorboard_there_is_no_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert open_board(tmp_path) is None

@@ -17,11 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.artifact import Artifact, read_artifact
+from model.dataset import LabeledImages
 from model.errors import DatasetError
 from training.config import TrainingConfig, load_config
-from training.errors import ConfigError, ResumeError
-from training.progress import LOG_FILE
-from training.run import RunOptions, choose_device, train
+from training.distributed import Ranks
+from training.errors import CheckpointError, ConfigError, ResumeError
+from training.progress import LOG_FILE, RunLog
+from training.run import RunOptions, _Start, choose_device, train
 from training.state import CheckpointFolder
 
 ROOT = Path(__file__).parents[2]
@@ -118,9 +120,74 @@ def test_no_run_starts_on_bad_data_and_the_message_names_file_and_line(
     assert CheckpointFolder(tmp_path / "run/checkpoints").is_empty
 
 
-def test_a_device_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'tpu9'"):
-        choose_device("tpu9")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tpu9", "'tpu9' is no device"),
+        ("meta", "'meta' is neither cpu nor cuda"),
+        ("cuda:99", r"'cuda:99': this process wants GPU 99 of \d+"),
+    ],
+)
+def test_a_device_that_is_none_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose_device(name)
+
+
+def test_a_run_says_what_it_began_with_whoever_resumes_it(
+    finished: Path, config: TrainingConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    with pytest.raises(ResumeError, match="the run began with random weights, not with bisenetv2-camvid"):
+        train(config, RunOptions(run, resume=True, finetune_from="bisenetv2-camvid"))
+    folder = CheckpointFolder(run / "checkpoints")
+    last = folder.load("last")
+    assert last is not None
+    folder.save("last", 4, {**last, "started_from": "other@3"})
+    assert train(config, RunOptions(run, resume=True))
+    assert read_artifact(run / "artifact").manifest.provenance["started_from"] == "other@3"
+
+
+class Elsewhere(Ranks):
+    """The first of two processes; the other one found no checkpoint."""
+
+    def texts(self, own: str, device: torch.device) -> list[str]:  # noqa: ARG002 - as its parent has it
+        return [own, ""]
+
+
+def test_processes_that_find_different_checkpoints_do_not_train_together(
+    finished: Path, config: TrainingConfig
+) -> None:
+    options, folder = RunOptions(finished, resume=True), CheckpointFolder(finished / "checkpoints")
+    start = _Start(config, options, folder, Elsewhere(0, 2, 0, 2), RunLog(finished, silent=True))
+    with pytest.raises(ResumeError, match=r"do not find the same last checkpoint .*must share that folder"):
+        start._check_all_found_the_same(torch.device("cpu"))
+
+
+def test_samples_that_cannot_be_written_do_not_end_a_run(
+    config: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "samples").write_text("no folder")
+    assert train(config, RunOptions(tmp_path))
+    assert f"cannot write {tmp_path}/samples/step-00000003.png" in capsys.readouterr().err
+    assert CheckpointFolder(tmp_path / "checkpoints").load("best") is not None
+
+
+def test_a_report_that_cannot_be_written_is_named(
+    finished: Path, config: TrainingConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "report")
+    (run / "report").write_text("no folder")
+    with pytest.raises(CheckpointError, match=r"cannot write .*report"):
+        train(config, RunOptions(run, resume=True))
+
+
+def test_the_fingerprint_of_a_report_is_the_splits_own(finished: Path, config: TrainingConfig) -> None:
+    report = json.loads((finished / "report/report.json").read_text())["evaluation"]
+    assert report["data_fingerprint"] == LabeledImages(config.data.spec(), "val").fingerprint
+    assert report["weights"] == read_artifact(finished / "artifact").manifest.digest
 
 
 def test_the_report_shows_curves_scores_and_pictures(finished: Path) -> None:

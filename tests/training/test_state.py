@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import resource
 from pathlib import Path
 
@@ -56,12 +57,12 @@ def test_a_run_killed_while_it_saved_a_step_again_loads_either(
     folder.save("last", 5, {"value": 1})
     synced = []
 
-    def sync(_: Path) -> None:
-        synced.append(1)
+    def sync(path: Path) -> None:
+        synced.extend([path] * (path == folder.folder))
         if len(synced) == killed_at:  # after the digest, or after the file
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.state._sync_folder", sync)
+    monkeypatch.setattr("training.state.sync", sync)
     with pytest.raises(KeyboardInterrupt):
         folder.save("last", 5, {"value": 2})
     assert folder.load("last") == {"value": value}
@@ -99,6 +100,27 @@ def test_a_run_killed_before_it_removed_the_older_loads_the_newer(folder: Checkp
     for old, data in kept.items():
         old.write_bytes(data)
     assert folder.load("last") == {"step": 6}
+
+
+def test_what_a_killed_run_did_not_finish_goes_with_the_next_checkpoint(folder: CheckpointFolder) -> None:
+    (folder.folder / "last-00000003.pt.part").write_bytes(b"half")
+    folder.save("last", 4, {"step": 4})
+    assert sorted(path.name for path in folder.folder.iterdir()) == [
+        "last-00000004.pt",
+        "last-00000004.pt.sha256",
+    ]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot make .*file"):
+        CheckpointFolder(tmp_path / "file")
+
+
+def test_the_digest_is_that_of_the_newest(folder: CheckpointFolder) -> None:
+    assert folder.digest("last") == ""
+    path = folder.save("last", 1, {"step": 1})
+    assert folder.digest("last") == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_damaged_checkpoint_is_refused(folder: CheckpointFolder) -> None:

@@ -34,6 +34,10 @@ def longer(config: TrainingConfig, steps: int) -> TrainingConfig:
     return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=steps))
 
 
+def changed(config: TrainingConfig, part: str, **values: Any) -> TrainingConfig:
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
+
+
 def weights(trainer: Trainer) -> list[torch.Tensor]:
     learner = trainer.learner
     return [*learner.network.state_dict().values(), *learner.average.network.state_dict().values()]
@@ -151,6 +155,80 @@ def test_a_time_budget_freezes_the_number_of_steps_into_the_checkpoint(
     assert events.count("budget") == 1
 
 
+class SlowToMeasure(TimeBudget):
+    """Knows its rate only when it is asked for the second time; then one step is left."""
+
+    asked = 0
+
+    def is_measured(self, now_s: float) -> bool:
+        type(self).asked += 1
+        return self.asked > 1 and super().is_measured(now_s)
+
+
+def test_a_run_whose_configured_steps_are_done_before_its_rate_is_known_goes_on(
+    config: TrainingConfig, data: TrainingData, tmp_path: Path
+) -> None:
+    trainer = trainer_in(tmp_path, config, data, budget=SlowToMeasure(limit_s=60, started_s=-1e9))
+    assert trainer.run(StopRequest())
+    assert (trainer.position.step, trainer.position.total_steps, trainer.position.frozen) == (9, 9, True)
+
+
+def test_a_run_killed_after_its_steps_were_chosen_keeps_their_number(
+    config: TrainingConfig, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = changed(longer(config, 1000), "schedule", save_every=500, validate_every=500)
+    trainer = trainer_in(tmp_path, rare, data, budget=TimeBudget(limit_s=60, started_s=-1e9))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_report", killed)  # what follows the choice
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(StopRequest())
+    again = trainer_in(tmp_path, rare, data, budget=TimeBudget(limit_s=1e9, started_s=0))
+    resume(again)
+    assert (again.position.total_steps, again.position.frozen) == (21, True)
+    last = json.loads((tmp_path / LOG_FILE).read_text().splitlines()[-1])
+    assert (last["event"], last["step"]) == ("resume", 20)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    config: TrainingConfig, data: TrainingData, tmp_path: Path
+) -> None:
+    trainer = trainer_in(tmp_path, changed(config, "optimizer", name="sgd", lr=1e38), data)
+    trainer.save("last")
+    trainer.take_step()  # the loss is a number: that of the weights before it
+    with pytest.raises(NonFiniteLossError, match="a weight is no number after step 1"):
+        trainer.save("last")
+    kept = trainer.checkpoints.load("last")
+    assert kept is not None
+    assert kept["position"]["step"] == 0
+
+
+def test_a_lone_process_looks_for_a_stop_before_every_step(
+    config: TrainingConfig, data: TrainingData, tmp_path: Path
+) -> None:
+    trainer = trainer_in(tmp_path, config, data)
+    trainer.position.step = 1
+    trainer.data = dataclasses.replace(data, device=torch.device("cuda"))
+    assert trainer._is_time_to_agree()
+    trainer.ranks = Ranks(0, 2, 0, 2)
+    assert not trainer._is_time_to_agree()
+
+
+def test_the_best_state_is_kept_though_its_pictures_cannot_be_shown(
+    config: TrainingConfig, data: TrainingData, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError
+
+    folder = CheckpointFolder(tmp_path)
+    trainer = Trainer(config, data, checkpoints=folder, log=RunLog(tmp_path), on_validation=fail)
+    with pytest.raises(OSError):  # noqa: PT011 - which one does not matter
+        trainer.validate()
+    assert folder.load("best") is not None
+
+
 @given(step=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
 def test_crops_have_ids_that_the_loss_knows(straight: Trainer, step: int) -> None:
@@ -160,10 +238,6 @@ def test_crops_have_ids_that_the_loss_knows(straight: Trainer, step: int) -> Non
     again = straight.crops.cut(step, 0)
     assert torch.equal(again[0], images_NHW3)
     assert torch.equal(again[1], labels_NHW)
-
-
-def changed(config: TrainingConfig, part: str, **values: Any) -> TrainingConfig:
-    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 3])
