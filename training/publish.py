@@ -27,6 +27,7 @@ from training.config import TrainingConfig, plain
 from training.data import TrainingData
 from training.state import sync
 
+NO_OPENVINO = "openvino is not installed here; --resume on the same folder, where it is, makes the artifact"
 _DISTRIBUTION = "bisenet-service"
 _DIGITS = 4
 _DIGEST_DIGITS = 12
@@ -98,7 +99,7 @@ def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest)
 
     Raises:
         model.errors.ArtifactError: a file of the artifact does not reproduce the network, or cannot be
-            written.
+            written; or OpenVINO is not installed.
     """
     part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
     try:
@@ -116,6 +117,8 @@ def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest)
         _remove(old)
     except OSError as error:
         raise ArtifactError(f"cannot write {folder}: {error}") from error
+    except ImportError as error:
+        raise ArtifactError(f"{folder} is not written: {NO_OPENVINO}") from error
     return read_artifact(folder)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from training.errors import ConfigError, ResumeError
 from training.finetune import Source, adopt, find_source
 from training.finish import draw_samples, finish
 from training.progress import RunLog, open_board
-from training.publish import Origin, code_version
+from training.publish import NO_OPENVINO, Origin, code_version
 from training.state import CheckpointFolder
 from training.stop import StopRequest
 from training.trainer import Trainer
@@ -169,6 +170,8 @@ class _Start:
         self.log.write(
             "start", data.summary, command=self.options.command, code=code, config=plain(self.config)
         )
+        if find_spec("openvino") is None:
+            self.log.say(f"this run will end with its last checkpoint: {NO_OPENVINO}")
         if state is not None:
             trainer.resume(state)
             if self.options.finetune_from not in ("", trainer.started_from):

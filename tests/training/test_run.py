@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from model.artifact import Artifact, read_artifact
 from model.dataset import LabeledImages
-from model.errors import DatasetError
+from model.errors import ArtifactError, DatasetError
 from training.config import TrainingConfig, load_config
 from training.distributed import Ranks
 from training.errors import CheckpointError, ConfigError, ResumeError
@@ -171,6 +171,21 @@ def test_samples_that_cannot_be_written_do_not_end_a_run(
     assert train(config, RunOptions(tmp_path))
     assert f"cannot write {tmp_path}/samples/step-00000003.png" in capsys.readouterr().err
     assert CheckpointFolder(tmp_path / "checkpoints").load("best") is not None
+
+
+def test_a_machine_without_openvino_trains_and_another_one_publishes(
+    config: TrainingConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(ArtifactError, match="artifact is not written: openvino is not installed here"):
+            train(config, RunOptions(tmp_path))
+    assert "this run will end with its last checkpoint: openvino" in capsys.readouterr().err
+    assert train(config, RunOptions(tmp_path, resume=True))
+    read_artifact(tmp_path / "artifact").verify()
 
 
 def test_a_report_that_cannot_be_written_is_named(
