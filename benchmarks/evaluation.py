@@ -30,10 +30,10 @@ from model.manifest import ModelManifest
 from model.metrics import confusion_matrix
 from model.preprocess import ImageSize, size_of
 from model.protocols import DEFAULT_CROP, find_protocol, make_plan
+from model.quotas import usable_cores
 from service.assembly import engine_options
 from service.cli.local import local_settings, open_artifact
 from service.cli.scoring import Candidate, evaluate_split, open_candidate
-from service.core.cores import usable_cores
 from service.core.engine import InferenceEngine
 from service.engines import engine_builder
 

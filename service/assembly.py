@@ -11,8 +11,8 @@ from functools import partial
 
 from model.image import ImageLimits
 from model.preprocess import ImageSize
+from model.quotas import usable_cores
 from service.core.batching import BatchLimits
-from service.core.cores import usable_cores
 from service.core.engine import EngineOptions
 from service.core.host import ModelHost
 from service.core.job import Runner

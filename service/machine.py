@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from importlib import metadata
 
-from service.core.cores import usable_cores
+from model.quotas import usable_cores
 from service.engines.int8 import cpuinfo
 
 _LIBRARIES = ("bisenet-service", "openvino", "torch", "numpy", "numba")

@@ -6,7 +6,6 @@ Axes: N images in a batch, H height, W width, 3 = red green blue.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from model.dataset import DatasetSpec, LabeledImages
 from model.preprocess import PreprocessSpec, Rgb
+from model.quotas import usable_cores
 from training.errors import ConfigError
 from training.inspection import (
     SplitFacts,
@@ -75,7 +75,7 @@ class DataConfig:
     @property
     def threads(self) -> int:
         """How many threads decode."""
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or usable_cores()
 
     @property
     def validates_on_learned(self) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.dataset import DatasetSpec, LabeledImages
 from model.labels import UInt8Array
+from model.quotas import free_memory
 
 Residency = Literal["device", "host", "files"]
 Pair = tuple[UInt8Array, UInt8Array]
@@ -264,10 +265,8 @@ def free_bytes(device: torch.device, processes: int) -> tuple[int | None, int]:
         device: of this process.
         processes: that share the host.
     """
-    lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
     on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    return on_device, available // processes
+    return on_device, free_memory() // processes
 
 
 def names_of(splits: Sequence[LabeledImages]) -> tuple[str, ...]:

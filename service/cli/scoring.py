@@ -23,10 +23,10 @@ from model.labels import UInt8Array
 from model.manifest import ModelManifest, ModelVersion
 from model.preprocess import size_of
 from model.protocols import Protocol, make_plan
+from model.quotas import usable_cores
 from model.report import ShownImage
 from service.assembly import engine_options
 from service.cli.local import open_artifact
-from service.core.cores import usable_cores
 from service.core.engine import EngineOptions, InferenceEngine, private_folder
 from service.engines import engine_builder
 from service.machine import this_machine

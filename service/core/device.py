@@ -20,7 +20,7 @@ from model import decode
 from model.artifact import Artifact
 from model.manifest import ModelVersion
 from model.preprocess import ImageSize
-from service.core.cores import usable_cores
+from model.quotas import usable_cores
 from service.core.engine import (
     DeviceLostError,
     DeviceMemoryError,

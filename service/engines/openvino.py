@@ -21,7 +21,7 @@ from model.artifact import Artifact
 from model.errors import ArtifactError, GoldenMismatchError
 from model.manifest import GOLDEN_FILE, GRAPH_FILE, GRAPH_WEIGHTS_FILE, ModelManifest
 from model.openvino_graph import load_openvino
-from service.core.cores import usable_cores
+from model.quotas import usable_cores
 from service.core.engine import (
     EngineInfo,
     EngineOptions,

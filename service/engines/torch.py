@@ -12,7 +12,7 @@ import torch
 from model.artifact import Artifact
 from model.manifest import WEIGHTS_FILE
 from model.network import SegmentationNetwork, from_manifest
-from service.core.cores import usable_cores
+from model.quotas import usable_cores
 from service.core.engine import (
     EngineInfo,
     EngineOptions,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.cores import usable_cores
+from model.quotas import free_memory, usable_cores
 
 ALL = len(os.sched_getaffinity(0))
 
@@ -47,3 +47,48 @@ def test_a_quota_counts_wherever_it_is_set(
 
 def test_where_there_are_no_control_groups_affinity_decides(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "none", tmp_path / "nothing") == ALL
+
+
+V1, V2 = "total_inactive_file 100\n", "anon 7\ninactive_file 100\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "expected"),
+    [
+        ("0::/", {"memory.max": "max", "memory.current": "300", "memory.stat": V2}, 4096),
+        ("0::/", {"memory.max": "1000", "memory.current": "300", "memory.stat": V2}, 800),
+        ("0::/", {"memory.max": "9000", "memory.current": "300", "memory.stat": V2}, 4096),
+        ("0::/", {"memory.max": "1000", "memory.current": "1200", "memory.stat": V2}, 0),
+        ("0::/", {"memory.max": "1000"}, 4096),
+        (
+            "0::/pods/this",
+            {
+                "pods/memory.max": "900",
+                "pods/memory.current": "800",
+                "pods/memory.stat": V2,
+                "pods/this/memory.max": "max",
+            },
+            200,
+        ),
+        (
+            "4:memory:/pod",
+            {
+                "memory/pod/memory.limit_in_bytes": "1000",
+                "memory/pod/memory.usage_in_bytes": "500",
+                "memory/pod/memory.stat": V1,
+            },
+            600,
+        ),
+        ("4:cpu:/pod", {"memory/pod/memory.limit_in_bytes": "1000"}, 4096),
+    ],
+)
+def test_memory_is_what_the_machine_has_and_every_container_around_grants(
+    tmp_path: Path, line: str, files: dict[str, str], expected: int
+) -> None:
+    machine = tmp_path / "meminfo"
+    machine.write_text("MemTotal:  99 kB\nMemAvailable:  4 kB\n")
+    assert free_memory(*cgroup(tmp_path, line, files), machine) == expected
+
+
+def test_this_machine_has_memory() -> None:
+    assert 0 < free_memory() < 1 << 50

@@ -1,0 +1,88 @@
+"""What this process may use of its machine: its cores and its memory, where a container bounds both."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_GROUPS = Path("/sys/fs/cgroup")
+_PROCESS = Path("/proc/self/cgroup")
+_MEMORY = Path("/proc/meminfo")
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),  # version 2
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+)
+
+
+def usable_cores(groups: Path = _GROUPS, process: Path = _PROCESS) -> int:
+    """Return how many cores this process may keep busy, at least 1.
+
+    Args:
+        groups: where control groups are mounted.
+        process: which of them this process belongs to.
+
+    Source:
+        Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cfs_quota_us).
+    """
+    quotas = [_quota(folder) for folder in _groups_of("cpu", process, groups)]
+    return min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in quotas if quota is not None)])
+
+
+def free_memory(groups: Path = _GROUPS, process: Path = _PROCESS, machine: Path = _MEMORY) -> int:
+    """Return how many bytes this process can still take: what its machine has, and its container grants.
+
+    Args:
+        groups: where control groups are mounted.
+        process: which of them this process belongs to.
+        machine: what the kernel tells of the machine's memory.
+
+    Source:
+        Linux, Documentation/admin-guide/cgroup-v2.rst (memory.max) and cgroup-v1/memory.rst.
+    """
+    lines = machine.read_text("ascii").splitlines()
+    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    granted = [_granted(folder) for folder in _groups_of("memory", process, groups)]
+    return min([available, *(max(0, left) for left in granted if left is not None)])
+
+
+def _groups_of(controller: str, process: Path, groups: Path) -> Iterator[Path]:
+    """Name the group of this process and those around it: each may have a quota of its own."""
+    try:
+        lines = process.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux, or nothing of it can be seen from here
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            mount = groups / controllers if controllers else groups
+            own = mount / path.strip("/")
+            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(mount))
+
+
+def _quota(folder: Path) -> float | None:
+    """Read cores of a quota, in version 2 of control groups or in version 1; None where there is none."""
+    try:
+        if (limit := folder / "cpu.max").exists():
+            quota, period = limit.read_text(encoding="ascii").split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError):  # there is no such file, or "max"
+        return None
+
+
+def _granted(folder: Path) -> int | None:
+    """Read what a group has left of its memory; None where it has no limit.
+
+    Files that were read some time ago count as used there, though the kernel gives their memory to who asks.
+    """
+    for limit, usage, cached in _MEMORY_FILES:
+        try:
+            left = int((folder / limit).read_text("ascii")) - int((folder / usage).read_text("ascii"))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
+            return left + int(stat[cached])
+        except (OSError, ValueError, KeyError):  # there is no such file, or "max"
+            continue
+    return None
