@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -82,13 +82,15 @@ class LiveVersions:
     def promote(self, name: str, alias: str, number: int) -> Alias:
         """Point an alias at a version, and serve it if the alias is followed here.
 
+        An alias that is new remembers what was served without it, for a rollback.
+
         Raises:
             ServiceError: as ``load``; nothing has changed then.
         """
         with self._lock, _service_errors():
             version = self._existing(name, number)
             with self._loaded_for(version, alias):
-                moved = self._registry.promote(version, alias)
+                moved = self._registry.promote(version, alias, instead_of=self._meant(name, alias))
             self._follow(version, alias)
             return moved
 
@@ -128,8 +130,7 @@ class LiveVersions:
         if not self._is_followed(version.name, alias):
             return
         self._load(version)  # in vain, unless somebody else moved the alias in the meantime
-        leading = next(reference for reference in self._references if reference.name == version.name)
-        if not _follows(leading, version.name, alias):
+        if not self._is_meant(version.name, alias):
             return
         previous = self._host.serve(version)
         if previous is not None and previous not in self._wanted(version.name):
@@ -140,6 +141,18 @@ class LiveVersions:
         existing = {version.number for version in self._registry.versions(name)}
         earlier = None if current is None else current.rolled_back(existing)
         return None if earlier is None else ModelVersion(name, earlier.version)
+
+    def _is_meant(self, name: str, alias: str) -> bool:
+        """Return whether the bare name means where an alias points."""
+        leading = next((reference for reference in self._references if reference.name == name), None)
+        return leading is not None and _follows(leading, name, alias)
+
+    def _meant(self, name: str, alias: str) -> int | None:
+        """Return the version that the bare name means, if it follows the alias and that is loaded."""
+        if self._is_meant(name, alias):
+            with suppress(ServiceError):  # the service has just begun
+                return self._host.find(name).version.number
+        return None
 
     def _is_followed(self, name: str, alias: str) -> bool:
         return any(_follows(reference, name, alias) for reference in self._references)
