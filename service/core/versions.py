@@ -107,6 +107,13 @@ class LiveVersions:
             self._follow(ModelVersion(name, moved.version), alias)
             return moved
 
+    def follows(self, name: str, alias: str) -> bool:
+        """Return whether this service serves what an alias points at, also when it is moved.
+
+        It does for what it was asked to serve when it started, and not for what was loaded since.
+        """
+        return any(_follows(reference, name, alias) for reference in self._references)
+
     def _existing(self, name: str, number: int) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))
 
@@ -116,7 +123,7 @@ class LiveVersions:
     @contextmanager
     def _loaded_for(self, version: ModelVersion | None, alias: str) -> Iterator[None]:
         """Have a version ready before the alias is moved, and drop it again if that fails."""
-        if version is None or not self._is_followed(version.name, alias) or self._is_loaded(version):
+        if version is None or not self.follows(version.name, alias) or self._is_loaded(version):
             yield
             return
         self._load(version)
@@ -127,7 +134,7 @@ class LiveVersions:
             raise
 
     def _follow(self, version: ModelVersion, alias: str) -> None:
-        if not self._is_followed(version.name, alias):
+        if not self.follows(version.name, alias):
             return
         self._load(version)  # in vain, unless somebody else moved the alias in the meantime
         if not self._is_meant(version.name, alias):
@@ -153,9 +160,6 @@ class LiveVersions:
             with suppress(ServiceError):  # the service has just begun
                 return self._host.find(name).version.number
         return None
-
-    def _is_followed(self, name: str, alias: str) -> bool:
-        return any(_follows(reference, name, alias) for reference in self._references)
 
     def _is_loaded(self, version: ModelVersion) -> bool:
         return any(served.version == version for served in self._host.models)
