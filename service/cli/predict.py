@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from model.preprocess import size_of
+from service.cli.extras import import_cameras
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
 from service.client.errors import SourceError
 from service.core import codec
@@ -124,10 +125,9 @@ def _is_film(path: Path) -> bool:
 def _predict_film(
     segmenter: Segmenter, film: Path, out: Path, output: Output, advance: Callable[[], None]
 ) -> Entry:
-    try:
-        from service.cli.video import predict_film  # noqa: PLC0415 - PyAV is an extra
-    except ImportError as error:
-        raise InvalidArgumentError("films need the extra: pip install 'bisenet-service[client]'") from error
+    import_cameras()
+    from service.cli.video import predict_film  # noqa: PLC0415 - PyAV is an extra
+
     try:
         return asyncio.run(predict_film(segmenter, film, out, output, advance, as_film=_is_film(out)))
     except SourceError as error:

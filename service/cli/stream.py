@@ -11,13 +11,14 @@ from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager,
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.status import Status
 
 from model.labels import ClassPalette, LabelMap, UInt8Array
+from service.cli.extras import import_cameras
 from service.cli.preview import Preview
 from service.client.answers import (
     ClassInfo,
@@ -31,12 +32,15 @@ from service.client.answers import (
     Result,
     StreamEvent,
 )
-from service.client.cameras import CameraFeed, FilmWriter, is_camera
 from service.client.errors import ClientError, UnreachableError
 from service.client.following import Follower, StreamWish
 from service.client.grpc_client import AsyncGrpcClient
 from service.client.ledger import FrameLedger
 from service.core import codec
+from service.core.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from service.client.cameras import CameraFeed, FilmWriter
 
 EXIT_FAILED = 1
 
@@ -77,20 +81,18 @@ def stream(
         bisenet stream rtsp://camera/stream --server gpu-box:8001 --out overlay.mp4
         bisenet stream clip.mp4 --policy latest --seconds 10 --json
     """
-    wish = StreamWish(
-        model=model,
-        policy=policy or ("latest" if is_camera(source) else "block"),
-        max_frame_age_s=max_age_ms / 1e3,
-    )
     if out is not None and _is_same(source, out):
         raise typer.BadParameter(f"the output would take the place of the film: {out}")
     key = key_file.read_text("utf-8").strip() if key_file else None
     try:
+        cameras = import_cameras()
+        policy = policy or ("latest" if cameras.is_camera(source) else "block")
+        wish = StreamWish(model=model, policy=policy, max_frame_age_s=max_age_ms / 1e3)
         with ExitStack() as stack:
-            screens = _screens(stack, source, out, show=show)
-            feed_of = partial(CameraFeed, source, wish.policy, seconds=seconds, on_lost=_warn_of_loss)
+            screens = _screens(stack, source, cameras.FilmWriter, out, show=show)
+            feed_of = partial(cameras.CameraFeed, source, policy, seconds=seconds, on_lost=_warn_of_loss)
             report = asyncio.run(_follow(feed_of, server, key, wish, screens))
-    except ClientError as error:
+    except (ClientError, InvalidArgumentError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     typer.echo(json.dumps(report.document(), indent=2) if as_json else str(report))
@@ -194,9 +196,11 @@ class _Screens:
             self.preview.show(image_HW3)
 
 
-def _screens(stack: ExitStack, source: str, out: Path | None, *, show: bool) -> _Screens:
+def _screens(
+    stack: ExitStack, source: str, writer: type[FilmWriter], out: Path | None, *, show: bool
+) -> _Screens:
     preview = stack.enter_context(closing(Preview(source))) if show else None
-    film = stack.enter_context(closing(FilmWriter(out))) if out else None
+    film = stack.enter_context(closing(writer(out))) if out else None
     return _Screens(film, preview)
 
 
