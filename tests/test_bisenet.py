@@ -40,7 +40,9 @@ WITHOUT = "import sys; sys.modules[sys.argv.pop(1)] = None; import bisenet; bise
 """A program that runs the command as if a module were not installed."""
 
 
-@pytest.mark.parametrize(("absent", "command", "extra"), [("av", "stream", "client")])
+@pytest.mark.parametrize(
+    ("absent", "command", "extra"), [("av", "stream", "client"), ("torch", "train", "torch")]
+)
 def test_without_its_extra_a_command_says_which_and_still_has_help(
     absent: str, command: str, extra: str
 ) -> None:

@@ -50,12 +50,18 @@ def train(
     registry: Annotated[
         str, typer.Option(envvar="BISENET_REGISTRY", help="Where models are looked for: a folder or a URL.")
     ] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the folder's run stands.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where the run in OUT stands: repeat the same command with this."
+        ),
+    ] = False,
 ) -> None:
     """Train a model; the result is the artifact in OUT/artifact and the report in OUT/report.
 
-    Stopped by SIGTERM or Ctrl-C, the run saves its state; --resume goes on from there, exactly. On several
-    GPUs or machines: torchrun ... -m training train ... --resume, which every process may run as it is.
+    Stopped by SIGTERM or Ctrl-C, the run saves its state; the same command with --resume goes on from there,
+    exactly. On several GPUs or machines: torchrun ... -m training train ... --resume, which every process may
+    run as it is.
 
     Examples:
       bisenet train camvid-v2 --set data.root=/data/camvid --out runs/camvid
@@ -68,9 +74,10 @@ def train(
       --set data.root=/data/cityscapes --out runs/city --resume
     """
     # Only a run needs torch, and importing it takes seconds: --help does not wait.
-    from training.config import load_config  # noqa: PLC0415
-    from training.run import RunOptions  # noqa: PLC0415
-    from training.run import train as run  # noqa: PLC0415
+    with _exit_without_torch():
+        from training.config import load_config  # noqa: PLC0415
+        from training.run import RunOptions  # noqa: PLC0415
+        from training.run import train as run  # noqa: PLC0415
 
     options = RunOptions(
         out,
@@ -84,7 +91,7 @@ def train(
     with _exit_on_errors():
         finished = run(load_config(config, set_ or []), options)
     if not finished:
-        typer.echo(f"stopped; the state is in {out}: go on with --resume", err=True)
+        typer.echo(f"stopped; the state is in {out}: repeat the same command with --resume", err=True)
 
 
 @dataset.command()
@@ -121,6 +128,17 @@ def check(
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
     if found["problems"]:
         raise typer.Exit(_FAILED)
+
+
+@contextmanager
+def _exit_without_torch() -> Iterator[None]:
+    """Turn a package that is not installed into one line on stderr and an exit code."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = error.name or "torch"
+        typer.echo(f"error: training needs {missing}: install bisenet-service[torch]", err=True)
+        raise typer.Exit(_FAILED) from error
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def test_sigterm_saves_the_state_and_exits_with_zero(config_file: Path, tmp_path
         lines = iter(process.stderr.readline, "")
         assert any(line.startswith("step 20/") for line in lines)
         process.send_signal(signal.SIGTERM)
-        assert any("--resume" in line for line in lines)
+        assert any("repeat the same command with --resume" in line for line in lines)
         assert process.wait() == 0
     state = CheckpointFolder(tmp_path / "checkpoints").load("last")
     assert state is not None
