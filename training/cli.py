@@ -88,7 +88,7 @@ def train(
         cache_folder=_user_folder(".cache", "bisenet"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
-    with _exit_on_errors():
+    with _exit_on_errors(root_option="--set data.root=DIR"):
         finished = run(load_config(config, set_ or []), options)
     if not finished:
         typer.echo(f"stopped; the state is in {out}: repeat the same command with --resume", err=True)
@@ -142,9 +142,13 @@ def _exit_without_torch() -> Iterator[None]:
 
 
 @contextmanager
-def _exit_on_errors() -> Iterator[None]:
-    """Turn what users can cause into one line on stderr and an exit code; defects keep their traceback."""
-    from model.errors import ModelError  # noqa: PLC0415 - as in ``train``
+def _exit_on_errors(*, root_option: str = "--root DIR") -> Iterator[None]:
+    """Turn what users can cause into one line on stderr and an exit code; defects keep their traceback.
+
+    Args:
+        root_option: how a user says where a preset's data set lies.
+    """
+    from model.errors import MissingRootError, ModelError  # noqa: PLC0415 - as in ``train``
     from training.errors import ConfigError, TrainingError  # noqa: PLC0415
 
     try:
@@ -152,6 +156,9 @@ def _exit_on_errors() -> Iterator[None]:
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_USAGE_ERROR) from error
+    except MissingRootError as error:
+        typer.echo(f"error: {error}: {root_option}", err=True)
+        raise typer.Exit(_FAILED) from error
     except (TrainingError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_FAILED) from error

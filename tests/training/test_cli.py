@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
     [
         (["no-such-recipe"], 2, "no recipe 'no-such-recipe'"),
         (["camvid-v2", "--set", "optimizer.rate=1"], 2, "unknown keys: optimizer.rate"),
-        (["camvid-v2"], 1, "needs the folder where the data set lies"),
+        (["camvid-v2"], 1, "needs the folder where the data set lies: --set data.root=DIR"),
         (["camvid-v2", "--set", "data.root=nowhere"], 1, "train.csv: cannot be read"),
     ],
 )
@@ -56,6 +56,10 @@ def test_a_data_set_with_problems_ends_with_one(dataset_file: Path, tmp_path: Pa
     assert "train.csv:2: " in result.stdout
     assert "fingerprint unknown: files are missing" in result.stdout
     assert "problems: 1" in result.stdout
+
+
+def test_a_preset_asks_for_its_root_by_the_name_of_the_option() -> None:
+    assert check("camvid").stderr.endswith("needs the folder where the data set lies: --root DIR\n")
 
 
 @pytest.mark.parametrize("reference", ["nothing.toml", "nothing", "camvid"])
