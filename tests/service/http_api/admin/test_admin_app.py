@@ -89,6 +89,12 @@ async def test_the_scraper_sees_the_metrics_and_nothing_else(admin: AdminSite) -
     assert not admin.site.lifecycle.draining
 
 
+async def test_a_stranger_is_told_which_token_is_needed(admin: AdminSite) -> None:
+    for path, said in (("/metrics", "the scrape token or the admin token"), (ALIAS, "the admin token")):
+        response = await admin.ask("GET", path, token="no")
+        assert response.json()["detail"].startswith(f"{said} is needed")
+
+
 async def test_the_admin_sees_them_too(admin: AdminSite) -> None:
     assert (await admin.ask("GET", "/metrics")).status_code == 200
 
