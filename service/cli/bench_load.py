@@ -57,6 +57,12 @@ Rate = Annotated[
     float | None, typer.Option(min=0.01, help="Open loop: requests a second, at random (Poisson).")
 ]
 Seconds = Annotated[float, typer.Option(min=0, help="How long to send.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file", "--token-file", exists=True, dir_okay=False, help="Holds an API key for the service."
+    ),
+]
 Model = Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")]
 RegistryUrl = Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")]
 Engine = Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")]
@@ -182,9 +188,7 @@ def http(
     url: Annotated[
         str | None, typer.Option(metavar="http://HOST:PORT", help="A service that runs; else one is started.")
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Holds an API key for the service.")
-    ] = None,
+    key_file: KeyFile = None,
     model: Model = None,
     registry: RegistryUrl = None,
     engine: Engine = None,
@@ -221,7 +225,7 @@ def http(
     _refuse_busy(force=force)
     with _exit_on_refusal(url or "the service"), ExitStack() as stack:
         address = url or stack.enter_context(started_service(arguments))
-        target = HttpTarget(address, headers=_authorization(token_file))
+        target = HttpTarget(address, headers=_authorization(key_file))
         answering, figures = _run(_measure_http(target, load))
     _print(_report(f"http {url or 'on loopback'}", answering, load, figures), as_json=as_json)
 
@@ -231,9 +235,7 @@ def grpc(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A service that runs; else one is started.")
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Holds an API key for the service.")
-    ] = None,
+    key_file: KeyFile = None,
     model: Model = None,
     precision: Precision = None,
     size: Sizes = None,
@@ -256,7 +258,7 @@ def grpc(
         raise typer.BadParameter(f"{arguments[0]} is for a service that is started here, not for --address")
     load = make_load(size, pictures, in_flight=in_flight, rate=rate, seconds=seconds)
     _refuse_busy(force=force)
-    key = token_file.read_text("utf-8").strip() if token_file else None
+    key = key_file.read_text("utf-8").strip() if key_file else None
     with _exit_on_refusal(address or "the service"), ExitStack() as stack:
         there = address or stack.enter_context(running_service(arguments)).grpc_address
         answering, figures = _run(_measure_grpc(there, key, load))
@@ -280,8 +282,8 @@ def make_load(
     return Load(encoded_pictures(wanted, folder), tuple(map(str, wanted)), in_flight, rate, seconds)
 
 
-def _authorization(token_file: Path | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token_file.read_text('utf-8').strip()}"} if token_file else {}
+def _authorization(key_file: Path | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key_file.read_text('utf-8').strip()}"} if key_file else {}
 
 
 def _refuse_busy(*, force: bool) -> None:
