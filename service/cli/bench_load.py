@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 import uvloop
 
+from service.cli.grpc_target import CaFile, Connect, Tls, connector, refuse_tls_on_loopback
 from service.cli.http_target import HttpTarget, running_service, started_service
 from service.cli.load import (
     LoadFigures,
@@ -28,7 +29,6 @@ from service.cli.load import (
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
 from service.cli.pictures import encoded_pictures, parse_image_size
 from service.client.errors import ClientError
-from service.client.grpc_client import AsyncGrpcClient
 from service.core import codec
 from service.core.errors import ServiceError
 from service.core.memory import frozen_objects
@@ -236,6 +236,8 @@ def grpc(
         str | None, typer.Option(metavar="HOST:PORT", help="A service that runs; else one is started.")
     ] = None,
     key_file: KeyFile = None,
+    tls: Tls = False,
+    ca_file: CaFile = None,
     model: Model = None,
     precision: Precision = None,
     size: Sizes = None,
@@ -256,12 +258,14 @@ def grpc(
     arguments = [word for flag, value in flags.items() if value for word in (flag, value)]
     if address and arguments:
         raise typer.BadParameter(f"{arguments[0]} is for a service that is started here, not for --address")
+    if not address:
+        refuse_tls_on_loopback(tls=tls, ca_file=ca_file)
     load = make_load(size, pictures, in_flight=in_flight, rate=rate, seconds=seconds)
     _refuse_busy(force=force)
-    key = key_file.read_text("utf-8").strip() if key_file else None
     with _exit_on_refusal(address or "the service"), ExitStack() as stack:
         there = address or stack.enter_context(running_service(arguments)).grpc_address
-        answering, figures = _run(_measure_grpc(there, key, load))
+        connect = connector(there, key_file, tls=tls, ca_file=ca_file)
+        answering, figures = _run(_measure_grpc(connect, load))
     _print(_report(f"grpc {address or 'on loopback'}", answering, load, figures), as_json=as_json)
 
 
@@ -330,8 +334,8 @@ async def _measure_http(target: HttpTarget, load: Load) -> tuple[dict[str, Any],
         return (await target.models())[0], await load.run(send)
 
 
-async def _measure_grpc(address: str, key: str | None, load: Load) -> tuple[dict[str, Any], LoadFigures]:
-    async with AsyncGrpcClient(address, key=key) as client:
+async def _measure_grpc(connect: Connect, load: Load) -> tuple[dict[str, Any], LoadFigures]:
+    async with connect() as client:
 
         async def send(number: int) -> None:
             try:

@@ -19,6 +19,7 @@ from rich.status import Status
 
 from model.labels import ClassPalette, LabelMap, UInt8Array
 from service.cli.extras import import_cameras
+from service.cli.grpc_target import CaFile, Connect, Tls, connector
 from service.cli.preview import Preview
 from service.client.answers import (
     ClassInfo,
@@ -70,6 +71,8 @@ def stream(
     key_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Holds the API key.")
     ] = None,
+    tls: Tls = False,
+    ca_file: CaFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
 ) -> None:
     """Send the frames of a camera or film to a service; reconnect when the connection is lost.
@@ -79,11 +82,12 @@ def stream(
     Examples:
         bisenet stream 0 --show
         bisenet stream rtsp://camera/stream --server gpu-box:8001 --out overlay.mp4
+        bisenet stream 0 --server masks.example:443 --tls --key-file key
         bisenet stream clip.mp4 --policy latest --seconds 10 --json
     """
     if out is not None and _is_same(source, out):
         raise typer.BadParameter(f"the output would take the place of the film: {out}")
-    key = key_file.read_text("utf-8").strip() if key_file else None
+    connect = connector(server, key_file, tls=tls, ca_file=ca_file)
     try:
         cameras = import_cameras()
         policy = policy or ("latest" if cameras.is_camera(source) else "block")
@@ -91,7 +95,7 @@ def stream(
         with ExitStack() as stack:
             screens = _screens(stack, source, cameras.FilmWriter, out, show=show)
             feed_of = partial(cameras.CameraFeed, source, policy, seconds=seconds, on_lost=_warn_of_loss)
-            report = asyncio.run(_follow(feed_of, server, key, wish, screens))
+            report = asyncio.run(_follow(feed_of, connect, wish, screens))
     except (ClientError, InvalidArgumentError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
@@ -205,10 +209,10 @@ def _screens(
 
 
 async def _follow(
-    feed_of: Callable[[], CameraFeed], server: str, key: str | None, wish: StreamWish, screens: _Screens
+    feed_of: Callable[[], CameraFeed], connect: Connect, wish: StreamWish, screens: _Screens
 ) -> Report:
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(AsyncGrpcClient(server, key=key))
+        client = await stack.enter_async_context(connect())
         feed = await stack.enter_async_context(feed_of())
         follower = Follower(client, feed, wish)
         viewer = _Viewer(client, feed, screens)
