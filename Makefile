@@ -9,7 +9,8 @@
 #   make proto            write service/wire from proto/
 #   make images           build the container images
 #   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
-#   make train-camvid     train, ship and score the shipped model, for a machine with a GPU (CAMVID=/path/to/camvid)
+#   make train-camvid     train a longer model than the shipped one, for a machine with a GPU, and put it in the
+#                         place of all shipped versions (CAMVID=/path/to/camvid)
 #   make quantize-camvid  make the int8 version of the shipped model again (CAMVID=/path/to/camvid)
 
 PYTHON ?= python3

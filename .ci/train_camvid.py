@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The shipped model from beginning to end: chosen on val, trained on train and val, put in its place, scored.
+"""A model to ship, from beginning to end: chosen on val, trained on train and val, put in place, scored.
 
     .ci/train_camvid.py CAMVID            # 1,000 epochs a run: four runs, for a machine with a GPU
     .ci/train_camvid.py CAMVID --recipe camvid-v2 --set schedule.steps=6000      # hours on a CPU

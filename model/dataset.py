@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from model.errors import DatasetError, ImageError, PaletteError
+from model.errors import DatasetError, ImageError, LabelError, MissingRootError, PaletteError
 from model.image import decode_image
 from model.labels import IGNORE_ID, ClassPalette, Color, UInt8Array
 from model.preprocess import ImageSize, size_of
@@ -126,7 +126,8 @@ class DatasetSpec:
             root: replaces the root of the file; a preset needs it.
 
         Raises:
-            DatasetError: no such preset, a preset without a root, or what ``from_toml`` raises.
+            MissingRootError: a preset without a root.
+            DatasetError: no such preset, or what ``from_toml`` raises.
         """
         if reference.endswith(".toml"):
             return cls.from_toml(Path(reference), root=root)
@@ -134,7 +135,7 @@ class DatasetSpec:
         if not reference.isidentifier() or not preset.is_file():
             raise DatasetError(f"not a data-set preset and not a .toml file: {reference!r}")
         if root is None:
-            raise DatasetError(f"preset {reference!r} needs the folder where the data set lies")
+            raise MissingRootError(f"preset {reference!r} needs the folder where the data set lies")
         return _spec(_parsed(preset.read_text("utf-8"), reference), reference, root)
 
     @classmethod
@@ -224,8 +225,11 @@ class LabeledImages:
             label_HW: uint8; class ids after ``label_map``, or the ignore id.
 
         Raises:
-            DatasetError: a file is missing, is no picture, is no 8-bit id PNG, has another size than its
-                picture, or holds an id that is no class. The message names the file and the list line.
+            LabelError: the labels are no 8-bit id PNG, have another size than their picture, or hold an id
+                that is no class.
+            DatasetError: a file is missing, or the picture is none.
+
+            The message names the file and the list line.
         """
         pair = self.pairs[index]
         try:
@@ -254,11 +258,13 @@ class LabeledImages:
         try:
             label_HW = self.spec.label_table[_decoded_ids(data, size)]
         except ValueError as error:
-            raise DatasetError(f"{pair.origin}: {pair.label}: {error}") from error
+            raise LabelError(f"{pair.origin}: {pair.label}: {error}") from error
         present = np.flatnonzero(np.bincount(label_HW.reshape(-1), minlength=_MAX_ID + 1)).tolist()
         if unknown := sorted(set(present) - self.spec.known_ids):
-            raise DatasetError(
-                f"{pair.origin}: {pair.label}: ids {unknown} are outside [0, {self.spec.palette.num_classes})"
+            palette = self.spec.palette
+            raise LabelError(
+                f"{pair.origin}: {pair.label}: ids {unknown} are outside [0, {palette.num_classes}): "
+                f"label_map can lead them to a class, or to the ignore id {palette.ignore_id}"
             )
         return label_HW
 

@@ -9,6 +9,8 @@ ModelError                        anything this package refuses
 ├── LabelRangeError               a pixel carries an id that is no class and not the ignore id
 ├── PaletteError                  class names, colours and ids do not fit together
 ├── DatasetError                  a data-set file, list line or annotation is unusable
+│   ├── MissingRootError          a preset does not know where its data set lies, and nobody said
+│   └── LabelError                the labels of a picture are no class ids of its size
 ├── ProtocolError                 an evaluation protocol that does not exist or cannot have such chips
 ├── EvaluationError               results that do not add up to one evaluation
 ├── ModelOutputError              a head's raw output is not finite, or not of the shape implied
@@ -67,6 +69,14 @@ class PaletteError(ModelError):
 
 class DatasetError(ModelError):
     """A data-set file, list line or annotation is unusable."""
+
+
+class MissingRootError(DatasetError):
+    """A preset does not know where its data set lies, and nobody said."""
+
+
+class LabelError(DatasetError):
+    """The labels of a picture are no class ids of its size."""
 
 
 class ProtocolError(ModelError):

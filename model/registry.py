@@ -185,8 +185,16 @@ class ModelRegistry:
             raise
         return claimed
 
-    def promote(self, version: ModelVersion, alias: str = DEFAULT_ALIAS) -> Alias:
+    def promote(
+        self, version: ModelVersion, alias: str = DEFAULT_ALIAS, *, instead_of: int | None = None
+    ) -> Alias:
         """Point an alias at a version; it remembers where it pointed before.
+
+        Args:
+            version: where to.
+            alias: which.
+            instead_of: number of the version that was meant as long as there was no such alias: a new one
+                remembers that.
 
         Raises:
             InvalidReferenceError: no alias can be called so.
@@ -199,9 +207,8 @@ class ModelRegistry:
         with self._kept(version):
             while True:
                 old = self._storage.read(path)
-                moved = (
-                    Alias(version.number) if old is None else parse_alias(path, old).promoted(version.number)
-                )
+                before = Alias(instead_of or version.number) if old is None else parse_alias(path, old)
+                moved = before.promoted(version.number)
                 if self._replace(path, old, moved):
                     return moved
 

@@ -251,8 +251,16 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
             on_ready(Ready(url, grpc_address, admin_url, token_file, service.host.models))
 
     url, admin_url = url_of(listeners.http), url_of(listeners.admin)
-    token_file = service.settings.auth.admin_token_file
-    _log.info("listening", url=url, grpc_address=grpc_address, admin_url=admin_url, token=str(token_file))
+    auth = service.settings.auth
+    token_file = auth.admin_token_file
+    _log.info(
+        "listening",
+        url=url,
+        grpc_address=grpc_address,
+        admin_url=admin_url,
+        token=str(token_file),
+        scrape_token=str(auth.scrape_token_file),
+    )
     with ExitStack() as frozen:
         loading = asyncio.create_task(load())
         code = await frontends.run(loading)

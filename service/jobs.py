@@ -31,7 +31,7 @@ from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.worker import WorkerOptions, run_jobs
 from service.engines import resolve_device
 from service.machine import this_machine
-from service.registry import open_registry
+from service.registry import open_registry, wants_int8
 from service.settings import Settings
 from service.telemetry import LogOptions, Metrics, configure_logging
 
@@ -105,7 +105,8 @@ def open_jobs(settings: Settings, registry: ModelRegistry) -> Iterator[JobsServi
         database.prepare()
         client = stack.enter_context(open_client(database))
         pool = stack.enter_context(ThreadPoolExecutor(_DESK_THREADS, thread_name_prefix="desk"))
-        desk = EvaluationDesk(DurableJobs(client), registry, settings.datasets.keys())
+        jobs, int8 = DurableJobs(client), wants_int8(settings)
+        desk = EvaluationDesk(jobs, registry, settings.datasets.keys(), int8=int8)
         yield JobsService(settings, database, desk, pool, stack)
 
 

@@ -80,8 +80,12 @@ async def open_grpc_site(
     limits: SegmenterLimits | None = None,
     max_waiting: int = 256,
     versions: Sequence[ModelVersion] = FAKE_VERSIONS,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> AsyncIterator[GrpcSite]:
-    """Serve a fake model; closed, everything that was accepted has been answered or cut off."""
+    """Serve a fake model; closed, everything that was accepted has been answered or cut off.
+
+    With credentials the address is one with TLS, as that of a proxy would be.
+    """
     async with open_site(engine, max_waiting=max_waiting, versions=versions) as site:
         with ThreadPoolExecutor(2) as pool:
             segmenter = Segmenter(site.host, pool, limits)
@@ -92,10 +96,12 @@ async def open_grpc_site(
                 connections or PeerLimits(),
                 grace_s=PATIENCE_S,
             )
-            address = server.bind("127.0.0.1", 0)
+            plain = address = server.bind("127.0.0.1", 0)
+            if credentials is not None:
+                address = f"127.0.0.1:{server._server.add_secure_port('127.0.0.1:0', credentials)}"
             answering = asyncio.create_task(server.answer())
             try:
-                async with grpc.aio.insecure_channel(address) as channel:
+                async with grpc.aio.insecure_channel(plain) as channel:
                     yield GrpcSite(site, server, servicer, address, channel, answering)
             finally:
                 server.cut()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,3 +34,25 @@ def test_no_help_text_holds_square_brackets_which_rich_would_take_for_markup(nam
         texts += [command.help or "", *(getattr(parameter, "help", "") or "" for parameter in command.params)]
     assert len(texts) > 2
     assert not [text for text in texts if "[" in text]
+
+
+WITHOUT = "import sys; sys.modules[sys.argv.pop(1)] = None; import bisenet; bisenet.main()"
+"""A program that runs the command as if a module were not installed."""
+
+
+@pytest.mark.parametrize(
+    ("absent", "command", "extra"), [("av", "stream", "client"), ("torch", "train", "torch")]
+)
+def test_without_its_extra_a_command_says_which_and_still_has_help(
+    absent: str, command: str, extra: str
+) -> None:
+    def run(argument: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-c", WITHOUT, absent, command, argument]
+        return subprocess.run(
+            program, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+        )
+
+    assert run("--help").returncode == 0
+    refused = run("camvid-v2")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert f"bisenet-service[{extra}]" in refused.stderr

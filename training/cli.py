@@ -50,12 +50,18 @@ def train(
     registry: Annotated[
         str, typer.Option(envvar="BISENET_REGISTRY", help="Where models are looked for: a folder or a URL.")
     ] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the folder's run stands.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where the run in OUT stands: repeat the same command with this."
+        ),
+    ] = False,
 ) -> None:
     """Train a model; the result is the artifact in OUT/artifact and the report in OUT/report.
 
-    Stopped by SIGTERM or Ctrl-C, the run saves its state; --resume goes on from there, exactly. On several
-    GPUs or machines: torchrun ... -m training train ... --resume, which every process may run as it is.
+    Stopped by SIGTERM or Ctrl-C, the run saves its state; the same command with --resume goes on from there,
+    exactly. On several GPUs or machines: torchrun ... -m training train ... --resume, which every process may
+    run as it is.
 
     Examples:
       bisenet train camvid-v2 --set data.root=/data/camvid --out runs/camvid
@@ -68,9 +74,10 @@ def train(
       --set data.root=/data/cityscapes --out runs/city --resume
     """
     # Only a run needs torch, and importing it takes seconds: --help does not wait.
-    from training.config import load_config  # noqa: PLC0415
-    from training.run import RunOptions  # noqa: PLC0415
-    from training.run import train as run  # noqa: PLC0415
+    with _exit_without_torch():
+        from training.config import load_config  # noqa: PLC0415
+        from training.run import RunOptions  # noqa: PLC0415
+        from training.run import train as run  # noqa: PLC0415
 
     options = RunOptions(
         out,
@@ -81,10 +88,10 @@ def train(
         cache_folder=_user_folder(".cache", "bisenet"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
-    with _exit_on_errors():
+    with _exit_on_errors(root_option="--set data.root=DIR"):
         finished = run(load_config(config, set_ or []), options)
     if not finished:
-        typer.echo(f"stopped; the state is in {out}: go on with --resume", err=True)
+        typer.echo(f"stopped; the state is in {out}: repeat the same command with --resume", err=True)
 
 
 @dataset.command()
@@ -124,9 +131,24 @@ def check(
 
 
 @contextmanager
-def _exit_on_errors() -> Iterator[None]:
-    """Turn what users can cause into one line on stderr and an exit code; defects keep their traceback."""
-    from model.errors import ModelError  # noqa: PLC0415 - as in ``train``
+def _exit_without_torch() -> Iterator[None]:
+    """Turn a package that is not installed into one line on stderr and an exit code."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = error.name or "torch"
+        typer.echo(f"error: training needs {missing}: install bisenet-service[torch]", err=True)
+        raise typer.Exit(_FAILED) from error
+
+
+@contextmanager
+def _exit_on_errors(*, root_option: str = "--root DIR") -> Iterator[None]:
+    """Turn what users can cause into one line on stderr and an exit code; defects keep their traceback.
+
+    Args:
+        root_option: how a user says where a preset's data set lies.
+    """
+    from model.errors import MissingRootError, ModelError  # noqa: PLC0415 - as in ``train``
     from training.errors import ConfigError, TrainingError  # noqa: PLC0415
 
     try:
@@ -134,6 +156,9 @@ def _exit_on_errors() -> Iterator[None]:
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_USAGE_ERROR) from error
+    except MissingRootError as error:
+        typer.echo(f"error: {error}: {root_option}", err=True)
+        raise typer.Exit(_FAILED) from error
     except (TrainingError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_FAILED) from error

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.dataset import LabeledImages, ListedPair
-from model.errors import DatasetError
+from model.errors import DatasetError, LabelError
 from model.labels import ClassPalette, UInt8Array
 from model.preprocess import Rgb
 
@@ -243,8 +243,10 @@ def _looked_at(split: LabeledImages, workers: int) -> Iterator[PictureFacts | st
 def _look(split: LabeledImages, index: int) -> PictureFacts | str:
     try:
         image_HW3, label_HW = split[index]
-    except DatasetError as error:
+    except LabelError as error:
         return f"{error}{_diagnosis(split.pairs[index], split.spec.palette)}"
+    except DatasetError as error:
+        return str(error)
     flat = [np.bincount(image_HW3[..., c].reshape(-1), minlength=_BYTE) for c in range(3)]
     ids_V = np.bincount(label_HW.reshape(-1), minlength=_BYTE)
     return PictureFacts(f"{label_HW.shape[0]}x{label_HW.shape[1]}", ids_V, np.stack(flat))

@@ -60,7 +60,7 @@ def engine(
     ] = None,
     precisions: Annotated[
         list[str] | None,
-        typer.Option("--precision", help="auto, f32, bf16 or int8, each engine; repeatable."),
+        typer.Option("--precision", help="auto, f32, bf16, f16 or int8, each engine; repeatable."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,

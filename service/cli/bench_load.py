@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 import uvloop
 
+from service.cli.grpc_target import CaFile, Connect, Tls, connector, refuse_tls_on_loopback
 from service.cli.http_target import HttpTarget, running_service, started_service
 from service.cli.load import (
     LoadFigures,
@@ -28,7 +29,6 @@ from service.cli.load import (
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
 from service.cli.pictures import encoded_pictures, parse_image_size
 from service.client.errors import ClientError
-from service.client.grpc_client import AsyncGrpcClient
 from service.core import codec
 from service.core.errors import ServiceError
 from service.core.memory import frozen_objects
@@ -57,6 +57,12 @@ Rate = Annotated[
     float | None, typer.Option(min=0.01, help="Open loop: requests a second, at random (Poisson).")
 ]
 Seconds = Annotated[float, typer.Option(min=0, help="How long to send.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file", "--token-file", exists=True, dir_okay=False, help="Holds an API key for the service."
+    ),
+]
 Model = Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")]
 RegistryUrl = Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")]
 Engine = Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")]
@@ -182,9 +188,7 @@ def http(
     url: Annotated[
         str | None, typer.Option(metavar="http://HOST:PORT", help="A service that runs; else one is started.")
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Holds an API key for the service.")
-    ] = None,
+    key_file: KeyFile = None,
     model: Model = None,
     registry: RegistryUrl = None,
     engine: Engine = None,
@@ -221,7 +225,7 @@ def http(
     _refuse_busy(force=force)
     with _exit_on_refusal(url or "the service"), ExitStack() as stack:
         address = url or stack.enter_context(started_service(arguments))
-        target = HttpTarget(address, headers=_authorization(token_file))
+        target = HttpTarget(address, headers=_authorization(key_file))
         answering, figures = _run(_measure_http(target, load))
     _print(_report(f"http {url or 'on loopback'}", answering, load, figures), as_json=as_json)
 
@@ -231,9 +235,9 @@ def grpc(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A service that runs; else one is started.")
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Holds an API key for the service.")
-    ] = None,
+    key_file: KeyFile = None,
+    tls: Tls = False,
+    ca_file: CaFile = None,
     model: Model = None,
     precision: Precision = None,
     size: Sizes = None,
@@ -254,12 +258,14 @@ def grpc(
     arguments = [word for flag, value in flags.items() if value for word in (flag, value)]
     if address and arguments:
         raise typer.BadParameter(f"{arguments[0]} is for a service that is started here, not for --address")
+    if not address:
+        refuse_tls_on_loopback(tls=tls, ca_file=ca_file)
     load = make_load(size, pictures, in_flight=in_flight, rate=rate, seconds=seconds)
     _refuse_busy(force=force)
-    key = token_file.read_text("utf-8").strip() if token_file else None
     with _exit_on_refusal(address or "the service"), ExitStack() as stack:
         there = address or stack.enter_context(running_service(arguments)).grpc_address
-        answering, figures = _run(_measure_grpc(there, key, load))
+        connect = connector(there, key_file, tls=tls, ca_file=ca_file)
+        answering, figures = _run(_measure_grpc(connect, load))
     _print(_report(f"grpc {address or 'on loopback'}", answering, load, figures), as_json=as_json)
 
 
@@ -280,8 +286,8 @@ def make_load(
     return Load(encoded_pictures(wanted, folder), tuple(map(str, wanted)), in_flight, rate, seconds)
 
 
-def _authorization(token_file: Path | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token_file.read_text('utf-8').strip()}"} if token_file else {}
+def _authorization(key_file: Path | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key_file.read_text('utf-8').strip()}"} if key_file else {}
 
 
 def _refuse_busy(*, force: bool) -> None:
@@ -328,8 +334,8 @@ async def _measure_http(target: HttpTarget, load: Load) -> tuple[dict[str, Any],
         return (await target.models())[0], await load.run(send)
 
 
-async def _measure_grpc(address: str, key: str | None, load: Load) -> tuple[dict[str, Any], LoadFigures]:
-    async with AsyncGrpcClient(address, key=key) as client:
+async def _measure_grpc(connect: Connect, load: Load) -> tuple[dict[str, Any], LoadFigures]:
+    async with connect() as client:
 
         async def send(number: int) -> None:
             try:

@@ -19,6 +19,7 @@ import typer
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.cli.grpc_target import CaFile, Connect, Tls, connector, refuse_tls_on_loopback
 from service.cli.http_target import RunningService, running_service
 from service.cli.load import RefusedError, percentile
 from service.cli.local import EXIT_FAILED
@@ -144,6 +145,11 @@ def stream(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A service that runs; else one is started.")
     ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Holds the API key.")
+    ] = None,
+    tls: Tls = False,
+    ca_file: CaFile = None,
     cameras: Annotated[int, typer.Option(min=1, help="Streams at the same time.")] = 8,
     fps: Annotated[float, typer.Option(min=0, help="Of each camera; 0 = as fast as it goes.")] = 30.0,
     policy: Annotated[FramePolicy, typer.Option(help="latest or block.")] = "latest",
@@ -164,6 +170,8 @@ def stream(
         bisenet bench stream --cameras 8 --fps 30 --seconds 600
         bisenet bench stream --cameras 1 --fps 0 --policy block --json
     """
+    if not address:
+        refuse_tls_on_loopback(tls=tls, ca_file=ca_file)
     wanted = parse_image_size(size)
     frames = encoded_pictures([wanted], pictures)
     if is_busy() and not force:
@@ -179,7 +187,8 @@ def stream(
             if address is None:
                 service = stack.enter_context(running_service(arguments))
                 address, watch = service.grpc_address, ServiceWatch(service)
-            report = runner.run(_measure(address, load, frames, watch))
+            connect = connector(address, key_file, tls=tls, ca_file=ca_file)
+            report = runner.run(_measure(connect, load, frames, watch))
     except (ClientError, RefusedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
@@ -277,12 +286,12 @@ class _Camera:
 
 
 async def _measure(
-    address: str, load: StreamLoad, frames: Sequence[bytes], watch: ServiceWatch | None
+    connect: Connect, load: StreamLoad, frames: Sequence[bytes], watch: ServiceWatch | None
 ) -> StreamReport:
-    async with AsyncGrpcClient(address) as client:
+    async with connect() as client:
         answering = (await client.models())[0]
         single_s = await _single_frame_s(client, frames)
-    async with _Cameras(address, load) as cameras:
+    async with _Cameras(connect, load) as cameras:
         begun_s = time.monotonic()
         cost = await _costed(cameras, load, frames, watch)
         seconds = time.monotonic() - begun_s
@@ -310,15 +319,15 @@ async def _measure(
 class _Cameras:
     """Opens the streams, each on a connection of its own, and closes them."""
 
-    def __init__(self, address: str, load: StreamLoad) -> None:
+    def __init__(self, connect: Connect, load: StreamLoad) -> None:
         self.all: list[_Camera] = []
-        self._address = address
+        self._connect = connect
         self._load = load
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         for _ in range(self._load.cameras):
-            client = await self._stack.enter_async_context(AsyncGrpcClient(self._address))
+            client = await self._stack.enter_async_context(self._connect())
             call = await self._stack.enter_async_context(client.stream(mask="png", policy=self._load.policy))
             self.all.append(_Camera(call))
         return self

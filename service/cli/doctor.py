@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -24,6 +25,13 @@ from service.engines import ENGINES, FIRST_GPU, NO_GPU, engine_builder, engine_p
 from service.machine import Machine, this_machine
 from service.registry import open_registry
 from service.settings import Settings
+
+_TORCH = ("torch", "bisenet-service[torch]")
+_INSTALLED_BY: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "tensorrt": (_TORCH, ("torch_tensorrt", "torch-tensorrt")),
+    "torch": (_TORCH,),
+}
+"""What an engine imports that is no part of the base, and what pip calls it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def doctor(
 
 def examine(settings: Settings) -> Diagnosis:
     """Look at everything that serving under these settings needs."""
-    engines = [_finding(name, partial(_precisions, name)) for name in ENGINES]
+    engines = [_advised(_finding(name, partial(_precisions, name))) for name in ENGINES]
     checks = {"cache folder": _cache_folder, "registry": _registry, "model": _model}
     return Diagnosis(
         machine=this_machine(),
@@ -100,6 +108,16 @@ def _finding(name: str, look: Callable[[], str]) -> Finding:
         return Finding(name, ok=True, detail=look())
     except (EngineUnavailableError, ModelError) as error:
         return Finding(name, ok=False, detail=str(error))
+
+
+def _advised(engine: Finding) -> Finding:
+    """Say what installs an engine, where a package is all that it may lack."""
+    if engine.ok or (engine.name == "tensorrt" and not has_gpu()):
+        return engine
+    wanted = _INSTALLED_BY.get(engine.name, ())
+    if missing := [f"'{package}'" for module, package in wanted if find_spec(module) is None]:
+        return dataclasses.replace(engine, detail=f"{engine.detail}: pip install {' '.join(missing)}")
+    return engine
 
 
 def _precisions(name: str) -> str:

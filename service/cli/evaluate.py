@@ -55,7 +55,7 @@ def evaluate(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, f32, bf16 or int8.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, f32, bf16, f16 or int8.")] = None,
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave broken pairs out, and say so, instead of failing.")

@@ -29,6 +29,10 @@ Server = Annotated[
 TokenFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Holds the admin token. Default: as configured.")
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.toml", help="Of the service: says its admin port and token file."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id.")]
 
@@ -51,6 +55,7 @@ def submit(
     ] = False,
     server: Server = None,
     token_file: TokenFile = None,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Queue an evaluation.
@@ -66,7 +71,7 @@ def submit(
         "protocol": protocol,
         "skip_broken": skip_broken,
     }
-    with _service(server, token_file) as service:
+    with _service(server, token_file, config) as service:
         job = service.call("POST", _PATH, body, {} if key is None else {"Idempotency-Key": key})
         while wait and job["state"] not in _FINAL:
             time.sleep(_LOOK_S)
@@ -77,14 +82,17 @@ def submit(
 
 
 @app.command("list")
-def list_jobs(*, server: Server = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+def list_jobs(
+    *, server: Server = None, token_file: TokenFile = None, config: Config = None, as_json: AsJson = False
+) -> None:
     """List all jobs, the newest first.
 
     Examples:
         bisenet jobs list
+        bisenet jobs list --config bisenet.toml
         bisenet jobs list --server http://10.0.0.5:8002 --token-file admin-token --json
     """
-    with _service(server, token_file) as service:
+    with _service(server, token_file, config) as service:
         answer = service.call("GET", _PATH)
     if as_json:
         typer.echo(json.dumps(answer["evaluations"], indent=2))
@@ -94,33 +102,45 @@ def list_jobs(*, server: Server = None, token_file: TokenFile = None, as_json: A
 
 
 @app.command()
-def show(job: JobId, *, server: Server = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+def show(
+    job: JobId,
+    *,
+    server: Server = None,
+    token_file: TokenFile = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """Show a job: its state, or what came out.
 
     Examples:
         bisenet jobs show 8254c329a92850f6d539
     """
-    with _service(server, token_file) as service:
+    with _service(server, token_file, config) as service:
         _report(service.call("GET", _path(job)), as_json=as_json)
 
 
 @app.command()
 def cancel(
-    job: JobId, *, server: Server = None, token_file: TokenFile = None, as_json: AsJson = False
+    job: JobId,
+    *,
+    server: Server = None,
+    token_file: TokenFile = None,
+    config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Cancel a job before its next step; one that has ended stays as it is.
 
     Examples:
         bisenet jobs cancel 8254c329a92850f6d539
     """
-    with _service(server, token_file) as service:
+    with _service(server, token_file, config) as service:
         _report(service.call("DELETE", _path(job)), as_json=as_json)
 
 
 @contextmanager
-def _service(server: str | None, token_file: Path | None) -> Iterator[AdminClient]:
+def _service(server: str | None, token_file: Path | None, config: Path | None) -> Iterator[AdminClient]:
     with exit_on_errors():
-        settings = local_settings({})
+        settings = local_settings({}, config)
         url = server or f"http://127.0.0.1:{settings.server.admin_port}"
         try:
             yield AdminClient(url, token_file or settings.auth.admin_token_file)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
 from model.artifact import Artifact
-from model.errors import InvalidReferenceError, ModelError, RegistryUrlError
+from model.errors import InvalidReferenceError, MissingRootError, ModelError, RegistryUrlError
 from model.manifest import ModelVersion
 from service.assembly import engine_options, open_core
 from service.core.device import Device
@@ -38,19 +39,26 @@ def exit_on_errors() -> Iterator[None]:
     except (SettingsError, RegistryUrlError, InvalidReferenceError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
+    except MissingRootError as error:
+        typer.echo(f"error: {error}: --root DIR", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
     except (ModelError, EngineUnavailableError, ServiceError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
 
 
-def local_settings(flags: Layer) -> Settings:
+def local_settings(flags: Layer, config: Path | None = None) -> Settings:
     """Return the settings under the given flags; from here on only warnings are logged, to stderr.
+
+    Args:
+        flags: what the command line said.
+        config: a TOML file; None = none.
 
     Raises:
         SettingsError: a value is wrong.
     """
     configure_logging(LogOptions(level="warning"))
-    return load_settings(flags=flags)
+    return load_settings(config, flags)
 
 
 def open_artifact(settings: Settings) -> tuple[ModelVersion, Artifact]:

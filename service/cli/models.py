@@ -139,7 +139,10 @@ def promote(
     registry: RegistryUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias at a version; NAME alone means its alias production.
+    """Point an alias at a version. NAME alone means its alias production, or else its highest version.
+
+    This changes the registry alone. A running service serves the version after the same PUT on its admin
+    port, or when it starts next.
 
     Examples:
         bisenet models promote city@3
@@ -166,6 +169,8 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Point an alias at the version it pointed at before; again: at the one before that.
+
+    This changes the registry alone; see promote.
 
     Examples:
         bisenet models rollback city
@@ -235,6 +240,9 @@ def _report_move(name: str, alias: str, moved: Alias, *, as_json: bool) -> None:
         _print_json(identity | {"alias": alias, "previous": moved.previous})
     else:
         typer.echo(f"{name}:{alias} points at {name}@{moved.version}")
+        typer.echo(
+            "note: a running service serves it after PUT on its admin port, or when it starts next", err=True
+        )
 
 
 def _identity(version: ModelVersion) -> dict[str, Any]:

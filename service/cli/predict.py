@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from model.preprocess import size_of
+from service.cli.extras import import_cameras
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
 from service.client.errors import SourceError
 from service.core import codec
@@ -65,7 +66,7 @@ def predict(
     model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, f32 or bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, f32, bf16, f16 or int8.")] = None,
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
 ) -> None:
@@ -124,10 +125,9 @@ def _is_film(path: Path) -> bool:
 def _predict_film(
     segmenter: Segmenter, film: Path, out: Path, output: Output, advance: Callable[[], None]
 ) -> Entry:
-    try:
-        from service.cli.video import predict_film  # noqa: PLC0415 - PyAV is an extra
-    except ImportError as error:
-        raise InvalidArgumentError("films need the extra: pip install 'bisenet-service[client]'") from error
+    import_cameras()
+    from service.cli.video import predict_film  # noqa: PLC0415 - PyAV is an extra
+
     try:
         return asyncio.run(predict_film(segmenter, film, out, output, advance, as_film=_is_film(out)))
     except SourceError as error:

@@ -82,8 +82,8 @@ def quantize_model(
 ) -> None:
     """Make an int8 version of a model and publish it; one that loses too much accuracy is refused.
 
-    Afterwards NAME alone means the new version where the processor has instructions for int8, and its
-    original elsewhere; NAME@VERSION and aliases mean what they meant.
+    Unless NAME has an alias production, NAME alone then means the new version where the processor has
+    instructions for int8, and its original elsewhere; NAME@VERSION and aliases mean what they meant.
 
     Examples:
         bisenet models quantize city --dataset city.toml

@@ -11,13 +11,15 @@ from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager,
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.status import Status
 
 from model.labels import ClassPalette, LabelMap, UInt8Array
+from service.cli.extras import import_cameras
+from service.cli.grpc_target import CaFile, Connect, Tls, connector
 from service.cli.preview import Preview
 from service.client.answers import (
     ClassInfo,
@@ -31,12 +33,15 @@ from service.client.answers import (
     Result,
     StreamEvent,
 )
-from service.client.cameras import CameraFeed, FilmWriter, is_camera
 from service.client.errors import ClientError, UnreachableError
 from service.client.following import Follower, StreamWish
 from service.client.grpc_client import AsyncGrpcClient
 from service.client.ledger import FrameLedger
 from service.core import codec
+from service.core.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from service.client.cameras import CameraFeed, FilmWriter
 
 EXIT_FAILED = 1
 
@@ -66,6 +71,8 @@ def stream(
     key_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Holds the API key.")
     ] = None,
+    tls: Tls = False,
+    ca_file: CaFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
 ) -> None:
     """Send the frames of a camera or film to a service; reconnect when the connection is lost.
@@ -75,22 +82,21 @@ def stream(
     Examples:
         bisenet stream 0 --show
         bisenet stream rtsp://camera/stream --server gpu-box:8001 --out overlay.mp4
+        bisenet stream 0 --server masks.example:443 --tls --key-file key
         bisenet stream clip.mp4 --policy latest --seconds 10 --json
     """
-    wish = StreamWish(
-        model=model,
-        policy=policy or ("latest" if is_camera(source) else "block"),
-        max_frame_age_s=max_age_ms / 1e3,
-    )
     if out is not None and _is_same(source, out):
         raise typer.BadParameter(f"the output would take the place of the film: {out}")
-    key = key_file.read_text("utf-8").strip() if key_file else None
+    connect = connector(server, key_file, tls=tls, ca_file=ca_file)
     try:
+        cameras = import_cameras()
+        policy = policy or ("latest" if cameras.is_camera(source) else "block")
+        wish = StreamWish(model=model, policy=policy, max_frame_age_s=max_age_ms / 1e3)
         with ExitStack() as stack:
-            screens = _screens(stack, source, out, show=show)
-            feed_of = partial(CameraFeed, source, wish.policy, seconds=seconds, on_lost=_warn_of_loss)
-            report = asyncio.run(_follow(feed_of, server, key, wish, screens))
-    except ClientError as error:
+            screens = _screens(stack, source, cameras.FilmWriter, out, show=show)
+            feed_of = partial(cameras.CameraFeed, source, policy, seconds=seconds, on_lost=_warn_of_loss)
+            report = asyncio.run(_follow(feed_of, connect, wish, screens))
+    except (ClientError, InvalidArgumentError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     typer.echo(json.dumps(report.document(), indent=2) if as_json else str(report))
@@ -194,17 +200,19 @@ class _Screens:
             self.preview.show(image_HW3)
 
 
-def _screens(stack: ExitStack, source: str, out: Path | None, *, show: bool) -> _Screens:
+def _screens(
+    stack: ExitStack, source: str, writer: type[FilmWriter], out: Path | None, *, show: bool
+) -> _Screens:
     preview = stack.enter_context(closing(Preview(source))) if show else None
-    film = stack.enter_context(closing(FilmWriter(out))) if out else None
+    film = stack.enter_context(closing(writer(out))) if out else None
     return _Screens(film, preview)
 
 
 async def _follow(
-    feed_of: Callable[[], CameraFeed], server: str, key: str | None, wish: StreamWish, screens: _Screens
+    feed_of: Callable[[], CameraFeed], connect: Connect, wish: StreamWish, screens: _Screens
 ) -> Report:
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(AsyncGrpcClient(server, key=key))
+        client = await stack.enter_async_context(connect())
         feed = await stack.enter_async_context(feed_of())
         follower = Follower(client, feed, wish)
         viewer = _Viewer(client, feed, screens)

@@ -46,10 +46,19 @@ class GrpcClient:
     Args:
         address: ``HOST:PORT``.
         key: API key, where the service asks for one.
+        tls: encrypt; what has TLS is a proxy in front of the service.
+        ca: certificates to trust, PEM, which implies ``tls``; None = those that come with gRPC.
     """
 
-    def __init__(self, address: str, *, key: str | None = None) -> None:
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    def __init__(
+        self, address: str, *, key: str | None = None, tls: bool = False, ca: bytes | None = None
+    ) -> None:
+        credentials = _credentials(ca, tls=tls)
+        self._channel = (
+            grpc.insecure_channel(address, options=_OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=_OPTIONS)
+        )
         self._stub = SegmentationStub(self._channel)
         self._metadata = _metadata(key)
 
@@ -152,10 +161,19 @@ class AsyncGrpcClient:
     Args:
         address: ``HOST:PORT``.
         key: API key, where the service asks for one.
+        tls: encrypt; what has TLS is a proxy in front of the service.
+        ca: certificates to trust, PEM, which implies ``tls``; None = those that come with gRPC.
     """
 
-    def __init__(self, address: str, *, key: str | None = None) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    def __init__(
+        self, address: str, *, key: str | None = None, tls: bool = False, ca: bytes | None = None
+    ) -> None:
+        credentials = _credentials(ca, tls=tls)
+        self._channel = (
+            grpc.aio.insecure_channel(address, options=_OPTIONS)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+        )
         self._stub = SegmentationStub(self._channel)
         self._metadata = _metadata(key)
 
@@ -227,3 +245,7 @@ class AsyncGrpcClient:
 
 def _metadata(key: str | None) -> tuple[tuple[str, str], ...]:
     return () if key is None else (("authorization", f"Bearer {key}"),)
+
+
+def _credentials(ca: bytes | None, *, tls: bool) -> grpc.ChannelCredentials | None:
+    return grpc.ssl_channel_credentials(ca) if tls or ca is not None else None

@@ -30,12 +30,21 @@ class EvaluationDesk:
         jobs: where they are kept.
         registry: has the models, and the reports.
         datasets: names of the configured data sets.
+        int8: a model without a number is served as its int8 version, if it has one: that is scored.
     """
 
-    def __init__(self, jobs: EvaluationJobs, registry: ModelRegistry, datasets: Collection[str]) -> None:
+    def __init__(
+        self,
+        jobs: EvaluationJobs,
+        registry: ModelRegistry,
+        datasets: Collection[str],
+        *,
+        int8: bool = False,
+    ) -> None:
         self.jobs = jobs
         self._registry = registry
         self._datasets = datasets
+        self._int8 = int8
 
     def submit(
         self,
@@ -101,7 +110,7 @@ class EvaluationDesk:
 
     def _resolve(self, reference: str) -> ModelVersion:
         try:
-            return self._registry.resolve(reference)
+            return self._registry.resolve(reference, int8=self._int8)
         except model_errors.InvalidReferenceError as error:
             raise InvalidArgumentError(str(error)) from error
         except model_errors.ModelNotFoundError as error:

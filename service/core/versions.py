@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -82,13 +82,15 @@ class LiveVersions:
     def promote(self, name: str, alias: str, number: int) -> Alias:
         """Point an alias at a version, and serve it if the alias is followed here.
 
+        An alias that is new remembers what was served without it, for a rollback.
+
         Raises:
             ServiceError: as ``load``; nothing has changed then.
         """
         with self._lock, _service_errors():
             version = self._existing(name, number)
             with self._loaded_for(version, alias):
-                moved = self._registry.promote(version, alias)
+                moved = self._registry.promote(version, alias, instead_of=self._meant(name, alias))
             self._follow(version, alias)
             return moved
 
@@ -105,6 +107,13 @@ class LiveVersions:
             self._follow(ModelVersion(name, moved.version), alias)
             return moved
 
+    def follows(self, name: str, alias: str) -> bool:
+        """Return whether this service serves what an alias points at, also when it is moved.
+
+        It does for what it was asked to serve when it started, and not for what was loaded since.
+        """
+        return any(_follows(reference, name, alias) for reference in self._references)
+
     def _existing(self, name: str, number: int) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))
 
@@ -114,7 +123,7 @@ class LiveVersions:
     @contextmanager
     def _loaded_for(self, version: ModelVersion | None, alias: str) -> Iterator[None]:
         """Have a version ready before the alias is moved, and drop it again if that fails."""
-        if version is None or not self._is_followed(version.name, alias) or self._is_loaded(version):
+        if version is None or not self.follows(version.name, alias) or self._is_loaded(version):
             yield
             return
         self._load(version)
@@ -125,11 +134,10 @@ class LiveVersions:
             raise
 
     def _follow(self, version: ModelVersion, alias: str) -> None:
-        if not self._is_followed(version.name, alias):
+        if not self.follows(version.name, alias):
             return
         self._load(version)  # in vain, unless somebody else moved the alias in the meantime
-        leading = next(reference for reference in self._references if reference.name == version.name)
-        if not _follows(leading, version.name, alias):
+        if not self._is_meant(version.name, alias):
             return
         previous = self._host.serve(version)
         if previous is not None and previous not in self._wanted(version.name):
@@ -141,8 +149,17 @@ class LiveVersions:
         earlier = None if current is None else current.rolled_back(existing)
         return None if earlier is None else ModelVersion(name, earlier.version)
 
-    def _is_followed(self, name: str, alias: str) -> bool:
-        return any(_follows(reference, name, alias) for reference in self._references)
+    def _is_meant(self, name: str, alias: str) -> bool:
+        """Return whether the bare name means where an alias points."""
+        leading = next((reference for reference in self._references if reference.name == name), None)
+        return leading is not None and _follows(leading, name, alias)
+
+    def _meant(self, name: str, alias: str) -> int | None:
+        """Return the version that the bare name means, if it follows the alias and that is loaded."""
+        if self._is_meant(name, alias):
+            with suppress(ServiceError):  # the service has just begun
+                return self._host.find(name).version.number
+        return None
 
     def _is_loaded(self, version: ModelVersion) -> bool:
         return any(served.version == version for served in self._host.models)

@@ -33,11 +33,13 @@ class AccessPolicy:
             a browser loaded from elsewhere can reach a loopback service under a name of its own
             (DNS rebinding), but it cannot forge this header.
         open_paths: what needs no key.
+        needed: what is said to who shows none, or a wrong one.
     """
 
     key_digests: frozenset[bytes] = frozenset()
     hosts: frozenset[str] | None = None
     open_paths: frozenset[str] = OPEN_PATHS
+    needed: str = "a valid API key is needed: Authorization: Bearer KEY"
 
     def check(self, headers: Headers, path: str) -> None:
         """Let a request pass, or not.
@@ -59,7 +61,7 @@ class AccessPolicy:
             and path not in self.open_paths
             and not bears_known_key(headers.get("authorization", ""), self.key_digests)
         ):
-            raise UnauthenticatedError("a valid API key is needed: Authorization: Bearer KEY")
+            raise UnauthenticatedError(self.needed)
 
     def source(self, scope: Scope) -> str | None:
         """Return who asks, of the requests that pass: a key, or an address where nobody needs a key.

@@ -80,7 +80,7 @@ class FormFile:
         if not self._complete:
             raise InvalidArgumentError("the form is cut off")
         if self._file is None:
-            raise InvalidArgumentError(f"the form has no field {FILE_FIELD!r}")
+            raise InvalidArgumentError(f"the form has no field {FILE_FIELD!r}: send the picture as that")
         return bytes(self._file)
 
     def _begin_part(self) -> None:
@@ -114,7 +114,8 @@ class FormFile:
         self._content += data[start:end]
         if self._content is not self._file and len(self._content) > MAX_FIELD_BYTES:
             raise InvalidArgumentError(
-                f"a field other than {FILE_FIELD!r} has at most {MAX_FIELD_BYTES} bytes"
+                f"a field other than {FILE_FIELD!r} has at most {MAX_FIELD_BYTES} bytes: send the picture as "
+                f"field {FILE_FIELD!r}"
             )
 
     def _end(self) -> None:

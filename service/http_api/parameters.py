@@ -19,6 +19,9 @@ MaskEncoding = Literal["png", "coco_rle", "none"]
 
 MAX_TIMEOUT_MS = 600_000
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_SAID_IN_THE_PATH = (
+    ": the path says it, /v1/models/{model}:segment or /v1/models/{model}/versions/{version}:segment"
+)
 _VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _SIX_DIGITS = re.compile(r"[0-9]{1,6}")
 
@@ -83,7 +86,8 @@ def invalid_parameter(error: Mapping[str, Any]) -> InvalidArgumentError:
     """
     name = str(error["loc"][1])
     if error["type"] == "extra_forbidden":
-        return InvalidArgumentError(f"unknown query parameter {name!r}")
+        advice = _SAID_IN_THE_PATH if name in ("model", "version") else ""
+        return InvalidArgumentError(f"unknown query parameter {name!r}{advice}")
     field = SegmentQuery.model_fields.get(name)
     advice = f" {field.description}" if field is not None else ""
     return InvalidArgumentError(f"query parameter {name!r} is not valid.{advice}")

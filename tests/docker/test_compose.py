@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from service.settings import Layer, Settings, load_settings
+from service.settings import Layer, Settings, is_loopback, load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+ANONYMOUS = {"BISENET_AUTH__ALLOW_ANONYMOUS": "true"}
 ON_ALL_ADDRESSES: Layer = {"server": {"host": "0.0.0.0"}}  # as the image's command says
 
 
@@ -59,6 +60,21 @@ def test_the_published_ports_are_those_that_are_listened_on_and_only_on_loopback
     published = [port.rpartition(":") for port in service()["ports"]]
     assert [int(inside) for _, _, inside in published] == [server.http_port, server.grpc_port]
     assert all(outside.startswith("127.0.0.1:") for outside, _, _ in published)
+
+
+def test_the_admin_port_can_be_let_out_to_this_machine_alone() -> None:
+    written = (ROOT / "docker-compose.yml").read_text()
+    opened = re.sub(r"^( +)# (?=(BISENET_SERVER__ADMIN_HOST|- ).)", r"\1", written, flags=re.MULTILINE)
+    (service,) = yaml.safe_load(opened)["services"].values()
+    environment = {"BISENET_SERVER__ADMIN_HOST": service["environment"]["BISENET_SERVER__ADMIN_HOST"]}
+    server = load_settings(flags=ON_ALL_ADDRESSES, environment={**ANONYMOUS, **environment}).server
+    assert not is_loopback(server.admin_host)
+    assert f"127.0.0.1:${{BISENET_ADMIN_PORT:-8002}}:{server.admin_port}" in service["ports"]
+
+
+def test_the_tokens_are_where_it_says() -> None:
+    for token in re.findall(r"segmentation cat (\S+)", (ROOT / "docker-compose.yml").read_text()):
+        assert f"_TOKEN_FILE={token}" in DOCKERFILE
 
 
 def test_the_container_can_change_nothing_but_its_volume_and_tmp() -> None:

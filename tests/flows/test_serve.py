@@ -179,7 +179,12 @@ def test_a_service_that_is_stopped_while_it_loads_stops_cleanly(environment: dic
         [*BISENET, "serve", "--http-port", "0"], stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stderr is not None
-        assert json.loads(process.stderr.readline())["event"] == "listening"
+        said = json.loads(process.stderr.readline())
+        assert said["event"] == "listening"
+        assert {Path(said[token]).name for token in ("token", "scrape_token")} == {
+            "admin-token",
+            "scrape-token",
+        }
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
         assert process.wait(START_PATIENCE_S) == 0

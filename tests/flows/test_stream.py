@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from certificates import make_certificate, needs_openssl
 from fakes import PATIENCE_S
 from grpc_site import GrpcSite, open_grpc_site
 from http_site import picture_of
@@ -151,3 +152,14 @@ async def test_three_rtsp_cameras_get_masks_at_their_own_rate(site: GrpcSite, tm
         assert report["answered"] >= 0.5 * 6 * 15  # on a busy machine some are superseded
         assert report["failed"] == report["lost"] == 0
         assert len(list(shots(str(film)))) == report["answered"]
+
+
+@needs_openssl
+async def test_a_film_goes_through_tls(clip: Path, tmp_path: Path) -> None:
+    certificate = await make_certificate(tmp_path)
+    async with open_grpc_site(credentials=certificate.server_credentials()) as site:
+        report = await report_of(clip, "--server", site.address, "--ca", certificate.file)
+        assert report["answered"] == report["sent"] == 20
+        code, _, complaints = await bisenet_stream(clip, "--server", site.address, "--tls")
+    assert code == 1
+    assert complaints.splitlines()[-1].startswith("error: ")

@@ -140,6 +140,18 @@ def test_the_configuration_and_the_keys_are_where_the_service_looks_for_them() -
     assert str(keys_file.parent) == folders["api-keys"]
 
 
+def test_the_tokens_of_the_admin_port_are_where_it_says() -> None:
+    said = (BASE / "kustomization.yaml").read_text()
+    folders = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
+    (made,) = re.findall(r"-- cat (\S+)", said)
+    assert made == from_the_dockerfile(r"BISENET_AUTH__ADMIN_TOKEN_FILE=(\S+)")
+    assert str(Path(made).parent) == folders["state"]
+    environment = dict(re.findall(r"(BISENET_(?:AUTH|SERVER)__\w+)=(\S+)", said))
+    told = load_settings(BASE / "bisenet.toml", environment=environment)
+    assert told.server.admin_host == "0.0.0.0"
+    assert str(told.auth.scrape_token_file.parent) == folders["api-keys"]
+
+
 def test_the_pod_listens_to_others_and_lets_no_stranger_in() -> None:
     assert not settings().server.is_loopback
     assert not settings().auth.allow_anonymous

@@ -127,3 +127,20 @@ def test_a_defect_does_not_end_the_reports(tmp_path: Path, monkeypatch: pytest.M
     for _ in range(2):
         assert looks.acquire(timeout=PATIENCE_S)
     reporter.close()
+
+
+@pytest.mark.parametrize(("precision", "number"), [("f32", 1), ("int8", 2)])
+def test_a_model_without_a_number_is_scored_as_the_version_that_is_served(
+    tmp_path: Path, precision: str, number: int
+) -> None:
+    settings = configured(tmp_path, mode="external")
+    models = settings.models.model_copy(update={"precision": precision})
+    registry = ModelRegistry(tmp_path / "registry")
+    registry.publish(write_pooling_artifact(tmp_path / "f32").folder, "pool")
+    int8 = write_pooling_artifact(tmp_path / "int8", precision="int8", derived_from="pool@1")
+    registry.publish(int8.folder, "pool")
+    chosen = {"models": models, "datasets": {"noise": tmp_path / "noise.toml"}}
+    with open_jobs(settings.model_copy(update=chosen), registry) as jobs:
+        assert jobs is not None
+        job = jobs.desk.submit(model="pool", dataset="noise", split="val", protocol="ss")
+    assert job.request.version == ModelVersion("pool", number)

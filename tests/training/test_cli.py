@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
     [
         (["no-such-recipe"], 2, "no recipe 'no-such-recipe'"),
         (["camvid-v2", "--set", "optimizer.rate=1"], 2, "unknown keys: optimizer.rate"),
-        (["camvid-v2"], 1, "needs the folder where the data set lies"),
+        (["camvid-v2"], 1, "needs the folder where the data set lies: --set data.root=DIR"),
         (["camvid-v2", "--set", "data.root=nowhere"], 1, "train.csv: cannot be read"),
     ],
 )
@@ -58,6 +58,10 @@ def test_a_data_set_with_problems_ends_with_one(dataset_file: Path, tmp_path: Pa
     assert "problems: 1" in result.stdout
 
 
+def test_a_preset_asks_for_its_root_by_the_name_of_the_option() -> None:
+    assert check("camvid").stderr.endswith("needs the folder where the data set lies: --root DIR\n")
+
+
 @pytest.mark.parametrize("reference", ["nothing.toml", "nothing", "camvid"])
 def test_a_data_set_that_is_none_is_refused(reference: str) -> None:
     result = check(reference)
@@ -79,7 +83,7 @@ def test_sigterm_saves_the_state_and_exits_with_zero(config_file: Path, tmp_path
         lines = iter(process.stderr.readline, "")
         assert any(line.startswith("step 20/") for line in lines)
         process.send_signal(signal.SIGTERM)
-        assert any("--resume" in line for line in lines)
+        assert any("repeat the same command with --resume" in line for line in lines)
         assert process.wait() == 0
     state = CheckpointFolder(tmp_path / "checkpoints").load("last")
     assert state is not None

@@ -111,12 +111,19 @@ def torn(folder: Path) -> None:
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
 
 
+def test_a_missing_picture_is_not_blamed_on_a_mask_in_colours(folder: Path) -> None:
+    as_colours(folder)
+    (folder / "1.png").unlink()
+    (problem,) = looked_at(folder).problems
+    assert problem.endswith("1.png: No such file or directory")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (as_colours, "1_ids.png: .*colour type 2.* in the colours of the classes: write class ids instead"),
         (as_a_photograph, r"1_ids.png: .*colour type 2.* a mask in \d+ colours, \d+ of them of no class"),
-        (with_an_unknown_id, r"1_ids.png: ids \[7\] are outside \[0, 3\)"),
+        (with_an_unknown_id, r"1_ids.png: ids \[7\] are outside \[0, 3\): label_map can"),
         (of_another_size, "1_ids.png: labels are 8x12, their picture is 8x11"),
         (torn, "1.png: "),
         (lambda folder: (folder / "1.png").unlink(), "1.png: No such file"),

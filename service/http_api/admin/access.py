@@ -25,8 +25,18 @@ class AdminPolicy:
         assert admin_token
         assert scrape_token
         nothing: frozenset[str] = frozenset()
-        self._everything = AccessPolicy(key_digests([admin_token]), hosts, open_paths=nothing)
-        self._metrics = AccessPolicy(key_digests([admin_token, scrape_token]), hosts, open_paths=nothing)
+        self._everything = AccessPolicy(
+            key_digests([admin_token]),
+            hosts,
+            open_paths=nothing,
+            needed="the admin token is needed: Authorization: Bearer TOKEN",
+        )
+        self._metrics = AccessPolicy(
+            key_digests([admin_token, scrape_token]),
+            hosts,
+            open_paths=nothing,
+            needed="the scrape token or the admin token is needed: Authorization: Bearer TOKEN",
+        )
 
     def check(self, headers: Headers, path: str) -> None:
         """Let a request pass, or not; raises what ``AccessPolicy.check`` raises."""

@@ -30,6 +30,14 @@ class AliasDocument(BaseModel):
     alias: str
     version: int
     previous: list[int]
+    served: Annotated[
+        bool,
+        Field(
+            description="Whether this service serves what the alias points at: it follows the models that it "
+            "was started with (NAME or NAME:ALIAS). For others only the registry has changed, and a version "
+            "is served once it is loaded by its number."
+        ),
+    ]
 
 
 class UnloadedDocument(BaseModel):
@@ -53,17 +61,26 @@ def versions_router(versions: LiveVersions) -> APIRouter:
     """
     router = APIRouter(prefix="/admin/v1/models/{model}", tags=["versions"])
 
+    def alias_document(model: str, alias: str, moved: Alias) -> AliasDocument:
+        served = versions.follows(model, alias)
+        return AliasDocument(
+            model=model, alias=alias, version=moved.version, previous=list(moved.previous), served=served
+        )
+
     @router.put("/aliases/{alias}", openapi_extra=_PROMOTION)
     async def promote(request: Request, model: str, alias: str) -> AliasDocument:
-        """Point an alias at a version; if the alias is served here, load and prove it first, then switch."""
+        """Point an alias at a version; if the alias is served here, load and prove it first, then switch.
+
+        The answer says whether it is ("served").
+        """
         number = (await read_document(request, PromotionDocument)).version
         moved = await asyncio.to_thread(versions.promote, model, alias, number)
-        return _alias_document(model, alias, moved)
+        return alias_document(model, alias, moved)
 
     @router.post("/aliases/{alias}:rollback")
     async def roll_back(model: str, alias: str) -> AliasDocument:
         """Point an alias at the version before, with the same care."""
-        return _alias_document(model, alias, await asyncio.to_thread(versions.rollback, model, alias))
+        return alias_document(model, alias, await asyncio.to_thread(versions.rollback, model, alias))
 
     @router.post("/versions/{version}:load")
     async def load(model: str, version: str) -> EngineDocument:
@@ -79,7 +96,3 @@ def versions_router(versions: LiveVersions) -> APIRouter:
         return UnloadedDocument(name=model, version=number)
 
     return router
-
-
-def _alias_document(model: str, alias: str, moved: Alias) -> AliasDocument:
-    return AliasDocument(model=model, alias=alias, version=moved.version, previous=list(moved.previous))

@@ -78,6 +78,16 @@ def test_a_service_that_is_not_there_is_one_line(run: Run) -> None:
     assert result.stderr == "error: http://127.0.0.1:1 does not answer: ConnectionRefusedError\n"
 
 
+@pytest.mark.parametrize("flag", ["--key-file", "--token-file"])
+def test_the_file_of_an_api_key_has_one_name_everywhere_and_its_old_one(
+    run: Run, tmp_path: Path, flag: str
+) -> None:
+    (tmp_path / "key").write_text("key")
+    for command, target in (("http", "--url=http://127.0.0.1:1"), ("grpc", "--address=127.0.0.1:1")):
+        result = run(command, target, flag, str(tmp_path / "key"), "--force")
+        assert "127.0.0.1:1 does not answer" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["pipeline", "http"])
 def test_a_busy_machine_is_not_measured_unless_it_is_forced(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str

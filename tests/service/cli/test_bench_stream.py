@@ -126,3 +126,10 @@ class Watch:
 
     def rss_mb(self) -> float:
         return 90.0
+
+
+@pytest.mark.parametrize("command", ["grpc", "stream"])
+def test_tls_is_for_a_service_that_runs_already(run: Run, command: str) -> None:
+    result = run(command, "--tls")
+    assert result.exit_code == 2
+    assert "--address" in result.stderr

@@ -61,6 +61,19 @@ def test_an_engine_that_cannot_run_has_a_reason_and_does_no_harm(
     assert result.exit_code == 0
 
 
+def test_what_installs_a_missing_engine_is_said_where_it_could_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (ENGINES["torch"], ENGINES["tensorrt"], "torch", "torch_tensorrt"):
+        monkeypatch.setitem(sys.modules, module, None)
+    without_gpu = findings(run("--json"), "engines")
+    assert without_gpu["torch"]["detail"].endswith("pip install 'bisenet-service[torch]'")
+    assert "pip" not in without_gpu["tensorrt"]["detail"]
+    monkeypatch.setattr("service.cli.doctor.has_gpu", lambda: True)
+    tensorrt = findings(run("--json"), "engines")["tensorrt"]["detail"]
+    assert tensorrt.endswith("pip install 'bisenet-service[torch]' 'torch-tensorrt'")
+
+
 def test_a_machine_without_any_engine_cannot_serve(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ENGINES.values():
         monkeypatch.setitem(sys.modules, module, None)

@@ -138,4 +138,16 @@ def test_a_wrong_token_is_told(office: Office, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("other")
     done = CliRunner().invoke(app, ["list", "--server", office.url, "--token-file", str(tmp_path / "token")])
     assert done.exit_code == 1
-    assert done.output.startswith("error: unauthenticated: ")
+    assert done.output.startswith("error: unauthenticated: the admin token is needed")
+
+
+def test_the_configuration_of_the_service_says_where_it_is_administrated(
+    office: Office, tmp_path: Path
+) -> None:
+    port = office.url.rpartition(":")[2]
+    config = tmp_path / "bisenet.toml"
+    config.write_text(
+        f'[server]\nadmin_port = {port}\n[auth]\nadmin_token_file = "{office.token_file}"\n', encoding="utf-8"
+    )
+    done = CliRunner().invoke(app, ["list", "--config", str(config)])
+    assert done.exit_code == 0, done.output

@@ -74,7 +74,9 @@ def test_where_torch_is_missing_the_answer_says_what_was_not_checked(run: Run, p
 def test_people_get_lines_of_text(run: Run, pooling: Artifact) -> None:
     assert run("publish", pooling.folder, "--name", "city").stdout.startswith("published city@1 (weights: ")
     assert run("publish", pooling.folder, "--name", "city").stdout.startswith("published city@2 ")
-    assert run("promote", "city@1").stdout == "city:production points at city@1\n"
+    promoted = run("promote", "city@1")
+    assert promoted.stdout == "city:production points at city@1\n"
+    assert "after PUT on its admin port" in promoted.stderr
     assert "city@1  production\ncity@2\n" in run("list").stdout
     assert "names" in run("show", "city").stdout
     assert run("verify", "city").stdout.startswith("city@1: files intact, graph proven, weights ")

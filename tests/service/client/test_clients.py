@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import uvicorn
+from certificates import make_certificate, needs_openssl
 from fakes import PATIENCE_S, until
 from grpc_site import GrpcSite, open_grpc_site
 from http_site import encoded, picture_of
@@ -297,3 +299,21 @@ def test_the_grpc_client_loads_no_framework_and_no_engine() -> None:
 def test_every_error_of_a_client_is_a_client_error() -> None:
     for error in (RefusedError("internal", "x"), UnreachableError("x")):
         assert isinstance(error, ClientError)
+
+
+@needs_openssl
+async def test_grpc_clients_speak_tls_with_whom_they_trust(tmp_path: Path) -> None:
+    certificate = await make_certificate(tmp_path)
+    async with open_grpc_site(credentials=certificate.server_credentials()) as site:
+        ca = certificate.file.read_bytes()
+        async with AsyncGrpcClient(site.address, ca=ca) as client:
+            answer = await client.segment(PICTURE)
+            assert (await client.models())[0].name == answer.model
+            async with client.stream(policy="block") as call:
+                assert isinstance(await call.next_event(), Opened)
+        with GrpcClient(site.address, ca=ca) as blocking:
+            assert (await asyncio.to_thread(blocking.segment, PICTURE)).mask.data == answer.mask.data
+        for flags in ({"tls": True}, {}):
+            async with AsyncGrpcClient(site.address, **flags) as stranger:
+                with pytest.raises(UnreachableError):
+                    await stranger.models()

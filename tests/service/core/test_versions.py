@@ -113,6 +113,20 @@ def test_a_rollback_goes_back_the_same_way(site: Site) -> None:
         versions.rollback("pool", "production")
 
 
+def test_the_first_promotion_can_be_rolled_back_to_what_was_served_without_an_alias(site: Site) -> None:
+    versions = site.versions("pool")
+    assert versions.promote("pool", "production", 2).previous == (3,)
+    assert versions.rollback("pool", "production").version == 3
+    assert site.host.find("pool").version.number == 3
+
+
+def test_an_alias_that_is_new_remembers_nothing_that_it_does_not_replace(site: Site) -> None:
+    versions = site.versions("pool")
+    assert versions.promote("pool", "production", 3).previous == ()
+    assert versions.promote("pool", "staging", 1).previous == ()
+    assert LiveVersions(site.registry, site.host, []).promote("pool", "canary", 1).previous == ()
+
+
 def test_a_version_in_use_stays_until_it_is_not(site: Site) -> None:
     site.registry.promote(ModelVersion("pool", 1))
     versions = site.versions("pool")

@@ -46,12 +46,12 @@ def test_garbage_is_refused_as_an_invalid_argument(garbage: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (form(part("picture", b"x")), "no field 'file'"),
+        (form(part("picture", b"x")), "no field 'file': send the picture"),
         (form(part("file", b"x"), part("file", b"y")), "more than one"),
         (part("file", b"x"), "cut off"),
         (b"", "cut off"),
         (form(*[part(f"f{i}", b"") for i in range(MAX_PARTS)], part("file", b"x")), "at most 4 fields"),
-        (form(part("note", bytes(MAX_FIELD_BYTES + 1)), part("file", b"x")), "at most 4096 bytes"),
+        (form(part("note", bytes(MAX_FIELD_BYTES + 1)), part("file", b"x")), "4096 bytes: send the"),
         (form(part("file", b"x", "\r\nA: " + "b" * 5000)), "malformed"),
         (form(part("file", b"x", "\r\nA: b" * 100)), "malformed"),
     ],

@@ -261,6 +261,11 @@ async def test_a_parameter_that_is_unknown_or_out_of_range_is_named(
     assert repr(name) in response.json()["detail"]
 
 
+async def test_who_names_a_model_in_the_query_is_led_to_the_path(site: Site) -> None:
+    response = await post(site, model="city")
+    assert "/v1/models/{model}:segment" in response.json()["detail"]
+
+
 @pytest.mark.parametrize("value", ["0", "600001", "-5", "1e3", "", "0000000000001", "soon"])
 async def test_a_timeout_header_that_is_no_number_in_range_is_named(site: Site, value: str) -> None:
     response = await site.client.post("/v1/segment", content=PICTURE, headers={"X-Request-Timeout-Ms": value})

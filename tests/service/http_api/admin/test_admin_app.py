@@ -55,6 +55,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
     registry = ModelRegistry(folder / "registry")
     for seed in range(2):
         registry.publish(write_pooling_artifact(folder / f"artifact-{seed}", seed=seed).folder, "pool")
+    registry.publish(folder / "artifact-0", "other")
     return registry
 
 
@@ -88,17 +89,33 @@ async def test_the_scraper_sees_the_metrics_and_nothing_else(admin: AdminSite) -
     assert not admin.site.lifecycle.draining
 
 
+async def test_a_stranger_is_told_which_token_is_needed(admin: AdminSite) -> None:
+    for path, said in (("/metrics", "the scrape token or the admin token"), (ALIAS, "the admin token")):
+        response = await admin.ask("GET", path, token="no")
+        assert response.json()["detail"].startswith(f"{said} is needed")
+
+
 async def test_the_admin_sees_them_too(admin: AdminSite) -> None:
     assert (await admin.ask("GET", "/metrics")).status_code == 200
 
 
 async def test_a_promotion_is_served_at_once_and_rolled_back_as_fast(admin: AdminSite) -> None:
     response = await admin.ask("PUT", ALIAS, json={"version": 2})
-    assert response.json() == {"model": "pool", "alias": "production", "version": 2, "previous": [1]}
+    moved = {"model": "pool", "alias": "production", "served": True}
+    assert response.json() == {**moved, "version": 2, "previous": [1]}
     assert admin.site.host.find("pool").version.number == 2
     response = await admin.ask("POST", f"{ALIAS}:rollback")
-    assert response.json() == {"model": "pool", "alias": "production", "version": 1, "previous": []}
+    assert response.json() == {**moved, "version": 1, "previous": []}
     assert admin.site.host.find("pool").version.number == 1
+
+
+async def test_a_promotion_that_changes_the_registry_alone_says_so(admin: AdminSite) -> None:
+    response = await admin.ask("PUT", ALIAS.replace("production", "staging"), json={"version": 2})
+    assert response.json()["served"] is False
+    response = await admin.ask("POST", "/admin/v1/models/other/versions/1:load")
+    assert response.status_code == 200
+    response = await admin.ask("PUT", ALIAS.replace("pool", "other"), json={"version": 1})
+    assert (response.status_code, response.json()["served"]) == (200, False)
 
 
 @pytest.mark.parametrize(
