@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -26,12 +26,8 @@ from service.machine import Machine, this_machine
 from service.registry import open_registry
 from service.settings import Settings
 
-_TORCH = ("torch", "bisenet-service[torch]")
-_INSTALLED_BY: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "tensorrt": (_TORCH, ("torch_tensorrt", "torch-tensorrt")),
-    "torch": (_TORCH,),
-}
-"""What an engine imports that is no part of the base, and what pip calls it."""
+_EXTRAS = {"tensorrt": ("torch_tensorrt", "gpu"), "torch": ("torch", "torch")}
+"""What an engine imports that is no part of the base, and the extra that installs it."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +110,10 @@ def _advised(engine: Finding) -> Finding:
     """Say what installs an engine, where a package is all that it may lack."""
     if engine.ok or (engine.name == "tensorrt" and not has_gpu()):
         return engine
-    wanted = _INSTALLED_BY.get(engine.name, ())
-    if missing := [f"'{package}'" for module, package in wanted if find_spec(module) is None]:
-        return dataclasses.replace(engine, detail=f"{engine.detail}: pip install {' '.join(missing)}")
-    return engine
+    module, extra = _EXTRAS.get(engine.name, ("", ""))
+    if not module or find_spec(module) is not None:
+        return engine
+    return dataclasses.replace(engine, detail=f"{engine.detail}: pip install 'bisenet-service[{extra}]'")
 
 
 def _precisions(name: str) -> str:

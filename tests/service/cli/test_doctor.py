@@ -71,7 +71,7 @@ def test_what_installs_a_missing_engine_is_said_where_it_could_run(
     assert "pip" not in without_gpu["tensorrt"]["detail"]
     monkeypatch.setattr("service.cli.doctor.has_gpu", lambda: True)
     tensorrt = findings(run("--json"), "engines")["tensorrt"]["detail"]
-    assert tensorrt.endswith("pip install 'bisenet-service[torch]' 'torch-tensorrt'")
+    assert tensorrt.endswith("pip install 'bisenet-service[gpu]'")
 
 
 def test_a_machine_without_any_engine_cannot_serve(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
