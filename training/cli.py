@@ -41,7 +41,8 @@ def train(
         Path, typer.Option(help="Folder of the run: checkpoints, log, samples, artifact, report.")
     ] = Path("runs/train"),
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.5, help="Fit the number of steps into this time.")
+        float | None,
+        typer.Option(min=0.5, help="Fit the number of steps into this time; chosen once, after a minute."),
     ] = None,
     finetune_from: Annotated[
         str,
@@ -61,12 +62,14 @@ def train(
 
     Stopped by SIGTERM or Ctrl-C, the run saves its state; the same command with --resume goes on from there,
     exactly. On several GPUs or machines: torchrun ... -m training train ... --resume, which every process may
-    run as it is.
+    run as it is; all of them must see the folder OUT.
 
     Examples:
       bisenet train camvid-v2 --set data.root=/data/camvid --out runs/camvid
 
-      bisenet train camvid-v2 --set data.root=/data/camvid --out runs/camvid --max-minutes 50 --resume
+      bisenet train camvid-v2 --set data.root=/data/camvid --out runs/camvid --resume
+
+      bisenet train camvid-v2 --set data.root=/data/camvid --out runs/short --max-minutes 50
 
       bisenet train custom --set data.dataset=mine.toml --finetune-from bisenetv2-camvid --out runs/mine
 
