@@ -97,13 +97,14 @@ class LabelingEngine(InferenceEngine, Protocol):
     """An engine that makes labels, too, because the scores are better left on its device."""
 
     def begin(self, pictures: Sequence[PreparedImage]) -> PendingLabels:
-        """Enqueue a batch and return while it runs; one more may be begun before this one is fetched.
+        """Enqueue a batch and return while it runs; others may be begun before this one is fetched.
 
         Args:
             pictures: of one padded size.
 
         Returns:
-            To be called once, in the order of ``begin``.
+            To be called once, in any order: parts of a batch that failed are begun and fetched while the next
+            batch is under way.
         """
         ...
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,8 +34,6 @@ from service.core.engine import (
 )
 from service.engines.cuda_graphs import NetworkProgram
 
-_BATCHES_UNDER_WAY = 2
-
 
 class CudaEngine:
     """Runs batches of one size on one stream of one GPU; one thread at a time.
@@ -52,7 +51,8 @@ class CudaEngine:
         device = torch.device(info.device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch forgot to type it
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch forgot to type it
-        self._stagings = itertools.cycle([_Staging(device) for _ in range(_BATCHES_UNDER_WAY)])
+        self._device = device
+        self._free: list[_Staging] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -78,20 +78,22 @@ class CudaEngine:
         return raw_NKhw
 
     def begin(self, pictures: Sequence[PreparedImage]) -> PendingLabels:
-        """Enqueue a batch and return while it runs; one more may be begun before this one is fetched.
+        """Enqueue a batch and return while it runs; others may be begun before this one is fetched.
 
         Args:
             pictures: of one padded size.
 
         Returns:
-            To be called once, in the order of ``begin``: the labels of each picture at its original size, or
+            To be called once, in any order: the labels of each picture at its original size, or
             ``ModelOutputError`` where the network produced values that are no scores.
 
         Raises:
             DeviceMemoryError: the device has no memory for it.
             DeviceLostError: the device is lost to this process.
         """
-        staging = next(self._stagings)
+        # Until it is fetched a batch has memory of its own: one that failed is begun again, in parts, while
+        # the next one is under way. What a begin that fails took is not used again, either.
+        staging = self._free.pop() if self._free else _Staging(self._device)
         with _device_errors(), torch.inference_mode():
             with torch.cuda.stream(self._copies):
                 images_NHW3 = staging.upload([picture.pixels_HW3 for picture in pictures])
@@ -100,12 +102,16 @@ class CudaEngine:
                 raw_NKhw = self._program(images_NHW3)
                 labels = [self._labels(raw_NKhw[i], picture) for i, picture in enumerate(pictures)]
                 staging.download(labels, device_decode.are_finite(raw_NKhw))
-        sizes = [picture.original for picture in pictures]
-        return lambda: staging.fetch(sizes)
+        return partial(self._fetch, staging, [picture.original for picture in pictures])
 
     def close(self) -> None:
         """Wait for what runs; memory goes with the engine."""
         self._stream.synchronize()
+
+    def _fetch(self, staging: _Staging, sizes: Sequence[ImageSize]) -> list[UInt8Array | ModelOutputError]:
+        answers = staging.fetch(sizes)
+        self._free.append(staging)
+        return answers
 
     def _labels(self, raw_Khw: Tensor, picture: PreparedImage) -> Tensor:
         return device_decode.labels(

@@ -1,0 +1,112 @@
+"""What can be said of the engine of a GPU without one. Axes: as in ``service.engines.cuda``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import FakeCuda
+from fakes import FAKE_MANIFEST, red_scores
+from torch import Tensor
+
+from model.errors import ModelOutputError
+from model.manifest import ModelVersion
+from model.preprocess import ImageSize, PreparedImage
+from service.core.engine import DeviceMemoryError, EngineInfo
+from service.core.job import Outcome
+from service.core.labeling import Attempts, Pending, Work, labeler_of
+
+SIZE = ImageSize(32, 32)
+POISON = 111
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return FakeCuda().install(monkeypatch)
+
+
+def engine_of(cuda: ModuleType, program: Callable[[Tensor], Tensor]) -> Any:
+    return cuda.CudaEngine(program, FAKE_MANIFEST, EngineInfo("torch", "cpu", "f32"))
+
+
+def scores(images_NHW3: Tensor) -> Tensor:
+    return torch.from_numpy(red_scores(images_NHW3.numpy()))
+
+
+def pictures(*classes: int) -> list[PreparedImage]:
+    return [PreparedImage(np.full((32, 32, 3), 85 * k, np.uint8), SIZE, SIZE) for k in classes]
+
+
+def begun(labeler: Any, work: Work) -> Pending:
+    return Attempts(labeler, work, lambda: None).begin()
+
+
+def work_of(*classes: int) -> Work:
+    labels = [np.full((32, 32), 99, np.uint8) for _ in classes]
+    return Work(ModelVersion("fake", 1), pictures(*classes), labels, [float("inf")] * len(classes))
+
+
+def ids(answers: list[Any]) -> list[int]:
+    return [int(labels_HW[0, 0]) for labels_HW in answers]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("cannot stand it")])
+def test_a_batch_that_is_tried_again_in_parts_leaves_the_next_one_its_labels(
+    cuda: ModuleType, error: Exception
+) -> None:
+    failures = [error]
+
+    def program(images_NHW3: Tensor) -> Tensor:
+        if failures:
+            raise failures.pop()
+        return scores(images_NHW3)
+
+    with ThreadPoolExecutor(1) as decoders:
+        labeler = labeler_of(engine_of(cuda, program), FAKE_MANIFEST, decoders)
+        first, second = work_of(0, 1), work_of(2, 3)
+        pending = [begun(labeler, first), begun(labeler, second)]
+        assert [wait().outcomes for wait in pending] == [(Outcome.ANSWERED,) * 2] * 2
+    assert ids([*first.labels, *second.labels]) == [0, 1, 2, 3]
+
+
+def test_batches_are_fetched_in_any_order(cuda: ModuleType) -> None:
+    engine = engine_of(cuda, scores)
+    under_way = [engine.begin(pictures(k, 3 - k)) for k in range(4)]
+    for k in (2, 0, 3, 1):
+        assert ids(under_way[k]()) == [k, 3 - k]
+
+
+def test_a_batch_that_was_fetched_leaves_its_memory_to_the_next(
+    cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = list[int]()
+    monkeypatch.setattr(cuda, "_pinned", lambda size: sizes.append(size) or torch.empty(size).byte())
+    engine = engine_of(cuda, scores)
+    engine.begin(pictures(0, 1))()
+    before = len(sizes)
+    assert ids(engine.begin(pictures(2, 3))()) == [2, 3]
+    assert len(sizes) == before
+
+
+def test_a_picture_without_scores_is_told_apart(cuda: ModuleType) -> None:
+    def program(images_NHW3: Tensor) -> Tensor:
+        raw_NKhw = scores(images_NHW3)
+        raw_NKhw[1] = torch.nan
+        return raw_NKhw
+
+    answers = engine_of(cuda, program).begin(pictures(1, 2, 3))()
+    assert isinstance(answers[1], ModelOutputError)
+    assert ids([answers[0], answers[2]]) == [1, 3]
+
+
+def test_a_device_without_memory_is_named(cuda: ModuleType) -> None:
+    def program(_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(DeviceMemoryError, match="full"):
+        engine_of(cuda, program).begin(pictures(0))
