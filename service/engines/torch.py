@@ -6,12 +6,14 @@ h w = H/stride W/stride.
 
 from __future__ import annotations
 
+import numpy as np
 import safetensors.torch
 import torch
 
-from model.artifact import Artifact
+from model.artifact import Artifact, Golden, check_golden
 from model.manifest import WEIGHTS_FILE
 from model.network import SegmentationNetwork, from_manifest
+from model.preprocess import ImageSize
 from service.core.cores import usable_cores
 from service.core.engine import (
     EngineInfo,
@@ -22,6 +24,7 @@ from service.core.engine import (
     InferenceEngine,
     Precision,
 )
+from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram, prepared_batches
 from service.engines.int8 import refuse_int8
 from service.engines.proof import prove
 
@@ -77,12 +80,37 @@ def _cpu_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) ->
 def _cuda_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) -> InferenceEngine:
     # Triton, which this needs, is only there where torch was built for CUDA.
     from service.engines.cuda import CudaEngine  # noqa: PLC0415
-    from service.engines.cuda_graphs import GraphedNetwork  # noqa: PLC0415
 
-    network = GraphedNetwork(load_network(artifact, info), torch.device(info.device))
+    network = load_network(artifact, info)
+    program = GraphedNetwork(network, torch.device(info.device))
+    num_classes = artifact.manifest.palette.num_classes
     for size in options.sizes:
-        network.prepare(size, options.max_batch)
-    return CudaEngine(network, artifact.manifest, info)
+        program.prepare(size, options.max_batch)
+        for batch in prepared_batches(options.max_batch):
+            check_size(program, network, size, batch, num_classes=num_classes, info=info)
+    return CudaEngine(program, artifact.manifest, info)
+
+
+def check_size(
+    program: NetworkProgram,
+    network: NetworkProgram,
+    size: ImageSize,
+    batch: int,
+    *,
+    num_classes: int,
+    info: EngineInfo,
+) -> None:
+    """Compare what was made for a size with the network itself; the golden sample has another size.
+
+    Raises:
+        GoldenMismatchError: it computes something else.
+    """
+    images_NHW3 = np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), np.uint8)
+    on_device_NHW3 = torch.from_numpy(images_NHW3).to(info.device)
+    with torch.inference_mode():
+        wanted, got = (run(on_device_NHW3).float().cpu().numpy() for run in (network, program))
+    for image_HW3, wanted_Khw, got_Khw in zip(images_NHW3, wanted, got, strict=True):
+        check_golden(Golden(image_HW3, wanted_Khw, num_classes), got_Khw, info.precision)
 
 
 def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
