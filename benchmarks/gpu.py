@@ -75,7 +75,7 @@ def _network(channels: int) -> SegmentationNetwork:
     ).eval()
     network.architecture.half()
     network.architecture.to(memory_format=torch.channels_last)
-    return network.to(DEVICE)
+    return network.to(DEVICE).requires_grad_(requires_grad=False)
 
 
 def _programs(
@@ -86,8 +86,7 @@ def _programs(
     if fused:
         started_s = time.monotonic()
         prepared = GraphedNetwork(network, device)
-        with torch.inference_mode():
-            prepared.prepare(size, max_batch)
+        prepared.prepare(size, max_batch)
         programs["fused"] = prepared
         print(f"fused kernels took {time.monotonic() - started_s:.0f} s to make")
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,9 @@ _USES_BEFORE_RECORDING = 3
 """Of one shape; recording takes as long as a few batches, and many sizes come once only."""
 
 _WARM_UPS = 3
+
+_MAX_COMPILED = 4096
+"""Shapes of all networks of a process. Of the default, 8, torch says nothing: the ninth is not compiled."""
 
 recording = threading.Lock()
 """Held by whoever records, or waits for a whole device, which CUDA refuses while another thread records."""
@@ -61,11 +65,11 @@ class GraphedNetwork:
         fused = torch.compile(self._network, dynamic=False)
         for batch in reversed(prepared_batches(max_batch)):  # the smaller find their memory in the pool
             key = (batch, size.height, size.width, torch.uint8)
-            with recording:
+            with recording, _compiling():
                 self._prepared[key] = self._recorder.record(fused, key)
 
     def __call__(self, images_NHW3: Tensor) -> Tensor:
-        """Return raw_NKhw, valid until the next call."""
+        """Return raw_NKhw, valid until the next call; in ``torch.inference_mode`` only."""
         num_images, height, width, _ = images_NHW3.shape
         key = (recorded_batch(num_images), height, width, images_NHW3.dtype)
         graph = self._prepared.get(key) or self._recent(key)
@@ -139,7 +143,8 @@ class _Recorder:
             torch.OutOfMemoryError: the device has no memory for it.
         """
         batch, height, width, dtype = key
-        with torch.cuda.device(self._device):
+        # With gradients every activation would be kept for a backward that never comes.
+        with torch.cuda.device(self._device), torch.inference_mode():
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):  # torch.cuda.graph does not leave it when recording fails
                 images_NHW3 = torch.zeros((batch, height, width, 3), dtype=dtype, device=self._device)
@@ -153,3 +158,15 @@ class _Recorder:
                     raw_NKhw = network(images_NHW3)
             torch.cuda.current_stream().wait_stream(self._stream)
         return _Graph(graph, images_NHW3, raw_NKhw)
+
+
+def _compiling() -> AbstractContextManager[object]:
+    """Return the context in which a shape is compiled, or an error says why not."""
+    from torch._dynamo import config  # noqa: PLC0415 - takes a second, and most engines compile nothing
+
+    patch: AbstractContextManager[object] = config.patch(
+        recompile_limit=_MAX_COMPILED,
+        accumulated_recompile_limit=_MAX_COMPILED,
+        fail_on_recompile_limit_hit=True,
+    )
+    return patch

@@ -126,7 +126,7 @@ def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
     # Not the whole network: normalisation stays in f32.
     network.architecture.to(_WEIGHTS[info.precision])
     network.architecture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types
-    return network.to(info.device)
+    return network.to(info.device).requires_grad_(requires_grad=False)
 
 
 class TorchEngine:

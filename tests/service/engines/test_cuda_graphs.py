@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from fake_cuda import FakeCuda
 from torch import Tensor, nn
 
+from model.artifact import Artifact
 from model.errors import GoldenMismatchError
 from model.preprocess import ImageSize
 from service.core.engine import EngineInfo
 from service.engines import cuda_graphs
 from service.engines.cuda_graphs import GraphedNetwork
-from service.engines.torch import check_size
+from service.engines.torch import check_size, load_network
 
 CPU = torch.device("cpu")
 SIZE = ImageSize(32, 64)
@@ -25,6 +29,21 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     fake.install(monkeypatch)
     return fake
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Have torch.compile hand graphs to a list instead of a compiler."""
+    graphs: list[Any] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    yield graphs
+    torch.compiler.reset()
 
 
 class Network(nn.Module):
@@ -90,6 +109,14 @@ def test_sizes_are_prepared_by_one_thread_at_a_time(cuda: FakeCuda, monkeypatch:
     assert len(cuda.graphs) == 2
 
 
+def test_a_network_is_recorded_without_gradients(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network()
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    GraphedNetwork(network, CPU).prepare(SIZE, 4)
+    assert len(cuda.graphs) == 3
+    assert all(inference for _, inference in network.seen)
+
+
 def test_the_graphs_of_an_engine_share_memory_the_largest_first(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +125,15 @@ def test_the_graphs_of_an_engine_share_memory_the_largest_first(
     GraphedNetwork(network, CPU).prepare(SIZE, 3)
     assert len({graph.options["pool"] for graph in cuda.graphs}) == 1
     assert [batch for batch, _ in itertools.groupby(batch for batch, _ in network.seen)] == [4, 2, 1]
+
+
+@pytest.mark.usefixtures("cuda")
+def test_every_size_has_fused_kernels_however_many_there_are(compiled: list[Any]) -> None:
+    sizes = [ImageSize(32, 32 * n) for n in range(1, 14)]
+    network = GraphedNetwork(Network(), CPU)
+    for size in sizes:
+        network.prepare(size, 1)
+    assert len(compiled) == len(sizes)
 
 
 def test_what_was_made_for_a_size_computes_what_the_network_does() -> None:
@@ -112,3 +148,8 @@ def test_what_was_made_for_a_size_computes_what_the_network_does() -> None:
 
     with pytest.raises(GoldenMismatchError):
         check_size(other_in_one_row, network, SIZE, 3, num_classes=3, info=info)
+
+
+def test_the_weights_of_a_gpu_s_network_have_no_gradients(tiny_artifact: Artifact) -> None:
+    network = load_network(tiny_artifact, EngineInfo("torch", "cpu", "f16"))
+    assert not any(parameter.requires_grad for parameter in network.parameters())
