@@ -6,7 +6,9 @@ W/stride.
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -202,6 +204,7 @@ class Attempts:
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a library raises: told when the batch is fetched
+            traceback.clear_frames(error.__traceback__)
             return partial(_fail, error)
 
     def _start(self, part: Sequence[int]) -> _Flaws:
@@ -215,25 +218,45 @@ class Attempts:
         return Report(begun_s, self.watch.infer_s, self.watch.post_s, tuple(self.outcomes))
 
     def _settle(self, part: Sequence[int], flaws: _Flaws, *, may_retry: bool) -> None:
+        failure = self._failure(part, flaws)
+        if failure is None:
+            return
+        for i in part:
+            self.outcomes[i] = failure
+        for few in _smaller(part, failure) if may_retry else ():
+            self._settle(few, self._try_start(few), may_retry=False)
+
+    def _failure(self, part: Sequence[int], flaws: _Flaws) -> Outcome | None:
+        """Note the outcome of each picture; if they fail as a whole, return how.
+
+        The error ends here: its traceback holds memory that the next attempt needs.
+        """
         try:
-            for i, flaw in zip(part, flaws(), strict=True):
-                self.outcomes[i] = Outcome.ANSWERED if flaw is None else Outcome.INVALID
-                if flaw is not None:
-                    _log.error("the model's output is invalid", version=str(self.work.version), flaw=flaw)
+            self._note(part, flaws())
         except DeviceLostError:
             raise
         except (DeviceMemoryError, MemoryError) as error:
             _log.warning("a batch did not fit into the device", size=len(part), reason=str(error))
-            self._retry(part, Outcome.NO_MEMORY, _halves(part) if may_retry else [])
+            traceback.clear_frames(error.__traceback__)
+            return Outcome.NO_MEMORY
         except Exception:  # noqa: BLE001 - whatever a library raises
             _log.exception("inference failed", size=len(part))
-            self._retry(part, Outcome.FAILED, [[i] for i in part] if may_retry and len(part) > 1 else [])
+            # Not by a name: a log that draws variables would keep the error in this frame, and so itself.
+            traceback.clear_frames(sys.exc_info()[2])
+            return Outcome.FAILED
+        return None
 
-    def _retry(self, part: Sequence[int], outcome: Outcome, smaller: Sequence[Sequence[int]]) -> None:
-        for i in part:
-            self.outcomes[i] = outcome
-        for few in smaller:
-            self._settle(few, self._try_start(few), may_retry=False)
+    def _note(self, part: Sequence[int], flaws: Sequence[str | None]) -> None:
+        for i, flaw in zip(part, flaws, strict=True):
+            self.outcomes[i] = Outcome.ANSWERED if flaw is None else Outcome.INVALID
+            if flaw is not None:
+                _log.error("the model's output is invalid", version=str(self.work.version), flaw=flaw)
+
+
+def _smaller(part: Sequence[int], failure: Outcome) -> list[Sequence[int]]:
+    if failure is Outcome.NO_MEMORY:
+        return _halves(part)
+    return [[i] for i in part] if len(part) > 1 else []
 
 
 def _halves(part: Sequence[int]) -> list[Sequence[int]]:

@@ -11,6 +11,7 @@ at full resolution, and the CPU is free for pictures.
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -175,8 +176,9 @@ def _device_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
         torch.cuda.empty_cache()
-        raise DeviceMemoryError(str(error)) from error
+        raise DeviceMemoryError(str(error)) from None
     except torch.AcceleratorError as error:
         raise DeviceLostError(str(error)) from error
 

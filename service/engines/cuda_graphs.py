@@ -7,6 +7,7 @@ W/stride.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -85,7 +86,9 @@ class GraphedNetwork:
         return self._graphs[key]
 
     def _record(self, key: _Key) -> bool:
-        """Record a shape when it is due."""
+        """Record a shape when it is due; it has no second chance: what was too large for memory stays so."""
+        if self._uses[key] >= _USES_BEFORE_RECORDING:
+            return False
         if self._uses[key] + 1 < _USES_BEFORE_RECORDING:
             self._uses[key] += 1
             return False
@@ -94,6 +97,10 @@ class GraphedNetwork:
             return False
         try:
             self._graphs[key] = self._recorder.record(self._network, key)
+        except torch.OutOfMemoryError as error:
+            self._uses[key] += 1
+            traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
+            return False
         finally:
             recording.release()
         del self._uses[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -200,3 +201,21 @@ def test_an_engine_that_fails_to_begin_is_tried_with_less_when_it_is_fetched() -
         report = Attempts(labeler_of(engine, FAKE_MANIFEST, decoders), work, lambda: None).run()
     assert report.outcomes == (ANSWERED, ANSWERED)
     assert [shape[0] for shape in engine.seen] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("error", [DeviceMemoryError("full"), RuntimeError("no")])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_a_failed_batch_holds_is_gone_before_it_is_tried_again(error: Exception, *, ahead: bool) -> None:
+    held: list[weakref.ref[Float32Array]] = []
+
+    def answer(images_NHW3: ImageBatch) -> Float32Array:
+        assert all(activations() is None for activations in held)
+        activations = red_scores(images_NHW3)
+        held.append(weakref.ref(activations))
+        if len(held) == 1:
+            raise error
+        return activations
+
+    engine = (AheadEngine if ahead else FakeEngine)(answer=answer)
+    assert labelled(engine, work_of([0, 85])).outcomes == (ANSWERED, ANSWERED)
+    assert len(held) == 3

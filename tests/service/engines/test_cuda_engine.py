@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -102,6 +103,23 @@ def test_a_picture_without_scores_is_told_apart(cuda: ModuleType) -> None:
     answers = engine_of(cuda, program).begin(pictures(1, 2, 3))()
     assert isinstance(answers[1], ModelOutputError)
     assert ids([answers[0], answers[2]]) == [1, 3]
+
+
+def test_memory_is_given_back_when_nothing_holds_it_any_more(
+    cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Tensor]] = []
+    gone: list[bool] = []
+
+    def program(images_NHW3: Tensor) -> Tensor:
+        activations = scores(images_NHW3)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(held[0]() is None))
+    with pytest.raises(DeviceMemoryError):
+        engine_of(cuda, program).begin(pictures(0))
+    assert gone == [True]
 
 
 def test_a_device_without_memory_is_named(cuda: ModuleType) -> None:

@@ -98,6 +98,23 @@ def test_pictures_do_not_wait_for_another_thread_that_records(cuda: FakeCuda) ->
     assert [graph.replays for graph in cuda.graphs] == [1]
 
 
+def test_a_shape_without_memory_to_record_it_runs_and_is_not_tried_again(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = list[tuple[int, ...]]()
+
+    def refuse(_: object, __: object, key: tuple[int, ...]) -> None:
+        tries.append(key)
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(cuda_graphs._Recorder, "record", refuse)
+    network = GraphedNetwork(Network(), CPU)
+    use(network, SIZE, times=6)
+    assert len(tries) == 1
+    assert not cuda_graphs.recording.locked()
+    assert not cuda.graphs
+
+
 def test_sizes_are_prepared_by_one_thread_at_a_time(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     held = list[bool]()
     network = Network()
