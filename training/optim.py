@@ -104,7 +104,16 @@ def build_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> to
     groups = _groups(network, config)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return _sgd(groups, config)
+
+
+def _sgd(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    # torch 2.13 makes these in the first step, unset, and leaves them so when it skips that step, as fp16
+    # does until its scale is found. From zero the first momentum is the first gradient, as it is without.
+    for parameter in (parameter for group in groups for parameter in group["params"] if config.momentum):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
