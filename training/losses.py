@@ -299,8 +299,20 @@ def _score_piece(
     entropy_N1HW = -log_p_NKHW.gather(1, labels_N1HW)
     kept_N1HW = weights_N1HW * (entropy_N1HW >= floor)
     # d entropy / d score of class k = p_k - [k is the label]
-    slope_NKHW = log_p_NKHW.exp_().mul_(kept_N1HW).scatter_add_(1, labels_N1HW, -kept_N1HW)
+    slope_NKHW = _less_at_label(log_p_NKHW.exp_().mul_(kept_N1HW), labels_N1HW, kept_N1HW)
     return entropy_N1HW * (weights_N1HW > 0), _gathered(slope_NKHW, raw_NKhw), kept_N1HW
+
+
+def _less_at_label(slope_NKHW: Tensor, labels_N1HW: Tensor, kept_N1HW: Tensor) -> Tensor:
+    if slope_NKHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _less_where_equal(slope_NKHW, labels_N1HW, kept_N1HW)
+    return slope_NKHW.scatter_add_(1, labels_N1HW, -kept_N1HW)
+
+
+def _less_where_equal(slope_NKHW: Tensor, labels_N1HW: Tensor, kept_N1HW: Tensor) -> Tensor:
+    """Do what ``scatter_add_`` does, which sorts all pixels on a GPU that may not add in any order."""
+    classes_K11 = torch.arange(slope_NKHW.shape[1], device=slope_NKHW.device)[:, None, None]
+    return slope_NKHW.sub_(kept_N1HW * (labels_N1HW == classes_K11))
 
 
 def _gathered(slope_NKHW: Tensor, raw_NKhw: Tensor) -> Tensor:

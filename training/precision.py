@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -49,7 +50,10 @@ class ComputeConfig:
         return replace(self, precision=_resolved(self.precision, device))
 
     def set_up(self, device: torch.device) -> None:
-        """Tell torch once, for the whole process, which kernels may be chosen."""
+        """Tell torch once, for the whole process, which kernels may be chosen; before a GPU is used."""
+        if self.deterministic and device.type == "cuda":
+            # Without it cuBLAS refuses: its streams would share memory for what they add up.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic)
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = not self.deterministic

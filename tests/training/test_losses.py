@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.errors import ConfigError
-from training.losses import LossConfig, SegmentationLoss, class_weights, dice_loss, kth_largest
+from training.losses import (
+    LossConfig,
+    SegmentationLoss,
+    _less_at_label,
+    _less_where_equal,
+    class_weights,
+    dice_loss,
+    kth_largest,
+)
 
 IGNORE = 255
 K = 5
@@ -207,3 +215,12 @@ def test_all_terms_together_survive_a_batch_without_labels() -> None:
 def test_a_term_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         ohem(0.7, **change)
+
+
+def test_a_deterministic_gpu_subtracts_at_the_label_what_others_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    slope_NKHW = torch.rand((2, K, 8, 9), generator=generator)
+    labels_N1HW = torch.randint(0, K, (2, 1, 8, 9), generator=generator)
+    kept_N1HW = torch.rand((2, 1, 8, 9), generator=generator).round(decimals=1)
+    ways = (_less_at_label, _less_where_equal)
+    assert torch.equal(*(way(slope_NKHW.clone(), labels_N1HW, kept_N1HW) for way in ways))

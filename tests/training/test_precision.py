@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -63,3 +64,18 @@ def test_a_deterministic_run_says_so_to_torch() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="int4"):
         ComputeConfig(precision="int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("_any_algorithm_afterwards")
+@pytest.mark.parametrize("kept", [None, ":16:8"])
+def test_a_deterministic_run_on_a_gpu_gives_cublas_memory_of_its_own(
+    kept: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", kept or "")
+    if kept is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    precision = torch.get_float32_matmul_precision()
+    ComputeConfig(deterministic=True).set_up(torch.device("cuda"))
+    torch.set_float32_matmul_precision(precision)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (kept or ":4096:8")
