@@ -81,6 +81,7 @@ def test_the_loss_is_that_of_a_cpu(threshold: float) -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_never_makes_the_host_wait(config: TrainingConfig, *, compiled: bool) -> None:
     quick = dataclasses.replace(config, compute=dataclasses.replace(config.compute, compile=compiled))
