@@ -108,9 +108,14 @@ class _DeviceLabeler:
 
 def labeler_of(engine: InferenceEngine, manifest: ModelManifest, decoders: Executor) -> Labeler:
     """Return how an engine's pictures are labelled: by the engine if it can, else by ``decoders``."""
-    if hasattr(engine, "begin"):
+    if makes_labels(engine):
         return _DeviceLabeler(cast("LabelingEngine", engine))
     return _HostLabeler(engine, manifest, decoders)
+
+
+def makes_labels(engine: InferenceEngine) -> bool:
+    """Return whether an engine is a ``LabelingEngine``."""
+    return hasattr(engine, "begin")
 
 
 def _kept(answer: UInt8Array | ModelOutputError, out_HW: UInt8Array) -> str | None:
