@@ -1,6 +1,6 @@
 """Time BiSeNetV2 with decoding on an NVIDIA GPU: how it is run, side by side, batch by batch.
 
-    python benchmarks/gpu.py --size 1024x2048 --batch 1 --batch 8
+    python -m benchmarks.gpu --size 1024x2048 --batch 1 --batch 8
 
 Weights are random: the time of a network does not depend on them. Pictures are noise in host memory, labels
 come back to host memory, two batches are under way. Contenders take turns, five rounds each:

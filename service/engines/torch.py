@@ -6,12 +6,14 @@ h w = H/stride W/stride.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import safetensors.torch
 import torch
 
 from model.artifact import Artifact, Golden, check_golden
-from model.manifest import WEIGHTS_FILE
+from model.manifest import WEIGHTS_FILE, ModelManifest
 from model.network import SegmentationNetwork, from_manifest
 from model.preprocess import ImageSize
 from service.core.cores import usable_cores
@@ -27,6 +29,9 @@ from service.core.engine import (
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram, prepared_batches
 from service.engines.int8 import refuse_int8
 from service.engines.proof import prove
+
+if TYPE_CHECKING:
+    from service.engines.cuda import CudaEngine
 
 _CPU_PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 """The default is what the golden sample was made with: other engines are measured against this one."""
@@ -78,17 +83,33 @@ def _cpu_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) ->
 
 
 def _cuda_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) -> InferenceEngine:
+    return recorded_engine(load_network(artifact, info), artifact.manifest, options, info)
+
+
+def recorded_engine(
+    network: SegmentationNetwork, manifest: ModelManifest, options: EngineOptions, info: EngineInfo
+) -> CudaEngine:
+    """Record the sizes of the options, prove each, and return the engine.
+
+    Args:
+        network: as ``on_gpu`` returns it.
+        manifest: of the network.
+        options: sizes and the largest batch.
+        info: what the engine is.
+
+    Raises:
+        GoldenMismatchError: what was recorded for a size computes something else.
+    """
     # Triton, which this needs, is only there where torch was built for CUDA.
     from service.engines.cuda import CudaEngine  # noqa: PLC0415
 
-    network = load_network(artifact, info)
     program = GraphedNetwork(network, torch.device(info.device))
-    num_classes = artifact.manifest.palette.num_classes
+    num_classes = manifest.palette.num_classes
     for size in options.sizes:
         program.prepare(size, options.max_batch)
         for batch in prepared_batches(options.max_batch):
             check_size(program, network, size, batch, num_classes=num_classes, info=info)
-    return CudaEngine(program, artifact.manifest, info)
+    return CudaEngine(program, manifest, info)
 
 
 def check_size(
@@ -119,10 +140,13 @@ def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
     Raises:
         ArtifactError: the weights are not those of the manifest or do not fit the network.
     """
+    return on_gpu(from_manifest(artifact.manifest, safetensors.torch.load(artifact.read(WEIGHTS_FILE))), info)
+
+
+def on_gpu(network: SegmentationNetwork, info: EngineInfo) -> SegmentationNetwork:
+    """Move a network to the GPU of an engine, for good; returns it."""
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False  # "f32" means it
-    state = safetensors.torch.load(artifact.read(WEIGHTS_FILE))
-    network = from_manifest(artifact.manifest, state)
     # Not the whole network: normalisation stays in f32.
     network.architecture.to(_WEIGHTS[info.precision])
     network.architecture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,14 +14,16 @@ import pytest
 import torch
 from fake_cuda import FakeCuda
 from fakes import FAKE_MANIFEST, red_scores
+from tiny_model import tiny_manifest, tiny_network
 from torch import Tensor
 
-from model.errors import ModelOutputError
+from model.errors import GoldenMismatchError, ModelOutputError
 from model.manifest import ModelVersion
 from model.preprocess import ImageSize, PreparedImage
-from service.core.engine import DeviceMemoryError, EngineInfo
+from service.core.engine import DeviceMemoryError, EngineInfo, EngineOptions
 from service.core.job import Outcome
 from service.core.labeling import Attempts, Pending, Work, labeler_of
+from service.engines.torch import on_gpu, recorded_engine
 
 SIZE = ImageSize(32, 32)
 POISON = 111
@@ -128,3 +131,13 @@ def test_a_device_without_memory_is_named(cuda: ModuleType) -> None:
 
     with pytest.raises(DeviceMemoryError, match="full"):
         engine_of(cuda, program).begin(pictures(0))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_what_was_recorded_for_a_size_is_proven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    info = EngineInfo("torch", "cpu", "f16")
+    options = EngineOptions("cpu", "f16", tmp_path, sizes=(ImageSize(64, 96),), max_batch=2)
+    # Replays of the stand-in compute nothing: what was recorded were empty pictures.
+    with pytest.raises(GoldenMismatchError):
+        recorded_engine(on_gpu(tiny_network(), info), tiny_manifest(), options, info)
