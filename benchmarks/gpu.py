@@ -69,7 +69,6 @@ def _options() -> argparse.Namespace:
 
 
 def _network(channels: int) -> SegmentationNetwork:
-    torch.backends.cudnn.benchmark = True
     network = build(
         ARCHITECTURE, NUM_CLASSES, {"head_channels": channels}, mean=GRAY, std=GRAY, with_auxiliary=False
     ).eval()

@@ -78,7 +78,8 @@ class Learner:
         total = torch.zeros((), device=self.device)
         for own in range(accumulate):
             part = self.ranks.rank * accumulate + own
-            with self._alone() if own + 1 < accumulate else nullcontext():
+            alone = self._alone() if own + 1 < accumulate else nullcontext()
+            with alone, self.config.compute.searching(self.device):
                 loss = self._loss_of(step, part, *cut(part)) / accumulate
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += loss.detach()

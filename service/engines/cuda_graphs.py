@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +66,7 @@ class GraphedNetwork:
         fused = torch.compile(self._network, dynamic=False)
         for batch in reversed(prepared_batches(max_batch)):  # the smaller find their memory in the pool
             key = (batch, size.height, size.width, torch.uint8)
-            with recording, _compiling():
+            with recording, _compiling(), _searching():
                 self._prepared[key] = self._recorder.record(fused, key)
 
     def __call__(self, images_NHW3: Tensor) -> Tensor:
@@ -165,6 +165,20 @@ class _Recorder:
                     raw_NKhw = network(images_NHW3)
             torch.cuda.current_stream().wait_stream(self._stream)
         return _Graph(graph, images_NHW3, raw_NKhw)
+
+
+@contextmanager
+def _searching() -> Iterator[None]:
+    """Have cuDNN time its algorithms: worth seconds for a size that is prepared, not for one that happens by.
+
+    For the whole process: what another thread runs for the first time meanwhile is searched for, too.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _compiling() -> AbstractContextManager[object]:

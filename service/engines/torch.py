@@ -56,7 +56,7 @@ def precisions(device: str) -> tuple[Precision, ...]:
 def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
     """Load the weights into the network and prove it.
 
-    Sets, for the whole process, the number of threads of torch on a CPU and how cuDNN picks its algorithms.
+    Sets, for the whole process, the number of threads of torch on a CPU and how exact f32 is on a GPU.
 
     Raises:
         EngineUnavailableError: torch cannot use the device or does not compute in the precision there, or the
@@ -145,7 +145,6 @@ def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
 
 def on_gpu(network: SegmentationNetwork, info: EngineInfo) -> SegmentationNetwork:
     """Move a network to the GPU of an engine, for good; returns it."""
-    torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False  # "f32" means it
     # Not the whole network: normalisation stays in f32.
     network.architecture.to(_WEIGHTS[info.precision])

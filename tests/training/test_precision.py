@@ -71,7 +71,6 @@ def test_an_unknown_precision_is_refused() -> None:
 def test_a_deterministic_run_on_a_gpu_gives_cublas_memory_of_its_own(
     kept: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", kept or "")
     if kept is None:
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
@@ -79,3 +78,24 @@ def test_a_deterministic_run_on_a_gpu_gives_cublas_memory_of_its_own(
     ComputeConfig(deterministic=True).set_up(torch.device("cuda"))
     torch.set_float32_matmul_precision(precision)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (kept or ":4096:8")
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "searched"),
+    [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)],
+)
+def test_algorithms_are_searched_for_while_a_gpu_learns_only(
+    device: str, *, deterministic: bool, searched: bool
+) -> None:
+    before = torch.backends.cudnn.benchmark
+    with ComputeConfig(deterministic=deterministic).searching(torch.device(device)):
+        assert torch.backends.cudnn.benchmark is searched
+    assert torch.backends.cudnn.benchmark is before is False
+
+
+@pytest.mark.usefixtures("_any_algorithm_afterwards")
+def test_a_run_leaves_the_search_to_its_steps() -> None:
+    precision = torch.get_float32_matmul_precision()
+    ComputeConfig().set_up(torch.device("cuda"))
+    torch.set_float32_matmul_precision(precision)
+    assert not torch.backends.cudnn.benchmark

@@ -144,6 +144,23 @@ def test_the_graphs_of_an_engine_share_memory_the_largest_first(
     assert [batch for batch, _ in itertools.groupby(batch for batch, _ in network.seen)] == [4, 2, 1]
 
 
+def test_algorithms_are_searched_for_in_sizes_that_are_prepared_only(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = list[bool]()
+    network = Network()
+    network.register_forward_hook(lambda *_: searched.append(torch.backends.cudnn.benchmark))
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    graphed = GraphedNetwork(network, CPU)
+    use(graphed, ImageSize(64, 64), times=3)
+    assert not any(searched)
+    assert len(cuda.graphs) == 1
+    searched.clear()
+    graphed.prepare(SIZE, 1)
+    assert all(searched)
+    assert not torch.backends.cudnn.benchmark
+
+
 @pytest.mark.usefixtures("cuda")
 def test_every_size_has_fused_kernels_however_many_there_are(compiled: list[Any]) -> None:
     sizes = [ImageSize(32, 32 * n) for n in range(1, 14)]
