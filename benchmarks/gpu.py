@@ -142,10 +142,12 @@ def _rate(run: Callable[[], None], seconds: float) -> float:
 
 
 def _pipelined(engine: CudaEngine, pictures: list[PreparedImage]) -> Callable[[], None]:
-    pending = [engine.begin(pictures)]
+    labels = [[np.empty(picture.original.shape, np.uint8) for picture in pictures] for _ in range(2)]
+    pending = [engine.begin(pictures, labels[0])]
 
     def run() -> None:
-        following = engine.begin(pictures)
+        labels.reverse()
+        following = engine.begin(pictures, labels[0])
         pending.pop()()
         pending.append(following)
 

@@ -93,15 +93,15 @@ class _DeviceLabeler:
         self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], watch: _Stopwatch
     ) -> _Flaws:
         begun_s = time.monotonic()
-        fetch = self.engine.begin(pictures)
+        fetch = self.engine.begin(pictures, labels)
 
         def finish() -> list[str | None]:
-            answers = fetch()
+            flaws = fetch()
             end_s = time.monotonic()
             # What it waited for the batch before it is not its own time.
             watch.infer_s += end_s - max(begun_s, self.last_end_s)
             self.last_end_s = end_s
-            return [_kept(answer, out_HW) for answer, out_HW in zip(answers, labels, strict=True)]
+            return [None if flaw is None else str(flaw) for flaw in flaws]
 
         return finish
 
@@ -116,13 +116,6 @@ def labeler_of(engine: InferenceEngine, manifest: ModelManifest, decoders: Execu
 def makes_labels(engine: InferenceEngine) -> bool:
     """Return whether an engine is a ``LabelingEngine``."""
     return hasattr(engine, "begin")
-
-
-def _kept(answer: UInt8Array | ModelOutputError, out_HW: UInt8Array) -> str | None:
-    if isinstance(answer, ModelOutputError):
-        return str(answer)
-    out_HW[...] = answer
-    return None
 
 
 @dataclass(frozen=True, eq=False)

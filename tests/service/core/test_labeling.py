@@ -150,14 +150,17 @@ def test_a_lost_device_is_everybodys_problem() -> None:
 class AheadEngine(FakeEngine):
     """Makes the labels itself; each batch is computed when it is fetched."""
 
-    def begin(self, pictures: Sequence[PreparedImage]) -> Callable[[], list[UInt8Array | ModelOutputError]]:
+    def begin(
+        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array]
+    ) -> Callable[[], list[ModelOutputError | None]]:
         images_NHW3 = np.stack([picture.pixels_HW3 for picture in pictures])
 
-        def fetch() -> list[UInt8Array | ModelOutputError]:
-            return [
-                ModelOutputError("not finite") if pixels_HW3[0, 0, 0] == POISON else pixels_HW3[..., 0] // 85
-                for pixels_HW3 in images_NHW3
-            ]
+        def fetch() -> list[ModelOutputError | None]:
+            is_poison_N = images_NHW3[:, 0, 0, 0] == POISON
+            for pixels_HW3, is_poison, out_HW in zip(images_NHW3, is_poison_N, labels, strict=True):
+                if not is_poison:
+                    out_HW[...] = pixels_HW3[..., 0] // 85
+            return [ModelOutputError("not finite") if is_poison else None for is_poison in is_poison_N]
 
         self.infer(images_NHW3)
         return fetch
@@ -179,9 +182,9 @@ def test_an_engine_that_makes_labels_is_begun_at_once_and_fetched_later() -> Non
 def test_a_batch_is_not_charged_for_the_one_that_the_device_had_before_it() -> None:
     class SlowEngine(AheadEngine):
         def begin(
-            self, pictures: Sequence[PreparedImage]
-        ) -> Callable[[], list[UInt8Array | ModelOutputError]]:
-            fetch = super().begin(pictures)
+            self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array]
+        ) -> Callable[[], list[ModelOutputError | None]]:
+            fetch = super().begin(pictures, labels)
             return lambda: time.sleep(0.05) or fetch()  # type: ignore[func-returns-value]
 
     with ThreadPoolExecutor(1) as decoders:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ from tiny_model import tiny_manifest, tiny_network
 from torch import Tensor
 
 from model.errors import GoldenMismatchError, ModelOutputError
+from model.labels import UInt8Array
 from model.manifest import ModelVersion
 from model.preprocess import ImageSize, PreparedImage
 from service.core.engine import DeviceMemoryError, EngineInfo, EngineOptions
@@ -55,8 +56,20 @@ def work_of(*classes: int) -> Work:
     return Work(ModelVersion("fake", 1), pictures(*classes), labels, [float("inf")] * len(classes))
 
 
-def ids(answers: list[Any]) -> list[int]:
-    return [int(labels_HW[0, 0]) for labels_HW in answers]
+def ids(labels: Sequence[UInt8Array]) -> list[int]:
+    return [int(labels_HW[0, 0]) for labels_HW in labels]
+
+
+def begun_of(engine: Any, *classes: int) -> Callable[[], list[int]]:
+    """Begin a batch; the result fetches the class of each picture."""
+    work = work_of(*classes)
+    fetch = engine.begin(work.pictures, work.labels)
+
+    def fetched() -> list[int]:
+        assert fetch() == [None] * len(classes)
+        return ids(work.labels)
+
+    return fetched
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("cannot stand it")])
@@ -80,9 +93,9 @@ def test_a_batch_that_is_tried_again_in_parts_leaves_the_next_one_its_labels(
 
 def test_batches_are_fetched_in_any_order(cuda: ModuleType) -> None:
     engine = engine_of(cuda, scores)
-    under_way = [engine.begin(pictures(k, 3 - k)) for k in range(4)]
+    under_way = [begun_of(engine, k, 3 - k) for k in range(4)]
     for k in (2, 0, 3, 1):
-        assert ids(under_way[k]()) == [k, 3 - k]
+        assert under_way[k]() == [k, 3 - k]
 
 
 def test_a_batch_that_was_fetched_leaves_its_memory_to_the_next(
@@ -91,9 +104,9 @@ def test_a_batch_that_was_fetched_leaves_its_memory_to_the_next(
     sizes = list[int]()
     monkeypatch.setattr(cuda, "_pinned", lambda size: sizes.append(size) or torch.empty(size).byte())
     engine = engine_of(cuda, scores)
-    engine.begin(pictures(0, 1))()
+    begun_of(engine, 0, 1)()
     before = len(sizes)
-    assert ids(engine.begin(pictures(2, 3))()) == [2, 3]
+    assert begun_of(engine, 2, 3)() == [2, 3]
     assert len(sizes) == before
 
 
@@ -103,9 +116,10 @@ def test_a_picture_without_scores_is_told_apart(cuda: ModuleType) -> None:
         raw_NKhw[1] = torch.nan
         return raw_NKhw
 
-    answers = engine_of(cuda, program).begin(pictures(1, 2, 3))()
-    assert isinstance(answers[1], ModelOutputError)
-    assert ids([answers[0], answers[2]]) == [1, 3]
+    work = work_of(1, 2, 3)
+    flaws = engine_of(cuda, program).begin(work.pictures, work.labels)()
+    assert [type(flaw) for flaw in flaws] == [type(None), ModelOutputError, type(None)]
+    assert ids(work.labels) == [1, 99, 3]
 
 
 def test_memory_is_given_back_when_nothing_holds_it_any_more(
@@ -121,7 +135,7 @@ def test_memory_is_given_back_when_nothing_holds_it_any_more(
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(held[0]() is None))
     with pytest.raises(DeviceMemoryError):
-        engine_of(cuda, program).begin(pictures(0))
+        engine_of(cuda, program).begin(pictures(0), [])
     assert gone == [True]
 
 
@@ -130,7 +144,7 @@ def test_a_device_without_memory_is_named(cuda: ModuleType) -> None:
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(DeviceMemoryError, match="full"):
-        engine_of(cuda, program).begin(pictures(0))
+        engine_of(cuda, program).begin(pictures(0), [])
 
 
 @pytest.mark.usefixtures("cuda")
@@ -141,3 +155,18 @@ def test_what_was_recorded_for_a_size_is_proven(monkeypatch: pytest.MonkeyPatch,
     # Replays of the stand-in compute nothing: what was recorded were empty pictures.
     with pytest.raises(GoldenMismatchError):
         recorded_engine(on_gpu(tiny_network(), info), tiny_manifest(), options, info)
+
+
+def test_pictures_travel_one_by_one_and_labels_are_copied_once(
+    cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = list[tuple[int, ...]]()
+    copy = np.copyto
+
+    def copy_and_note(there: UInt8Array, here: UInt8Array) -> None:
+        copied.append(there.shape)
+        copy(there, here)
+
+    monkeypatch.setattr(np, "copyto", copy_and_note)
+    assert begun_of(engine_of(cuda, scores), 1, 3)() == [1, 3]
+    assert copied == [(32, 32, 3)] * 2 + [(32, 32)] * 2
