@@ -143,6 +143,23 @@ def test_the_average_covers_statistics_and_copies_counters(network: Segmentation
     assert values[COUNTER] == 7
 
 
+def test_the_average_follows_weights_that_were_loaded_or_are_another_network_s(
+    network: SegmentationNetwork,
+) -> None:
+    average = MovingAverage(network, 0.99)
+    first, second = copy.deepcopy(network), copy.deepcopy(network)
+    average.update(first, 0)
+    average.network.load_state_dict(network.state_dict())
+    for value in second.state_dict().values():
+        value.fill_(2)
+    average.update(second, 0)
+    first.load_state_dict(second.state_dict())
+    average.update(first, 0)
+    values, start = average.network.state_dict(), network.state_dict()
+    torch.testing.assert_close(values[WEIGHT], 0.01 * start[WEIGHT] + 0.99 * 2)
+    assert values[COUNTER] == 2
+
+
 def test_the_average_is_a_copy_that_does_not_train(network: SegmentationNetwork) -> None:
     average = MovingAverage(network, 0.99)
     assert not average.network.training
