@@ -31,8 +31,6 @@ from model.manifest import ModelManifest
 from model.network import ARCHITECTURES, SegmentationNetwork, build
 from model.preprocess import ImageSize, PreparedImage
 from service.core.engine import EngineInfo, EngineUnavailableError
-from service.engines import tensorrt
-from service.engines.cache import CompileCache
 from service.engines.cuda import CudaEngine
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram
 
@@ -90,12 +88,15 @@ def _programs(
         print(f"fused kernels took {time.monotonic() - started_s:.0f} s to make")
     try:
         programs["tensorrt"] = _tensorrt(network, size, max_batch)
-    except EngineUnavailableError as error:
+    except (EngineUnavailableError, ImportError) as error:
         print(f"without tensorrt: {error}")
     return programs
 
 
 def _tensorrt(network: SegmentationNetwork, size: ImageSize, max_batch: int) -> NetworkProgram:
+    from service.engines import tensorrt  # noqa: PLC0415 - needs more than a borrowed GPU has
+    from service.engines.cache import CompileCache  # noqa: PLC0415
+
     tensorrt.precisions(DEVICE)
     with tempfile.TemporaryDirectory() as folder:
         builder = tensorrt.TensorRtBuilder(
