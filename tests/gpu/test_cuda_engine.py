@@ -19,7 +19,7 @@ from model.labels import UInt8Array
 from model.manifest import ModelManifest
 from model.network import SegmentationNetwork
 from model.preprocess import ImageSize, PreparedImage
-from service.core.engine import EngineInfo, EngineOptions, Precision
+from service.core.engine import DeviceMemoryError, EngineInfo, EngineOptions, Precision
 from service.engines import engine_builder
 from service.engines.cuda_graphs import GraphedNetwork
 from service.engines.torch import TorchEngine, on_gpu, recorded_engine
@@ -157,6 +157,22 @@ def test_a_thread_that_loads_disturbs_none_that_serves(build: Build) -> None:
         count += 1
     thread.join()
     assert not failed
+
+
+def test_a_batch_without_memory_is_refused_and_the_next_one_is_not(build: Build) -> None:
+    engine = build("f32")
+    (wanted,) = begun(engine, pictures(1))()
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() + 256e6
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(DEVICE).total_memory)
+    try:
+        for _ in range(5):  # the third is to be recorded, and does not fit, either
+            with pytest.raises(DeviceMemoryError):
+                engine.infer(np.zeros((8, 2048, 2048, 3), np.uint8))
+        (got,) = begun(engine, pictures(1))()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert (got != wanted).mean() < 1e-2
 
 
 def test_a_prepared_network_keeps_no_activations(network: SegmentationNetwork) -> None:

@@ -97,6 +97,25 @@ def test_a_step_never_makes_the_host_wait(config: TrainingConfig, *, compiled: b
     assert math.isfinite(loss.item())
 
 
+@pytest.mark.parametrize("residency", ["device", "host"])
+def test_a_deterministic_run_is_the_same_again(config: TrainingConfig, residency: str) -> None:
+    compute = dataclasses.replace(config.compute, deterministic=True, compile=False)
+    strict = dataclasses.replace(config, compute=compute)
+    found = []
+    compute.set_up(CUDA)
+    try:
+        data = on_device(strict, residency)
+        for _ in range(2):
+            learner, crops = Learner(strict, data, ALONE), StepCrops(strict, data, ALONE)
+            for step in range(3):
+                learner.step(step, 1e-3, lambda part, step=step, crops=crops: crops.cut(step, part)[:2])  # type: ignore[misc]
+            found.append(learner.network.state_dict())
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+    one, other = found
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "f32"])
 @pytest.mark.parametrize("residency", ["device", "host", "files"])
 def test_a_run_learns_to_its_end_wherever_its_pictures_are(
