@@ -1,6 +1,6 @@
 """Time BiSeNetV2 with decoding on an NVIDIA GPU: how it is run, side by side, batch by batch.
 
-    python benchmarks/gpu.py --size 1024x2048 --batch 1 --batch 8
+    python -m benchmarks.gpu --size 1024x2048 --batch 1 --batch 8
 
 Weights are random: the time of a network does not depend on them. Pictures are noise in host memory, labels
 come back to host memory, two batches are under way. Contenders take turns, five rounds each:
@@ -31,8 +31,6 @@ from model.manifest import ModelManifest
 from model.network import ARCHITECTURES, SegmentationNetwork, build
 from model.preprocess import ImageSize, PreparedImage
 from service.core.engine import EngineInfo, EngineUnavailableError
-from service.engines import tensorrt
-from service.engines.cache import CompileCache
 from service.engines.cuda import CudaEngine
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram
 
@@ -69,13 +67,12 @@ def _options() -> argparse.Namespace:
 
 
 def _network(channels: int) -> SegmentationNetwork:
-    torch.backends.cudnn.benchmark = True
     network = build(
         ARCHITECTURE, NUM_CLASSES, {"head_channels": channels}, mean=GRAY, std=GRAY, with_auxiliary=False
     ).eval()
     network.architecture.half()
     network.architecture.to(memory_format=torch.channels_last)
-    return network.to(DEVICE)
+    return network.to(DEVICE).requires_grad_(requires_grad=False)
 
 
 def _programs(
@@ -86,18 +83,20 @@ def _programs(
     if fused:
         started_s = time.monotonic()
         prepared = GraphedNetwork(network, device)
-        with torch.inference_mode():
-            prepared.prepare(size, max_batch)
+        prepared.prepare(size, max_batch)
         programs["fused"] = prepared
         print(f"fused kernels took {time.monotonic() - started_s:.0f} s to make")
     try:
         programs["tensorrt"] = _tensorrt(network, size, max_batch)
-    except EngineUnavailableError as error:
+    except (EngineUnavailableError, ImportError) as error:
         print(f"without tensorrt: {error}")
     return programs
 
 
 def _tensorrt(network: SegmentationNetwork, size: ImageSize, max_batch: int) -> NetworkProgram:
+    from service.engines import tensorrt  # noqa: PLC0415 - needs more than a borrowed GPU has
+    from service.engines.cache import CompileCache  # noqa: PLC0415
+
     tensorrt.precisions(DEVICE)
     with tempfile.TemporaryDirectory() as folder:
         builder = tensorrt.TensorRtBuilder(
@@ -144,10 +143,12 @@ def _rate(run: Callable[[], None], seconds: float) -> float:
 
 
 def _pipelined(engine: CudaEngine, pictures: list[PreparedImage]) -> Callable[[], None]:
-    pending = [engine.begin(pictures)]
+    labels = [[np.empty(picture.original.shape, np.uint8) for picture in pictures] for _ in range(2)]
+    pending = [engine.begin(pictures, labels[0])]
 
     def run() -> None:
-        following = engine.begin(pictures)
+        labels.reverse()
+        following = engine.begin(pictures, labels[0])
         pending.pop()()
         pending.append(following)
 

@@ -8,7 +8,7 @@ NCHW, autograd on full-size scores. Target: <= 0.6x of its time.
 Targets: data wait <= 3 %, >= 2x the crops a second. Needs CUDA.
 
     python benchmarks/training_speed.py augment step
-    python benchmarks/training_speed.py gpu --crop 512 1024 --batch 16
+    python -m benchmarks.training_speed gpu --crop 512 1024 --batch 16
 """
 
 from __future__ import annotations

@@ -122,16 +122,17 @@ def _draw_labels(
     right_P = tl.minimum(left_P + 1, grid_width - 1)
     across_P = column_P - left_P.to(tl.float32)
 
-    # PixelShuffle moves channel k*S*S + i*S + j of (y, x) to class k of (y*S + i, x*S + j).
-    above = (top // FACTOR) * row_step + (top % FACTOR) * FACTOR * class_step
-    below = (bottom // FACTOR) * row_step + (bottom % FACTOR) * FACTOR * class_step
-    before_P = (left_P // FACTOR) * column_step + (left_P % FACTOR) * class_step
-    beside_P = (right_P // FACTOR) * column_step + (right_P % FACTOR) * class_step
+    # PixelShuffle moves channel k*S*S + i*S + j of (y, x) to class k of (y*S + i, x*S + j). Its scores are as
+    # many as all pixels' of all classes, which 32 bits cannot count in a large picture.
+    above = (top // FACTOR).to(tl.int64) * row_step + (top % FACTOR).to(tl.int64) * FACTOR * class_step
+    below = (bottom // FACTOR).to(tl.int64) * row_step + (bottom % FACTOR).to(tl.int64) * FACTOR * class_step
+    before_P = (left_P // FACTOR).to(tl.int64) * column_step + (left_P % FACTOR).to(tl.int64) * class_step
+    beside_P = (right_P // FACTOR).to(tl.int64) * column_step + (right_P % FACTOR).to(tl.int64) * class_step
 
     best_P = tl.full((TILE,), float("-inf"), tl.float32)
     ids_P = tl.zeros((TILE,), tl.uint8)
+    class_ptr = raw_ptr
     for k in range(NUM_CLASSES):
-        class_ptr = raw_ptr + k * FACTOR * FACTOR * class_step
         top_left_P = tl.load(class_ptr + above + before_P, mask=inside_P, other=0.0).to(tl.float32)
         top_right_P = tl.load(class_ptr + above + beside_P, mask=inside_P, other=0.0).to(tl.float32)
         bottom_left_P = tl.load(class_ptr + below + before_P, mask=inside_P, other=0.0).to(tl.float32)
@@ -145,4 +146,5 @@ def _draw_labels(
         higher_P = score_P > best_P
         best_P = tl.where(higher_P, score_P, best_P)
         ids_P = tl.where(higher_P, k, ids_P).to(tl.uint8)
+        class_ptr += tl.cast(class_step, tl.int64) * FACTOR * FACTOR
     tl.store(labels_ptr + y * width + x_P, ids_P, mask=inside_P)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from model import decode
 from model.artifact import Artifact
-from model.labels import ClassPalette, UInt8Array
-from model.manifest import ModelManifest, ModelVersion
+from model.labels import UInt8Array
+from model.manifest import ModelVersion
 from model.registry import ModelRegistry
 
 if TYPE_CHECKING:
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 # A deadline would measure the machine. Under CI hypothesis loads a profile of its own, without one as well.
 settings.register_profile("default", settings.get_profile("default"), deadline=None)
-
-TINY_PALETTE = ClassPalette(
-    names=("sky", "road", "car", "tree"),
-    colors=((70, 130, 180), (128, 64, 128), (0, 0, 142), (107, 142, 35)),
-)
-_MEAN = (0.25, 0.5, 0.75)
-_STD = (0.25, 0.25, 0.25)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -47,30 +40,11 @@ def pytest_testnodedown(node: WorkerController, error: object | None) -> None:
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Return a real artifact of a small network with random weights and four classes."""
-    import torch  # noqa: PLC0415 - only tests that need an artifact pay for it
+    from tiny_model import tiny_manifest, tiny_network  # noqa: PLC0415 - torch, which few tests need
 
     from model.export import write_artifact  # noqa: PLC0415
-    from model.network import ARCHITECTURES, build  # noqa: PLC0415
 
-    parameters = {"head_channels": 16}
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = build(
-            "bisenetv2", TINY_PALETTE.num_classes, parameters, mean=_MEAN, std=_STD, with_auxiliary=False
-        ).eval()
-    architecture = ARCHITECTURES["bisenetv2"]
-    manifest = ModelManifest(
-        architecture="bisenetv2",
-        generation=architecture.generation,
-        parameters=parameters,
-        upsample=architecture.upsample,
-        stride=architecture.stride,
-        palette=TINY_PALETTE,
-        mean=_MEAN,
-        std=_STD,
-        precision="f16",
-    )
-    return write_artifact(_folder(tmp_path_factory), network, manifest)
+    return write_artifact(_folder(tmp_path_factory), tiny_network(), tiny_manifest())
 
 
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from model.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from model.network import SegmentationNetwork
 from model.preprocess import Rgb
 from model.recognition import SIGNATURES, recognise
-from model.registry import ModelRegistry
 from training.errors import FinetuneError
+
+if TYPE_CHECKING:
+    from model.registry import ModelRegistry
 
 _PARALLEL_PREFIX = "module."
 _RESNET = "cp.resnet."

@@ -21,6 +21,7 @@ from training.distributed import Ranks
 from training.errors import ConfigError
 from training.losses import SegmentationLoss, class_weights
 from training.optim import MovingAverage, build_optimizer, set_learning_rate
+from training.precision import ComputeConfig
 from training.sampling import NETWORK_STREAM, WEIGHTS_STREAM, step_seed
 
 Cut = Callable[[int], tuple[Tensor, Tensor]]
@@ -47,9 +48,7 @@ class Learner:
         network = _initial_network(config, data)
         # Copied before batches are normalised together, which the average never needs.
         self.average = MovingAverage(network, config.optimizer.ema_decay)
-        self.network = (
-            _in_sync(network, self.device) if config.compute.sync_bn and ranks.world > 1 else network
-        )
+        self.network = _in_sync(network, self.device) if _is_in_sync(config.compute, ranks) else network
         self.optimizer = build_optimizer(self.network, config.optimizer)
         self.scaler = config.compute.scaler(data.device)
         self.loss = _loss(config, data)
@@ -79,7 +78,8 @@ class Learner:
         total = torch.zeros((), device=self.device)
         for own in range(accumulate):
             part = self.ranks.rank * accumulate + own
-            with self._alone() if own + 1 < accumulate else nullcontext():
+            alone = self._alone() if own + 1 < accumulate else nullcontext()
+            with alone, self.config.compute.searching(self.device):
                 loss = self._loss_of(step, part, *cut(part)) / accumulate
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += loss.detach()
@@ -147,11 +147,20 @@ class _Heads(nn.Module):
 
 
 def _parallel(heads: nn.Module, config: TrainingConfig, ranks: Ranks) -> nn.Module:
-    if config.compute.compile and next(heads.parameters()).is_cuda:
+    if _is_compiled(config.compute, ranks, next(heads.parameters()).device):
         heads = torch.compile(heads, dynamic=False)  # type: ignore[assignment]  # a module stays a module
     if ranks.world == 1:
         return heads
     return DistributedDataParallel(heads, gradient_as_bucket_view=True)
+
+
+def _is_in_sync(compute: ComputeConfig, ranks: Ranks) -> bool:
+    return compute.sync_bn and ranks.world > 1
+
+
+def _is_compiled(compute: ComputeConfig, ranks: Ranks, device: torch.device) -> bool:
+    # Around each of 60 normalisations that talk to other processes nothing is left to fuse.
+    return compute.compile and device.type == "cuda" and not _is_in_sync(compute, ranks)
 
 
 def _in_sync(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:

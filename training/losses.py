@@ -231,17 +231,26 @@ class _Scored:
 def _hardest(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored:
     """Score the pixels from ``floor`` on, or from the lower floor that keeps enough of them."""
     if raw_NKhw.is_cuda:
-        # A host that asked how many are hard would wait for the device at every step.
-        entropy_N1HW = _score(
-            raw_NKhw, target, raw_NKhw.new_full((), floor, dtype=torch.float32)
-        ).entropy_N1HW
-        enough = kth_largest(entropy_N1HW, target.min_kept)
-        return _score(raw_NKhw, target, torch.fmin(enough, enough.new_full((), floor)))
+        return _hardest_at_once(raw_NKhw, target, floor)
     scored = _score(raw_NKhw, target, torch.tensor(floor))
     if scored.kept >= target.min_kept:
         return scored
     hardest = scored.entropy_N1HW.flatten().topk(int(target.min_kept), sorted=False).values
     return _score(raw_NKhw, target, hardest.min())
+
+
+def _hardest_at_once(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored:
+    """Score a whole batch, for a GPU: it has room for it, and no time for many small kernels.
+
+    A host that asked how many pixels are hard would wait for the device at every step.
+    """
+    log_p_NKHW = _log_shares(raw_NKhw, target.labels_N1HW)
+    entropy_N1HW = -log_p_NKHW.gather(1, target.labels_N1HW)
+    counted_N1HW = entropy_N1HW * (target.weights_N1HW > 0)
+    enough = kth_largest(counted_N1HW, target.min_kept)
+    kept_N1HW = target.weights_N1HW * (entropy_N1HW >= torch.fmin(enough, enough.new_full((), floor)))
+    slope_NKHW = _slope(log_p_NKHW, target.labels_N1HW, kept_N1HW)
+    return _scored(counted_N1HW, kept_N1HW, _gathered(slope_NKHW, raw_NKhw))
 
 
 def kth_largest(values: Tensor, k: Tensor) -> Tensor:
@@ -265,42 +274,64 @@ def kth_largest(values: Tensor, k: Tensor) -> Tensor:
 
 
 def _score(raw_NKhw: Tensor, target: _Target, floor: Tensor) -> _Scored:
-    # A GPU has bandwidth for the whole batch, and no time for many small kernels.
-    pieces = 1 if raw_NKhw.is_cuda else len(raw_NKhw)
+    pictures = len(raw_NKhw)
     parts = [
-        _score_piece(raw, labels, weights, floor)
+        _score_picture(raw, labels, weights, floor)
         for raw, labels, weights in zip(
-            raw_NKhw.chunk(pieces),
-            target.labels_N1HW.chunk(pieces),
-            target.weights_N1HW.chunk(pieces),
+            raw_NKhw.chunk(pictures),
+            target.labels_N1HW.chunk(pictures),
+            target.weights_N1HW.chunk(pictures),
             strict=True,
         )
     ]
     entropies, gradients, kept_weights = zip(*parts, strict=True)
-    entropy_N1HW, kept_N1HW = torch.cat(entropies), torch.cat(kept_weights)
+    return _scored(torch.cat(entropies), torch.cat(kept_weights), torch.cat(gradients))
+
+
+def _scored(entropy_N1HW: Tensor, kept_N1HW: Tensor, gradient_NKhw: Tensor) -> _Scored:
     return _Scored(
         entropy_N1HW=entropy_N1HW,
         total=(entropy_N1HW * kept_N1HW).sum(),
         weight=kept_N1HW.sum(),
         kept=kept_N1HW.count_nonzero(),
-        gradient_NKhw=torch.cat(gradients),
+        gradient_NKhw=gradient_NKhw,
     )
 
 
-def _score_piece(
-    raw_NKhw: Tensor, labels_N1HW: Tensor, weights_N1HW: Tensor, floor: Tensor
+def _score_picture(
+    raw_1Khw: Tensor, labels_11HW: Tensor, weights_11HW: Tensor, floor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return entropies, the gradient of their weighted sum over the hard pixels, and the kept weights."""
-    size = labels_N1HW.shape[2:]
+    log_p_1KHW = _log_shares(raw_1Khw, labels_11HW)
+    entropy_11HW = -log_p_1KHW.gather(1, labels_11HW)
+    kept_11HW = weights_11HW * (entropy_11HW >= floor)
+    slope_1KHW = _slope(log_p_1KHW, labels_11HW, kept_11HW)
+    return entropy_11HW * (weights_11HW > 0), _gathered(slope_1KHW, raw_1Khw), kept_11HW
+
+
+def _log_shares(raw_NKhw: Tensor, labels_N1HW: Tensor) -> Tensor:
     scores_NKHW = functional.interpolate(
-        raw_NKhw.float().contiguous(), size=size, mode="bilinear", align_corners=False
+        raw_NKhw.float().contiguous(), size=labels_N1HW.shape[2:], mode="bilinear", align_corners=False
     )
-    log_p_NKHW = functional.log_softmax(scores_NKHW, dim=1)
-    entropy_N1HW = -log_p_NKHW.gather(1, labels_N1HW)
-    kept_N1HW = weights_N1HW * (entropy_N1HW >= floor)
+    return functional.log_softmax(scores_NKHW, dim=1)
+
+
+def _slope(log_p_NKHW: Tensor, labels_N1HW: Tensor, kept_N1HW: Tensor) -> Tensor:
+    """Return the gradient of the weighted entropies by the scores; takes the memory of ``log_p_NKHW``."""
     # d entropy / d score of class k = p_k - [k is the label]
-    slope_NKHW = log_p_NKHW.exp_().mul_(kept_N1HW).scatter_add_(1, labels_N1HW, -kept_N1HW)
-    return entropy_N1HW * (weights_N1HW > 0), _gathered(slope_NKHW, raw_NKhw), kept_N1HW
+    return _less_at_label(log_p_NKHW.exp_().mul_(kept_N1HW), labels_N1HW, kept_N1HW)
+
+
+def _less_at_label(slope_NKHW: Tensor, labels_N1HW: Tensor, kept_N1HW: Tensor) -> Tensor:
+    if slope_NKHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _less_where_equal(slope_NKHW, labels_N1HW, kept_N1HW)
+    return slope_NKHW.scatter_add_(1, labels_N1HW, -kept_N1HW)
+
+
+def _less_where_equal(slope_NKHW: Tensor, labels_N1HW: Tensor, kept_N1HW: Tensor) -> Tensor:
+    """Do what ``scatter_add_`` does, which sorts all pixels on a GPU that may not add in any order."""
+    classes_K11 = torch.arange(slope_NKHW.shape[1], device=slope_NKHW.device)[:, None, None]
+    return slope_NKHW.sub_(kept_N1HW * (labels_N1HW == classes_K11))
 
 
 def _gathered(slope_NKHW: Tensor, raw_NKhw: Tensor) -> Tensor:

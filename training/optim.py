@@ -104,7 +104,16 @@ def build_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> to
     groups = _groups(network, config)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return _sgd(groups, config)
+
+
+def _sgd(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    # torch 2.13 makes these in the first step, unset, and leaves them so when it skips that step, as fp16
+    # does until its scale is found. From zero the first momentum is the first gradient, as it is without.
+    for parameter in (parameter for group in groups for parameter in group["params"] if config.momentum):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -146,25 +155,33 @@ class MovingAverage:
     def __init__(self, network: SegmentationNetwork, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
         self.decay = decay
+        self._own = _Tensors.of(self.network)
+        self._source: tuple[SegmentationNetwork, _Tensors] | None = None
 
     @torch.no_grad()
     def update(self, network: SegmentationNetwork, step: int) -> None:
-        """Move towards the network by what step ``step`` (from 0) deserves.
+        """Move towards the network, which stays on its device, by what step ``step`` (from 0) deserves.
 
         The decay ramps up as (1 + t) / (10 + t), so that the random start is forgotten at once.
         Integers (the counters of batch normalisation) are copied: their mean means nothing.
         """
         share = 1 - min(self.decay, (1 + step) / (_EMA_RAMP + step))
-        averages, values = _tensors(self.network), _tensors(network)
-        torch._foreach_lerp_(_floats(averages), _floats(values), share)
-        for average, value in zip(averages, values, strict=True):
-            if not average.is_floating_point():
-                average.copy_(value)
+        if self._source is None or self._source[0] is not network:
+            self._source = network, _Tensors.of(network)
+        values = self._source[1]
+        torch._foreach_lerp_(self._own.floats, values.floats, share)
+        torch._foreach_copy_(self._own.integers, values.integers)
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return list(network.state_dict().values())
+@dataclass(frozen=True, eq=False)
+class _Tensors:
+    """Weights and buffers of a network that stays where it is: listing them takes longer than moving them."""
 
+    floats: list[Tensor]
+    integers: list[Tensor]
 
-def _floats(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor for tensor in tensors if tensor.is_floating_point()]
+    @classmethod
+    def of(cls, network: nn.Module) -> _Tensors:
+        tensors = network.state_dict().values()
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        return cls(floats, [tensor for tensor in tensors if not tensor.is_floating_point()])

@@ -58,6 +58,15 @@ class PackedPictures:
             sizes_M2=torch.tensor([label_HW.shape for _, label_HW in pairs]),
         )
 
+    @classmethod
+    def sent(cls, pairs: Sequence[Pair], device: torch.device) -> PackedPictures:
+        """Pack decoded pairs on a device; to a GPU each travels while the next one is packed."""
+        sizes = [label_HW.shape for _, label_HW in pairs]
+        ends = list(accumulate((height * width for height, width in sizes), initial=0))
+        colors = _sent([image_HW3 for image_HW3, _ in pairs], device)
+        labels = _sent([label_HW for _, label_HW in pairs], device)
+        return cls(colors, labels, torch.tensor(ends[:-1]), torch.tensor(sizes))
+
     def __len__(self) -> int:
         """Return M."""
         return len(self.starts_M)
@@ -66,12 +75,6 @@ class PackedPictures:
         """Return the same with its buffers on another device; from pinned memory without waiting."""
         colors, labels = (buffer.to(device, non_blocking=True) for buffer in (self.colors, self.labels))
         return PackedPictures(colors, labels, self.starts_M, self.sizes_M2)
-
-    def pinned(self) -> PackedPictures:
-        """Return the same in memory that a GPU fetches from by itself."""
-        return PackedPictures(
-            self.colors.pin_memory(), self.labels.pin_memory(), self.starts_M, self.sizes_M2
-        )
 
     def image(self, index: int) -> Tensor:
         """Return image_HW3, uint8: a view."""
@@ -86,6 +89,18 @@ class PackedPictures:
     def _place(self, index: int) -> tuple[int, tuple[int, int]]:
         height, width = self.sizes_M2[index].tolist()
         return int(self.starts_M[index]), (height, width)
+
+
+def _sent(arrays: Sequence[UInt8Array], device: torch.device) -> Tensor:
+    is_gpu = device.type == "cuda"
+    ends = list(accumulate((array.size for array in arrays), initial=0))
+    packed = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=is_gpu)  # which a GPU fetches from by itself
+    there = torch.empty(ends[-1], dtype=torch.uint8, device=device) if is_gpu else packed
+    for array, begin, end in zip(arrays, ends, ends[1:], strict=False):
+        np.copyto(packed[begin:end].numpy(), array.reshape(-1))
+        if is_gpu:
+            there[begin:end].copy_(packed[begin:end], non_blocking=True)
+    return there
 
 
 class PictureSource(Protocol):
@@ -138,10 +153,8 @@ class ResidentPictures:
         """Return what ``PictureSource.take`` promises."""
         if self.packed.colors.device == self.device:
             return self.packed, indices
-        batch = PackedPictures.of(
-            [(self.packed.image(i).numpy(), self.packed.label(i).numpy()) for i in indices]
-        )
-        return batch.pinned().to(self.device), range(len(indices))
+        pairs = [(self.packed.image(i).numpy(), self.packed.label(i).numpy()) for i in indices]
+        return PackedPictures.sent(pairs, self.device), range(len(indices))
 
     def close(self) -> None:
         """Do nothing: memory goes by itself."""
@@ -176,10 +189,7 @@ class FilePictures:
         """Return what ``PictureSource.take`` promises."""
         self.expect(indices)
         pairs = {index: self._ahead.pop(index).result() for index in dict.fromkeys(indices)}
-        batch = PackedPictures.of([pairs[index] for index in indices])
-        if self.device.type == "cuda":
-            batch = batch.pinned()
-        return batch.to(self.device), range(len(indices))
+        return PackedPictures.sent([pairs[index] for index in indices], self.device), range(len(indices))
 
     def close(self) -> None:
         """Drop what was decoded ahead and end the threads."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -49,11 +51,26 @@ class ComputeConfig:
         return replace(self, precision=_resolved(self.precision, device))
 
     def set_up(self, device: torch.device) -> None:
-        """Tell torch once, for the whole process, which kernels may be chosen."""
+        """Tell torch once, for the whole process, which kernels may be chosen; before a GPU is used."""
+        if self.deterministic and device.type == "cuda":
+            # Without it cuBLAS refuses: its streams would share memory for what they add up.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic)
         if device.type == "cuda":
-            torch.backends.cudnn.benchmark = not self.deterministic
             torch.set_float32_matmul_precision("high")
+
+    @contextmanager
+    def searching(self, device: torch.device) -> Iterator[None]:
+        """Return the context in which cuDNN times its algorithms: for shapes that come at every step.
+
+        Pictures that are validated may have a size each, and a search takes seconds.
+        """
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = device.type == "cuda" and not self.deterministic
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context in which a network runs forward."""

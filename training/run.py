@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 
 from model.preprocess import Rgb
-from model.registry import SHIPPED_MODELS, ModelRegistry
 from training.budget import TimeBudget
 from training.config import TrainingConfig, plain
 from training.data import TrainingData
@@ -200,6 +199,8 @@ class _Start:
         options = self.options
         if not options.finetune_from:
             return None
+        from model.registry import SHIPPED_MODELS, ModelRegistry  # noqa: PLC0415 - obstore is not for training
+
         cache = options.cache_folder
         registry = ModelRegistry(
             options.registry or options.out / "registry",

@@ -33,7 +33,7 @@ from service.core.engine import (
     private_folder,
 )
 from service.core.job import Outcome, Report
-from service.core.labeling import Attempts, Labeler, Pending, Work, labeler_of
+from service.core.labeling import Attempts, Labeler, Pending, Work, labeler_of, makes_labels
 
 _log = structlog.get_logger()
 
@@ -69,12 +69,10 @@ class Device:
             EngineUnavailableError: this machine cannot run the engine.
             model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
         """
-        with self._warm:  # numba keeps the folder of its first compilation
-            if not self._is_warm:
-                decode.warm_up(private_folder(self._options.cache_folder / "numba"))
-                self._is_warm = True
         engine = self._build(artifact, self._options)
         try:
+            if not makes_labels(engine):
+                self._warm_up()
             for size in sizes:
                 engine.infer(np.zeros((1, size.height, size.width, 3), np.uint8))
         except Exception:
@@ -82,6 +80,12 @@ class Device:
             raise
         self._engines[version] = engine, labeler_of(engine, artifact.manifest, self._decoders)
         return engine.info
+
+    def _warm_up(self) -> None:
+        with self._warm:  # numba keeps the folder of its first compilation
+            if not self._is_warm:
+                decode.warm_up(private_folder(self._options.cache_folder / "numba"))
+                self._is_warm = True
 
     def unload(self, version: ModelVersion) -> None:
         """Free an engine that nothing runs on any more."""

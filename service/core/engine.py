@@ -96,20 +96,22 @@ class InferenceEngine(Protocol):
 class LabelingEngine(InferenceEngine, Protocol):
     """An engine that makes labels, too, because the scores are better left on its device."""
 
-    def begin(self, pictures: Sequence[PreparedImage]) -> PendingLabels:
-        """Enqueue a batch and return while it runs; one more may be begun before this one is fetched.
+    def begin(self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array]) -> PendingLabels:
+        """Enqueue a batch and return while it runs; others may be begun before this one is fetched.
 
         Args:
             pictures: of one padded size.
+            labels: where the labels of each go, uint8 HW of its original size; written when they are fetched.
 
         Returns:
-            To be called once, in the order of ``begin``.
+            To be called once, in any order: parts of a batch that failed are begun and fetched while the next
+            batch is under way.
         """
         ...
 
 
-PendingLabels = Callable[[], Sequence[UInt8Array | ModelOutputError]]
-"""Waits for a batch; for each picture its labels_HW, or why there are none.
+PendingLabels = Callable[[], Sequence[ModelOutputError | None]]
+"""Waits for a batch and writes its labels; for each picture why there are none, or None.
 
 Raises:
     DeviceMemoryError: the device has no memory for it.

@@ -6,7 +6,9 @@ W/stride.
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -91,31 +93,29 @@ class _DeviceLabeler:
         self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], watch: _Stopwatch
     ) -> _Flaws:
         begun_s = time.monotonic()
-        fetch = self.engine.begin(pictures)
+        fetch = self.engine.begin(pictures, labels)
 
         def finish() -> list[str | None]:
-            answers = fetch()
+            flaws = fetch()
             end_s = time.monotonic()
             # What it waited for the batch before it is not its own time.
             watch.infer_s += end_s - max(begun_s, self.last_end_s)
             self.last_end_s = end_s
-            return [_kept(answer, out_HW) for answer, out_HW in zip(answers, labels, strict=True)]
+            return [None if flaw is None else str(flaw) for flaw in flaws]
 
         return finish
 
 
 def labeler_of(engine: InferenceEngine, manifest: ModelManifest, decoders: Executor) -> Labeler:
     """Return how an engine's pictures are labelled: by the engine if it can, else by ``decoders``."""
-    if hasattr(engine, "begin"):
+    if makes_labels(engine):
         return _DeviceLabeler(cast("LabelingEngine", engine))
     return _HostLabeler(engine, manifest, decoders)
 
 
-def _kept(answer: UInt8Array | ModelOutputError, out_HW: UInt8Array) -> str | None:
-    if isinstance(answer, ModelOutputError):
-        return str(answer)
-    out_HW[...] = answer
-    return None
+def makes_labels(engine: InferenceEngine) -> bool:
+    """Return whether an engine is a ``LabelingEngine``."""
+    return hasattr(engine, "begin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +202,7 @@ class Attempts:
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a library raises: told when the batch is fetched
+            traceback.clear_frames(error.__traceback__)
             return partial(_fail, error)
 
     def _start(self, part: Sequence[int]) -> _Flaws:
@@ -215,25 +216,45 @@ class Attempts:
         return Report(begun_s, self.watch.infer_s, self.watch.post_s, tuple(self.outcomes))
 
     def _settle(self, part: Sequence[int], flaws: _Flaws, *, may_retry: bool) -> None:
+        failure = self._failure(part, flaws)
+        if failure is None:
+            return
+        for i in part:
+            self.outcomes[i] = failure
+        for few in _smaller(part, failure) if may_retry else ():
+            self._settle(few, self._try_start(few), may_retry=False)
+
+    def _failure(self, part: Sequence[int], flaws: _Flaws) -> Outcome | None:
+        """Note the outcome of each picture; if they fail as a whole, return how.
+
+        The error ends here: its traceback holds memory that the next attempt needs.
+        """
         try:
-            for i, flaw in zip(part, flaws(), strict=True):
-                self.outcomes[i] = Outcome.ANSWERED if flaw is None else Outcome.INVALID
-                if flaw is not None:
-                    _log.error("the model's output is invalid", version=str(self.work.version), flaw=flaw)
+            self._note(part, flaws())
         except DeviceLostError:
             raise
         except (DeviceMemoryError, MemoryError) as error:
             _log.warning("a batch did not fit into the device", size=len(part), reason=str(error))
-            self._retry(part, Outcome.NO_MEMORY, _halves(part) if may_retry else [])
+            traceback.clear_frames(error.__traceback__)
+            return Outcome.NO_MEMORY
         except Exception:  # noqa: BLE001 - whatever a library raises
             _log.exception("inference failed", size=len(part))
-            self._retry(part, Outcome.FAILED, [[i] for i in part] if may_retry and len(part) > 1 else [])
+            # Not by a name: a log that draws variables would keep the error in this frame, and so itself.
+            traceback.clear_frames(sys.exc_info()[2])
+            return Outcome.FAILED
+        return None
 
-    def _retry(self, part: Sequence[int], outcome: Outcome, smaller: Sequence[Sequence[int]]) -> None:
-        for i in part:
-            self.outcomes[i] = outcome
-        for few in smaller:
-            self._settle(few, self._try_start(few), may_retry=False)
+    def _note(self, part: Sequence[int], flaws: Sequence[str | None]) -> None:
+        for i, flaw in zip(part, flaws, strict=True):
+            self.outcomes[i] = Outcome.ANSWERED if flaw is None else Outcome.INVALID
+            if flaw is not None:
+                _log.error("the model's output is invalid", version=str(self.work.version), flaw=flaw)
+
+
+def _smaller(part: Sequence[int], failure: Outcome) -> list[Sequence[int]]:
+    if failure is Outcome.NO_MEMORY:
+        return _halves(part)
+    return [[i] for i in part] if len(part) > 1 else []
 
 
 def _halves(part: Sequence[int]) -> list[Sequence[int]]:

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import cast
 
-import structlog
-
 from model.artifact import Artifact
 from model.errors import GoldenMismatchError
 from service.core.engine import (
@@ -39,8 +37,6 @@ _GPU_ENGINES = ("tensorrt", "torch")
 """What ``auto`` takes on a GPU, the fastest first."""
 
 _DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-
-_log = structlog.get_logger()
 
 
 def has_gpu() -> bool:
@@ -110,13 +106,17 @@ def _build_fastest(choice: str, artifact: Artifact, options: EngineOptions) -> I
         EngineUnavailableError: the last one does not run, either.
         GoldenMismatchError: the last one computes something else.
     """
+    import structlog  # noqa: PLC0415 - checks of one engine on a borrowed GPU do without it
+
     refused = _refused_at_sight(choice)
     *faster, (name, device) = _candidates(choice)
     for one, its_device in faster:
         try:
             return _named(one, artifact, options, its_device, refused)
         except (EngineUnavailableError, GoldenMismatchError) as error:
-            _log.warning("engine is not used", engine=one, device=its_device, reason=str(error))
+            structlog.get_logger().warning(
+                "engine is not used", engine=one, device=its_device, reason=str(error)
+            )
             refused[one] = str(error)
     return _named(name, artifact, options, device, refused)
 

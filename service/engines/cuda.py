@@ -10,9 +10,10 @@ at full resolution, and the CPU is free for pictures.
 
 from __future__ import annotations
 
-import itertools
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from model import device_decode
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
 from model.manifest import ModelManifest
-from model.preprocess import ImageSize, PreparedImage
+from model.preprocess import PreparedImage
 from service.core.engine import (
     DeviceLostError,
     DeviceMemoryError,
@@ -32,8 +33,6 @@ from service.core.engine import (
     PendingLabels,
 )
 from service.engines.cuda_graphs import NetworkProgram
-
-_BATCHES_UNDER_WAY = 2
 
 
 class CudaEngine:
@@ -52,7 +51,8 @@ class CudaEngine:
         device = torch.device(info.device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch forgot to type it
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch forgot to type it
-        self._stagings = itertools.cycle([_Staging(device) for _ in range(_BATCHES_UNDER_WAY)])
+        self._device = device
+        self._free: list[_Staging] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -77,35 +77,42 @@ class CudaEngine:
             raw_NKhw: Float32Array = self._program(images).float().contiguous().cpu().numpy()
         return raw_NKhw
 
-    def begin(self, pictures: Sequence[PreparedImage]) -> PendingLabels:
-        """Enqueue a batch and return while it runs; one more may be begun before this one is fetched.
+    def begin(self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array]) -> PendingLabels:
+        """Enqueue a batch and return while it runs; others may be begun before this one is fetched.
 
         Args:
             pictures: of one padded size.
+            labels: where the labels of each go, uint8 HW of its original size; written when they are fetched.
 
         Returns:
-            To be called once, in the order of ``begin``: the labels of each picture at its original size, or
-            ``ModelOutputError`` where the network produced values that are no scores.
+            To be called once, in any order: for each picture None, or ``ModelOutputError`` where the network
+            produced values that are no scores.
 
         Raises:
             DeviceMemoryError: the device has no memory for it.
             DeviceLostError: the device is lost to this process.
         """
-        staging = next(self._stagings)
+        # Until it is fetched a batch has memory of its own: one that failed is begun again, in parts, while
+        # the next one is under way. What a begin that fails took is not used again, either.
+        staging = self._free.pop() if self._free else _Staging(self._device)
         with _device_errors(), torch.inference_mode():
             with torch.cuda.stream(self._copies):
                 images_NHW3 = staging.upload([picture.pixels_HW3 for picture in pictures])
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(staging.uploaded)
                 raw_NKhw = self._program(images_NHW3)
-                labels = [self._labels(raw_NKhw[i], picture) for i, picture in enumerate(pictures)]
-                staging.download(labels, device_decode.are_finite(raw_NKhw))
-        sizes = [picture.original for picture in pictures]
-        return lambda: staging.fetch(sizes)
+                drawn = [self._labels(raw_NKhw[i], picture) for i, picture in enumerate(pictures)]
+                staging.download(drawn, device_decode.are_finite(raw_NKhw))
+        return partial(self._fetch, staging, labels)
 
     def close(self) -> None:
         """Wait for what runs; memory goes with the engine."""
         self._stream.synchronize()
+
+    def _fetch(self, staging: _Staging, labels: Sequence[UInt8Array]) -> list[ModelOutputError | None]:
+        flaws = staging.fetch(labels)
+        self._free.append(staging)
+        return flaws
 
     def _labels(self, raw_Khw: Tensor, picture: PreparedImage) -> Tensor:
         return device_decode.labels(
@@ -136,11 +143,14 @@ class _Staging:
             self._pixels_B = _pinned(num_bytes)
             self._device_pixels_B = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         shape = (len(pictures), *pictures[0].shape)
-        np.stack(pictures, out=self._pixels_B[:num_bytes].numpy().reshape(shape))
-        images_B = self._device_pixels_B[:num_bytes]
-        images_B.copy_(self._pixels_B[:num_bytes], non_blocking=True)
+        images_NHW3, device_images_NHW3 = (
+            pixels_B[:num_bytes].view(shape) for pixels_B in (self._pixels_B, self._device_pixels_B)
+        )
+        for pixels_HW3, image_HW3, device_HW3 in zip(pictures, images_NHW3, device_images_NHW3, strict=True):
+            np.copyto(image_HW3.numpy(), pixels_HW3)
+            device_HW3.copy_(image_HW3, non_blocking=True)  # while the next one is gathered
         self.uploaded.record()
-        return images_B.view(shape)
+        return device_images_NHW3
 
     def download(self, labels: Sequence[Tensor], are_finite_N: Tensor) -> None:
         """Enqueue the copy of one byte a picture, whether its scores are finite, and of all labels."""
@@ -150,17 +160,20 @@ class _Staging:
         self._answers_B[: answers_B.numel()].copy_(answers_B, non_blocking=True)
         self._answered.record()
 
-    def fetch(self, sizes: Sequence[ImageSize]) -> list[UInt8Array | ModelOutputError]:
-        """Wait for what was enqueued and return copies of it."""
+    def fetch(self, labels: Sequence[UInt8Array]) -> list[ModelOutputError | None]:
+        """Wait for what was enqueued and write the labels of pictures whose scores are finite."""
         with _device_errors():
             self._answered.synchronize()
         answers_B: UInt8Array = self._answers_B.numpy()
-        ends = list(itertools.accumulate((size.pixels for size in sizes), initial=len(sizes)))
+        are_finite_N = answers_B[: len(labels)].astype(bool)
+        begin = len(labels)
+        for is_finite, out_HW in zip(are_finite_N, labels, strict=True):
+            if is_finite:
+                np.copyto(out_HW, answers_B[begin : begin + out_HW.size].reshape(out_HW.shape))
+            begin += out_HW.size
         return [
-            answers_B[begin:end].reshape(size.height, size.width).copy()
-            if is_finite
-            else ModelOutputError("the raw output holds scores that are not finite")
-            for is_finite, begin, end, size in zip(answers_B, ends, ends[1:], sizes, strict=False)
+            None if is_finite else ModelOutputError("the raw output holds scores that are not finite")
+            for is_finite in are_finite_N
         ]
 
 
@@ -169,8 +182,9 @@ def _device_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
         torch.cuda.empty_cache()
-        raise DeviceMemoryError(str(error)) from error
+        raise DeviceMemoryError(str(error)) from None
     except torch.AcceleratorError as error:
         raise DeviceLostError(str(error)) from error
 

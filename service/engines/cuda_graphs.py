@@ -6,8 +6,11 @@ W/stride.
 
 from __future__ import annotations
 
+import threading
+import traceback
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +29,20 @@ _USES_BEFORE_RECORDING = 3
 
 _WARM_UPS = 3
 
+_MAX_COMPILED = 4096
+"""Shapes of all networks of a process. Of the default, 8, torch says nothing: the ninth is not compiled."""
+
+recording = threading.Lock()
+"""Held by whoever records, or waits for a whole device, which CUDA refuses while another thread records."""
+
 _Key = tuple[int, int, int, torch.dtype]
 
 
 class GraphedNetwork:
     """Calls a network, and from the third time on that a shape comes replays what it does.
 
-    Belongs to the thread and the stream that call it. Batches are recorded in sizes of powers of two.
+    Belongs to the thread and the stream that call it; may be prepared by another thread before. Batches are
+    recorded in sizes of powers of two.
 
     Args:
         network: images_NHW3 -> raw_NKhw, in evaluation mode on its device.
@@ -41,7 +51,7 @@ class GraphedNetwork:
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._network = network
-        self._device = device
+        self._recorder = _Recorder(device)
         self._uses: Counter[_Key] = Counter()
         self._prepared: dict[_Key, _Graph] = {}
         self._graphs: OrderedDict[_Key, _Graph] = OrderedDict()
@@ -54,34 +64,59 @@ class GraphedNetwork:
             max_batch: the largest batch; 1, 2, 4 ... up to it are recorded.
         """
         fused = torch.compile(self._network, dynamic=False)
-        batch = 1
-        while batch <= recorded_batch(max_batch):
+        for batch in reversed(prepared_batches(max_batch)):  # the smaller find their memory in the pool
             key = (batch, size.height, size.width, torch.uint8)
-            self._prepared[key] = _record(fused, key, self._device)
-            batch *= 2
+            with recording, _compiling(), _searching():
+                self._prepared[key] = self._recorder.record(fused, key)
 
     def __call__(self, images_NHW3: Tensor) -> Tensor:
-        """Return raw_NKhw, valid until the next call."""
+        """Return raw_NKhw, valid until the next call; in ``torch.inference_mode`` only."""
         num_images, height, width, _ = images_NHW3.shape
         key = (recorded_batch(num_images), height, width, images_NHW3.dtype)
-        if key in self._prepared:
-            return self._prepared[key].replay(images_NHW3)
-        if key not in self._graphs:
-            self._uses[key] += 1
-            if self._uses[key] < _USES_BEFORE_RECORDING:
-                raw_NKhw: Tensor = self._network(images_NHW3)
-                return raw_NKhw
-            self._graphs[key] = _record(self._network, key, self._device)
-            del self._uses[key]
-            if len(self._graphs) > _MAX_GRAPHS:
-                self._graphs.popitem(last=False)
+        graph = self._prepared.get(key) or self._recent(key)
+        if graph is None:
+            raw_NKhw: Tensor = self._network(images_NHW3)
+            return raw_NKhw
+        return graph.replay(images_NHW3)
+
+    def _recent(self, key: _Key) -> _Graph | None:
+        if key not in self._graphs and not self._record(key):
+            return None
         self._graphs.move_to_end(key)
-        return self._graphs[key].replay(images_NHW3)
+        return self._graphs[key]
+
+    def _record(self, key: _Key) -> bool:
+        """Record a shape when it is due; it has no second chance: what was too large for memory stays so."""
+        if self._uses[key] >= _USES_BEFORE_RECORDING:
+            return False
+        if self._uses[key] + 1 < _USES_BEFORE_RECORDING:
+            self._uses[key] += 1
+            return False
+        # Another thread may compile for minutes; pictures do not wait for it.
+        if not recording.acquire(blocking=False):
+            return False
+        try:
+            self._graphs[key] = self._recorder.record(self._network, key)
+        except torch.OutOfMemoryError as error:
+            self._uses[key] += 1
+            traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
+            return False
+        finally:
+            recording.release()
+        del self._uses[key]
+        if len(self._graphs) > _MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+        return True
 
 
 def recorded_batch(num_images: int) -> int:
     """Return the smallest power of two that is not below a number of pictures."""
     return 1 << (num_images - 1).bit_length()
+
+
+def prepared_batches(max_batch: int) -> list[int]:
+    """Return 1, 2, 4 ... up to the smallest that is not below the largest batch."""
+    return [1 << power for power in range(recorded_batch(max_batch).bit_length())]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +133,61 @@ class _Graph:
         return self.raw_NKhw[:num_images]
 
 
-def _record(network: NetworkProgram, key: _Key, device: torch.device) -> _Graph:
-    batch, height, width, dtype = key
-    images_NHW3 = torch.zeros((batch, height, width, 3), dtype=dtype, device=device)
-    for _ in range(_WARM_UPS):  # cuDNN picks its algorithms, Triton compiles
-        network(images_NHW3)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        raw_NKhw = network(images_NHW3)
-    return _Graph(graph, images_NHW3, raw_NKhw)
+class _Recorder:
+    """Records graphs of one engine, which share memory: they run one after the other, on one stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # Of another priority than the engines' streams: of each there are 32, which torch hands out again and
+        # again, and what somebody else enqueues on a stream that is recorded would be recorded, too.
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # torch forgot it
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, network: NetworkProgram, key: _Key) -> _Graph:
+        """Record what a network does to a batch; by one thread of the process at a time.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no memory for it.
+        """
+        batch, height, width, dtype = key
+        # With gradients every activation would be kept for a backward that never comes.
+        with torch.cuda.device(self._device), torch.inference_mode():
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):  # torch.cuda.graph does not leave it when recording fails
+                images_NHW3 = torch.zeros((batch, height, width, 3), dtype=dtype, device=self._device)
+                for _ in range(_WARM_UPS):  # cuDNN picks its algorithms, Triton compiles
+                    network(images_NHW3)
+                graph = torch.cuda.CUDAGraph()
+                # Other threads go on: by default whatever they allocate meanwhile would spoil the recording.
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    raw_NKhw = network(images_NHW3)
+            torch.cuda.current_stream().wait_stream(self._stream)
+        return _Graph(graph, images_NHW3, raw_NKhw)
+
+
+@contextmanager
+def _searching() -> Iterator[None]:
+    """Have cuDNN time its algorithms: worth seconds for a size that is prepared, not for one that happens by.
+
+    For the whole process: what another thread runs for the first time meanwhile is searched for, too.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _compiling() -> AbstractContextManager[object]:
+    """Return the context in which a shape is compiled, or an error says why not."""
+    from torch._dynamo import config  # noqa: PLC0415 - takes a second, and most engines compile nothing
+
+    patch: AbstractContextManager[object] = config.patch(
+        recompile_limit=_MAX_COMPILED,
+        accumulated_recompile_limit=_MAX_COMPILED,
+        fail_on_recompile_limit_hit=True,
+    )
+    return patch

@@ -22,20 +22,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.artifact import Artifact, Golden, check_golden
-from model.labels import UInt8Array
+from model.artifact import Artifact
 from model.network import SegmentationNetwork
 from model.preprocess import ImageSize
 from service.core.engine import EngineInfo, EngineOptions, EngineUnavailableError, InferenceEngine, Precision
 from service.engines.cache import CompileCache, cache_key
-from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram
+from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram, recording
 from service.engines.int8 import refuse_int8
 from service.engines.proof import prove
-from service.engines.torch import load_network
+from service.engines.torch import check_size, load_network
 
 _PRECISIONS: tuple[Precision, ...] = ("f16",)
 _EXAMPLE_BATCH = 2
@@ -78,10 +76,12 @@ def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
     cache = CompileCache(options.cache_folder / "tensorrt")
     builder = TensorRtBuilder(library(), cache, _gpu(options.device), options.max_batch)
     files = artifact.manifest.files
-    engines = {size: builder.engine(network.architecture, size, files) for size in options.sizes}
+    with recording:  # TensorRT waits for the whole device when it times its kernels
+        engines = {size: builder.engine(network.architecture, size, files) for size in options.sizes}
     program = TensorRtProgram(network, engines, general)
+    num_classes = artifact.manifest.palette.num_classes
     for size in engines:
-        _check_engine(program, general, _noise(size), artifact.manifest.palette.num_classes, options.device)
+        check_size(program, network, size, 1, num_classes=num_classes, info=info)
     engine = CudaEngine(program, artifact.manifest, info)
     prove(engine.infer, artifact, pixels="uint8", precision="f16")
     return engine
@@ -201,20 +201,6 @@ def _engine_file() -> Iterator[Path]:
 
 def _gpu(device: str) -> str:
     return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
-
-
-def _noise(size: ImageSize) -> UInt8Array:
-    return np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), np.uint8)
-
-
-def _check_engine(
-    program: NetworkProgram, general: NetworkProgram, image_HW3: UInt8Array, num_classes: int, device: str
-) -> None:
-    """Compare with the general network, which is proven, at a size that the golden sample does not have."""
-    images_NHW3 = torch.from_numpy(image_HW3[np.newaxis]).to(device)
-    with torch.inference_mode():
-        wanted, got = (run(images_NHW3)[0].float().cpu().numpy() for run in (general, program))
-    check_golden(Golden(image_HW3, wanted, num_classes), got, "f16")
 
 
 def library() -> Any:

@@ -6,12 +6,16 @@ h w = H/stride W/stride.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import safetensors.torch
 import torch
 
-from model.artifact import Artifact
-from model.manifest import WEIGHTS_FILE
+from model.artifact import Artifact, Golden, check_golden
+from model.manifest import WEIGHTS_FILE, ModelManifest
 from model.network import SegmentationNetwork, from_manifest
+from model.preprocess import ImageSize
 from model.quotas import usable_cores
 from service.core.engine import (
     EngineInfo,
@@ -22,8 +26,12 @@ from service.core.engine import (
     InferenceEngine,
     Precision,
 )
+from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram, prepared_batches
 from service.engines.int8 import refuse_int8
 from service.engines.proof import prove
+
+if TYPE_CHECKING:
+    from service.engines.cuda import CudaEngine
 
 _CPU_PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 """The default is what the golden sample was made with: other engines are measured against this one."""
@@ -48,7 +56,7 @@ def precisions(device: str) -> tuple[Precision, ...]:
 def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
     """Load the weights into the network and prove it.
 
-    Sets, for the whole process, the number of threads of torch on a CPU and how cuDNN picks its algorithms.
+    Sets, for the whole process, the number of threads of torch on a CPU and how exact f32 is on a GPU.
 
     Raises:
         EngineUnavailableError: torch cannot use the device or does not compute in the precision there, or the
@@ -75,14 +83,55 @@ def _cpu_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) ->
 
 
 def _cuda_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) -> InferenceEngine:
+    return recorded_engine(load_network(artifact, info), artifact.manifest, options, info)
+
+
+def recorded_engine(
+    network: SegmentationNetwork, manifest: ModelManifest, options: EngineOptions, info: EngineInfo
+) -> CudaEngine:
+    """Record the sizes of the options, prove each, and return the engine.
+
+    Args:
+        network: as ``on_gpu`` returns it.
+        manifest: of the network.
+        options: sizes and the largest batch.
+        info: what the engine is.
+
+    Raises:
+        GoldenMismatchError: what was recorded for a size computes something else.
+    """
     # Triton, which this needs, is only there where torch was built for CUDA.
     from service.engines.cuda import CudaEngine  # noqa: PLC0415
-    from service.engines.cuda_graphs import GraphedNetwork  # noqa: PLC0415
 
-    network = GraphedNetwork(load_network(artifact, info), torch.device(info.device))
+    program = GraphedNetwork(network, torch.device(info.device))
+    num_classes = manifest.palette.num_classes
     for size in options.sizes:
-        network.prepare(size, options.max_batch)
-    return CudaEngine(network, artifact.manifest, info)
+        program.prepare(size, options.max_batch)
+        for batch in prepared_batches(options.max_batch):
+            check_size(program, network, size, batch, num_classes=num_classes, info=info)
+    return CudaEngine(program, manifest, info)
+
+
+def check_size(
+    program: NetworkProgram,
+    network: NetworkProgram,
+    size: ImageSize,
+    batch: int,
+    *,
+    num_classes: int,
+    info: EngineInfo,
+) -> None:
+    """Compare what was made for a size with the network itself; the golden sample has another size.
+
+    Raises:
+        GoldenMismatchError: it computes something else.
+    """
+    images_NHW3 = np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), np.uint8)
+    on_device_NHW3 = torch.from_numpy(images_NHW3).to(info.device)
+    with torch.inference_mode():
+        wanted, got = (run(on_device_NHW3).float().cpu().numpy() for run in (network, program))
+    for image_HW3, wanted_Khw, got_Khw in zip(images_NHW3, wanted, got, strict=True):
+        check_golden(Golden(image_HW3, wanted_Khw, num_classes), got_Khw, info.precision)
 
 
 def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
@@ -91,14 +140,16 @@ def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
     Raises:
         ArtifactError: the weights are not those of the manifest or do not fit the network.
     """
-    torch.backends.cudnn.benchmark = True
+    return on_gpu(from_manifest(artifact.manifest, safetensors.torch.load(artifact.read(WEIGHTS_FILE))), info)
+
+
+def on_gpu(network: SegmentationNetwork, info: EngineInfo) -> SegmentationNetwork:
+    """Move a network to the GPU of an engine, for good; returns it."""
     torch.backends.cudnn.allow_tf32 = False  # "f32" means it
-    state = safetensors.torch.load(artifact.read(WEIGHTS_FILE))
-    network = from_manifest(artifact.manifest, state)
     # Not the whole network: normalisation stays in f32.
     network.architecture.to(_WEIGHTS[info.precision])
     network.architecture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types
-    return network.to(info.device)
+    return network.to(info.device).requires_grad_(requires_grad=False)
 
 
 class TorchEngine:

@@ -21,8 +21,8 @@ from training.learner import Learner
 from training.losses import LossConfig, SegmentationLoss
 from training.pictures import PackedPictures
 from training.progress import RunLog
-from training.run import RunOptions, train
 from training.state import CheckpointFolder
+from training.stop import StopRequest
 from training.trainer import Trainer
 
 if not torch.cuda.is_available():
@@ -81,6 +81,7 @@ def test_the_loss_is_that_of_a_cpu(threshold: float) -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_never_makes_the_host_wait(config: TrainingConfig, *, compiled: bool) -> None:
     quick = dataclasses.replace(config, compute=dataclasses.replace(config.compute, compile=compiled))
@@ -96,14 +97,45 @@ def test_a_step_never_makes_the_host_wait(config: TrainingConfig, *, compiled: b
     assert math.isfinite(loss.item())
 
 
+@pytest.mark.parametrize("residency", ["device", "host"])
+def test_a_deterministic_run_is_the_same_again(config: TrainingConfig, residency: str) -> None:
+    compute = dataclasses.replace(config.compute, deterministic=True, compile=False)
+    strict = dataclasses.replace(config, compute=compute)
+    found = []
+    compute.set_up(CUDA)
+    try:
+        data = on_device(strict, residency)
+        for _ in range(2):
+            learner, crops = Learner(strict, data, ALONE), StepCrops(strict, data, ALONE)
+            for step in range(3):
+                learner.step(step, 1e-3, lambda part, step=step, crops=crops: crops.cut(step, part)[:2])  # type: ignore[misc]
+            found.append(learner.network.state_dict())
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+    one, other = found
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "f32"])
 @pytest.mark.parametrize("residency", ["device", "host", "files"])
-def test_a_run_ends_with_an_artifact_wherever_its_pictures_are(
+def test_a_run_learns_to_its_end_wherever_its_pictures_are(
     config: TrainingConfig, tmp_path: Path, precision: str, residency: str
 ) -> None:
     compute = dataclasses.replace(config.compute, precision=precision, compile=False)  # type: ignore[arg-type]
-    data = dataclasses.replace(config.data, residency=residency)  # type: ignore[arg-type]
-    assert train(dataclasses.replace(config, compute=compute, data=data), RunOptions(tmp_path))
+    config = dataclasses.replace(config, compute=compute)
+    compute.set_up(CUDA)
+    checkpoints = CheckpointFolder(tmp_path)
+    trainer = Trainer(config, on_device(config, residency), checkpoints=checkpoints, log=RunLog(tmp_path))
+    assert trainer.run(StopRequest())
+    assert not trainer.calibrated().training
+
+
+def test_a_run_ends_with_an_artifact(config: TrainingConfig, tmp_path: Path) -> None:
+    for package in ("openvino", "obstore"):
+        pytest.importorskip(package)
+    from training.run import RunOptions, train  # noqa: PLC0415 - needs them
+
+    assert train(config, RunOptions(tmp_path))
     assert (tmp_path / "artifact/manifest.json").is_file()
 
 

@@ -62,6 +62,24 @@ def test_labels_are_those_of_the_cpu(
     assert (got_HW.cpu().numpy() != wanted_HW).mean() <= CLEAR
 
 
+@pytest.mark.parametrize("far", ["class", "row", "column"])
+def test_scores_that_lie_further_apart_than_32_bits_count_are_found(far: str) -> None:
+    steps = {"class": 64, "row": 8, "column": 1} | {far: 2**30 + 64}
+    # 4 GiB, of which a CPU touches a few pages.
+    room = torch.empty(2 * (2**30 + 64) + 1024, dtype=torch.float16, device=DEVICE)
+    raw_Khw = room.as_strided((3, 3, 3), tuple(steps.values()))
+    scores_Khw = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0)).half().to(DEVICE)
+    raw_Khw.copy_(scores_Khw)
+    size = ImageSize(24, 24)
+    apart, close = (
+        device_decode.labels(
+            raw, upsample="bilinear", stride=STRIDE, padded=size, content=size, original=size
+        )
+        for raw in (raw_Khw, scores_Khw)
+    )
+    assert torch.equal(apart, close)
+
+
 def test_half_scores_decode_as_the_same_numbers_in_full() -> None:
     raw_Khw = torch.randn(7, 8, 8, generator=torch.Generator().manual_seed(0)).half().to(DEVICE)
     size = ImageSize(64, 64)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given
@@ -20,3 +22,17 @@ def test_bands_are_all_rows_once_in_order_and_not_much_larger_than_asked_for(
     with ThreadPoolExecutor(2) as executor:
         shared = in_bands(lambda first, last: (first, last), size, executor, band_pixels=band_pixels)
     assert shared == bands
+
+
+def test_numba_is_imported_with_the_first_kernel_and_not_before() -> None:
+    program = """
+import sys
+sys.modules["numba"] = None
+from model import accumulation, decode, resampling
+try:
+    decode.warm_up()
+except ImportError:
+    print("needed now")
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout == "needed now\n"

@@ -3,13 +3,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
 from training.config import TrainingConfig
 from training.data import TrainingData
-from training.distributed import ALONE
-from training.learner import Learner
+from training.distributed import ALONE, Ranks
+from training.learner import Learner, _is_compiled
+from training.precision import ComputeConfig
 
 
 class Recorder:
@@ -54,3 +56,20 @@ def test_the_average_can_begin_at_adopted_weights(config: TrainingConfig, data: 
     learner.restart_average()
     own, average = learner.network.state_dict(), learner.average.network.state_dict()
     assert all(torch.equal(own[key], average[key]) for key in own)
+
+
+@pytest.mark.parametrize(
+    ("compute", "ranks", "device", "compiled"),
+    [
+        (ComputeConfig(), ALONE, "cuda", True),
+        (ComputeConfig(), ALONE, "cpu", False),
+        (ComputeConfig(compile=False), ALONE, "cuda", False),
+        (ComputeConfig(), Ranks(0, 2, 0), "cuda", True),
+        (ComputeConfig(sync_bn=True), ALONE, "cuda", True),
+        (ComputeConfig(sync_bn=True), Ranks(0, 2, 0), "cuda", False),
+    ],
+)
+def test_what_stops_at_every_normalisation_is_not_compiled(
+    compute: ComputeConfig, ranks: Ranks, device: str, *, compiled: bool
+) -> None:
+    assert _is_compiled(compute, ranks, torch.device(device)) is compiled

@@ -11,7 +11,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.errors import ConfigError
-from training.losses import LossConfig, SegmentationLoss, class_weights, dice_loss, kth_largest
+from training.losses import (
+    LossConfig,
+    SegmentationLoss,
+    _hardest,
+    _hardest_at_once,
+    _less_at_label,
+    _less_where_equal,
+    _Target,
+    class_weights,
+    dice_loss,
+    kth_largest,
+)
 
 IGNORE = 255
 K = 5
@@ -207,3 +218,26 @@ def test_all_terms_together_survive_a_batch_without_labels() -> None:
 def test_a_term_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         ohem(0.7, **change)
+
+
+def test_a_deterministic_gpu_subtracts_at_the_label_what_others_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    slope_NKHW = torch.rand((2, K, 8, 9), generator=generator)
+    labels_N1HW = torch.randint(0, K, (2, 1, 8, 9), generator=generator)
+    kept_N1HW = torch.rand((2, 1, 8, 9), generator=generator).round(decimals=1)
+    ways = (_less_at_label, _less_where_equal)
+    assert torch.equal(*(way(slope_NKHW.clone(), labels_N1HW, kept_N1HW) for way in ways))
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.7, 1.0])
+def test_a_batch_that_is_scored_at_once_has_the_loss_of_its_pictures(threshold: float) -> None:
+    raw_NKhw, labels_NHW, weights_K = batch(3)
+    table = torch.zeros(IGNORE + 1)
+    table[:K] = weights_K
+    target = _Target.of(labels_NHW, table)
+    floor = -math.log(threshold)
+    one_by_one, at_once = (way(raw_NKhw.detach(), target, floor) for way in (_hardest, _hardest_at_once))
+    assert int(at_once.kept) == int(one_by_one.kept)
+    torch.testing.assert_close(at_once.total, one_by_one.total)
+    torch.testing.assert_close(at_once.weight, one_by_one.weight)
+    torch.testing.assert_close(at_once.gradient_NKhw, one_by_one.gradient_NKhw)

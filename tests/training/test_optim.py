@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -80,6 +81,44 @@ def test_the_rate_follows_the_published_formula() -> None:
     assert learning_rate(CONFIG, 550, 1000) == pytest.approx(0.01 * 0.5**0.9)
 
 
+def stepped(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter], *, steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+
+
+def test_a_skipped_first_step_leaves_sgd_no_memory_of_it(network: SegmentationNetwork) -> None:
+    found = []
+    for skips in (0, 1):
+        moved = copy.deepcopy(network)
+        optimizer = build_optimizer(moved, dataclasses.replace(CONFIG, name="sgd"))
+        weights = list(moved.parameters())
+        garbage = [torch.full_like(weight, 1e9) for weight in weights]  # what memory was used for before
+        del garbage
+        optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]  # read by step()
+        stepped(optimizer, weights, steps=skips)
+        optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]  # read by step()
+        stepped(optimizer, weights, steps=2)
+        found.append(weights)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_sgd_moves_as_torch_says(network: SegmentationNetwork) -> None:
+    ours, theirs = copy.deepcopy(network), copy.deepcopy(network)
+    optimizer = build_optimizer(ours, dataclasses.replace(CONFIG, name="sgd"))
+    kept = {id(weight): number for number, weight in enumerate(ours.parameters())}
+    weights = list(theirs.parameters())
+    groups = [
+        {**group, "params": [weights[kept[id(weight)]] for weight in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    stepped(optimizer, list(ours.parameters()), steps=3)
+    stepped(torch.optim.SGD(groups, lr=CONFIG.lr, momentum=CONFIG.momentum, fused=True), weights, steps=3)
+    assert all(torch.equal(one, other) for one, other in zip(ours.parameters(), weights, strict=True))
+
+
 def test_the_average_ramps_up_and_then_keeps_its_decay(network: SegmentationNetwork) -> None:
     average = MovingAverage(network, 0.99)
     value = average.network.state_dict()[WEIGHT]
@@ -102,6 +141,23 @@ def test_the_average_covers_statistics_and_copies_counters(network: Segmentation
     values = average.network.state_dict()
     torch.testing.assert_close(values[MEAN], torch.full((8,), 0.9))
     assert values[COUNTER] == 7
+
+
+def test_the_average_follows_weights_that_were_loaded_or_are_another_network_s(
+    network: SegmentationNetwork,
+) -> None:
+    average = MovingAverage(network, 0.99)
+    first, second = copy.deepcopy(network), copy.deepcopy(network)
+    average.update(first, 0)
+    average.network.load_state_dict(network.state_dict())
+    for value in second.state_dict().values():
+        value.fill_(2)
+    average.update(second, 0)
+    first.load_state_dict(second.state_dict())
+    average.update(first, 0)
+    values, start = average.network.state_dict(), network.state_dict()
+    torch.testing.assert_close(values[WEIGHT], 0.01 * start[WEIGHT] + 0.99 * 2)
+    assert values[COUNTER] == 2
 
 
 def test_the_average_is_a_copy_that_does_not_train(network: SegmentationNetwork) -> None:

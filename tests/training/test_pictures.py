@@ -85,3 +85,10 @@ def test_processes_share_the_memory_of_their_machine(processes: int) -> None:
     on_device, on_host = free_bytes(CPU, processes)
     assert on_device is None
     assert 0 < on_host * processes <= 1 << 50
+
+
+def test_pictures_that_are_sent_arrive_as_they_were_packed() -> None:
+    wanted = pairs()
+    sent, packed = PackedPictures.sent(wanted, CPU), PackedPictures.of(wanted)
+    for name in ("colors", "labels", "starts_M", "sizes_M2"):
+        assert torch.equal(getattr(sent, name), getattr(packed, name))

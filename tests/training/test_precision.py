@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -63,3 +64,38 @@ def test_a_deterministic_run_says_so_to_torch() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="int4"):
         ComputeConfig(precision="int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("_any_algorithm_afterwards")
+@pytest.mark.parametrize("kept", [None, ":16:8"])
+def test_a_deterministic_run_on_a_gpu_gives_cublas_memory_of_its_own(
+    kept: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", kept or "")
+    if kept is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    precision = torch.get_float32_matmul_precision()
+    ComputeConfig(deterministic=True).set_up(torch.device("cuda"))
+    torch.set_float32_matmul_precision(precision)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (kept or ":4096:8")
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "searched"),
+    [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)],
+)
+def test_algorithms_are_searched_for_while_a_gpu_learns_only(
+    device: str, *, deterministic: bool, searched: bool
+) -> None:
+    before = torch.backends.cudnn.benchmark
+    with ComputeConfig(deterministic=deterministic).searching(torch.device(device)):
+        assert torch.backends.cudnn.benchmark is searched
+    assert torch.backends.cudnn.benchmark is before is False
+
+
+@pytest.mark.usefixtures("_any_algorithm_afterwards")
+def test_a_run_leaves_the_search_to_its_steps() -> None:
+    precision = torch.get_float32_matmul_precision()
+    ComputeConfig().set_up(torch.device("cuda"))
+    torch.set_float32_matmul_precision(precision)
+    assert not torch.backends.cudnn.benchmark

@@ -318,3 +318,9 @@ def _kill_after(process: subprocess.Popen[bytes], run: Path, *, writes: int) -> 
         seen += now != before
         before = now
     process.kill()
+
+
+def test_training_needs_nothing_of_the_service() -> None:
+    missing = ("numba", "obstore", "openvino", "structlog", "tensorboard", "typer")
+    program = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import training.run"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

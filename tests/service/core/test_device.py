@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fakes import FAKE_MANIFEST, FakeEngine, red_scores
 
+from model import decode
 from model.artifact import Artifact
 from model.errors import GoldenMismatchError
 from model.manifest import ModelVersion
@@ -66,6 +67,18 @@ def test_an_engine_that_fails_at_a_size_in_use_is_not_loaded(device: Device, bui
     with pytest.raises(GoldenMismatchError):
         device.load(CITY, ARTIFACT, [ImageSize(32, 32)])
     assert builder.engines[0].closed
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_decoder_is_compiled_only_for_engines_that_leave_decoding_to_it(
+    device: Device, builder: Builder, monkeypatch: pytest.MonkeyPatch, *, labels: bool
+) -> None:
+    warmed = list[object]()
+    monkeypatch.setattr(decode, "warm_up", warmed.append)
+    if labels:
+        builder.engines[0].begin = lambda _: list  # type: ignore[attr-defined]
+    device.load(CITY, ARTIFACT)
+    assert len(warmed) == (not labels)
 
 
 def test_unloading_frees_the_engine(device: Device, builder: Builder) -> None:

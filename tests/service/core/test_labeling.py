@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -149,14 +150,17 @@ def test_a_lost_device_is_everybodys_problem() -> None:
 class AheadEngine(FakeEngine):
     """Makes the labels itself; each batch is computed when it is fetched."""
 
-    def begin(self, pictures: Sequence[PreparedImage]) -> Callable[[], list[UInt8Array | ModelOutputError]]:
+    def begin(
+        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array]
+    ) -> Callable[[], list[ModelOutputError | None]]:
         images_NHW3 = np.stack([picture.pixels_HW3 for picture in pictures])
 
-        def fetch() -> list[UInt8Array | ModelOutputError]:
-            return [
-                ModelOutputError("not finite") if pixels_HW3[0, 0, 0] == POISON else pixels_HW3[..., 0] // 85
-                for pixels_HW3 in images_NHW3
-            ]
+        def fetch() -> list[ModelOutputError | None]:
+            is_poison_N = images_NHW3[:, 0, 0, 0] == POISON
+            for pixels_HW3, is_poison, out_HW in zip(images_NHW3, is_poison_N, labels, strict=True):
+                if not is_poison:
+                    out_HW[...] = pixels_HW3[..., 0] // 85
+            return [ModelOutputError("not finite") if is_poison else None for is_poison in is_poison_N]
 
         self.infer(images_NHW3)
         return fetch
@@ -178,9 +182,9 @@ def test_an_engine_that_makes_labels_is_begun_at_once_and_fetched_later() -> Non
 def test_a_batch_is_not_charged_for_the_one_that_the_device_had_before_it() -> None:
     class SlowEngine(AheadEngine):
         def begin(
-            self, pictures: Sequence[PreparedImage]
-        ) -> Callable[[], list[UInt8Array | ModelOutputError]]:
-            fetch = super().begin(pictures)
+            self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array]
+        ) -> Callable[[], list[ModelOutputError | None]]:
+            fetch = super().begin(pictures, labels)
             return lambda: time.sleep(0.05) or fetch()  # type: ignore[func-returns-value]
 
     with ThreadPoolExecutor(1) as decoders:
@@ -200,3 +204,21 @@ def test_an_engine_that_fails_to_begin_is_tried_with_less_when_it_is_fetched() -
         report = Attempts(labeler_of(engine, FAKE_MANIFEST, decoders), work, lambda: None).run()
     assert report.outcomes == (ANSWERED, ANSWERED)
     assert [shape[0] for shape in engine.seen] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("error", [DeviceMemoryError("full"), RuntimeError("no")])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_a_failed_batch_holds_is_gone_before_it_is_tried_again(error: Exception, *, ahead: bool) -> None:
+    held: list[weakref.ref[Float32Array]] = []
+
+    def answer(images_NHW3: ImageBatch) -> Float32Array:
+        assert all(activations() is None for activations in held)
+        activations = red_scores(images_NHW3)
+        held.append(weakref.ref(activations))
+        if len(held) == 1:
+            raise error
+        return activations
+
+    engine = (AheadEngine if ahead else FakeEngine)(answer=answer)
+    assert labelled(engine, work_of([0, 85])).outcomes == (ANSWERED, ANSWERED)
+    assert len(held) == 3
