@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,15 @@ def test_the_callers_stack_for_signals_is_left_alone(quantized: Quantize) -> Non
         assert caller.submit(signal_stack).result() == (0, 0)
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Hear SIGINT as Python does by itself, but not where its parent ignores it: behind ``&`` in a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_it_before_all_pictures_were_read(quantized: Quantize) -> None:
     class Interrupting(Pictures):
         def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
