@@ -159,7 +159,7 @@ def _is_in_sync(compute: ComputeConfig, ranks: Ranks) -> bool:
 
 
 def _is_compiled(compute: ComputeConfig, ranks: Ranks, device: torch.device) -> bool:
-    # Around each of 60 normalisations that talk to other processes nothing is left to fuse.
+    # Each normalisation talks to other processes, and between two of them little is left to fuse.
     return compute.compile and device.type == "cuda" and not _is_in_sync(compute, ranks)
 
 

@@ -94,8 +94,7 @@ def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest)
         folder: of the artifact; created.
         network: the averaged weights, on any device.
         manifest: without file digests. Where its precision is ``f16`` and the graph so rounded computes
-            something else (next to a mean that is a thousand deviations away, small errors are large), the
-            artifact is one of ``f32``.
+            something else, the artifact is one of ``f32``.
 
     Raises:
         model.errors.ArtifactError: a file of the artifact does not reproduce the network, or cannot be

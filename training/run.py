@@ -188,6 +188,8 @@ class _Start:
 
     def _check_all_found_the_same(self, device: torch.device) -> None:
         """See to it that processes on several machines go on from one state."""
+        if self.ranks.world == 1:
+            return
         found = self.checkpoints.digest("last") if self.options.resume else ""
         if len(set(self.ranks.texts(found, device))) > 1:
             raise ResumeError(

@@ -30,7 +30,7 @@ _LOG_EVERY = 20
 _NO_SCORE_YET = -1.0
 _SHOWN_NAMES = 16
 _ROOM = 4
-"""Pixels that fit, where nothing is learned from them, into the memory of one that is learned from."""
+"""Pixels of a batch that nothing is learned from, for each of one that is learned from."""
 
 
 @dataclass
