@@ -56,11 +56,19 @@ def create_app(
     """
     app = problem_app(title="BiSeNet segmentation service", description=_description())
     # Before the model routes: there "{model}" would match "NAME:segment" and answer 404 for a wrong method.
-    app.include_router(segment_router(SegmentEndpoint(segmenter, host, options.segment)))
+    endpoint = SegmentEndpoint(segmenter, host, options.segment)
+    app.include_router(segment_router(endpoint))
     app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
     add_docs(app)
-    turnstile = Turnstile(app, segmenter, host, options.segment.default_timeout_s, options.access)
+    turnstile = Turnstile(
+        app,
+        endpoint,
+        segmenter,
+        host,
+        default_timeout_s=options.segment.default_timeout_s,
+        access=options.access,
+    )
     return Edge(Gate(turnstile, options.access), lifecycle, metrics)
 
 

@@ -142,10 +142,13 @@ def _is_more(digits: str, limit: int) -> bool:
 
 
 async def _raw(chunks: AsyncIterator[bytes]) -> bytes:
-    received = bytearray()
+    first, rest = b"", bytearray()
     async for chunk in chunks:
-        received += chunk
-    return bytes(received)
+        if first:
+            rest += chunk
+        else:
+            first = chunk  # most come in one piece, which need not be copied
+    return first + rest if rest else first
 
 
 async def _form_file(chunks: AsyncIterator[bytes], boundary: bytes) -> bytes:

@@ -46,7 +46,11 @@ class Edge:
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
             with self._metrics.in_flight(), exchange.held:
                 status = await self._answer(scope, receive, send, exchange)
-            self._take_note(scope, exchange, method=method, status=status)
+            try:
+                # uvloop sends at the end of a turn of the loop: the client does not wait for the log.
+                await asyncio.sleep(0)
+            finally:
+                self._take_note(scope, exchange, method=method, status=status)
 
     def _take_note(self, scope: Scope, exchange: Exchange, *, method: str, status: int) -> None:
         route = exchange.route or _route(scope)

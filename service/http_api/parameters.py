@@ -131,6 +131,19 @@ def version_number(text: str) -> int:
     return int(text)
 
 
+def wanted_model(path: Mapping[str, str]) -> tuple[str | None, int | None]:
+    """Return the name and the number that a path asks for; None where it says nothing.
+
+    Args:
+        path: its parameters, ``model`` and ``version`` among them where the route has them.
+
+    Raises:
+        VersionNotFoundError: the version is no number.
+    """
+    version = path.get("version")
+    return path.get("model"), None if version is None else version_number(version)
+
+
 def class_ids(classes: Sequence[str], palette: ClassPalette) -> frozenset[int] | None:
     """Resolve the classes to keep.
 

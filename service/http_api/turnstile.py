@@ -1,4 +1,4 @@
-"""Refusals that cost little: under overload, by the head of a request, before the framework sees it."""
+"""Where pictures leave the way of all other requests: refused by their head under overload, or segmented."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.core.host import ModelHost
 from service.core.segmenter import Segmenter
 from service.http_api.access import AccessPolicy
 from service.http_api.exchange import Exchange
-from service.http_api.parameters import TIMEOUT_HEADER, version_number
+from service.http_api.parameters import TIMEOUT_HEADER, wanted_model
 from service.http_api.problems import problem
 
 ROUTES = (
@@ -28,13 +28,14 @@ _MILLISECONDS = re.compile(rb"[0-9]{1,6}")
 
 
 class Turnstile:
-    """Answers 429 to pictures that could not be answered in time; everything else is somebody else's.
+    """Answers 429 to pictures that could not be answered in time, and hands the others on past the framework.
 
     At ten times what a device can do refusals are nine of ten requests, and what they take is missing to
-    those that were admitted.
+    those that were admitted. The layers of a framework add 0.13 ms to each picture, in which nothing happens.
 
     Args:
-        app: what answers the rest.
+        app: what answers all that is no picture.
+        segment: what answers pictures; finds ``model`` and ``version`` in the scope's ``path_params``.
         segmenter: knows what waits.
         host: knows the served models.
         default_timeout_s: how long a client waits that does not say so.
@@ -44,12 +45,15 @@ class Turnstile:
     def __init__(
         self,
         app: ASGIApp,
+        segment: ASGIApp,
         segmenter: Segmenter,
         host: ModelHost,
+        *,
         default_timeout_s: float,
         access: AccessPolicy,
     ) -> None:
         self._app = app
+        self._segment = segment
         self._segmenter = segmenter
         self._host = host
         self._default_timeout_s = default_timeout_s
@@ -59,31 +63,35 @@ class Turnstile:
         """Pass a request on, or refuse it."""
         answer = self._app
         if scope["type"] == "http" and scope["method"] == "POST":
-            Exchange.of(scope).source = self._access.source(scope)
-            try:
-                self._check(scope)
-            except (QueueFullError, RateLimitedError) as refusal:
-                answer = problem(refusal, Exchange.of(scope))
-            except ServiceError:
-                pass  # a wrong model: the route says it better
+            exchange = Exchange.of(scope)
+            exchange.source = self._access.source(scope)
+            if (found := _route(scope["path"])) is not None:
+                exchange.route, scope["path_params"] = found
+                answer = self._refusal(scope, exchange) or self._segment
         await answer(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
-        matches = zip(ROUTES, (path.fullmatch(scope["path"]) for path in _PATHS), strict=True)
-        route, match = next(((route, match) for route, match in matches if match), (None, None))
+    def _refusal(self, scope: Scope, exchange: Exchange) -> ASGIApp | None:
         timeout_s = _timeout_s(scope, self._default_timeout_s)
-        if match is None or timeout_s is None:
-            return
-        wanted = match.groupdict()
-        number = version_number(wanted["version"]) if "version" in wanted else None
-        version = self._host.find(wanted.get("model"), number).version
-        exchange = Exchange.of(scope)
+        if timeout_s is None:
+            return None
         try:
+            version = self._host.find(*wanted_model(scope["path_params"])).version
             deadline_s = exchange.started_s + timeout_s
             self._segmenter.check(version, deadline_s=deadline_s, source=exchange.source)
-        except (QueueFullError, RateLimitedError):
-            exchange.route, exchange.served = route, (version.name, version.number)
-            raise
+        except (QueueFullError, RateLimitedError) as refusal:
+            exchange.served = version.name, version.number
+            return problem(refusal, exchange)
+        except ServiceError:
+            pass  # a wrong model: the route says it better
+        return None
+
+
+def _route(path: str) -> tuple[str, dict[str, str]] | None:
+    """Return the route that segments pictures at a path, and what the path says; None = it is another's."""
+    for route, pattern in zip(ROUTES, _PATHS, strict=True):
+        if (match := pattern.fullmatch(path)) is not None:
+            return route, match.groupdict()
+    return None
 
 
 def _timeout_s(scope: Scope, default_s: float) -> float | None:

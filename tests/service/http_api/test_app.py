@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +15,8 @@ import pytest_asyncio
 import structlog
 from fakes import FAKE_MANIFEST, FakeEngine
 from http_site import Site, encoded, open_site
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import LogCapture
 
 from model.manifest import ModelVersion
@@ -100,6 +102,36 @@ async def test_a_defect_of_the_application_is_logged_once_and_survived(log: LogC
         {"type": "http", "method": "GET", "path": "/", "headers": []}, _never_called, _never_called
     )
     assert [entry["event"] for entry in log.entries] == ["request failed", "request"]
+
+
+async def test_a_defect_behind_a_route_of_pictures_is_answered_and_logged(
+    site: Site, log: LogCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(site.host, "hold", broken)
+    response = await site.client.post("/v1/segment", content=b"picture")
+    assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert "secret" not in response.text
+    assert [entry["event"] for entry in log.entries] == ["request failed", "request"]
+    assert log.entries[-1]["code"] == "internal"
+
+
+async def test_a_client_does_not_wait_for_the_log(log: LogCapture) -> None:
+    """What was sent leaves at the end of a turn of the event loop, in which nothing is logged yet."""
+    lines_at_the_end_of_the_turn = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            asyncio.get_running_loop().call_soon(
+                lambda: lines_at_the_end_of_the_turn.append(len(request_lines(log)))
+            )
+
+    edge = Edge(Response("answer"), Lifecycle(), Metrics())
+    await edge({"type": "http", "method": "GET", "path": "/", "headers": []}, _never_called, send)
+    assert lines_at_the_end_of_the_turn == [0]
+    assert len(request_lines(log)) == 1
 
 
 async def _never_called(*_args: object) -> Any:
