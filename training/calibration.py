@@ -6,7 +6,7 @@ Axes: N images in a batch, H height, W width, 3 = red green blue.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ def calibrated(
     max_pixels: int,
     pad_color: tuple[int, int, int],
     compute: ComputeConfig,
+    before_each: Callable[[], None] = lambda: None,
 ) -> SegmentationNetwork:
     """Return a copy whose batch normalisation has the mean and variance of whole pictures.
 
@@ -43,6 +44,7 @@ def calibrated(
         max_pixels: of all of them together; of larger ones there are fewer, but never less than 2.
         pad_color: RGB 0..255 of what a picture lacks to the size of its batch.
         compute: in which numbers.
+        before_each: called before each picture; what it raises ends the work.
 
     Source:
         "Precise BN", Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021.
@@ -55,14 +57,18 @@ def calibrated(
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
             layer.train()
-    for images_NHW3 in _batches(pictures, batch_size, max_pixels, pad_color):
+    for images_NHW3 in _batches(pictures, batch_size, max_pixels, pad_color, before_each):
         with compute.autocast(images_NHW3.device):
             network(images_NHW3)
     return network.eval()
 
 
 def _batches(
-    pictures: PictureSource, batch_size: int, max_pixels: int, pad_color: tuple[int, int, int]
+    pictures: PictureSource,
+    batch_size: int,
+    max_pixels: int,
+    pad_color: tuple[int, int, int],
+    before_each: Callable[[], None],
 ) -> Iterator[Tensor]:
     """Stack pictures of one padded size; what is left over shares batches, and one alone is left out.
 
@@ -75,7 +81,7 @@ def _batches(
     sample = range(0, len(pictures.names), -(-len(pictures.names) // _MAX_PICTURES))
     order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
     waiting: dict[ImageSize, list[Tensor]] = {}
-    for image_HW3, _ in walk(pictures, [sample[index] for index in order]):
+    for image_HW3, _ in walk(pictures, [sample[index] for index in order], before_each):
         size = ImageSize(*image_HW3.shape[:2]).padded()
         batch = waiting.setdefault(size, [])
         batch.append(image_HW3)

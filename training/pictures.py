@@ -6,7 +6,7 @@ Axes: M pictures of any sizes, H height, W width, 3 = red green blue.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -245,10 +245,19 @@ def _packed(splits: Sequence[LabeledImages], pixels: int, pool: ThreadPoolExecut
     )
 
 
-def walk(source: PictureSource, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield image_HW3 and label_HW, uint8 on the device, of these pictures in this order."""
+def walk(
+    source: PictureSource, indices: Sequence[int], before_each: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield image_HW3 and label_HW, uint8 on the device, of these pictures in this order.
+
+    Args:
+        source: of the pictures.
+        indices: of those that are wanted.
+        before_each: called before each; what it raises ends the walk.
+    """
     source.expect(indices[:_AHEAD])
     for position, index in enumerate(indices):
+        before_each()
         source.expect(indices[position + _AHEAD : position + _AHEAD + 1])
         packed, (place,) = source.take([index])
         yield packed.image(place), packed.label(place)

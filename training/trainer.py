@@ -33,6 +33,10 @@ _ROOM = 4
 """Pixels of a batch that nothing is learned from, for each of one that is learned from."""
 
 
+class _StopRequestedError(Exception):
+    """A validation is left."""
+
+
 @dataclass
 class Position:
     """Where a run stands: all that a step depends on beside configuration, data and weights.
@@ -96,6 +100,7 @@ class Trainer:
         self.started_from = ""
         self.learner = Learner(config, data, ranks)
         self.crops = StepCrops(config, data, ranks)
+        self._stop = StopRequest()
         self._losses = LossMeter(data.device)
         self._waited_s = 0.0
         self._lr = 0.0
@@ -130,6 +135,8 @@ class Trainer:
     def run(self, stop: StopRequest) -> bool:
         """Train until the last step or until a stop is requested; save either way.
 
+        A lone process also leaves a validation for it, which whoever resumes the run begins anew.
+
         Returns:
             Whether the last step is done and validated.
 
@@ -137,20 +144,13 @@ class Trainer:
             NonFiniteLossError: the loss or a weight is no number; checkpoints stay as they are.
             CheckpointError: a checkpoint cannot be written.
         """
-        position = self.position
-        pace = PaceMeter(self.config.schedule.batch_size)
-        while self._goes_on():
-            if self._is_time_to_agree() and self.ranks.any(stop.requested, self.data.device):
-                break
-            started_s = time.monotonic()
-            self.take_step()
-            if self._is_time_to_report():
-                self.check_losses()  # a GPU ends here what it was given since the last time
-            pace.count(time.monotonic() - started_s, waited_s=self._waited_s)
-            self._between_steps(pace)
-        finished = position.step >= position.total_steps
-        if finished and position.validated_step < position.step:
-            self.validate()
+        self._stop = stop
+        try:
+            finished = self._train()
+        except _StopRequestedError:
+            finished = False
+        finally:
+            self._stop = StopRequest()
         self.save("last")
         return finished
 
@@ -202,6 +202,7 @@ class Trainer:
                 max_pixels=_ROOM * part_size * math.prod(self.config.augment.crop),
                 pad_color=self.data.pad_color,
                 compute=self.config.compute,
+                before_each=self._leave_if_stopped,
             )
         if self.ranks.world > 1:
             network = network if self.ranks.is_first else copy.deepcopy(network)
@@ -221,6 +222,7 @@ class Trainer:
             palette=self.data.spec.palette,
             compute=self.config.compute,
             ranks=self.ranks,
+            before_each=self._leave_if_stopped,
         )
 
     def validate(self) -> Scores:
@@ -269,6 +271,29 @@ class Trainer:
             }
             self.checkpoints.save(kind, self.position.step, state)
 
+    def _train(self) -> bool:
+        position = self.position
+        pace = PaceMeter(self.config.schedule.batch_size)
+        if self._is_time_to_validate():  # the run was stopped while it did
+            self._validate_and_save()
+        while self._goes_on():
+            if self._is_time_to_agree() and self.ranks.any(self._stop.requested, self.data.device):
+                return False
+            started_s = time.monotonic()
+            self.take_step()
+            if self._is_time_to_report():
+                self.check_losses()  # a GPU ends here what it was given since the last time
+            pace.count(time.monotonic() - started_s, waited_s=self._waited_s)
+            self._between_steps(pace)
+        if position.validated_step < position.step:
+            self.validate()
+        return True
+
+    def _leave_if_stopped(self) -> None:
+        """Be asked before each picture of a validation; several processes would have to agree each time."""
+        if self._stop.requested and self.ranks.world == 1:
+            raise _StopRequestedError
+
     def _goes_on(self) -> bool:
         position = self.position
         if position.step >= position.total_steps and not position.frozen:
@@ -281,13 +306,16 @@ class Trainer:
         return images_NHW3, labels_NHW
 
     def _between_steps(self, pace: PaceMeter) -> None:
-        step, schedule = self.position.step, self.config.schedule
         if self._is_time_to_report():
             self._freeze_when_measured(pace)
             self._report(pace)
         else:
             self.log.show(lambda: self._line(pace))
-        if step % schedule.validate_every == 0 and self.position.validated_step < step:
+        self._validate_and_save()
+
+    def _validate_and_save(self) -> None:
+        step, schedule = self.position.step, self.config.schedule
+        if self._is_time_to_validate():
             self.validate()
         if step % schedule.save_every == 0:
             self.save("last")
@@ -314,6 +342,11 @@ class Trainer:
         # Asking makes processes wait for each other, and their hosts for the GPUs.
         asks_nobody = self.ranks.world == 1 or self.data.device.type == "cpu"
         return asks_nobody or self.position.step % _LOG_EVERY == 0
+
+    def _is_time_to_validate(self) -> bool:
+        position = self.position
+        is_due = position.step % self.config.schedule.validate_every == 0
+        return is_due and position.validated_step < position.step
 
     def _is_time_to_report(self) -> bool:
         return self.position.step % _LOG_EVERY == 0 or self.position.step == self.position.total_steps

@@ -5,6 +5,7 @@ Axes: N images in a batch, K classes, H height, W width, h w = the raw scores' o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,7 @@ def validate(
     palette: ClassPalette,
     compute: ComputeConfig,
     ranks: Ranks,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Score a network in evaluation mode on whole pictures (protocol ``ss``).
 
@@ -56,6 +58,7 @@ def validate(
         palette: of the labels.
         compute: in which numbers.
         ranks: the processes that share the work.
+        before_each: called before each picture; what it raises ends the work.
     """
 
     def scored(index: int, image_HW3: Tensor, label_HW: Tensor) -> ScoredImage:
@@ -63,7 +66,7 @@ def validate(
         return ScoredImage.of(index, pictures.names[index], label_HW.cpu().numpy(), guess_HW, palette)
 
     share = ranks.share(len(pictures.names))
-    pairs = zip(share, walk(pictures, share), strict=True)
+    pairs = zip(share, walk(pictures, share, before_each), strict=True)
     images = tuple(scored(index, *pair) for index, pair in pairs)
     parts = (image.matrix(palette.num_classes) for image in images)
     own = sum(parts, ConfusionMatrix.zeros(palette.num_classes))

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,29 @@ def test_a_stop_request_saves_and_ends_early(
     again = trainer_in(tmp_path, config, data)
     resume(again)
     assert again.position.step == 0
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_stop_request_leaves_a_validation_which_is_made_up_for(
+    straight: Trainer, config: TrainingConfig, data: TrainingData, tmp_path: Path, part: str
+) -> None:
+    """``train`` is read to calibrate, then ``val`` to score; the stop comes with its first picture."""
+    stop = StopRequest()
+    stopping = copy.copy(getattr(data, part))
+
+    def take(indices: Sequence[int]) -> Any:
+        stop.requested = trainer.position.step == 3
+        return getattr(data, part).take(indices)
+
+    stopping.take = take
+    trainer = trainer_in(tmp_path, config, dataclasses.replace(data, **{part: stopping}))
+    assert not trainer.run(stop)
+    assert (trainer.position.step, trainer.position.validated_step) == (3, 0)
+    again = trainer_in(tmp_path, config, data)
+    resume(again)
+    assert again.run(StopRequest())
+    assert again.position == straight.position
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(straight), strict=True))
 
 
 def test_another_configuration_is_not_resumed(
