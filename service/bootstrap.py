@@ -278,6 +278,7 @@ def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> Htt
         limits=ConnectionLimits(
             max_connections=affordable_connections(limits.max_connections),
             head_timeout_s=limits.head_timeout_s,
+            idle_timeout_s=limits.idle_timeout_s,
         ),
         metrics=service.metrics,
     )

@@ -203,6 +203,8 @@ class LimitsSettings(_Section):
             several clients each may have a quarter, or its fair share if that is more; a client is an API key
             or, without keys, an address.
         head_timeout_s: how long the head of a request may take to arrive.
+        idle_timeout_s: how long a connection may wait for its next request; longer than a proxy in front
+            keeps its connections, or requests get lost between the two.
         receive_timeout_s: from the head of a request to its last byte.
         default_timeout_s: how long a client waits for its answer that does not say so.
     """
@@ -219,6 +221,7 @@ class LimitsSettings(_Section):
     max_pixels_in_flight: Count = DEFAULT_MAX_PIXELS_IN_FLIGHT
     max_waiting: Count = DEFAULT_MAX_WAITING
     head_timeout_s: Seconds = ConnectionLimits.head_timeout_s
+    idle_timeout_s: Seconds = ConnectionLimits.idle_timeout_s
     receive_timeout_s: Seconds = BodyLimits.receive_timeout_s
     default_timeout_s: Seconds = 30.0
 

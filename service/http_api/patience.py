@@ -15,7 +15,9 @@ class ConnectionLimits:
     Args:
         max_connections: at the same time; more are refused.
         head_timeout_s: from the connection, or the first byte of a later request, to the end of the head.
-        idle_timeout_s: between two requests; also what the rest of a refused body may take.
+        idle_timeout_s: between two requests. Proxies keep connections to a server for 60 s as a rule; were it
+            less here, now and then they would send a request into a connection that is just being closed.
+        rest_timeout_s: what the rest of a refused body may take.
         write_timeout_s: from the moment in which an answer waits for the client to that in which he has taken
             all of it.
         large_bytes_per_s: of an answer that is so large that this pace takes longer than ``write_timeout_s``.
@@ -25,7 +27,8 @@ class ConnectionLimits:
 
     max_connections: int = 2048
     head_timeout_s: float = 10.0
-    idle_timeout_s: float = 10.0
+    idle_timeout_s: float = 75.0
+    rest_timeout_s: float = 10.0
     write_timeout_s: float = 60.0
     stall_timeout_s: float = 10.0
     min_bytes_per_s: int = 8192

@@ -188,10 +188,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_body = False
         if not self._is_upgrade:
             super().on_message_complete()
+        if self.timeout_keep_alive_task is not None:  # it was answered before
+            self._await_next()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, and for the client to take the answer."""
         super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            self._await_next()
         self._balance_reading()
         self._writes.look()
 
@@ -232,6 +236,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def _rest_of_answer(self) -> int:
         cycle = self._answered
         return 0 if cycle is None or cycle.response_complete else cycle.expected_content_length
+
+    def _await_next(self) -> None:
+        """Close the connection unless the next request, or first the rest of this one, comes in time."""
+        self._unset_keepalive_if_required()
+        timeout_s = self._limits.rest_timeout_s if self._in_body else self._limits.idle_timeout_s
+        self.timeout_keep_alive_task = self.loop.call_later(timeout_s, self.timeout_keep_alive_handler)
 
     def _await_head(self) -> None:
         if self._head_timer is None:

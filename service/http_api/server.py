@@ -115,7 +115,6 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 backlog=_BACKLOG,
-                timeout_keep_alive=limits.idle_timeout_s,
                 timeout_graceful_shutdown=grace_s,
             )
         )

@@ -361,7 +361,9 @@ async def test_a_head_that_comes_byte_by_byte_is_understood(wire: Wire) -> None:
 
 # --- clients that take their time -------------------------------------------------------------------------
 
-HASTY = ConnectionLimits(head_timeout_s=0.4, idle_timeout_s=0.4, stall_timeout_s=0.2, write_timeout_s=1.0)
+HASTY = ConnectionLimits(
+    head_timeout_s=0.4, idle_timeout_s=0.4, rest_timeout_s=0.4, stall_timeout_s=0.2, write_timeout_s=1.0
+)
 
 
 @pytest.fixture
@@ -427,12 +429,26 @@ async def test_a_body_that_trickles_is_answered_with_408_and_cut_off() -> None:
         assert 'bisenet_expired_total{stage="receive"} 1.0' in text
 
 
-async def test_the_rest_of_a_refused_body_may_not_trickle_for_ever(hasty: Wire) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)
+async def test_the_rest_of_a_refused_body_may_not_trickle_for_ever() -> None:
+    limits = ConnectionLimits(rest_timeout_s=0.4)
+    async with serving(limits=limits) as wire, asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", wire.port)
         writer.write(POST + b"Content-Length: 99999999999\r\n\r\n")
         assert statuses(await reader.readuntil(b"}")) == [413]
         await trickle(b"a", reader, writer)
+
+
+async def test_a_connection_whose_refused_body_has_come_to_its_end_is_idle() -> None:
+    limits = ConnectionLimits(rest_timeout_s=0.2)
+    async with serving(limits=limits) as wire, asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", wire.port)
+        writer.write(POST + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n")
+        assert statuses(await reader.readuntil(b"}")) == [415]
+        writer.write(b"rest")
+        await asyncio.sleep(2 * limits.rest_timeout_s)
+        writer.write(LIVE + b"Connection: close\r\n\r\n")
+        assert statuses(await reader.read()) == [200]
+        writer.close()
 
 
 async def test_who_does_not_take_the_answer_is_cut_off() -> None:
