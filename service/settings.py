@@ -192,7 +192,8 @@ class LimitsSettings(_Section):
         max_body_bytes_in_flight: of all HTTP requests together, those that arrive and those that wait; the
             pictures that came over gRPC and are not answered yet have as much room of their own.
         max_answer_bytes_in_flight: of all large answers (more than 256 KiB) that clients have not taken yet.
-        max_connections: to each HTTP port; fewer where the process may not open so many files.
+        max_connections: to each HTTP port; fewer where the process may not open so many files. When all are
+            taken, one that has waited for 10 s for its next request makes room for another.
         max_streams: gRPC calls at the same time on one connection.
         max_calls: gRPC calls at the same time on all connections, those to health and reflection aside.
         max_pixels: that a picture's header may declare.

@@ -13,10 +13,11 @@ class ConnectionLimits:
     """What connections may cost.
 
     Args:
-        max_connections: at the same time; more are refused.
+        max_connections: at the same time; more are refused, unless one has waited for ``idle_when_full_s``.
         head_timeout_s: from the connection, or the first byte of a later request, to the end of the head.
         idle_timeout_s: between two requests. Proxies keep connections to a server for 60 s as a rule; were it
             less here, now and then they would send a request into a connection that is just being closed.
+        idle_when_full_s: between two requests, where somebody else needs the connection.
         rest_timeout_s: what the rest of a refused body may take.
         write_timeout_s: from the moment in which an answer waits for the client to that in which he has taken
             all of it.
@@ -28,6 +29,7 @@ class ConnectionLimits:
     max_connections: int = 2048
     head_timeout_s: float = 10.0
     idle_timeout_s: float = 75.0
+    idle_when_full_s: float = 10.0
     rest_timeout_s: float = 10.0
     write_timeout_s: float = 60.0
     stall_timeout_s: float = 10.0

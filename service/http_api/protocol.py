@@ -56,12 +56,17 @@ class GuardedConfig(uvicorn.Config):
         limits: of each connection and of all together.
         metrics: counts the connections that are refused.
         options: uvicorn's own.
+
+    Attributes:
+        idle: connections that wait for their next request, and since when on the clock of the event loop; who
+            has waited longest is first.
     """
 
     def __init__(self, app: Any, *, limits: ConnectionLimits, metrics: Metrics, **options: Any) -> None:
         super().__init__(app, http=GuardedProtocol, **options)
         self.limits = limits
         self.metrics = metrics
+        self.idle: dict[GuardedProtocol, float] = {}
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -75,6 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, config: GuardedConfig, *arguments: Any, **keywords: Any) -> None:
         super().__init__(config, *arguments, **keywords)
         self._limits = config.limits
+        self._idle = config.idle
         self._metrics = config.metrics
         self._head_timer: asyncio.TimerHandle | None = None
         self._writes: WriteWatch
@@ -94,7 +100,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Begin to wait for a request, unless there are too many connections."""
         super().connection_made(transport)
         self._writes = WriteWatch(transport, self._limits, self.loop.call_later, self._rest_of_answer)
-        if len(self.connections) > self._limits.max_connections:
+        if len(self.connections) > self._limits.max_connections and not self._close_an_idle_one():
             self._metrics.rejected("too_many_connections")
             self._is_refused = True
             self._send(BusyError("there are too many connections"))
@@ -106,6 +112,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Forget the connection, and tell the request that is being answered; others may wait behind it."""
         self._stop_awaiting_head()
         self._writes.stop()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
         self.pipeline.clear()
         if self._answered is not None and not self._answered.response_complete:
@@ -237,10 +244,25 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle = self._answered
         return 0 if cycle is None or cycle.response_complete else cycle.expected_content_length
 
+    def _close_an_idle_one(self) -> bool:
+        longest = next(iter(self._idle), None)
+        if longest is None or self.loop.time() - self._idle[longest] < self._limits.idle_when_full_s:
+            return False
+        del self._idle[longest]
+        longest.transport.close()
+        return True
+
+    def _unset_keepalive_if_required(self) -> None:
+        super()._unset_keepalive_if_required()
+        self._idle.pop(self, None)
+
     def _await_next(self) -> None:
         """Close the connection unless the next request, or first the rest of this one, comes in time."""
         self._unset_keepalive_if_required()
-        timeout_s = self._limits.rest_timeout_s if self._in_body else self._limits.idle_timeout_s
+        timeout_s = self._limits.rest_timeout_s
+        if not self._in_body:
+            timeout_s = self._limits.idle_timeout_s
+            self._idle[self] = self.loop.time()
         self.timeout_keep_alive_task = self.loop.call_later(timeout_s, self.timeout_keep_alive_handler)
 
     def _await_head(self) -> None:

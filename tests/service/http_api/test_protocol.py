@@ -19,7 +19,7 @@ from service.http_api import protocol
 from service.http_api.app import HttpOptions
 from service.http_api.body import BodyLimits
 from service.http_api.patience import ConnectionLimits
-from service.http_api.protocol import GuardedProtocol
+from service.http_api.protocol import GuardedConfig, GuardedProtocol
 from service.http_api.segment import SegmentOptions
 from service.http_api.server import HttpServer, listen
 
@@ -42,6 +42,12 @@ class Wire:
     @property
     def connections(self) -> set[GuardedProtocol]:
         return {one for one in self._server.server_state.connections if isinstance(one, GuardedProtocol)}
+
+    @property
+    def idle(self) -> dict[GuardedProtocol, float]:
+        config = self._server.config
+        assert isinstance(config, GuardedConfig)
+        return config.idle
 
     async def until_nothing_is_answered(self) -> None:
         await asyncio.gather(*self._server.server_state.tasks)
@@ -492,6 +498,27 @@ async def test_large_answers_that_nobody_takes_have_a_limit_and_small_ones_pass_
             assert await wire.ask(with_length(POST, PICTURE)) == [200]
             waiting = asyncio.create_task(wire.ask(with_length(ASK_HUGE, HUGE)))
         assert await waiting == [200]
+
+
+async def test_where_all_connections_are_taken_the_one_that_waited_longest_makes_room() -> None:
+    async with (
+        serving(limits=ConnectionLimits(max_connections=3, idle_when_full_s=0.0)) as wire,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        held = [await asyncio.open_connection("127.0.0.1", wire.port) for _ in range(3)]
+        for reader, writer in (*held, held[0]):  # the second one waits longest
+            writer.write(LIVE + b"\r\n")
+            await reader.readuntil(b'"live"}')
+        held[2][1].write(b"G")  # and the third one is not idle
+        held.append(await asyncio.open_connection("127.0.0.1", wire.port))
+        assert await held[1][0].read() == b""
+        for (reader, writer), start in ((held[0], b"G"), (held[2], b""), (held[3], b"G")):
+            writer.write(start + LIVE[1:] + b"\r\n")
+            assert statuses(await reader.readuntil(b'"live"}')) == [200]
+        for _, writer in held:
+            writer.close()
+        await wire.until_nobody_is_connected()
+        assert not wire.idle
 
 
 async def test_one_connection_too_many_is_told_so_and_the_others_live_on() -> None:
