@@ -18,7 +18,7 @@ COMMANDS = {
     "jobs": ("service.cli.jobs", "app", "Submit, list, show and cancel evaluation jobs of a service."),
     "models": ("service.cli.models", "app", "List, publish, import, promote, export and delete models."),
     "stream": ("service.cli.stream", "stream", "Send a camera or film to a running service."),
-    "bench": ("service.cli.bench", "app", "Measure what this machine does."),
+    "bench": ("service.cli.bench.bench", "app", "Measure what this machine does."),
     "doctor": ("service.cli.doctor", "doctor", "Say what this machine can run, and why not the rest."),
 }
 """Name -> (module, its function or typer app, line for ``bisenet --help``)."""

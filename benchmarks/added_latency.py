@@ -22,12 +22,12 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from service.cli.bench_load import make_load
-from service.cli.http_target import started_service
+from service.cli.bench.http_target import started_service
+from service.cli.bench.load_bench import make_load
 from service.cli.local import local_settings, open_segmenter
-from service.core import codec
-from service.core.passage import Segmentation, StageTimings
-from service.core.segmenter import Segmenter
+from service.core.pictures import codec
+from service.core.pictures.picture_request import Segmentation, StageTimings
+from service.core.pictures.segmenter import Segmenter
 from service.machine import is_busy, this_machine
 
 WARM_UP = 10

@@ -1,4 +1,4 @@
-"""Times the palette PNG of ``service.core.codec`` against Pillow's at compression level 1.
+"""Times the palette PNG of ``service.core.pictures.codec`` against Pillow's at compression level 1.
 
 Both write the same 8-bit indexed picture; rounds are interleaved, so that a busy moment hits both.
 Target: at most a quarter of Pillow's time on real label maps.
@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from model.labels import ClassPalette, LabelMap, UInt8Array
-from service.core.codec import encode_palette_png
+from service.core.pictures.codec import encode_palette_png
 
 NUM_CLASSES = 19
 MAX_FILES = 50

@@ -1,4 +1,4 @@
-"""Time ``model.decode.labels`` against torch and against the plain loops, on real maps and on noise.
+"""Time ``model.decoding.decode.labels`` against torch and against the plain loops, on real maps and on noise.
 
     python benchmarks/decode.py --labels FOLDER_OF_LABEL_PNGS
 
@@ -24,10 +24,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from model import decode
+from model.artifacts.manifest import Upsample
+from model.decoding import decode
 from model.labels import UInt8Array
-from model.manifest import Upsample
-from model.preprocess import ImageSize
+from model.pictures.preprocess import ImageSize
 
 Float32Array = npt.NDArray[np.float32]
 Decoder = Callable[[Float32Array], object]

@@ -23,18 +23,18 @@ from pathlib import Path
 
 import numpy as np
 
-from model.dataset import DatasetSpec, LabeledImages
-from model.execution import segment
+from model.artifacts.manifest import ModelManifest
+from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.evaluation.metrics import confusion_matrix
+from model.evaluation.network_passes import segment
+from model.evaluation.protocols import DEFAULT_CROP, find_protocol, make_plan
 from model.labels import UInt8Array
-from model.manifest import ModelManifest
-from model.metrics import confusion_matrix
-from model.preprocess import ImageSize, size_of
-from model.protocols import DEFAULT_CROP, find_protocol, make_plan
+from model.pictures.preprocess import ImageSize, size_of
 from model.quotas import usable_cores
 from service.assembly import engine_options
 from service.cli.local import local_settings, open_artifact
 from service.cli.scoring import Candidate, evaluate_split, open_candidate
-from service.core.engine import InferenceEngine
+from service.core.device.engine import InferenceEngine
 from service.engines import engine_builder
 
 LARGE = ImageSize(1024, 2048)

@@ -25,12 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import device_decode
+from model.artifacts.manifest import ModelManifest
+from model.decoding import decode_cuda
 from model.labels import ClassPalette
-from model.manifest import ModelManifest
-from model.network import ARCHITECTURES, SegmentationNetwork, build
-from model.preprocess import ImageSize, PreparedImage
-from service.core.engine import EngineInfo, EngineUnavailableError
+from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork, build
+from model.pictures.preprocess import ImageSize, PreparedImage
+from service.core.device.engine import EngineInfo, EngineUnavailableError
 from service.engines.cuda import CudaEngine
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram
 
@@ -172,7 +172,7 @@ def _decode_alone(size: ImageSize, batch: int) -> Callable[[], None]:
 
     def run() -> None:
         for _ in range(batch):
-            device_decode.labels(
+            decode_cuda.labels(
                 raw_Khw, upsample="bilinear", stride=8, padded=size, content=size, original=size
             )
         torch.cuda.current_stream().synchronize()

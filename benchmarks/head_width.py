@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.artifact import Artifact
-from model.export import write_artifact
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelManifest
+from model.export.export import write_artifact
 from model.labels import ClassPalette
-from model.manifest import ModelManifest
-from model.network import ARCHITECTURES, build
-from service.cli.bench import noise, parse_size
-from service.cli.contest import EngineContender, compete
-from service.core.engine import EngineOptions
+from model.networks.segmentation_network import ARCHITECTURES, build
+from service.cli.bench.bench import noise, parse_size
+from service.cli.bench.engine_race import EngineContender, compete
+from service.core.device.engine import EngineOptions
 from service.engines.openvino import build as build_engine
 from service.engines.openvino import precisions
 from service.machine import is_busy, this_machine

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from model.preprocess import ImageSize
+from model.pictures.preprocess import ImageSize
 from service.cli.admin import AdminClient
-from service.cli.http_target import HttpTarget, started_service
-from service.cli.load import LoadFigures, closed_loop, figures_of, open_loop, poisson_arrivals
-from service.cli.pictures import encoded_pictures, parse_image_size
+from service.cli.bench.http_target import HttpTarget, started_service
+from service.cli.bench.load import LoadFigures, closed_loop, figures_of, open_loop, poisson_arrivals
+from service.cli.bench.pictures import encoded_pictures, parse_image_size
 from service.machine import is_busy, this_machine
 
 PAIRS = 5

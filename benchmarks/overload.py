@@ -36,10 +36,10 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the ideal queue liv
 
 from simulation import Request, ideal_fifo
 
-from service.cli.bench_load import make_load
-from service.cli.bench_stream import ServiceWatch
-from service.cli.http_target import HttpTarget, RunningService, running_service
-from service.cli.load import RefusedError, Shot, closed_loop, open_loop, poisson_arrivals
+from service.cli.bench.http_target import HttpTarget, RunningService, running_service
+from service.cli.bench.load import RefusedError, Shot, closed_loop, open_loop, poisson_arrivals
+from service.cli.bench.load_bench import make_load
+from service.cli.bench.stream_bench import ServiceWatch
 from service.core.memory import frozen_objects
 from service.machine import is_busy, this_machine
 

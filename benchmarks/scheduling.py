@@ -36,8 +36,8 @@ from simulation import (
     ten_plus_two,
 )
 
-from model.preprocess import ImageSize
-from service.core.batching import BatchKey, BatchLimits, DynamicBatcher, Item
+from model.pictures.preprocess import ImageSize
+from service.core.scheduling.scheduler import BatchKey, BatchLimits, DynamicBatcher, Item
 
 FULL_BATCH_S = 0.010 + 0.002 * 16
 PEAK = 16 / FULL_BATCH_S

@@ -35,13 +35,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from model.artifact import Artifact
-from model.manifest import GRAPH_FILE
-from service.cli.bench_load import Load, make_load
-from service.cli.contest import BenchmarkApp
-from service.cli.http_target import HttpTarget
-from service.cli.load import LoadFigures, RefusedError
-from service.core.engine import Precision
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import GRAPH_FILE
+from service.cli.bench.engine_race import BenchmarkApp
+from service.cli.bench.http_target import HttpTarget
+from service.cli.bench.load import LoadFigures, RefusedError
+from service.cli.bench.load_bench import Load, make_load
+from service.core.device.engine import Precision
 from service.machine import is_busy, this_machine
 from service.registry import open_registry
 from service.settings import load_settings

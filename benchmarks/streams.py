@@ -26,8 +26,8 @@ from typing import Any
 
 import uvloop
 
-from service.cli.bench_stream import process_cpu_s
-from service.cli.pictures import encoded_pictures, parse_image_size
+from service.cli.bench.pictures import encoded_pictures, parse_image_size
+from service.cli.bench.stream_bench import process_cpu_s
 from service.client.answers import Frame
 from service.client.grpc_client import AsyncGrpcClient
 

@@ -30,17 +30,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from model.dataset import DatasetSpec
+from model.datasets.dataset import DatasetSpec
+from model.datasets.palettes import distinct_colors
 from model.labels import ClassPalette, UInt8Array
-from model.palettes import distinct_colors
-from training.augment import AugmentConfig, AugmentPlan, augment, draw_plan
 from training.config import TrainingConfig, load_config
-from training.crops import StepCrops
-from training.data import TrainingData
+from training.data.augment import AugmentConfig, AugmentPlan, augment, draw_plan
+from training.data.inspection import SplitFacts
+from training.data.pictures import PackedPictures, Pair, ResidentPictures
+from training.data.splits import TrainingData
 from training.distributed import ALONE
-from training.inspection import SplitFacts
-from training.learner import Learner
-from training.pictures import PackedPictures, Pair, ResidentPictures
+from training.run.batches import StepCrops
+from training.run.train_step import Learner
 
 CLASSES = 19
 PAD = (83, 94, 82)

@@ -19,11 +19,11 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from model.artifact import Artifact
-from model.export import write_artifact
-from model.manifest import WEIGHTS_FILE, ModelManifest
-from model.network import from_manifest
-from model.registry import ModelRegistry
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import WEIGHTS_FILE, ModelManifest
+from model.artifacts.registry import ModelRegistry
+from model.export.export import write_artifact
+from model.networks.segmentation_network import from_manifest
 from service.registry import open_registry
 from service.settings import load_settings
 

@@ -17,12 +17,12 @@ from statistics import median
 
 import numpy as np
 
-from model.preprocess import PreprocessSpec
+from model.pictures.preprocess import PreprocessSpec
 from service.assembly import engine_options, worker_process
-from service.core.device import Device
-from service.core.host import ModelHost
-from service.core.local import LocalRunner
-from service.core.worker import Answer, InferenceWorker
+from service.core.device.device import Device
+from service.core.device.in_process import LocalRunner
+from service.core.models.model_host import ModelHost
+from service.core.scheduling.dispatcher import Answer, InferenceWorker
 from service.engines import late_builder
 from service.machine import is_busy, this_machine
 from service.registry import open_registry

@@ -3,9 +3,9 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from model import execution
+from model.evaluation import network_passes
 from service.bootstrap import open_service
-from service.core.engine import private_folder
+from service.core.device.engine import private_folder
 from service.settings import Layer, load_settings
 
 
@@ -18,6 +18,6 @@ def without_secrets(folder: Path) -> Layer:
 if __name__ == "__main__":
     with TemporaryDirectory() as folder:
         settings = load_settings(flags=without_secrets(Path(folder)))
-        execution.warm_up(private_folder(settings.models.cache_folder / "numba"))
+        network_passes.warm_up(private_folder(settings.models.cache_folder / "numba"))
         with open_service(settings) as service:
             service.load_models()

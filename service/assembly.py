@@ -9,18 +9,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from model.image import ImageLimits
-from model.preprocess import ImageSize
+from model.pictures.image import ImageLimits
+from model.pictures.preprocess import ImageSize
 from model.quotas import usable_cores
-from service.core.batching import BatchLimits
-from service.core.engine import EngineOptions
-from service.core.host import ModelHost
-from service.core.job import Runner
-from service.core.life import WorkerLife
-from service.core.process import ProcessRunner
-from service.core.segmenter import Segmenter, SegmenterLimits
-from service.core.supervision import Patience
-from service.core.worker import InferenceWorker
+from service.core.device.batch_job import Runner
+from service.core.device.engine import EngineOptions
+from service.core.device.restart_policy import Patience
+from service.core.device.worker_connection import WorkerLife
+from service.core.device.worker_process import ProcessRunner
+from service.core.models.model_host import ModelHost
+from service.core.pictures.segmenter import Segmenter, SegmenterLimits
+from service.core.scheduling.dispatcher import InferenceWorker
+from service.core.scheduling.scheduler import BatchLimits
 from service.engines import resolve_device
 from service.settings import ModelsSettings, Settings
 from service.telemetry import LogOptions, Metrics

@@ -17,18 +17,18 @@ import uvloop
 from fastapi import APIRouter
 from starlette.types import ASGIApp
 
+from model.artifacts.manifest import ModelReference, ModelVersion
+from model.artifacts.registry import ModelRegistry
 from model.errors import ModelError, RegistryUrlError
-from model.manifest import ModelReference, ModelVersion
-from model.registry import ModelRegistry
 from service.assembly import engine_options, open_core, worker_process
-from service.core.engine import EngineOptions, EngineUnavailableError
+from service.core.device.engine import EngineOptions, EngineUnavailableError
 from service.core.errors import NoWorkerError
-from service.core.host import ModelHost, ServedModel
 from service.core.keys import key_digests
-from service.core.lifecycle import Lifecycle
 from service.core.memory import frozen_objects, limit_heaps
-from service.core.scores import Scoreboard
-from service.core.versions import LiveVersions
+from service.core.models.live_versions import LiveVersions
+from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.scoreboard import Scoreboard
+from service.core.readiness import Lifecycle
 from service.durable_jobs.errors import JobsUnavailableError
 from service.frontends import Frontends
 from service.grpc_api.limits import PeerLimits
@@ -44,10 +44,10 @@ from service.http_api.admin.metrics import metrics_router
 from service.http_api.admin.tokens import TokenFileError, obtain_token
 from service.http_api.admin.versions import versions_router
 from service.http_api.app import HttpOptions, create_app
-from service.http_api.body import BodyLimits
-from service.http_api.patience import ConnectionLimits
-from service.http_api.segment import SegmentOptions
-from service.http_api.server import BindError, HttpServer, affordable_connections, listen, url_of
+from service.http_api.connection.connection_limits import ConnectionLimits
+from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
+from service.http_api.segment.body import BodyLimits
+from service.http_api.segment.segment import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
 from service.registry import open_registry, wants_int8

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from service.core.lifecycle import Lifecycle
+from service.core.readiness import Lifecycle
 
 _log = structlog.get_logger()
 

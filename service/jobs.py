@@ -15,17 +15,17 @@ from functools import partial
 
 import structlog
 
-from model.registry import ModelRegistry
+from model.artifacts.registry import ModelRegistry
 from service.assembly import engine_options, open_core, worker_process
-from service.core.desk import EvaluationDesk
+from service.core.device.restart_policy import Patience
 from service.core.errors import ServiceError
-from service.core.evaluation import Datasets, HostedEvaluation
-from service.core.host import ModelHost
-from service.core.jobs import EvaluationJobs, JsonObject
+from service.core.jobs.evaluation_job import EvaluationJobs, JsonObject
+from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
+from service.core.jobs.submission import EvaluationDesk
 from service.core.memory import limit_heaps
+from service.core.models.model_host import ModelHost
+from service.core.models.scoreboard import Scoreboard
 from service.core.niceness import yield_to_others
-from service.core.scores import Scoreboard
-from service.core.supervision import Patience
 from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.worker import WorkerOptions, run_jobs

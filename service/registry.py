@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from model.artifacts.registry import SHIPPED_MODELS, ModelRegistry
 from model.errors import ModelNotFoundError, RegistryUrlError, VersionNotFoundError
-from model.registry import SHIPPED_MODELS, ModelRegistry
 from service.engines import resolve_device
 from service.engines.int8 import prefers_int8
 from service.settings import Settings, SettingsError

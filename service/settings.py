@@ -29,19 +29,22 @@ from pydantic import (
     model_validator,
 )
 
+from model.artifacts.manifest import ModelReference
 from model.errors import InvalidReferenceError
-from model.image import ImageLimits
-from model.manifest import ModelReference
-from model.preprocess import DEFAULT_MAX_INFER_PIXELS
-from service.core.admission import DEFAULT_MAX_PIXELS_IN_FLIGHT
-from service.core.batching import DEFAULT_MAX_WAITING
-from service.core.engine import PrecisionChoice
+from model.pictures.image import ImageLimits
+from model.pictures.preprocess import DEFAULT_MAX_INFER_PIXELS
+from service.core.device.engine import PrecisionChoice
+from service.core.scheduling.memory_budget import DEFAULT_MAX_PIXELS_IN_FLIGHT
+from service.core.scheduling.scheduler import DEFAULT_MAX_WAITING
 from service.engines import ENGINES
 from service.engines.fault import PREFIX as FAULT_PREFIX
 from service.grpc_api.limits import PeerLimits
-from service.http_api.body import BodyLimits
-from service.http_api.patience import ConnectionLimits
-from service.http_api.room import DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT, DEFAULT_MAX_BODY_BYTES_IN_FLIGHT
+from service.http_api.connection.connection_limits import ConnectionLimits
+from service.http_api.segment.body import BodyLimits
+from service.http_api.segment.body_budget import (
+    DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT,
+    DEFAULT_MAX_BODY_BYTES_IN_FLIGHT,
+)
 from service.telemetry import LogFormat, LogLevel
 
 DEFAULT_MODEL = "bisenetv2-camvid"

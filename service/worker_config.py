@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model.preprocess import ImageSize
-from service.core.engine import EngineOptions
+from model.pictures.preprocess import ImageSize
+from service.core.device.engine import EngineOptions
 from service.telemetry import LogOptions
 
 WORKER_MODULE = "service.worker_process"

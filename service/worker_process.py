@@ -16,12 +16,12 @@ from typing import NoReturn
 
 import structlog
 
-from service.core.device import Device
-from service.core.engine import DeviceLostError
-from service.core.frames import FrameError
-from service.core.life import JobMark
+from service.core.device.device import Device
+from service.core.device.engine import DeviceLostError
+from service.core.device.ipc import FrameError
+from service.core.device.worker_connection import JobMark
+from service.core.device.worker_loop import WorkerLoop
 from service.core.memory import limit_heaps
-from service.core.worker_loop import WorkerLoop
 from service.engines import late_builder
 from service.telemetry import configure_logging
 from service.worker_config import WorkerConfig

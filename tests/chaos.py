@@ -11,8 +11,7 @@ from functools import partial
 
 from simulation import NEVER_S, Clock
 
-from model.preprocess import ImageSize
-from service.core.batching import Batch, BatchKey, BatchLimits, DynamicBatcher, Item, Lane
+from model.pictures.preprocess import ImageSize
 from service.core.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -22,6 +21,7 @@ from service.core.errors import (
     RateLimitedError,
     ServiceError,
 )
+from service.core.scheduling.scheduler import Batch, BatchKey, BatchLimits, DynamicBatcher, Item, Lane
 
 PLACES = {Lane.INTERACTIVE: 1.0, Lane.STREAM: 0.5, Lane.BULK: 0.25}
 SOURCE_PLACES = 0.25

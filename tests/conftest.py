@@ -11,11 +11,11 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from model import decode
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
+from model.decoding import decode
 from model.labels import UInt8Array
-from model.manifest import ModelVersion
-from model.registry import ModelRegistry
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -42,7 +42,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Return a real artifact of a small network with random weights and four classes."""
     from tiny_model import tiny_manifest, tiny_network  # noqa: PLC0415 - torch, which few tests need
 
-    from model.export import write_artifact  # noqa: PLC0415
+    from model.export.export import write_artifact  # noqa: PLC0415
 
     return write_artifact(_folder(tmp_path_factory), tiny_network(), tiny_manifest())
 
@@ -55,7 +55,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_int8_artifact(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Return the int8 version of ``tiny_artifact``; what needs it is skipped where NNCF is not installed."""
     pytest.importorskip("nncf", reason="nncf is not installed: pip install 'bisenet-service[quantize]'")
-    from model.quantize import finish, write_quantized  # noqa: PLC0415 - only tests that need it pay for it
+    from model.export.quantize import finish, write_quantized  # noqa: PLC0415 - only tests that need it pay for it
 
     random = np.random.default_rng(3)
     labels_HW = np.zeros((96, 128), np.uint8)

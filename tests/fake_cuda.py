@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.preprocess import ImageSize
+from model.pictures.preprocess import ImageSize
 
-_NEEDS_TRITON = ("service.engines.cuda", "model.device_decode")
+_NEEDS_TRITON = ("service.engines.cuda", "model.decoding.decode_cuda")
 
 
 class FakeCuda:
@@ -54,7 +54,7 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, stand_in)
         for name in _NEEDS_TRITON:
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
-        monkeypatch.setitem(sys.modules, "model.device_decode", _decoding())
+        monkeypatch.setitem(sys.modules, "model.decoding.decode_cuda", _decoding())
         del sys.modules["service.engines.cuda"]
         engines = importlib.import_module("service.engines.cuda")
         monkeypatch.setattr(engines, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
@@ -129,7 +129,7 @@ class FakeGraph:
 
 
 def _decoding() -> ModuleType:
-    module = ModuleType("model.device_decode")
+    module = ModuleType("model.decoding.decode_cuda")
     vars(module).update(labels=_labels, are_finite=_are_finite)
     return module
 

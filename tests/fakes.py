@@ -18,10 +18,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from model.artifact import Artifact, pack_golden, read_artifact
-from model.image import ImageLimits, decode_image
-from model.labels import ClassPalette, UInt8Array
-from model.manifest import (
+from model.artifacts.artifact import Artifact, pack_golden, read_artifact
+from model.artifacts.manifest import (
     ARTIFACT_FILES,
     GOLDEN_FILE,
     GRAPH_FILE,
@@ -29,11 +27,13 @@ from model.manifest import (
     WEIGHTS_FILE,
     ModelManifest,
 )
-from model.openvino_graph import GRAPH_INPUT, GRAPH_OUTPUT, load_openvino
-from model.storage import Storage, StoredObject
-from service.core.engine import EngineInfo, Float32Array, ImageBatch
+from model.artifacts.openvino_graph import GRAPH_INPUT, GRAPH_OUTPUT, load_openvino
+from model.artifacts.storage import Storage, StoredObject
+from model.labels import ClassPalette, UInt8Array
+from model.pictures.image import ImageLimits, decode_image
+from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
 from service.core.errors import ConflictError, NotFoundError, ServiceError
-from service.core.jobs import EvaluationJob, JobRequest, JobState
+from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobState
 
 T = TypeVar("T")
 
@@ -204,7 +204,7 @@ class PictureWatch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._pictures: list[weakref.ref[UInt8Array]] = []
-        monkeypatch.setattr("service.core.segmenter.decode_image", self._decode)
+        monkeypatch.setattr("service.core.pictures.segmenter.decode_image", self._decode)
 
     async def wait_until_gone(self) -> None:
         """Return when the first picture is out of memory, though no garbage collector has come by."""

@@ -31,8 +31,8 @@ import numpy as np
 from PIL import Image
 
 from model.errors import ImageError
-from model.image import ImageLimits, decode_image, peek_header
-from model.preprocess import ImageSize
+from model.pictures.image import ImageLimits, decode_image, peek_header
+from model.pictures.preprocess import ImageSize
 
 LIMITS = ImageLimits(max_pixels=1 << 18)
 """Few pixels, many mutants: what a decoder does wrong it does with small pictures too."""

@@ -17,8 +17,8 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from http_site import FAKE_VERSIONS, Site, open_site
 
-from model.manifest import ModelVersion
-from service.core.segmenter import Segmenter, SegmenterLimits
+from model.artifacts.manifest import ModelVersion
+from service.core.pictures.segmenter import Segmenter, SegmenterLimits
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.server import GrpcServer
 from service.grpc_api.servicer import Servicer, ServicerOptions

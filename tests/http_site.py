@@ -16,17 +16,17 @@ from fakes import FAKE_MANIFEST, FakeEngine
 from PIL import Image
 from starlette.types import ASGIApp
 
-from model import decode
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelVersion
+from model.decoding import decode
 from model.labels import UInt8Array
-from model.manifest import ModelVersion
-from service.core.device import Device
-from service.core.engine import EngineOptions
-from service.core.host import ModelHost
-from service.core.lifecycle import Lifecycle
-from service.core.local import LocalRunner
-from service.core.segmenter import Segmenter, SegmenterLimits
-from service.core.worker import InferenceWorker
+from service.core.device.device import Device
+from service.core.device.engine import EngineOptions
+from service.core.device.in_process import LocalRunner
+from service.core.models.model_host import ModelHost
+from service.core.pictures.segmenter import Segmenter, SegmenterLimits
+from service.core.readiness import Lifecycle
+from service.core.scheduling.dispatcher import InferenceWorker
 from service.http_api.app import HttpOptions, create_app
 from service.telemetry import Metrics
 

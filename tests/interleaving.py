@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fakes import PATIENCE_S
 
-from model.storage import Storage, StoredObject
+from model.artifacts.storage import Storage, StoredObject
 
 T = TypeVar("T")
 Outcome = object

@@ -14,9 +14,9 @@ from fakes import PATIENCE_S, write_pooling_artifact
 from live_service import Server, serving_environment, started
 from PIL import Image
 
-from model.manifest import ModelVersion
-from model.registry import ModelRegistry
-from service.core.jobs import EvaluationJob, JobRequest, JobResult, JobState
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
+from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState
 from service.engines.fault import MARK_RGB
 
 MODEL = "pool"

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from model.manifest import ModelVersion
-from service.core.jobs import (
+from model.artifacts.manifest import ModelVersion
+from service.core.jobs.evaluation_job import (
     EvaluationJob,
     EvaluationJobs,
     JobError,

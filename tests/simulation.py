@@ -11,8 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from model.preprocess import ImageSize
-from service.core.batching import (
+from model.pictures.preprocess import ImageSize
+from service.core.errors import QueueFullError, RateLimitedError
+from service.core.scheduling.scheduler import (
     DEFAULT_MAX_WAITING,
     Batch,
     BatchKey,
@@ -21,7 +22,6 @@ from service.core.batching import (
     Item,
     Lane,
 )
-from service.core.errors import QueueFullError, RateLimitedError
 
 NEVER_S = 1e9
 ALONE = BatchKey("model", ImageSize(512, 1024))

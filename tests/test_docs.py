@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.dataset import DatasetSpec, LabeledImages
+from model.datasets.dataset import DatasetSpec, LabeledImages
 from service.settings import load_settings
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from model.artifacts.manifest import ModelManifest
 from model.labels import ClassPalette
-from model.manifest import ModelManifest
-from model.network import ARCHITECTURES, SegmentationNetwork, build
+from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork, build
 
 TINY_PALETTE = ClassPalette(
     names=("sky", "road", "car", "tree"),

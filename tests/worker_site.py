@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 from fakes import PATIENCE_S, write_pooling_artifact
 
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
-from model.manifest import ModelVersion
-from model.preprocess import ImageSize, PreparedImage
-from service.core.engine import EngineOptions
-from service.core.host import ModelHost
-from service.core.life import WorkerLife
-from service.core.process import ProcessRunner
-from service.core.supervision import RestartPolicy
-from service.core.worker import Answer, InferenceWorker
+from model.pictures.preprocess import ImageSize, PreparedImage
+from service.core.device.engine import EngineOptions
+from service.core.device.restart_policy import RestartPolicy
+from service.core.device.worker_connection import WorkerLife
+from service.core.device.worker_process import ProcessRunner
+from service.core.models.model_host import ModelHost
+from service.core.scheduling.dispatcher import Answer, InferenceWorker
 from service.engines.fault import MARK_RGB, cell_classes
 from service.telemetry import LogOptions
 from service.worker_config import WORKER_MODULE, WorkerConfig

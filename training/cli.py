@@ -79,8 +79,8 @@ def train(
     # Only a run needs torch, and importing it takes seconds: --help does not wait.
     with _exit_without_torch():
         from training.config import load_config  # noqa: PLC0415
-        from training.run import RunOptions  # noqa: PLC0415
-        from training.run import train as run  # noqa: PLC0415
+        from training.run.run import RunOptions  # noqa: PLC0415
+        from training.run.run import train as run  # noqa: PLC0415
 
     options = RunOptions(
         out,
@@ -117,8 +117,8 @@ def check(
 
       bisenet dataset check mine.toml --split train --json
     """
-    from model.dataset import DatasetSpec, LabeledImages  # noqa: PLC0415
-    from training.inspection import inspect_split, report  # noqa: PLC0415
+    from model.datasets.dataset import DatasetSpec, LabeledImages  # noqa: PLC0415
+    from training.data.inspection import inspect_split, report  # noqa: PLC0415
 
     with _exit_on_errors():
         spec = DatasetSpec.load(reference, root=root)

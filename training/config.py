@@ -12,13 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from model.manifest import Parameter
-from training.augment import AugmentConfig
-from training.data import DataConfig
+from model.artifacts.manifest import Parameter
+from training.data.augment import AugmentConfig
+from training.data.splits import DataConfig
 from training.errors import ConfigError
-from training.losses import LossConfig
-from training.optim import OptimizerConfig
-from training.precision import ComputeConfig
+from training.optimisation.losses import LossConfig
+from training.optimisation.optim import OptimizerConfig
+from training.optimisation.precision import ComputeConfig
 
 _T = TypeVar("_T")
 _MIN_PART = 2  # batch normalisation of the pooled features needs two values a channel
@@ -32,7 +32,7 @@ class NetworkConfig:
     """What is trained.
 
     Args:
-        architecture: key of ``model.network.ARCHITECTURES``.
+        architecture: key of ``model.networks.segmentation_network.ARCHITECTURES``.
         parameters: its constructor arguments, for example ``head_channels``.
     """
 

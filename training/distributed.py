@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from model.metrics import ConfusionMatrix
+from model.evaluation.metrics import ConfusionMatrix
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 _PATIENCE = timedelta(minutes=30)

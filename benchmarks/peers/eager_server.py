@@ -21,9 +21,9 @@ from fastapi import Body, FastAPI, Response
 from PIL import Image
 from torch.nn import functional
 
-from model.artifact import Artifact, read_artifact
-from model.manifest import WEIGHTS_FILE
-from model.network import from_manifest
+from model.artifacts.artifact import Artifact, read_artifact
+from model.artifacts.manifest import WEIGHTS_FILE
+from model.networks.segmentation_network import from_manifest
 
 
 def create_app(artifact: Artifact) -> FastAPI:

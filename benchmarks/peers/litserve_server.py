@@ -15,13 +15,13 @@ from typing import Any
 import litserve
 from fastapi import Response, UploadFile
 
-from model.artifact import Artifact, read_artifact
-from model.decode import labels
-from model.image import decode_image
+from model.artifacts.artifact import Artifact, read_artifact
+from model.decoding.decode import labels
 from model.labels import LabelMap, UInt8Array
-from model.preprocess import PreparedImage
-from service.core.codec import encode_palette_png
-from service.core.engine import EngineOptions, Precision
+from model.pictures.image import decode_image
+from model.pictures.preprocess import PreparedImage
+from service.core.device.engine import EngineOptions, Precision
+from service.core.pictures.codec import encode_palette_png
 from service.engines.openvino import build
 
 

@@ -20,7 +20,7 @@ from service.cli.local import (
     local_settings,
     open_artifact,
 )
-from service.core.engine import EngineUnavailableError, private_folder
+from service.core.device.engine import EngineUnavailableError, private_folder
 from service.engines import ENGINES, FIRST_GPU, NO_GPU, engine_builder, engine_precisions, has_gpu
 from service.machine import Machine, this_machine
 from service.registry import open_registry

@@ -16,12 +16,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from model.comparison import Comparison
-from model.dataset import DatasetSpec, LabeledImages
+from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.errors import ProtocolError
-from model.evaluation import EvaluationReport
-from model.protocols import PROTOCOLS, Protocol, find_protocol
-from model.report import ShownImage, render_html
+from model.evaluation.comparison import Comparison
+from model.evaluation.evaluation import EvaluationReport
+from model.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
+from model.evaluation.report import ShownImage, render_html
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
 from service.cli.scoring import evaluate_split, open_candidate, show_worst
 from service.settings import Settings

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.openvino_graph import write_graph
 from model.errors import ExportError
-from model.manifest import ModelVersion
-from model.openvino_graph import write_graph
 from service.cli.local import exit_on_errors, local_settings, open_artifact
 
 Format = Literal["onnx", "openvino"]
@@ -114,5 +114,5 @@ def _writer(form: Format) -> Callable[[Artifact, Path], None]:
         return write_graph
     if missing := [name for name in ("torch", "onnxscript") if find_spec(name) is None]:
         raise ExportError(f"ONNX needs {' and '.join(missing)}: pip install 'bisenet-service[onnx]'")
-    write_onnx: Callable[[Artifact, Path], None] = import_module("model.onnx_graph").write_onnx
+    write_onnx: Callable[[Artifact, Path], None] = import_module("model.export.onnx_graph").write_onnx
     return write_onnx

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
+from model.artifacts.manifest import ModelVersion, check_name
+from model.artifacts.registry import ModelRegistry
+from model.datasets.palettes import Preset, PresetName, load_preset, read_palette
 from model.errors import DatasetError, PaletteError
 from model.labels import ClassPalette
-from model.manifest import ModelVersion, check_name
-from model.palettes import Preset, PresetName, load_preset, read_palette
-from model.preprocess import Rgb
-from model.registry import ModelRegistry
+from model.pictures.preprocess import Rgb
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
 from service.registry import open_registry
 
@@ -122,14 +122,14 @@ def _converted(file: Path, told: Preset) -> Any:
     if find_spec("torch") is None:
         typer.echo("error: importing needs torch: install bisenet-service[torch]", err=True)
         raise typer.Exit(EXIT_FAILED)
-    conversion = import_module("model.conversion")
+    conversion = import_module("model.checkpoints.conversion")
     return conversion.convert_file(file, palette=told.palette, mean=told.mean, std=told.std)
 
 
 def _published(conversion: Any, registry: ModelRegistry, name: str) -> ModelVersion:
     with TemporaryDirectory(prefix="bisenet-import-") as folder:
         artifact = Path(folder, "artifact")
-        import_module("model.export").write_artifact(artifact, conversion.network, conversion.manifest)
+        import_module("model.export.export").write_artifact(artifact, conversion.network, conversion.manifest)
         return registry.publish(artifact, name)
 
 

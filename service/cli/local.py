@@ -8,16 +8,16 @@ from pathlib import Path
 
 import typer
 
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelVersion
 from model.errors import InvalidReferenceError, MissingRootError, ModelError, RegistryUrlError
-from model.manifest import ModelVersion
 from service.assembly import engine_options, open_core
-from service.core.device import Device
-from service.core.engine import EngineUnavailableError
+from service.core.device.device import Device
+from service.core.device.engine import EngineUnavailableError
+from service.core.device.in_process import LocalRunner
 from service.core.errors import ServiceError
-from service.core.host import ServedModel
-from service.core.local import LocalRunner
-from service.core.segmenter import Segmenter
+from service.core.models.model_host import ServedModel
+from service.core.pictures.segmenter import Segmenter
 from service.engines import engine_builder
 from service.registry import open_registry, wants_int8
 from service.settings import Layer, Settings, SettingsError, load_settings

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from model.aliases import Alias
-from model.artifact import Artifact, read_artifact
+from model.artifacts.aliases import Alias
+from model.artifacts.artifact import Artifact, read_artifact
+from model.artifacts.evaluation_records import Requirement
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.openvino_graph import prove_graph
+from model.artifacts.registry import DEFAULT_ALIAS, ModelRegistry
 from model.errors import EvaluationError
-from model.evaluations import Requirement
-from model.manifest import ModelVersion
-from model.openvino_graph import prove_graph
-from model.registry import DEFAULT_ALIAS, ModelRegistry
 from service.cli.export_model import export_model
 from service.cli.import_model import import_model
 from service.cli.local import exit_on_errors, local_settings, open_artifact
@@ -217,7 +217,7 @@ def _prove_weights(artifact: Artifact) -> str:
     """Check keys, shapes and function of the weights, which takes the torch network."""
     if find_spec("torch") is None:
         return "not checked: torch is not installed"
-    import_module("model.export").prove_weights(artifact)
+    import_module("model.export.export").prove_weights(artifact)
     return "proven"
 
 

@@ -17,15 +17,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from model.preprocess import size_of
+from model.pictures.preprocess import size_of
 from service.cli.extras import import_cameras
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
 from service.client.errors import SourceError
-from service.core import codec
 from service.core.errors import InvalidArgumentError, ServiceError
-from service.core.host import ServedModel
-from service.core.passage import Segmentation
-from service.core.segmenter import Segmenter
+from service.core.models.model_host import ServedModel
+from service.core.pictures import codec
+from service.core.pictures.picture_request import Segmentation
+from service.core.pictures.segmenter import Segmenter
 
 Output = Literal["labels", "color", "overlay"]
 Entry = dict[str, Any]

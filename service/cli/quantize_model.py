@@ -14,14 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
-from model import decode
-from model.artifact import Artifact
-from model.dataset import DatasetSpec, LabeledImages
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelVersion
+from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.decoding import decode
 from model.errors import DatasetError, QuantizationError
-from model.manifest import ModelVersion
-from model.quantize import finish, load_nncf, measure, write_quantized
+from model.export.quantize import finish, load_nncf, measure, write_quantized
 from service.cli.local import exit_on_errors, local_settings
-from service.core.engine import EngineOptions, private_folder
+from service.core.device.engine import EngineOptions, private_folder
 from service.engines import engine_builder
 from service.registry import open_registry
 

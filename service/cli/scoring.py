@@ -14,20 +14,26 @@ from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 
-from model import execution
-from model.dataset import LabeledImages
+from model.artifacts.manifest import ModelManifest, ModelVersion
+from model.datasets.dataset import LabeledImages
 from model.errors import DatasetError, EvaluationError
-from model.evaluation import EvaluationContext, EvaluationReport, Evaluator, ScoredImage, SkippedImage
-from model.execution import label, score
+from model.evaluation import network_passes
+from model.evaluation.evaluation import (
+    EvaluationContext,
+    EvaluationReport,
+    Evaluator,
+    ScoredImage,
+    SkippedImage,
+)
+from model.evaluation.network_passes import label, score
+from model.evaluation.protocols import Protocol, make_plan
+from model.evaluation.report import ShownImage
 from model.labels import UInt8Array
-from model.manifest import ModelManifest, ModelVersion
-from model.preprocess import size_of
-from model.protocols import Protocol, make_plan
+from model.pictures.preprocess import size_of
 from model.quotas import usable_cores
-from model.report import ShownImage
 from service.assembly import engine_options
 from service.cli.local import open_artifact
-from service.core.engine import EngineOptions, InferenceEngine, private_folder
+from service.core.device.engine import EngineOptions, InferenceEngine, private_folder
 from service.engines import engine_builder
 from service.machine import this_machine
 from service.settings import Settings
@@ -66,7 +72,7 @@ def open_candidate(settings: Settings) -> Iterator[Candidate]:
     """
     version, artifact = open_artifact(settings)
     options = engine_options(settings)
-    execution.warm_up(private_folder(options.cache_folder / "numba"))
+    network_passes.warm_up(private_folder(options.cache_folder / "numba"))
     build = partial(engine_builder(settings.models.engine, options.device), artifact)
     with ExitStack() as stack:
         engines = []

@@ -34,11 +34,11 @@ from service.client.answers import (
     StreamEvent,
 )
 from service.client.errors import ClientError, UnreachableError
-from service.client.following import Follower, StreamWish
 from service.client.grpc_client import AsyncGrpcClient
 from service.client.ledger import FrameLedger
-from service.core import codec
+from service.client.reconnecting_stream import Follower, StreamWish
 from service.core.errors import InvalidArgumentError
+from service.core.pictures import codec
 
 if TYPE_CHECKING:
     from service.client.cameras import CameraFeed, FilmWriter

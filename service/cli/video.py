@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.labels import UInt8Array
-from model.preprocess import size_of
+from model.pictures.preprocess import size_of
 from service.client.cameras import FilmWriter, Shot, shots
 from service.client.errors import SourceError
-from service.core import codec
-from service.core.passage import Segmentation
-from service.core.segmenter import Segmenter
+from service.core.pictures import codec
+from service.core.pictures.picture_request import Segmentation
+from service.core.pictures.segmenter import Segmenter
 
 _IN_FLIGHT = 3
 """While one picture is in the engine, others are prepared and written."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dbos import DBOSClient
 
 from service.core.errors import ConflictError, NotFoundError
-from service.core.jobs import EvaluationJob, JobRequest
+from service.core.jobs.evaluation_job import EvaluationJob, JobRequest
 from service.durable_jobs.database import APPLICATION, SCHEMA, SERIALIZER, JobsDatabase, database_errors
 from service.durable_jobs.records import JOB, JOBS_QUEUE, job_of
 

@@ -22,7 +22,7 @@ import structlog
 from dbos import DBOS, DBOSClient, PortableWorkflowError, SetWorkflowID, StepOptions, WorkflowStatus
 from sqlalchemy.exc import DBAPIError
 
-from service.core.jobs import (
+from service.core.jobs.evaluation_job import (
     JobError,
     JobHeldUpError,
     JobInterruptedError,

@@ -8,7 +8,7 @@ from typing import Any
 
 from dbos import DBOSClient, PortableWorkflowError, WorkflowStatus
 
-from service.core.jobs import EvaluationJob, JobRequest, JobResult, JobState, Progress
+from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState, Progress
 
 JOBS_QUEUE = "jobs"
 JOB = "evaluate"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import DBAPIError
 
 from service.core.errors import BusyError
-from service.core.jobs import JobWork, JsonObject
+from service.core.jobs.evaluation_job import JobWork, JsonObject
 from service.durable_jobs.client import open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.errors import JobsUnavailableError

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import cast
 
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
 from model.errors import GoldenMismatchError
-from service.core.engine import (
+from service.core.device.engine import (
     AUTO_DEVICE,
     EngineBuilder,
     EngineOptions,

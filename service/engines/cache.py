@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from service.core.engine import private_folder
+from service.core.device.engine import private_folder
 
 _log = structlog.get_logger()
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import device_decode
+from model.artifacts.manifest import ModelManifest
+from model.decoding import decode_cuda
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
-from model.manifest import ModelManifest
-from model.preprocess import PreparedImage
-from service.core.engine import (
+from model.pictures.preprocess import PreparedImage
+from service.core.device.engine import (
     DeviceLostError,
     DeviceMemoryError,
     EngineInfo,
@@ -102,7 +102,7 @@ class CudaEngine:
                 self._stream.wait_event(staging.uploaded)
                 raw_NKhw = self._program(images_NHW3)
                 drawn = [self._labels(raw_NKhw[i], picture) for i, picture in enumerate(pictures)]
-                staging.download(drawn, device_decode.are_finite(raw_NKhw))
+                staging.download(drawn, decode_cuda.are_finite(raw_NKhw))
         return partial(self._fetch, staging, labels)
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class CudaEngine:
         return flaws
 
     def _labels(self, raw_Khw: Tensor, picture: PreparedImage) -> Tensor:
-        return device_decode.labels(
+        return decode_cuda.labels(
             raw_Khw,
             upsample=self._manifest.upsample,
             stride=self._manifest.stride,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.preprocess import ImageSize
+from model.pictures.preprocess import ImageSize
 
 NetworkProgram = Callable[[Tensor], Tensor]
 """images_NHW3 on the device (uint8 or float32 0..255) -> raw_NKhw, enqueued on the current stream."""

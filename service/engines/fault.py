@@ -21,10 +21,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import WEIGHTS_FILE, ModelManifest
 from model.labels import UInt8Array
-from model.manifest import WEIGHTS_FILE, ModelManifest
-from service.core.engine import (
+from service.core.device.engine import (
     DeviceLostError,
     DeviceMemoryError,
     EngineBuilder,

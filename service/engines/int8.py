@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.manifest import ModelManifest
-from service.core.engine import EngineUnavailableError, PrecisionChoice
+from model.artifacts.manifest import ModelManifest
+from service.core.device.engine import EngineUnavailableError, PrecisionChoice
 
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 """Instructions that add products of 8 bits into 32. Without them int8 is no faster than f32, and on some

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import structlog
 
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import GOLDEN_FILE, GRAPH_FILE, GRAPH_WEIGHTS_FILE, ModelManifest
+from model.artifacts.openvino_graph import load_openvino
 from model.errors import ArtifactError, GoldenMismatchError
-from model.manifest import GOLDEN_FILE, GRAPH_FILE, GRAPH_WEIGHTS_FILE, ModelManifest
-from model.openvino_graph import load_openvino
 from model.quotas import usable_cores
-from service.core.engine import (
+from service.core.device.engine import (
     EngineInfo,
     EngineOptions,
     EngineUnavailableError,
@@ -33,7 +33,7 @@ from service.core.engine import (
     PrecisionChoice,
 )
 from service.engines.cache import CompileCache, cache_key
-from service.engines.proof import PixelType, prove
+from service.engines.golden_run import PixelType, prove
 
 _log = structlog.get_logger()
 

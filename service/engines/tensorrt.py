@@ -25,14 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.artifact import Artifact
-from model.network import SegmentationNetwork
-from model.preprocess import ImageSize
-from service.core.engine import EngineInfo, EngineOptions, EngineUnavailableError, InferenceEngine, Precision
+from model.artifacts.artifact import Artifact
+from model.networks.segmentation_network import SegmentationNetwork
+from model.pictures.preprocess import ImageSize
+from service.core.device.engine import (
+    EngineInfo,
+    EngineOptions,
+    EngineUnavailableError,
+    InferenceEngine,
+    Precision,
+)
 from service.engines.cache import CompileCache, cache_key
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram, recording
+from service.engines.golden_run import prove
 from service.engines.int8 import refuse_int8
-from service.engines.proof import prove
 from service.engines.torch import check_size, load_network
 
 _PRECISIONS: tuple[Precision, ...] = ("f16",)

@@ -12,12 +12,12 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from model.artifact import Artifact, Golden, check_golden
-from model.manifest import WEIGHTS_FILE, ModelManifest
-from model.network import SegmentationNetwork, from_manifest
-from model.preprocess import ImageSize
+from model.artifacts.artifact import Artifact, Golden, check_golden
+from model.artifacts.manifest import WEIGHTS_FILE, ModelManifest
+from model.networks.segmentation_network import SegmentationNetwork, from_manifest
+from model.pictures.preprocess import ImageSize
 from model.quotas import usable_cores
-from service.core.engine import (
+from service.core.device.engine import (
     EngineInfo,
     EngineOptions,
     EngineUnavailableError,
@@ -27,8 +27,8 @@ from service.core.engine import (
     Precision,
 )
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram, prepared_batches
+from service.engines.golden_run import prove
 from service.engines.int8 import refuse_int8
-from service.engines.proof import prove
 
 if TYPE_CHECKING:
     from service.engines.cuda import CudaEngine

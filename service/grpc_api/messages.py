@@ -9,17 +9,17 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 
+from model.artifacts.manifest import ModelReference, ModelVersion
 from model.errors import InvalidReferenceError
 from model.labels import MAX_CLASSES, ClassPalette, LabelMap
-from model.manifest import ModelReference, ModelVersion
-from model.preprocess import ImageSize, size_of
-from service.core import codec
-from service.core.batching import Lane
+from model.pictures.preprocess import ImageSize, size_of
 from service.core.errors import EmptyBodyError, InvalidArgumentError, PayloadTooLargeError
-from service.core.host import ServedModel
-from service.core.passage import Segmentation
-from service.core.segmenter import Segmenter
-from service.core.worker import Answer
+from service.core.models.model_host import ServedModel
+from service.core.pictures import codec
+from service.core.pictures.picture_request import Segmentation
+from service.core.pictures.segmenter import Segmenter
+from service.core.scheduling.dispatcher import Answer
+from service.core.scheduling.scheduler import Lane
 from service.telemetry import Stage
 from service.wire import segmentation_pb2 as wire
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from service.core.admission import MemoryBudget
 from service.core.deadline import within
 from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
-from service.core.host import ModelHost, ServedModel
-from service.core.segmenter import Segmenter
-from service.core.streaming import FrameTurns
+from service.core.models.model_host import ModelHost, ServedModel
+from service.core.pictures.segmenter import Segmenter
+from service.core.scheduling.memory_budget import MemoryBudget
+from service.core.streams.frame_stream import FrameTurns
 from service.grpc_api.edge import Call, Context, Edge
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segmented

@@ -14,8 +14,6 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
-from service.core.admission import MemoryBudget, Place
-from service.core.batching import Lane
 from service.core.errors import (
     BusyError,
     DeadlineExceededError,
@@ -24,8 +22,11 @@ from service.core.errors import (
     InvalidArgumentError,
     ServiceError,
 )
-from service.core.segmenter import Segmenter
-from service.core.streaming import (
+from service.core.pictures.segmenter import Segmenter
+from service.core.scheduling.dispatcher import Answer as DeviceAnswer
+from service.core.scheduling.memory_budget import MemoryBudget, Place
+from service.core.scheduling.scheduler import Lane
+from service.core.streams.frame_stream import (
     Answer,
     Answered,
     Dropped,
@@ -38,7 +39,6 @@ from service.core.streaming import (
     StreamRules,
     StreamSession,
 )
-from service.core.worker import Answer as DeviceAnswer
 from service.grpc_api.messages import MaskRequest, Target, segmented
 from service.grpc_api.status import status_number
 from service.telemetry import FrameOutcome, Metrics

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp
 
-from service.core.host import ModelHost
-from service.core.lifecycle import Lifecycle
-from service.core.scores import Scoreboard
-from service.core.segmenter import Segmenter
+from service.core.models.model_host import ModelHost
+from service.core.models.scoreboard import Scoreboard
+from service.core.pictures.segmenter import Segmenter
+from service.core.readiness import Lifecycle
 from service.http_api import problems
 from service.http_api.access import AccessPolicy, Gate
 from service.http_api.docs import add_docs
@@ -17,8 +17,8 @@ from service.http_api.edge import Edge
 from service.http_api.foundation import problem_app
 from service.http_api.health import health_router
 from service.http_api.models import models_router
-from service.http_api.segment import SegmentEndpoint, SegmentOptions, segment_router
-from service.http_api.turnstile import Turnstile
+from service.http_api.segment.overload import Turnstile
+from service.http_api.segment.segment import SegmentEndpoint, SegmentOptions, segment_router
 from service.telemetry import Metrics
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from model.evaluations import StoredEvaluation
-from service.core.host import ServedModel
-from service.http_api.parameters import MaskEncoding
+from model.artifacts.evaluation_records import StoredEvaluation
+from service.core.models.model_host import ServedModel
+from service.http_api.segment.parameters import MaskEncoding
 
 
 class ProblemDocument(BaseModel):

@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core.errors import DrainingError, RequestTooSlowError
-from service.core.lifecycle import Lifecycle
+from service.core.readiness import Lifecycle
 from service.http_api.exchange import Exchange
 from service.http_api.problems import CLIENT_CLOSED_CODE, problem
 from service.telemetry import Metrics

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.core.errors import DrainingError, LoadingError, NoWorkerError
-from service.core.host import ModelHost
-from service.core.lifecycle import Lifecycle
+from service.core.models.model_host import ModelHost
+from service.core.readiness import Lifecycle
 from service.http_api.documents import ProbeDocument, ReadinessDocument, engine_document
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.core.host import ModelHost, ServedModel
-from service.core.scores import Scoreboard
+from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.scoreboard import Scoreboard
 from service.http_api.documents import ModelDocument, ModelListDocument, model_document
 
 

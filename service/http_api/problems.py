@@ -28,7 +28,7 @@ from service.core.errors import (
     message_for_clients,
 )
 from service.http_api.exchange import Exchange
-from service.http_api.parameters import invalid_parameter
+from service.http_api.segment.parameters import invalid_parameter
 
 PROBLEM_TYPE = "application/problem+json"
 

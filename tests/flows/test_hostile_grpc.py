@@ -30,7 +30,7 @@ from http2_bytes import (
 from http_site import encoded
 
 from service.core.memory import release_free_memory
-from service.core.segmenter import SegmenterLimits
+from service.core.pictures.segmenter import SegmenterLimits
 from service.grpc_api.limits import PeerLimits
 from service.wire import segmentation_pb2 as wire
 

@@ -24,9 +24,9 @@ from http_site import encoded
 from live_service import Server, serving_environment, started
 from PIL import Image
 
-from model.registry import ModelRegistry
-from service.core.admission import BYTES_PER_PIXEL_IN_FLIGHT, DEFAULT_MAX_PIXELS_IN_FLIGHT
-from service.http_api.room import DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT
+from model.artifacts.registry import ModelRegistry
+from service.core.scheduling.memory_budget import BYTES_PER_PIXEL_IN_FLIGHT, DEFAULT_MAX_PIXELS_IN_FLIGHT
+from service.http_api.segment.body_budget import DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT
 
 MIB = 1 << 20
 SMALL = encoded(np.zeros((64, 96, 3), np.uint8))

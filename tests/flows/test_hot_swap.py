@@ -18,8 +18,8 @@ from fakes import PATIENCE_S, write_pooling_artifact
 from http_site import encoded
 from live_service import Server, serving_environment, started
 
-from model.manifest import ModelVersion
-from model.registry import ModelRegistry
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
 
 COLORS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]], np.uint8)
 PICTURE = encoded(np.repeat(np.repeat(COLORS[np.newaxis], 64, axis=0), 16, axis=1))

@@ -19,7 +19,7 @@ from live_service import BISENET, Server, serving_environment, started
 from PIL import Image
 
 from model.labels import UInt8Array
-from service.http_api.server import listen
+from service.http_api.connection.server import listen
 
 START_PATIENCE_S = 120.0  # the first start compiles; nobody waits that long when all is well
 

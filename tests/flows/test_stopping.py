@@ -23,8 +23,8 @@ from fakes import PATIENCE_S, write_pooling_artifact
 from http_site import encoded
 from live_service import BISENET, Server, serving_environment, started
 
-from model.registry import ModelRegistry
-from service.http_api.server import listen
+from model.artifacts.registry import ModelRegistry
+from service.http_api.connection.server import listen
 
 PICTURE = encoded(np.zeros((64, 96, 3), np.uint8))
 NEVER_S = {"BISENET_SERVER__LAME_DUCK_S": "1000", "BISENET_SERVER__GRACE_S": "2000"}

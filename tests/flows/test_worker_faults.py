@@ -25,7 +25,7 @@ from http_site import encoded
 from live_service import Server, serving_environment, started, workers_of
 from worker_site import pooling_artifacts, red_of, spelled
 
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
 from model.labels import UInt8Array
 
 pytestmark = pytest.mark.soak

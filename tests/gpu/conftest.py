@@ -10,9 +10,9 @@ from __future__ import annotations
 import pytest
 from tiny_model import tiny_manifest, tiny_network
 
-from model.artifact import Artifact
-from model.manifest import ModelManifest
-from model.network import SegmentationNetwork
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelManifest
+from model.networks.segmentation_network import SegmentationNetwork
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +31,6 @@ def tiny_artifact(
     network: SegmentationNetwork, manifest: ModelManifest, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
     pytest.importorskip("openvino", reason="openvino, which proves an artifact's graph, is not installed")
-    from model.export import write_artifact  # noqa: PLC0415 - few tests pay for it
+    from model.export.export import write_artifact  # noqa: PLC0415 - few tests pay for it
 
     return write_artifact(tmp_path_factory.mktemp("artifact") / "tiny", network, manifest)

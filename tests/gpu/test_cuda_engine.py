@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from model import decode
-from model.artifact import GOLDEN_TOLERANCE, Artifact
+from model.artifacts.artifact import GOLDEN_TOLERANCE, Artifact
+from model.artifacts.manifest import ModelManifest
+from model.decoding import decode
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
-from model.manifest import ModelManifest
-from model.network import SegmentationNetwork
-from model.preprocess import ImageSize, PreparedImage
-from service.core.engine import DeviceMemoryError, EngineInfo, EngineOptions, Precision
+from model.networks.segmentation_network import SegmentationNetwork
+from model.pictures.preprocess import ImageSize, PreparedImage
+from service.core.device.engine import DeviceMemoryError, EngineInfo, EngineOptions, Precision
 from service.engines import engine_builder
 from service.engines.cuda_graphs import GraphedNetwork
 from service.engines.torch import TorchEngine, on_gpu, recorded_engine

@@ -11,19 +11,19 @@ import pytest
 import torch
 from official_trees import camvid
 
-from training.augment import AugmentConfig, Windows, cut_one_by_one, draw_plan, gathered
 from training.config import TrainingConfig, load_config
-from training.crops import StepCrops
-from training.data import TrainingData
+from training.data.augment import AugmentConfig, Windows, cut_one_by_one, draw_plan, gathered
+from training.data.pictures import PackedPictures
+from training.data.splits import TrainingData
 from training.distributed import ALONE
 from training.errors import NonFiniteLossError
-from training.learner import Learner
-from training.losses import LossConfig, SegmentationLoss
-from training.pictures import PackedPictures
-from training.progress import RunLog
-from training.state import CheckpointFolder
-from training.stop import StopRequest
-from training.trainer import Trainer
+from training.optimisation.losses import LossConfig, SegmentationLoss
+from training.run.batches import StepCrops
+from training.run.checkpoint import CheckpointFolder
+from training.run.progress import RunLog
+from training.run.stop_signals import StopRequest
+from training.run.train_step import Learner
+from training.run.trainer import Trainer
 
 if not torch.cuda.is_available():
     pytest.skip("no NVIDIA GPU", allow_module_level=True)
@@ -133,7 +133,7 @@ def test_a_run_learns_to_its_end_wherever_its_pictures_are(
 def test_a_run_ends_with_an_artifact(config: TrainingConfig, tmp_path: Path) -> None:
     for package in ("openvino", "obstore"):
         pytest.importorskip(package)
-    from training.run import RunOptions, train  # noqa: PLC0415 - needs them
+    from training.run.run import RunOptions, train  # noqa: PLC0415 - needs them
 
     assert train(config, RunOptions(tmp_path))
     assert (tmp_path / "artifact/manifest.json").is_file()

@@ -1,6 +1,7 @@
 """Decoding on the device equals decoding on the CPU.
 
-Without a GPU Triton's interpreter runs the kernel, where Triton is installed. Axes: as in ``model.decode``.
+Without a GPU Triton's interpreter runs the kernel, where Triton is installed. The axes are those of
+``model.decoding.decode``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from model import decode
-from model.manifest import Upsample
-from model.preprocess import ImageSize
+from model.artifacts.manifest import Upsample
+from model.decoding import decode
+from model.pictures.preprocess import ImageSize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -21,7 +22,7 @@ if DEVICE == "cpu":
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from model import device_decode  # noqa: E402
+from model.decoding import decode_cuda  # noqa: E402
 
 STRIDE = 8
 CLEAR = 1e-5
@@ -56,7 +57,7 @@ def test_labels_are_those_of_the_cpu(
         module.labels(
             raw, upsample=upsample, stride=STRIDE, padded=padded, content=content, original=original
         )
-        for module, raw in ((decode, raw_Khw), (device_decode, device_raw_Khw))
+        for module, raw in ((decode, raw_Khw), (decode_cuda, device_raw_Khw))
     )
     assert got_HW.shape == wanted_HW.shape
     assert (got_HW.cpu().numpy() != wanted_HW).mean() <= CLEAR
@@ -72,9 +73,7 @@ def test_scores_that_lie_further_apart_than_32_bits_count_are_found(far: str) ->
     raw_Khw.copy_(scores_Khw)
     size = ImageSize(24, 24)
     apart, close = (
-        device_decode.labels(
-            raw, upsample="bilinear", stride=STRIDE, padded=size, content=size, original=size
-        )
+        decode_cuda.labels(raw, upsample="bilinear", stride=STRIDE, padded=size, content=size, original=size)
         for raw in (raw_Khw, scores_Khw)
     )
     assert torch.equal(apart, close)
@@ -84,9 +83,7 @@ def test_half_scores_decode_as_the_same_numbers_in_full() -> None:
     raw_Khw = torch.randn(7, 8, 8, generator=torch.Generator().manual_seed(0)).half().to(DEVICE)
     size = ImageSize(64, 64)
     half, full = (
-        device_decode.labels(
-            raw, upsample="bilinear", stride=STRIDE, padded=size, content=size, original=size
-        )
+        decode_cuda.labels(raw, upsample="bilinear", stride=STRIDE, padded=size, content=size, original=size)
         for raw in (raw_Khw, raw_Khw.float())
     )
     assert torch.equal(half, full)
@@ -96,4 +93,4 @@ def test_scores_that_are_not_finite_are_told_apart_by_picture() -> None:
     raw_NKhw = torch.zeros(3, 2, 4, 4)
     raw_NKhw[1, 0, 3, 3] = torch.nan
     raw_NKhw[2, 1, 0, 0] = torch.inf
-    assert device_decode.are_finite(raw_NKhw.to(DEVICE)).tolist() == [True, False, False]
+    assert decode_cuda.are_finite(raw_NKhw.to(DEVICE)).tolist() == [True, False, False]

@@ -14,8 +14,8 @@ from http_site import encoded
 from model.errors import ModelNotFoundError, VersionNotFoundError
 from model.labels import UInt8Array
 from service.bootstrap import Service, StartError, open_service, run_service
-from service.core.engine import EngineUnavailableError
-from service.http_api.server import listen
+from service.core.device.engine import EngineUnavailableError
+from service.http_api.connection.server import listen
 from service.settings import Layer, RegistrySettings, Settings, SettingsError, load_settings
 
 

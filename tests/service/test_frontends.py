@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fakes import PATIENCE_S
 
-from service.core.lifecycle import Lifecycle
+from service.core.readiness import Lifecycle
 from service.frontends import Frontends
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
 
-from model.manifest import ModelVersion
-from model.registry import ModelRegistry
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
 from service.core.errors import BusyError
-from service.core.jobs import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
-from service.core.scores import Scoreboard
+from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
+from service.core.models.scoreboard import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
 from service.jobs import JobsReporter, jobs_database, open_jobs, worker_environment, worker_id
 from service.settings import Settings, load_settings

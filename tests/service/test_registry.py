@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from fakes import write_pooling_artifact
 
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
 from model.errors import RegistryUrlError, StorageError
-from model.manifest import ModelVersion
-from model.registry import ModelRegistry
 from service import registry
 from service.registry import find_models, open_registry, wants_int8
 from service.settings import ModelsSettings, Settings, SettingsError, load_settings

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.preprocess import ImageSize
+from model.pictures.preprocess import ImageSize
 from service.assembly import engine_options
 from service.settings import DEFAULT_MODEL, Layer, Settings, SettingsError, load_settings
 

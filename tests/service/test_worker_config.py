@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.preprocess import ImageSize
-from service.core.engine import EngineOptions
+from model.pictures.preprocess import ImageSize
+from service.core.device.engine import EngineOptions
 from service.telemetry import LogOptions
 from service.worker_config import WorkerConfig
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from training.config import TrainingConfig, load_config
-from training.data import TrainingData
+from training.data.splits import TrainingData
 
 DATASET_TOML = """
 name = "blocks"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from training.config import load_config
-from training.run import RunOptions, train
+from training.run.run import RunOptions, train
 
 torch.set_num_threads(1)
 config, out, *overrides = sys.argv[1:]

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from training.cli import app
-from training.state import CheckpointFolder
+from training.run.checkpoint import CheckpointFolder
 
 ROOT = Path(__file__).parents[2]
 

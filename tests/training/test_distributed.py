@@ -18,9 +18,9 @@ from fakes import PATIENCE_S
 
 from training.config import TrainingConfig, load_config
 from training.distributed import ALONE, Ranks
-from training.progress import LOG_FILE
-from training.run import RunOptions, train
-from training.state import CheckpointFolder
+from training.run.checkpoint import CheckpointFolder
+from training.run.progress import LOG_FILE
+from training.run.run import RunOptions, train
 
 ROOT = Path(__file__).parents[2]
 PART = Path(__file__).with_name("distributed_part.py")

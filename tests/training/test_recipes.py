@@ -13,15 +13,15 @@ import torch
 from official_trees import LAYOUTS, SIZE
 from PIL import Image
 
-from model.artifact import read_artifact
-from model.network import ARCHITECTURES
-from model.registry import ModelRegistry
+from model.artifacts.artifact import read_artifact
+from model.artifacts.registry import ModelRegistry
+from model.networks.segmentation_network import ARCHITECTURES
 from training.config import TrainingConfig, load_config, recipes
-from training.crops import StepCrops
-from training.data import TrainingData
+from training.data.splits import TrainingData
 from training.distributed import ALONE
-from training.learner import Learner
-from training.run import RunOptions, train
+from training.run.batches import StepCrops
+from training.run.run import RunOptions, train
+from training.run.train_step import Learner
 
 ROOT = Path(__file__).parents[2]
 TINY = [

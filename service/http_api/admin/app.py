@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fastapi import APIRouter
 from starlette.types import ASGIApp
 
-from service.core.lifecycle import Lifecycle
+from service.core.readiness import Lifecycle
 from service.http_api.access import Gate
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.edge import Edge

@@ -8,7 +8,7 @@ import structlog
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from service.core.lifecycle import Lifecycle
+from service.core.readiness import Lifecycle
 
 _log = structlog.get_logger()
 

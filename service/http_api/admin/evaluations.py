@@ -14,11 +14,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
 from service.core.deadline import within
-from service.core.desk import EvaluationDesk
 from service.core.errors import BusyError, InvalidArgumentError
-from service.core.jobs import EvaluationJob, JobState
-from service.core.lifecycle import Lifecycle
-from service.http_api.body import read_document
+from service.core.jobs.evaluation_job import EvaluationJob, JobState
+from service.core.jobs.submission import EvaluationDesk
+from service.core.readiness import Lifecycle
+from service.http_api.segment.body import read_document
 
 PREFIX = "/admin/v1/evaluations"
 

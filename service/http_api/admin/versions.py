@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.aliases import Alias
-from service.core.versions import LiveVersions
-from service.http_api.body import read_document
+from model.artifacts.aliases import Alias
+from service.core.models.live_versions import LiveVersions
 from service.http_api.documents import EngineDocument, engine_document
-from service.http_api.parameters import version_number
+from service.http_api.segment.body import read_document
+from service.http_api.segment.parameters import version_number
 
 
 class PromotionDocument(BaseModel):

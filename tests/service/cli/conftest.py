@@ -9,7 +9,7 @@ import pytest
 import structlog
 from fakes import write_pooling_artifact
 
-from model import decode
+from model.decoding import decode
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from model.manifest import GRAPH_WEIGHTS_FILE
+from model.artifacts.manifest import GRAPH_WEIGHTS_FILE
 from service.cli.doctor import doctor
 from service.engines import ENGINES
 

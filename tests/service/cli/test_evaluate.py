@@ -15,7 +15,7 @@ from fakes import write_pooling_artifact
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from model import execution
+from model.evaluation import network_passes
 from service.cli.evaluate import evaluate, parse_compared
 from service.cli.predict import predict
 
@@ -45,7 +45,7 @@ app.command("predict")(predict)
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernels_are_compiled_before_commands_choose_a_folder() -> None:
-    execution.warm_up()
+    network_passes.warm_up()
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from fakes import write_pooling_artifact
 from typer.testing import CliRunner, Result
 
-from model.artifact import Artifact, read_artifact
+from model.artifacts.artifact import Artifact, read_artifact
+from model.artifacts.manifest import GRAPH_FILE, GRAPH_WEIGHTS_FILE, ModelVersion
+from model.artifacts.openvino_graph import load_openvino
 from model.errors import ExportError
-from model.manifest import GRAPH_FILE, GRAPH_WEIGHTS_FILE, ModelVersion
-from model.openvino_graph import load_openvino
 from service.cli import export_model, models
 from service.cli.export_model import export
 

@@ -13,14 +13,14 @@ import typer
 from published_programs import PUBLISHED, Program, narrowed, published_shapes, random_state
 from typer.testing import CliRunner, Result
 
-from model.decode import labels
-from model.manifest import ModelVersion
-from model.network import build, deploy_state
-from model.palettes import load_preset
-from model.preprocess import ImageSize
-from model.registry import ModelRegistry
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
+from model.datasets.palettes import load_preset
+from model.decoding.decode import labels
+from model.networks.segmentation_network import build, deploy_state
+from model.pictures.preprocess import ImageSize
 from service.cli import import_model
-from service.core.engine import EngineOptions
+from service.core.device.engine import EngineOptions
 from service.engines import engine_builder
 
 needs_lists = pytest.mark.skipif("BISENET_DATA_ROOT" not in os.environ, reason="needs BISENET_DATA_ROOT")

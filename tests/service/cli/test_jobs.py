@@ -14,15 +14,15 @@ import uvicorn
 from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
 from typer.testing import CliRunner
 
-from model.registry import ModelRegistry
+from model.artifacts.registry import ModelRegistry
 from service.cli.jobs import app
-from service.core.desk import EvaluationDesk
-from service.core.jobs import JobResult, JobState
-from service.core.lifecycle import Lifecycle
+from service.core.jobs.evaluation_job import JobResult, JobState
+from service.core.jobs.submission import EvaluationDesk
+from service.core.readiness import Lifecycle
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.evaluations import evaluations_router
-from service.http_api.server import listen, url_of
+from service.http_api.connection.server import listen, url_of
 from service.telemetry import Metrics
 
 RESULT = JobResult(0.5, {"dark": 0.5, "bright": None}, 7, ("3.png",), "d" * 64)

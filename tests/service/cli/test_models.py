@@ -9,8 +9,8 @@ import pytest
 from fakes import write_pooling_artifact
 from typer.testing import CliRunner, Result
 
-from model.artifact import Artifact
-from model.manifest import WEIGHTS_FILE
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import WEIGHTS_FILE
 from service.cli import models
 
 Run = Callable[..., Result]

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from service.cli.local import local_settings, open_segmenter
 from service.cli.predict import Job, plan, predict
-from service.core.codec import encode_palette_png
-from service.core.passage import Segmentation
+from service.core.pictures.codec import encode_palette_png
+from service.core.pictures.picture_request import Segmentation
 from service.engines import NO_GPU
 
 Run = Callable[..., Result]

@@ -12,10 +12,10 @@ from fakes import write_pooling_artifact
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from model.artifact import read_artifact
-from model.manifest import ModelVersion
-from model.metrics import ConfusionMatrix
-from model.registry import ModelRegistry
+from model.artifacts.artifact import read_artifact
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
+from model.evaluation.metrics import ConfusionMatrix
 from service.cli import models, quantize_model
 
 Run = Callable[..., Result]

@@ -23,9 +23,9 @@ from service.client import grpc_client
 from service.client.answers import Dropped, Failed, Frame, Interrupted, Mask, ModelChanged, Opened, Result
 from service.client.backoff import Backoff
 from service.client.errors import ClientError, RefusedError, UnreachableError
-from service.client.following import Follower, StreamWish
 from service.client.grpc_client import AsyncGrpcClient, GrpcClient
 from service.client.http_client import AsyncHttpClient, HttpClient
+from service.client.reconnecting_stream import Follower, StreamWish
 
 IDS_hw = np.array([[0, 0, 2, 2], [3, 3, 1, 1]], np.uint8)
 PICTURE = encoded(picture_of(np.repeat(np.repeat(IDS_hw, 16, 0), 8, 1)))
@@ -287,7 +287,7 @@ async def test_who_will_never_be_answered_does_not_try_again() -> None:
 def test_the_grpc_client_loads_no_framework_and_no_engine() -> None:
     heavy = ["torch", "openvino", "numba", "fastapi", "pydantic", "av"]
     program = (
-        "import sys, service.client.grpc_client, service.client.following; "
+        "import sys, service.client.grpc_client, service.client.reconnecting_stream; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -19,7 +19,7 @@ from job_worker import PATIENCE_S, REQUEST, FakeWork, expected_result, finished,
 from sqlalchemy.exc import DBAPIError
 
 from service.core.errors import BusyError, NotFoundError, StorageFullError
-from service.core.jobs import JobState
+from service.core.jobs.evaluation_job import JobState
 from service.durable_jobs.client import DurableJobs
 from service.durable_jobs.database import SCHEMA, JobsDatabase, database_errors
 from service.durable_jobs.errors import JobsUnavailableError
@@ -235,7 +235,7 @@ def test_a_worker_that_the_database_failed_takes_its_job_up_again_however_often(
     sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no room for a step, and later there is; nobody died of that."""
-    monkeypatch.setattr("service.core.jobs.MAX_RESCUES", 0)
+    monkeypatch.setattr("service.core.jobs.evaluation_job.MAX_RESCUES", 0)
     disk, failures = Disk(sqlite_database), threading.Semaphore(0)
     filled: list[int] = []
 
@@ -258,7 +258,7 @@ def test_a_worker_that_the_database_failed_takes_its_job_up_again_however_often(
 def test_an_outcome_that_could_not_be_noted_is_noted_later(
     sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("service.core.jobs.MAX_RESCUES", 0)
+    monkeypatch.setattr("service.core.jobs.evaluation_job.MAX_RESCUES", 0)
     disk, queued_again = Disk(sqlite_database), threading.Semaphore(0)
     queue_again = JobExecutor._queue_again
 

@@ -20,9 +20,9 @@ from job_worker import (
     when,
 )
 
-from model.manifest import ModelVersion
+from model.artifacts.manifest import ModelVersion
 from service.core.errors import ConflictError, NotFoundError
-from service.core.jobs import JobError, JobHeldUpError, JobInterruptedError, JobState
+from service.core.jobs.evaluation_job import JobError, JobHeldUpError, JobInterruptedError, JobState
 from service.durable_jobs import executor
 from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.engine import EngineUnavailableError
+from service.core.device.engine import EngineUnavailableError
 from service.engines.cache import CompileCache, cache_key
 
 KEY = cache_key(name="x")

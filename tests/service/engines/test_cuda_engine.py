@@ -17,13 +17,13 @@ from fakes import FAKE_MANIFEST, red_scores
 from tiny_model import tiny_manifest, tiny_network
 from torch import Tensor
 
+from model.artifacts.manifest import ModelVersion
 from model.errors import GoldenMismatchError, ModelOutputError
 from model.labels import UInt8Array
-from model.manifest import ModelVersion
-from model.preprocess import ImageSize, PreparedImage
-from service.core.engine import DeviceMemoryError, EngineInfo, EngineOptions
-from service.core.job import Outcome
-from service.core.labeling import Attempts, Pending, Work, labeler_of
+from model.pictures.preprocess import ImageSize, PreparedImage
+from service.core.device.batch_job import Outcome
+from service.core.device.engine import DeviceMemoryError, EngineInfo, EngineOptions
+from service.core.device.labeling import Attempts, Pending, Work, labeler_of
 from service.engines.torch import on_gpu, recorded_engine
 
 SIZE = ImageSize(32, 32)

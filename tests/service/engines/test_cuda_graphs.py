@@ -12,10 +12,10 @@ import torch
 from fake_cuda import FakeCuda
 from torch import Tensor, nn
 
-from model.artifact import Artifact
+from model.artifacts.artifact import Artifact
 from model.errors import GoldenMismatchError
-from model.preprocess import ImageSize
-from service.core.engine import EngineInfo
+from model.pictures.preprocess import ImageSize
+from service.core.device.engine import EngineInfo
 from service.engines import cuda_graphs
 from service.engines.cuda_graphs import GraphedNetwork
 from service.engines.torch import check_size, load_network

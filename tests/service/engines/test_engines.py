@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from fakes import seal
 
-from model.artifact import GOLDEN_TOLERANCE, Artifact, pack_golden
+from model.artifacts.artifact import GOLDEN_TOLERANCE, Artifact, pack_golden
+from model.artifacts.manifest import GOLDEN_FILE, GRAPH_WEIGHTS_FILE, WEIGHTS_FILE
 from model.errors import DigestMismatchError, GoldenMismatchError
 from model.labels import UInt8Array
-from model.manifest import GOLDEN_FILE, GRAPH_WEIGHTS_FILE, WEIGHTS_FILE
-from service.core.engine import AUTO_DEVICE, EngineOptions, EngineUnavailableError, InferenceEngine
+from service.core.device.engine import AUTO_DEVICE, EngineOptions, EngineUnavailableError, InferenceEngine
 from service.engines import ENGINES, NO_GPU, engine_builder, engine_precisions, resolve_device
 
 CPU_ENGINES = ("openvino", "torch")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from fakes import write_pooling_artifact
 
-from model.artifact import Artifact
-from service.core.engine import (
+from model.artifacts.artifact import Artifact
+from service.core.device.engine import (
     DeviceLostError,
     DeviceMemoryError,
     EngineOptions,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.engine import PrecisionChoice
+from service.core.device.engine import PrecisionChoice
 from service.engines import int8
 from service.engines.int8 import cpuinfo, has_dot_products, prefers_int8
 

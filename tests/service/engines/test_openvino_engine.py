@@ -17,10 +17,10 @@ import pytest
 from fakes import POOLING_MANIFEST, _save_pooling_graph, seal, write_pooling_artifact
 from signal_stack import signal_stack
 
-from model.artifact import Artifact, pack_golden
+from model.artifacts.artifact import Artifact, pack_golden
+from model.artifacts.manifest import GOLDEN_FILE, GRAPH_FILE
 from model.errors import DigestMismatchError, GoldenMismatchError
-from model.manifest import GOLDEN_FILE, GRAPH_FILE
-from service.core.engine import (
+from service.core.device.engine import (
     EngineOptions,
     EngineUnavailableError,
     Float32Array,
@@ -264,8 +264,8 @@ def test_nothing_is_reported_to_anybody_the_home_stays_empty_and_torch_is_not_ne
     program = f"""
 import sys
 from pathlib import Path
-from model.artifact import read_artifact
-from service.core.engine import EngineOptions
+from model.artifacts.artifact import read_artifact
+from service.core.device.engine import EngineOptions
 from service.engines import engine_builder
 
 def refuse(event, arguments):

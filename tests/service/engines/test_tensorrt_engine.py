@@ -10,10 +10,10 @@ import torch
 from fake_torch_tensorrt import FakeTorchTensorRt
 from torch import nn
 
-from model.artifact import Artifact
-from model.network import SegmentationNetwork, build
-from model.preprocess import ImageSize
-from service.core.engine import EngineOptions, EngineUnavailableError
+from model.artifacts.artifact import Artifact
+from model.networks.segmentation_network import SegmentationNetwork, build
+from model.pictures.preprocess import ImageSize
+from service.core.device.engine import EngineOptions, EngineUnavailableError
 from service.engines import tensorrt
 from service.engines.cache import CompileCache
 from service.engines.tensorrt import TensorRtBuilder, TensorRtProgram, exported

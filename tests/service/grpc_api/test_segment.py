@@ -15,10 +15,10 @@ from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of
 from http_site import FAKE_VERSIONS, encoded, picture_of
 from PIL import Image
 
-from model.image import ImageLimits
 from model.labels import UInt8Array
+from model.pictures.image import ImageLimits
 from service.core.keys import key_digests
-from service.core.segmenter import SegmenterLimits
+from service.core.pictures.segmenter import SegmenterLimits
 from service.grpc_api.servicer import ServicerOptions
 from service.wire import segmentation_pb2 as wire
 

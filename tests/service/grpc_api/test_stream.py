@@ -15,10 +15,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_site import GrpcSite, Messages, StreamCall, details_of, open_grpc_site, reason_of
 from http_site import FAKE_VERSIONS, encoded, picture_of
 
-from model.manifest import ModelVersion
-from service.core.admission import MemoryBudget
-from service.core.streaming import FramePolicy, FrameTurns, StreamRules
-from service.core.worker import Answer as DeviceAnswer
+from model.artifacts.manifest import ModelVersion
+from service.core.scheduling.dispatcher import Answer as DeviceAnswer
+from service.core.scheduling.memory_budget import MemoryBudget
+from service.core.streams.frame_stream import FramePolicy, FrameTurns, StreamRules
 from service.grpc_api.messages import MaskRequest, Target
 from service.grpc_api.servicer import ServicerOptions
 from service.grpc_api.streams import FrameStream, StreamLimits, StreamTools, _Turn

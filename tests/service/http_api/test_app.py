@@ -19,9 +19,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import LogCapture
 
-from model.manifest import ModelVersion
+from model.artifacts.manifest import ModelVersion
 from service.core.keys import key_digests
-from service.core.lifecycle import Lifecycle
+from service.core.readiness import Lifecycle
 from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.docs import docs_page

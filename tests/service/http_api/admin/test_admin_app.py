@@ -10,9 +10,9 @@ import pytest
 from fakes import write_pooling_artifact
 from http_site import Site, open_site
 
-from model.manifest import ModelReference, ModelVersion
-from model.registry import ModelRegistry
-from service.core.versions import LiveVersions
+from model.artifacts.manifest import ModelReference, ModelVersion
+from model.artifacts.registry import ModelRegistry
+from service.core.models.live_versions import LiveVersions
 from service.http_api.access import LOOPBACK_HOSTS
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app

@@ -14,12 +14,12 @@ import httpx2
 import pytest
 from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
 
-from model.manifest import ModelVersion
-from model.registry import ModelRegistry
-from service.core.desk import EvaluationDesk
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
 from service.core.errors import BusyError, ConflictError, StorageFullError
-from service.core.jobs import JobResult, JobState
-from service.core.lifecycle import Lifecycle
+from service.core.jobs.evaluation_job import JobResult, JobState
+from service.core.jobs.submission import EvaluationDesk
+from service.core.readiness import Lifecycle
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.evaluations import evaluations_router

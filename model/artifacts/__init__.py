@@ -1,0 +1,1 @@
+"""Published models: the manifest, the files of an artifact, the registry and its storage."""

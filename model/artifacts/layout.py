@@ -1,0 +1,152 @@
+"""Where a registry keeps what, and what a listing of it says; nothing here touches a store.
+
+Layout below the registry's URL::
+
+    models/<name>/<version>/.claim              the number is given out, for good
+    models/<name>/<version>/<artifact files>
+    models/<name>/<version>/manifest.json       written last, removed first: with it the version exists
+    models/<name>/<version>/.promoting-<token>  an alias is about to point here: it must not be deleted
+    models/<name>/<version>/.deleting-<token>   it is about to go: no alias may be pointed here
+    models/<name>/aliases/<alias>.json          {"previous": [2, 1], "version": 3}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Literal
+
+from model.artifacts.manifest import MANIFEST_FILE, ModelVersion, check_name
+from model.artifacts.storage import PARTIAL_PREFIX, StoredObject
+from model.errors import InvalidReferenceError
+
+MODELS_FOLDER = "models"
+ABANDONED_AFTER_S = 3600.0
+"""Who has not written for so long, by the store's own clock, is dead; no living process is that slow."""
+
+Purpose = Literal["promoting", "deleting"]
+
+_CLAIM_FILE = ".claim"
+_PASSING_PREFIXES = (PARTIAL_PREFIX, ".promoting-", ".deleting-")
+_VERSION_PATH = re.compile(r"(?P<folder>models/(?P<name>[^/]+)/(?P<number>[1-9][0-9]{0,8}))/(?P<file>.+)")
+_ALIAS_PATH = re.compile(r"models/[^/]+/aliases/(?P<alias>[^./][^/]*)\.json")
+
+
+def model_folder(name: str) -> str:
+    """Return where everything of a model lies.
+
+    Raises:
+        InvalidReferenceError: no model can be called so.
+    """
+    return f"{MODELS_FOLDER}/{check_name(name)}"
+
+
+def version_folder(version: ModelVersion) -> str:
+    """Return where the files of a version lie."""
+    return f"{model_folder(version.name)}/{version.number}"
+
+
+def manifest_path(version: ModelVersion) -> str:
+    """Return the path whose presence makes a version exist."""
+    return f"{version_folder(version)}/{MANIFEST_FILE}"
+
+
+def claim_path(version: ModelVersion) -> str:
+    """Return the path whose creation gives a number out."""
+    return f"{version_folder(version)}/{_CLAIM_FILE}"
+
+
+def mark_path(version: ModelVersion, purpose: Purpose, token: str) -> str:
+    """Return where a process says what it is about to do with a version."""
+    return f"{version_folder(version)}/.{purpose}-{token}"
+
+
+def alias_folder(name: str) -> str:
+    """Return where the aliases of a model lie.
+
+    Raises:
+        InvalidReferenceError: no model can be called so.
+    """
+    return f"{model_folder(name)}/aliases"
+
+
+def alias_path(name: str, alias: str) -> str:
+    """Return where an alias lies.
+
+    Raises:
+        InvalidReferenceError: no model or alias can be called so.
+    """
+    return f"{alias_folder(name)}/{check_name(alias)}.json"
+
+
+def listed_versions(objects: Iterable[StoredObject]) -> Iterator[ModelVersion]:
+    """Yield the versions that exist by a listing."""
+    for item in objects:
+        match = _VERSION_PATH.fullmatch(item.path)
+        if match and match["file"] == MANIFEST_FILE:
+            with contextlib.suppress(InvalidReferenceError):  # a folder that somebody else put there
+                yield ModelVersion(match["name"], int(match["number"]))
+
+
+def given_numbers(objects: Iterable[StoredObject]) -> set[int]:
+    """Return the version numbers of one model that anything in a listing belongs to."""
+    matches = (_VERSION_PATH.fullmatch(item.path) for item in objects)
+    return {int(match["number"]) for match in matches if match}
+
+
+def listed_aliases(objects: Iterable[StoredObject]) -> dict[str, str]:
+    """Return the aliases in a listing, and their paths."""
+    matches = (_ALIAS_PATH.fullmatch(item.path) for item in objects)
+    return {match["alias"]: match[0] for match in matches if match}
+
+
+def written_s(objects: Iterable[StoredObject], path: str) -> float:
+    """Return when an object was written, by the store's clock; 0 when the listing does not have it."""
+    return max((item.modified_s for item in objects if item.path == path), default=0.0)
+
+
+def is_marked(objects: Iterable[StoredObject], purpose: Purpose, *, now_s: float) -> bool:
+    """Tell whether a living process is about to do something with a version.
+
+    Args:
+        objects: of the version.
+        purpose: what it is about to do.
+        now_s: the time by the clock that dated the objects.
+    """
+    return any(
+        item.path.rpartition("/")[2].startswith(f".{purpose}-")
+        and item.modified_s >= now_s - ABANDONED_AFTER_S
+        for item in objects
+    )
+
+
+def abandoned(objects: Iterable[StoredObject], *, now_s: float) -> list[str]:
+    """Return the paths that dead processes left behind.
+
+    Args:
+        objects: of one or more models, sorted by path.
+        now_s: the time by the clock that dated the objects.
+
+    Returns:
+        In folders where nothing was written for ``ABANDONED_AFTER_S``: without a manifest all but the claim,
+        with one whatever was being written beside it, and marks.
+    """
+    paths: list[str] = []
+    for folder, group in groupby(objects, key=_version_folder_of):
+        files = list(group)
+        if folder and max(item.modified_s for item in files) < now_s - ABANDONED_AFTER_S:
+            paths += _leftovers(folder, [item.path for item in files])
+    return paths
+
+
+def _leftovers(folder: str, paths: list[str]) -> list[str]:
+    if f"{folder}/{MANIFEST_FILE}" in paths:
+        return [path for path in paths if path.rpartition("/")[2].startswith(_PASSING_PREFIXES)]
+    return [path for path in paths if path != f"{folder}/{_CLAIM_FILE}"]
+
+
+def _version_folder_of(item: StoredObject) -> str:
+    match = _VERSION_PATH.fullmatch(item.path)
+    return match["folder"] if match else ""

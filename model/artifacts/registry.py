@@ -1,0 +1,398 @@
+"""Published models: immutable versions in a folder or a bucket, and the aliases that point at them.
+
+``model.artifacts.layout`` shows where what lies. Any number of processes may use one registry at once.
+
+A publisher that dies leaves a folder without manifest. Nobody sees it, and a later publisher of the same
+model sweeps it once nothing was written there for ``ABANDONED_AFTER_S`` by the store's own clock. A living
+publisher is never that slow, and looks at its folder once more before it writes the manifest. Swept folders
+keep their claim: were the number given out again, a second sweeper, late, would delete its new owner's files.
+
+No alias ever points at a version that was deleted. No store moves two objects as one, so whoever is about to
+point an alias at a version, or to delete it, first leaves a mark beside its manifest, and only then looks for
+marks of the other kind: of two that meet, at least one sees the other and gives way. Before a mark of the
+first kind goes, the alias is there to be seen, since who deletes looks for marks first and for aliases then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from model.artifacts.aliases import Alias, parse_alias
+from model.artifacts.artifact import Artifact, read_artifact
+from model.artifacts.artifact_cache import cached_folder
+from model.artifacts.evaluation_records import EvaluationStore
+from model.artifacts.layout import (
+    MODELS_FOLDER,
+    Purpose,
+    abandoned,
+    alias_folder,
+    alias_path,
+    claim_path,
+    given_numbers,
+    is_marked,
+    listed_aliases,
+    listed_versions,
+    manifest_path,
+    mark_path,
+    model_folder,
+    version_folder,
+    written_s,
+)
+from model.artifacts.manifest import (
+    ARTIFACT_FILES,
+    MANIFEST_FILE,
+    ModelManifest,
+    ModelReference,
+    ModelVersion,
+)
+from model.artifacts.openvino_graph import prove_graph
+from model.artifacts.storage import Storage, open_storage
+from model.errors import (
+    ArtifactError,
+    InvalidReferenceError,
+    ModelNotFoundError,
+    StorageError,
+    VersionConflictError,
+    VersionNotFoundError,
+)
+
+SHIPPED_MODELS = Path(__file__).parents[1] / "shipped"
+"""The models inside the package, as ``<name>/<version>/``."""
+
+DEFAULT_ALIAS = "production"
+
+
+class ModelRegistry:
+    """The versions of a registry, over those that came with the program.
+
+    A version of the registry hides a shipped one of the same name and number: it was there first, and what a
+    number means never changes. New numbers follow the highest of both.
+
+    Args:
+        location: a folder, a ``file://``, ``s3://``, ``gs://`` or ``az://`` URL, or an open storage.
+        shipped: read-only folder of ``<name>/<version>/`` artifacts; None = nothing was shipped.
+        cache_folder: where versions of a bucket are kept as files; folders are used in place.
+
+    Raises:
+        RegistryUrlError: the URL names no store.
+    """
+
+    def __init__(
+        self, location: str | Path | Storage, *, shipped: Path | None = None, cache_folder: Path | None = None
+    ) -> None:
+        self._storage = open_storage(location) if isinstance(location, str | Path) else location
+        self._shipped = shipped
+        self._cache_folder = cache_folder
+
+    @property
+    def evaluations(self) -> EvaluationStore:
+        """What evaluations of the models found."""
+        return EvaluationStore(self._storage)
+
+    def models(self) -> list[str]:
+        """Return the names of all models that have a version, sorted."""
+        published = {version.name for version in listed_versions(self._storage.objects(MODELS_FOLDER))}
+        return sorted(published | {version.name for version in self._shipped_versions()})
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """Return the versions of a model, oldest first; none for an unknown one."""
+        published = listed_versions(self._storage.objects(model_folder(name)))
+        return sorted({*published, *(v for v in self._shipped_versions() if v.name == name)})
+
+    def aliases(self, name: str) -> dict[str, Alias]:
+        """Return where each alias of a model points.
+
+        Raises:
+            StorageError: the store failed, or an alias is malformed.
+        """
+        paths = listed_aliases(self._storage.objects(alias_folder(name)))
+        return {alias: found for alias in paths if (found := self._alias(name, alias))}
+
+    def resolve(self, reference: str | ModelReference, *, int8: bool = False) -> ModelVersion:
+        """Return the version that a reference means now.
+
+        ``NAME`` means its alias ``production``, or else its highest version. Where that is the int8 version
+        of another one, it means the one or the other; what is named by number or alias is meant exactly.
+
+        Args:
+            reference: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
+            int8: of an int8 version and its original, the int8 version is wanted.
+
+        Raises:
+            InvalidReferenceError: not ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
+            ModelNotFoundError: the model has no version at all.
+            VersionNotFoundError: it has no such version or alias.
+            StorageError: the store failed, or the alias is malformed.
+        """
+        if isinstance(reference, str):
+            reference = ModelReference.parse(reference)
+        number = self._wanted_number(reference)
+        # Listed after the alias was read, so that what was published and promoted meanwhile is seen.
+        versions = self.versions(reference.name)
+        if not versions:
+            raise ModelNotFoundError(f"no model {reference.name!r}")
+        if number is None and reference.alias is not None:
+            raise VersionNotFoundError(f"no alias {reference}")
+        if number is None:
+            return versions[-1] if int8 else self._original(versions)
+        wanted = ModelVersion(reference.name, number)
+        if wanted in versions:
+            return wanted
+        if self._wanted_number(reference) != number:  # the alias was moved, and what it left was deleted
+            return self.resolve(reference, int8=int8)
+        raise VersionNotFoundError(f"no version {wanted}")
+
+    def open(self, version: ModelVersion) -> Artifact:
+        """Return a version as a verified local folder.
+
+        Raises:
+            VersionNotFoundError: there is no such version, or it was deleted meanwhile.
+            ArtifactError: it is damaged.
+            ManifestError: its manifest is damaged.
+            StorageError: the store failed, or there is no folder to fetch it to.
+        """
+        manifest = self._storage.read(manifest_path(version))
+        if manifest is None:
+            return _verified(self._shipped_folder(version))
+        try:
+            return _verified(
+                self._storage.local_folder(version_folder(version)) or self._fetched(version, manifest)
+            )
+        except ArtifactError as error:
+            if self._storage.read(manifest_path(version)) is None:
+                raise VersionNotFoundError(f"{version} was deleted meanwhile") from error
+            raise
+
+    def publish(self, folder: Path, name: str, version: int | None = None) -> ModelVersion:
+        """Copy an artifact into the registry, as the next version or as the given one.
+
+        Before anything is written the artifact proves itself: digests, finite weights, and its golden sample
+        through plain OpenVINO. Whenever this is interrupted, the version is either complete or not there.
+
+        Raises:
+            ArtifactError: the artifact is damaged, or its graph computes something else.
+            ManifestError: its manifest is malformed.
+            InvalidReferenceError: nothing can have this name or number.
+            VersionConflictError: the number was given out before.
+            StorageError: the store failed.
+        """
+        artifact = read_artifact(folder)
+        artifact.verify()
+        prove_graph(artifact)
+        claimed = self._claim(name, version)
+        try:
+            self._sweep(claimed)
+            self._upload(artifact, claimed)
+        except BaseException:
+            self._withdraw(claimed)
+            raise
+        return claimed
+
+    def promote(
+        self, version: ModelVersion, alias: str = DEFAULT_ALIAS, *, instead_of: int | None = None
+    ) -> Alias:
+        """Point an alias at a version; it remembers where it pointed before.
+
+        Args:
+            version: where to.
+            alias: which.
+            instead_of: number of the version that was meant as long as there was no such alias: a new one
+                remembers that.
+
+        Raises:
+            InvalidReferenceError: no alias can be called so.
+            ModelNotFoundError: there is no such model.
+            VersionNotFoundError: there is no such version.
+            VersionConflictError: it is being deleted.
+            StorageError: the store failed, or the alias is malformed.
+        """
+        path = alias_path(version.name, alias)
+        with self._kept(version):
+            while True:
+                old = self._storage.read(path)
+                before = Alias(instead_of or version.number) if old is None else parse_alias(path, old)
+                moved = before.promoted(version.number)
+                if self._replace(path, old, moved):
+                    return moved
+
+    def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> Alias:
+        """Point an alias at the version it pointed at before, or at one before that if it was deleted.
+
+        Raises:
+            InvalidReferenceError: no model or alias can be called so.
+            ModelNotFoundError: there is no such model.
+            VersionNotFoundError: there is no such alias, or no version that it could go back to.
+            VersionConflictError: that version is being deleted.
+            StorageError: the store failed, or the alias is malformed.
+        """
+        path = alias_path(name, alias)
+        while True:
+            old = self._storage.read(path)
+            moved = self._rolled_back(name, alias, None if old is None else parse_alias(path, old))
+            with self._kept(ModelVersion(name, moved.version)):
+                if self._replace(path, old, moved):
+                    return moved
+
+    def delete(self, version: ModelVersion) -> None:
+        """Remove a version for good: at once for whoever asks, then file by file; its number stays taken.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            VersionNotFoundError: there is no such version.
+            VersionConflictError: an alias points at it, or is about to, or it came with the program.
+            StorageError: the store failed, or an alias is malformed.
+        """
+        self._check_exists(version)
+        if version in self._shipped_versions():
+            raise VersionConflictError(f"{version} came with the program")
+        with self._marked(version, "deleting", unless="promoting"):
+            for alias, current in self.aliases(version.name).items():
+                if current.version == version.number:
+                    raise VersionConflictError(f"{version.name}:{alias} points at {version}")
+            self._storage.create(claim_path(version), b"")  # which a copied folder may lack
+            self._storage.delete(manifest_path(version))
+            for item in self._storage.objects(version_folder(version)):
+                if item.path != claim_path(version):
+                    self._storage.delete(item.path)
+
+    def _alias(self, name: str, alias: str) -> Alias | None:
+        path = alias_path(name, alias)
+        data = self._storage.read(path)
+        return None if data is None else parse_alias(path, data)
+
+    def _rolled_back(self, name: str, alias: str, current: Alias | None) -> Alias:
+        versions = self.versions(name)
+        if not versions:
+            raise ModelNotFoundError(f"no model {name!r}")
+        if current is None:
+            raise VersionNotFoundError(f"no alias {name}:{alias}")
+        moved = current.rolled_back({version.number for version in versions})
+        if moved is None:
+            raise VersionNotFoundError(f"{name}:{alias} has no earlier version to go back to")
+        return moved
+
+    def _replace(self, path: str, old: bytes | None, alias: Alias) -> bool:
+        """Write an alias, unless it is another one by now."""
+        new = alias.to_json()
+        return self._storage.create(path, new) if old is None else self._storage.swap(path, old, new)
+
+    def _wanted_number(self, reference: ModelReference) -> int | None:
+        if reference.number is not None:
+            return reference.number
+        alias = self._alias(reference.name, reference.alias or DEFAULT_ALIAS)
+        return None if alias is None else alias.version
+
+    def _original(self, versions: Sequence[ModelVersion]) -> ModelVersion:
+        """Return the highest version, or what it was made from when it is int8 and that still exists."""
+        highest = versions[-1]
+        manifest = self._manifest(highest)
+        made_from = [version for version in versions if str(version) == manifest.derived_from]
+        return made_from[0] if manifest.precision == "int8" and made_from else highest
+
+    def _manifest(self, version: ModelVersion) -> ModelManifest:
+        if (data := self._storage.read(manifest_path(version))) is not None:
+            return ModelManifest.from_json(data)
+        return read_artifact(self._shipped_folder(version)).manifest
+
+    def _check_exists(self, version: ModelVersion) -> None:
+        self.resolve(ModelReference(version.name, number=version.number))
+
+    @contextlib.contextmanager
+    def _kept(self, version: ModelVersion) -> Iterator[None]:
+        """See to it that a version is not deleted."""
+        self._check_exists(version)
+        if version in self._shipped_versions():
+            yield
+            return
+        with self._marked(version, "promoting", unless="deleting"):
+            yield
+
+    @contextlib.contextmanager
+    def _marked(self, version: ModelVersion, purpose: Purpose, *, unless: Purpose) -> Iterator[None]:
+        mark = mark_path(version, purpose, secrets.token_hex(8))
+        self._create(mark, b"")
+        try:
+            objects = self._storage.objects(version_folder(version))
+            if version not in listed_versions(objects):
+                raise VersionNotFoundError(f"no version {version}")
+            if is_marked(objects, unless, now_s=written_s(objects, mark)):
+                raise VersionConflictError(f"somebody else is {unless} {version}")
+            yield
+        finally:
+            with contextlib.suppress(StorageError):  # the mark of a dead process is swept
+                self._storage.delete(mark)
+
+    def _shipped_versions(self) -> Iterator[ModelVersion]:
+        if self._shipped is None:
+            return
+        for path in self._shipped.glob(f"*/*/{MANIFEST_FILE}"):
+            with contextlib.suppress(InvalidReferenceError):
+                yield ModelVersion.parse("@".join(path.parts[-3:-1]))
+
+    def _shipped_folder(self, version: ModelVersion) -> Path:
+        if self._shipped is None or version not in self._shipped_versions():
+            raise VersionNotFoundError(f"no version {version}")
+        return self._shipped / version.name / str(version.number)
+
+    def _claim(self, name: str, number: int | None) -> ModelVersion:
+        """Make a number ours: each is given out once, to whoever creates its claim."""
+        taken = self._taken_numbers(name)
+        if number is not None:
+            claimed = ModelVersion(name, number)
+            if number in taken or not self._storage.create(claim_path(claimed), b""):
+                raise VersionConflictError(f"version {claimed} was given out before")
+            return claimed
+        claimed = ModelVersion(name, max(taken, default=0) + 1)
+        while not self._storage.create(claim_path(claimed), b""):
+            claimed = ModelVersion(name, claimed.number + 1)
+        return claimed
+
+    def _taken_numbers(self, name: str) -> set[int]:
+        shipped = {version.number for version in self._shipped_versions() if version.name == name}
+        return given_numbers(self._storage.objects(model_folder(name))) | shipped
+
+    def _sweep(self, claimed: ModelVersion) -> None:
+        objects = self._storage.objects(model_folder(claimed.name))
+        for path in abandoned(objects, now_s=written_s(objects, claim_path(claimed))):
+            self._storage.delete(path)
+
+    def _upload(self, artifact: Artifact, claimed: ModelVersion) -> None:
+        base = version_folder(claimed)
+        for name in ARTIFACT_FILES:
+            self._create(f"{base}/{name}", artifact.read(name))
+        present = {item.path for item in self._storage.objects(base)}
+        if missing := {f"{base}/{name}" for name in ARTIFACT_FILES} - present:
+            raise StorageError(
+                f"{', '.join(sorted(missing))} vanished: the publisher was stopped for too long"
+            )
+        self._create(f"{base}/{MANIFEST_FILE}", artifact.manifest.to_json().encode())
+
+    def _create(self, path: str, data: bytes) -> None:
+        if not self._storage.create(path, data):
+            raise StorageError(f"{path} was written by somebody else")
+
+    def _withdraw(self, claimed: ModelVersion) -> None:
+        """Remove what was written, unless the failed write of the manifest did happen after all."""
+        with contextlib.suppress(StorageError):  # the store fails already; a later publisher sweeps
+            if self._storage.read(manifest_path(claimed)) is None:
+                for item in reversed(self._storage.objects(version_folder(claimed))):  # the claim last
+                    self._storage.delete(item.path)
+
+    def _fetched(self, version: ModelVersion, manifest: bytes) -> Path:
+        if self._cache_folder is None:
+            raise StorageError(f"{version} must be fetched, and there is no folder to fetch it to")
+        return cached_folder(self._cache_folder, manifest, lambda name: self._read(version, name))
+
+    def _read(self, version: ModelVersion, name: str) -> bytes:
+        if (data := self._storage.read(f"{version_folder(version)}/{name}")) is None:
+            raise ArtifactError(f"{version} lacks {name}")
+        return data
+
+
+def _verified(folder: Path) -> Artifact:
+    artifact = read_artifact(folder)
+    artifact.verify()
+    return artifact

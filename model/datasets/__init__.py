@@ -1,0 +1,1 @@
+"""Labelled pictures on disk, class lists, confined paths."""

@@ -1,0 +1,1 @@
+"""Metrics, protocols, score sums, confidence intervals, reports."""

@@ -1,0 +1,83 @@
+"""Two evaluations of the same pictures side by side: what differs, and whether it would on other pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from model.errors import EvaluationError
+from model.evaluation.evaluation import EvaluationReport
+from model.evaluation.intervals import Interval, Intervals, paired_bootstrap
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second minus first.
+
+    Attributes:
+        name: of the class, or ``mIoU``.
+        first: IoU, 0..1; None where the class does not occur.
+        second: the same.
+        interval: of the difference, over pictures; both were scored on the same ones.
+    """
+
+    name: str
+    first: float | None
+    second: float | None
+    interval: Interval | None
+
+    @property
+    def change(self) -> float | None:
+        """Second minus first; None where one of them has no score."""
+        return None if self.first is None or self.second is None else self.second - self.first
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two reports on the same pictures: of two versions, engines, precisions or protocols.
+
+    Raises:
+        EvaluationError: they are of other classes, or other pictures were scored.
+    """
+
+    first: EvaluationReport
+    second: EvaluationReport
+
+    def __post_init__(self) -> None:
+        """Refuse what is no pair."""
+        if self.first.palette.names != self.second.palette.names:
+            raise EvaluationError("the two reports are of different classes")
+        scored = [[image.index for image in report.images] for report in (self.first, self.second)]
+        same_data = self.first.context.data_fingerprint == self.second.context.data_fingerprint
+        if scored[0] != scored[1] or not same_data:
+            raise EvaluationError("the two reports are of different pictures")
+
+    @cached_property
+    def _intervals(self) -> Intervals:
+        return paired_bootstrap(self.first.tallies_N3K, self.second.tallies_N3K)
+
+    @property
+    def miou(self) -> Difference:
+        """Of the mean."""
+        first, second = self.first.matrix.miou, self.second.matrix.miou
+        return Difference("mIoU", first, second, self._intervals.miou)
+
+    @property
+    def classes(self) -> tuple[Difference, ...]:
+        """Of each class."""
+        columns = (
+            self.first.palette.names,
+            self.first.matrix.iou,
+            self.second.matrix.iou,
+            self._intervals.iou,
+        )
+        return tuple(Difference(*row) for row in zip(*columns, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both reports and the differences as plain JSON values."""
+        return {
+            "first": self.first.to_json(),
+            "second": self.second.to_json(),
+            "differences": [{**asdict(one), "change": one.change} for one in (self.miou, *self.classes)],
+        }

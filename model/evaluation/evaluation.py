@@ -1,0 +1,281 @@
+"""An evaluation is the sum of its pictures: counts go in, a report comes out; who calls owns the loop.
+
+Axes: N pictures, K classes, H height, W width; 3 = pixels that hit, pixels of the truth, pixels of the guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from model.errors import EvaluationError
+from model.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, Intervals, bootstrap
+from model.evaluation.metrics import ConfusionMatrix, Int64Array, confusion_matrix
+from model.labels import ClassPalette, UInt8Array
+
+REPORT_SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredImage:
+    """What one picture adds: its confusion matrix without the zeros.
+
+    Attributes:
+        index: of the picture in its split, from 0.
+        name: how reports call it: its path below the root of the data set.
+        cells: int64, ascending; truth * K + guess of the pairs that occur.
+        pixels: int64; how many pixels each of ``cells`` has.
+    """
+
+    index: int
+    name: str
+    cells: Int64Array
+    pixels: Int64Array
+
+    @classmethod
+    def of(
+        cls, index: int, name: str, truth_HW: UInt8Array, guess_HW: UInt8Array, palette: ClassPalette
+    ) -> ScoredImage:
+        """Count one picture.
+
+        Args:
+            index: of the picture in its split.
+            name: how reports call it.
+            truth_HW: class ids, uint8; pixels of the palette's ignore id are not scored.
+            guess_HW: predicted class ids, uint8, same size.
+            palette: what the ids mean.
+
+        Raises:
+            LabelRangeError: a scored pixel carries an id that is no class, or the sizes differ.
+        """
+        matrix = confusion_matrix(
+            truth_HW, guess_HW, num_classes=palette.num_classes, ignore_id=palette.ignore_id
+        )
+        counts = matrix.counts_KK.reshape(-1)
+        cells = np.flatnonzero(counts)
+        return cls(index, name, cells.astype(np.int64), counts[cells])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; ``from_json`` reads them."""
+        return {
+            "index": self.index,
+            "name": self.name,
+            "cells": self.cells.tolist(),
+            "pixels": self.pixels.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> ScoredImage:
+        """Read what ``to_json`` returned."""
+        cells, pixels = (np.array(plain[key], np.int64) for key in ("cells", "pixels"))
+        return cls(plain["index"], plain["name"], cells, pixels)
+
+    def matrix(self, num_classes: int) -> ConfusionMatrix:
+        """Return the counts with their zeros.
+
+        Raises:
+            EvaluationError: a cell lies outside K x K, or fewer than one pixel is in it.
+        """
+        counts = np.zeros(num_classes * num_classes, np.int64)
+        outside = self.cells.size and not 0 <= self.cells.min() <= self.cells.max() < counts.size
+        if outside or len(self.cells) != len(self.pixels) or (self.pixels < 1).any():
+            raise EvaluationError(f"the counts of {self.name} do not fit {num_classes} classes")
+        counts[self.cells] = self.pixels
+        return ConfusionMatrix(counts.reshape(num_classes, num_classes))
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """A pair that was left out because a file of it is broken.
+
+    Attributes:
+        index: of the picture in its split.
+        name: how reports call it.
+        reason: what is wrong, for people.
+    """
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """All that the numbers of a report depend on: equal contexts give equal numbers.
+
+    Attributes:
+        model: ``name@version``.
+        weights: SHA-256 of the weights.
+        engine: that ran the network.
+        device: that it ran on.
+        processor: of the machine: equal precisions round differently on others.
+        precision: that it computed in.
+        protocol: ``str`` of the protocol.
+        dataset: its name.
+        split: of the data set.
+        data_fingerprint: of classes and files; None when files were missing.
+        versions: of the libraries.
+        command: what was typed, or who asked.
+    """
+
+    model: str
+    weights: str
+    engine: str
+    device: str
+    processor: str
+    precision: str
+    protocol: str
+    dataset: str
+    split: str
+    data_fingerprint: str | None
+    versions: Mapping[str, str]
+    command: str
+
+
+class Evaluator:
+    """Adds pictures up, in any order and from any number of workers.
+
+    Args:
+        palette: the classes.
+        total: pictures of the split.
+    """
+
+    def __init__(self, palette: ClassPalette, *, total: int) -> None:
+        self._palette = palette
+        self._total = total
+        self._images: dict[int, ScoredImage] = {}
+        self._skipped: dict[int, SkippedImage] = {}
+
+    def add(self, image: ScoredImage) -> None:
+        """Add what a picture counts.
+
+        Raises:
+            EvaluationError: it is no picture of this split, or was added before.
+        """
+        self._check_new(image.index)
+        image.matrix(self._palette.num_classes)
+        self._images[image.index] = image
+
+    def skip(self, image: SkippedImage) -> None:
+        """Leave a picture out; the report says so.
+
+        Raises:
+            EvaluationError: it is no picture of this split, or was added before.
+        """
+        self._check_new(image.index)
+        self._skipped[image.index] = image
+
+    def report(self, context: EvaluationContext) -> EvaluationReport:
+        """Sum up.
+
+        Raises:
+            EvaluationError: a picture of the split was neither added nor skipped, or all were skipped.
+        """
+        missing = [i for i in range(self._total) if i not in self._images and i not in self._skipped]
+        if missing:
+            raise EvaluationError(f"{len(missing)} of {self._total} pictures are missing, first {missing[0]}")
+        if not self._images:
+            raise EvaluationError(f"none of {self._total} pictures could be scored")
+        return EvaluationReport(
+            context,
+            self._palette,
+            tuple(self._images[index] for index in sorted(self._images)),
+            tuple(self._skipped[index] for index in sorted(self._skipped)),
+        )
+
+    def _check_new(self, index: int) -> None:
+        if not 0 <= index < self._total:
+            raise EvaluationError(f"picture {index} is none of {self._total}")
+        if index in self._images or index in self._skipped:
+            raise EvaluationError(f"picture {index} is counted twice")
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationReport:
+    """How good a model is on one split; the same pictures give the same report, bit for bit.
+
+    Attributes:
+        context: what the numbers depend on.
+        palette: the classes.
+        images: in the order of the split.
+        skipped: pairs that were left out, in the order of the split.
+    """
+
+    context: EvaluationContext
+    palette: ClassPalette
+    images: tuple[ScoredImage, ...]
+    skipped: tuple[SkippedImage, ...]
+
+    @cached_property
+    def matrix(self) -> ConfusionMatrix:
+        """The counts of all pictures together."""
+        num_classes = self.palette.num_classes
+        return sum((image.matrix(num_classes) for image in self.images), ConfusionMatrix.zeros(num_classes))
+
+    @cached_property
+    def tallies_N3K(self) -> Int64Array:
+        """Pixels of each picture: hits, truth and guess of each class; int64."""
+        matrices = [image.matrix(self.palette.num_classes) for image in self.images]
+        return np.array([[one.hits_K, one.truth_K, one.guess_K] for one in matrices])
+
+    @cached_property
+    def intervals(self) -> Intervals:
+        """Confidence intervals over pictures."""
+        return bootstrap(self.tallies_N3K)
+
+    def worst(self, count: int) -> tuple[ScoredImage, ...]:
+        """Return the pictures with the lowest mIoU of their own, the worst first; unscored ones have none."""
+        scored = [(one.matrix(self.palette.num_classes).miou, one.index, one) for one in self.images]
+        ranked = sorted((miou, index, one) for miou, index, one in scored if miou is not None)
+        return tuple(one for _, _, one in ranked[:count])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values: no times, so equal evaluations give equal documents."""
+        matrix, intervals = self.matrix, self.intervals
+        return {
+            "schema_version": REPORT_SCHEMA,
+            **asdict(self.context),
+            "images": len(self.images),
+            "skipped": [asdict(image) for image in self.skipped],
+            "scores": {
+                "miou": matrix.miou,
+                "miou_interval": _plain(intervals.miou),
+                "classes_averaged": matrix.classes_averaged,
+                "pixel_accuracy": matrix.pixel_accuracy,
+                "mean_recall": matrix.mean_recall,
+                "mean_f1": matrix.mean_f1,
+                "frequency_weighted_iou": matrix.frequency_weighted_iou,
+                "pixels": matrix.pixels,
+            },
+            "interval": {"confidence": CONFIDENCE, "resamples": RESAMPLES},
+            "classes": [self._class(k) for k in range(self.palette.num_classes)],
+            "matrix": matrix.counts_KK.tolist(),
+            "per_image": [
+                {"index": one.index, "name": one.name, "miou": one.matrix(self.palette.num_classes).miou}
+                for one in self.images
+            ],
+        }
+
+    def _class(self, k: int) -> dict[str, Any]:
+        matrix = self.matrix
+        pixels = int(matrix.truth_K[k])
+        return {
+            "id": k,
+            "name": self.palette.names[k],
+            "color": list(self.palette.colors[k]),
+            "pixels": pixels,
+            "share": pixels / matrix.pixels if matrix.pixels else None,
+            "iou": matrix.iou[k],
+            "iou_interval": _plain(self.intervals.iou[k]),
+            "precision": matrix.precision[k],
+            "recall": matrix.recall[k],
+            "f1": matrix.f1[k],
+        }
+
+
+def _plain(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]

@@ -1,0 +1,190 @@
+"""Carrying a plan out: views of a picture go to the network in batches, and its scores become labels.
+
+Axes: N views in a batch, K channels of the head, h w = H/stride W/stride, H height, W width,
+3 = red green blue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from model.artifacts.manifest import ModelManifest
+from model.decoding import decode
+from model.decoding.score_grid import Float32Array
+from model.evaluation.protocols import Chip, Pass, Plan, Protocol, find_protocol, make_plan
+from model.evaluation.resampling import PixelArray, resized
+from model.evaluation.score_sums import accumulate
+from model.labels import UInt8Array
+from model.pictures.preprocess import ImageSize, PreprocessSpec, Rgb, size_of
+
+Infer = Callable[[PixelArray], Float32Array]
+"""images_NHW3 (RGB, uint8 or float32 of 0..255, sides multiples of 32) -> raw_NKhw, the head's raw output."""
+
+DEFAULT_BATCH_PIXELS = 2 << 20
+"""Of one batch: two chips of 1024x1024, or one picture of Cityscapes; more are no faster on a CPU."""
+
+_MAX_VALUE = 255
+
+
+@dataclass(frozen=True, eq=False)
+class PlanScores:
+    """All that the network said of one picture; 64 times smaller than scores of full size.
+
+    Attributes:
+        plan: that was carried out.
+        raw: float32; for each pass raw_NKhw of its chips in order, each followed by its mirrored view if the
+            plan flips.
+    """
+
+    plan: Plan
+    raw: tuple[Float32Array, ...]
+
+
+def segment(
+    image_HW3: UInt8Array,
+    protocol: Protocol,
+    infer: Infer,
+    manifest: ModelManifest,
+    *,
+    batch_pixels: int = DEFAULT_BATCH_PIXELS,
+    executor: Executor | None = None,
+) -> UInt8Array:
+    """Name the class of each pixel of a picture by a protocol.
+
+    Args:
+        image_HW3: upright uint8 RGB of any size.
+        protocol: how.
+        infer: runs the network; called once for each batch, in order.
+        manifest: of the network.
+        batch_pixels: the network gets as many views at once as have this many pixels together; at least one.
+        executor: its threads share the rows of what is done here; None: the calling thread does all.
+
+    Returns:
+        labels_HW, uint8, each in [0, K).
+
+    Raises:
+        ModelOutputError: a score is not finite, or the raw output does not have the shape that the manifest
+            implies.
+    """
+    plan = make_plan(protocol, size_of(image_HW3))
+    scores = score(image_HW3, plan, infer, manifest, batch_pixels=batch_pixels, executor=executor)
+    return label(scores, manifest, executor=executor)
+
+
+def score(
+    image_HW3: UInt8Array,
+    plan: Plan,
+    infer: Infer,
+    manifest: ModelManifest,
+    *,
+    batch_pixels: int = DEFAULT_BATCH_PIXELS,
+    executor: Executor | None = None,
+) -> PlanScores:
+    """Do the first half of ``segment``: everything that needs the network.
+
+    Args:
+        image_HW3: upright uint8 RGB of the plan's size.
+        plan: what to do.
+        infer: as in ``segment``.
+        manifest: of the network.
+        batch_pixels: as in ``segment``.
+        executor: as in ``segment``.
+    """
+    raw = []
+    for one in plan.passes:
+        canvas_HW3 = _canvas(image_HW3, one, manifest.mean, executor)
+        views = _views(canvas_HW3, one, manifest.preprocess, flip=plan.flip)
+        count = max(1, batch_pixels // one.chips[0].size.padded().pixels)
+        raw.append(np.concatenate([infer(batch_NHW3) for batch_NHW3 in _batches(views, count)]))
+    return PlanScores(plan, tuple(raw))
+
+
+def label(scores: PlanScores, manifest: ModelManifest, *, executor: Executor | None = None) -> UInt8Array:
+    """Do the second half of ``segment``: everything that does not need the network.
+
+    Args:
+        scores: of one picture.
+        manifest: of the network.
+        executor: as in ``segment``.
+
+    Raises:
+        ModelOutputError: as in ``segment``.
+    """
+    plan = scores.plan
+    upsample, stride = manifest.upsample, manifest.stride
+    if plan.single and plan.passes[0].scaled == plan.size:
+        return decode.labels(
+            scores.raw[0][0],
+            upsample=upsample,
+            stride=stride,
+            padded=plan.size.padded(),
+            content=plan.size,
+            original=plan.size,
+            executor=executor,
+        )
+    return accumulate(plan, scores.raw, upsample=upsample, stride=stride, executor=executor)
+
+
+def warm_up(cache_folder: Path | None = None) -> None:
+    """Load or compile every kernel of an evaluation, those of ``model.decoding.decode`` included.
+
+    Args:
+        cache_folder: as in ``model.decoding.decode.warm_up``, instead of which this is called.
+
+    Raises:
+        RuntimeError: numba found no folder that it can write to.
+    """
+    decode.warm_up(cache_folder)
+    resized(np.zeros((2, 2, 3), np.uint8), ImageSize(32, 32))
+    for name in ("ss", "msf"):
+        plan = make_plan(find_protocol(name), ImageSize(2, 2))
+        raw = [np.zeros((1 + plan.flip, 2, 4, 4), np.float32) for _ in plan.passes]
+        accumulate(plan, raw, upsample="bilinear", stride=8)
+
+
+def _canvas(image_HW3: UInt8Array, one: Pass, mean: Rgb, executor: Executor | None) -> PixelArray:
+    """Return the scaled picture on its canvas; uint8 where nothing was computed."""
+    same = one.scaled == size_of(image_HW3)
+    scaled_HW3 = image_HW3 if same else resized(image_HW3, one.scaled, executor)
+    if one.canvas == one.scaled:
+        return scaled_HW3
+    # What the published programs pad with is zero after normalisation: exactly the mean.
+    canvas_HW3 = np.empty((one.canvas.height, one.canvas.width, 3), np.float32)
+    canvas_HW3[:] = np.array(mean) * _MAX_VALUE
+    bottom, right = one.top + one.scaled.height, one.left + one.scaled.width
+    canvas_HW3[one.top : bottom, one.left : right] = scaled_HW3
+    return canvas_HW3
+
+
+def _views(canvas_HW3: PixelArray, one: Pass, spec: PreprocessSpec, *, flip: bool) -> Iterator[PixelArray]:
+    for chip in one.chips:
+        view_HW3 = _cut(canvas_HW3, chip)
+        yield _padded(view_HW3, chip.size.padded(), spec)
+        if flip:
+            yield _padded(view_HW3[:, ::-1], chip.size.padded(), spec)
+
+
+def _cut(canvas_HW3: PixelArray, chip: Chip) -> PixelArray:
+    return canvas_HW3[chip.top : chip.top + chip.size.height, chip.left : chip.left + chip.size.width]
+
+
+def _padded(view_HW3: PixelArray, size: ImageSize, spec: PreprocessSpec) -> PixelArray:
+    height, width = view_HW3.shape[:2]
+    if size == ImageSize(height, width):
+        return view_HW3
+    padded_HW3 = np.empty((size.height, size.width, 3), view_HW3.dtype)
+    padded_HW3[:] = spec.pad_color
+    padded_HW3[:height, :width] = view_HW3
+    return padded_HW3
+
+
+def _batches(views: Iterator[PixelArray], count: int) -> Iterator[PixelArray]:
+    while batch := list(islice(views, count)):
+        batch_NHW3: PixelArray = np.stack(batch)  # type: ignore[assignment]  # they are of one kind
+        yield batch_NHW3

@@ -1,0 +1,227 @@
+"""Evaluation protocols as plans: what is made of a picture, what a network sees, and how scores combine.
+
+Nothing here computes anything but sizes. ``model.evaluation.network_passes`` carries a plan out.
+
+| name  | scales      | flip | the network sees   | what is summed                                 |
+| ----- | ----------- | ---- | ------------------ | ---------------------------------------------- |
+| ss    | 1           | no   | the whole picture  | softmax, at the labels' size                   |
+| ssc   | 1           | no   | chips of 1024x1024 | softmax, at the scaled size                    |
+| msf   | 0.5 to 1.75 | yes  | the whole picture  | softmax of both views, at the labels' size     |
+| mscf  | 0.5 to 1.75 | yes  | chips of 1024x1024 | exp(softmax + softmax of the mirrored chip)    |
+| slide | 1           | no   | chips              | scores: what mmsegmentation calls slide        |
+
+A whole picture is resized to sides that are multiples of 32. Chips are cut from a picture of any size, which
+is laid into the middle of a canvas of the mean colour where it is smaller than a chip; ``slide`` takes a
+smaller chip instead, and its mean over chips has the same arg max as their sum.
+
+``ss-old`` to ``mscf-old`` are the older arithmetic of the published programs: sides are not rounded up (what
+is no multiple of 32 is padded as the service pads it), chips advance by 5/6 of their side instead of 2/3, and
+exp is applied without flip, too.
+
+Source:
+    github.com/CoinCheung/BiSeNet: tools/evaluate.py, and old/evaluate.py for the older arithmetic;
+    github.com/open-mmlab/mmsegmentation: EncoderDecoder.slide_inference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Literal
+
+from model.errors import ProtocolError
+from model.pictures.preprocess import PAD_MULTIPLE, ImageSize
+
+Summand = Literal["softmax", "exp", "score"]
+"""What a chip adds to each class of a pixel: its softmax (and that of its mirrored view), exp of that sum, or
+the scores themselves."""
+
+DEFAULT_CROP = 1024
+
+_SINGLE = (1.0,)
+_MULTIPLE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to evaluate.
+
+    Attributes:
+        name: how the command line, jobs and reports call it.
+        scales: of the picture; one pass each, all passes add up.
+        flip: every chip is seen mirrored, too.
+        crop: side of the chips in pixels; None: the whole picture is one chip.
+        advance: from chip to chip, of ``crop``.
+        rounded: whole pictures are resized to sides that are multiples of 32.
+        filled: a picture smaller than a chip is laid into the middle of a canvas of the chip's size.
+        summand: what a chip adds.
+    """
+
+    name: str
+    scales: tuple[float, ...] = _SINGLE
+    flip: bool = False
+    crop: int | None = None
+    advance: Fraction = Fraction(2, 3)
+    rounded: bool = True
+    filled: bool = True
+    summand: Summand = "softmax"
+
+    def with_crop(self, crop: int) -> Protocol:
+        """Return the protocol with chips of another size (the published programs: 1024, 640 or 512).
+
+        Raises:
+            ProtocolError: ``crop`` is no positive multiple of 32, or the protocol cuts no chips.
+        """
+        if self.crop is None:
+            raise ProtocolError(f"protocol {self.name} cuts no chips")
+        if crop < 1 or crop % PAD_MULTIPLE:
+            raise ProtocolError(f"chips need a side that is a multiple of {PAD_MULTIPLE}, not {crop}")
+        return replace(self, crop=crop)
+
+    def __str__(self) -> str:
+        """Return the name, and the side of the chips where there are any."""
+        return self.name if self.crop is None else f"{self.name} (chips of {self.crop})"
+
+
+_SS = Protocol("ss")
+_SSC = Protocol("ssc", crop=DEFAULT_CROP)
+_MSF = Protocol("msf", scales=_MULTIPLE, flip=True)
+_MSCF = Protocol("mscf", scales=_MULTIPLE, flip=True, crop=DEFAULT_CROP, summand="exp")
+_OLD_ADVANCE = Fraction(5, 6)
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            _SS,
+            _SSC,
+            _MSF,
+            _MSCF,
+            replace(_SS, name="ss-old", rounded=False),
+            replace(_SSC, name="ssc-old", advance=_OLD_ADVANCE, summand="exp"),
+            replace(_MSF, name="msf-old", rounded=False),
+            replace(_MSCF, name="mscf-old", advance=_OLD_ADVANCE),
+            replace(_SSC, name="slide", filled=False, summand="score"),
+        )
+    }
+)
+"""Every protocol, by name."""
+
+
+def find_protocol(name: str) -> Protocol:
+    """Return the protocol of this name.
+
+    Raises:
+        ProtocolError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise ProtocolError(f"no protocol is called {name!r}; there are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A part of the canvas that the network sees at once.
+
+    Attributes:
+        top: its first row.
+        left: its first column.
+        size: of the part; the network sees it padded right and bottom to multiples of 32.
+    """
+
+    top: int
+    left: int
+    size: ImageSize
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is done at one scale.
+
+    Attributes:
+        scaled: the picture is resized to this, bilinear with aligned corners.
+        canvas: then laid on this, on the mean colour.
+        top: where on the canvas its first row lies.
+        left: where on the canvas its first column lies.
+        chips: what the network sees; together they cover the canvas.
+    """
+
+    scaled: ImageSize
+    canvas: ImageSize
+    top: int
+    left: int
+    chips: tuple[Chip, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is done to one picture.
+
+    Scores of a whole picture are resized to ``size`` before the softmax; what chips add is summed on their
+    pass's canvas, cut back to the scaled picture, and then resized to ``size``. Both are bilinear with
+    aligned corners. The label of a pixel is the class of the highest sum over all passes.
+
+    Attributes:
+        size: of the picture, and of its labels.
+        passes: one a scale.
+        flip: every chip is seen mirrored, too.
+        whole: each pass has one chip, which is the whole picture.
+        summand: what a chip adds.
+    """
+
+    size: ImageSize
+    passes: tuple[Pass, ...]
+    flip: bool
+    whole: bool
+    summand: Summand
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one map of scores, whose softmax would not change the order of classes."""
+        return self.whole and not self.flip and len(self.passes) == 1
+
+    @property
+    def runs(self) -> int:
+        """How many pictures the network sees."""
+        return sum(len(one.chips) for one in self.passes) * (2 if self.flip else 1)
+
+
+def make_plan(protocol: Protocol, size: ImageSize) -> Plan:
+    """Say what a protocol does to a picture of this size."""
+    make_pass = _whole_pass if protocol.crop is None else _chip_pass
+    passes = tuple(make_pass(protocol, _scaled(size, scale)) for scale in protocol.scales)
+    return Plan(size, passes, protocol.flip, protocol.crop is None, protocol.summand)
+
+
+def _scaled(size: ImageSize, scale: float) -> ImageSize:
+    return ImageSize(max(1, int(size.height * scale)), max(1, int(size.width * scale)))
+
+
+def _whole_pass(protocol: Protocol, scaled: ImageSize) -> Pass:
+    size = scaled.padded() if protocol.rounded else scaled
+    return Pass(size, size, 0, 0, (Chip(0, 0, size),))
+
+
+def _chip_pass(protocol: Protocol, scaled: ImageSize) -> Pass:
+    assert protocol.crop is not None
+    canvas = scaled
+    if protocol.filled:
+        canvas = ImageSize(max(scaled.height, protocol.crop), max(scaled.width, protocol.crop))
+    chip = ImageSize(min(canvas.height, protocol.crop), min(canvas.width, protocol.crop))
+    step = math.ceil(protocol.crop * protocol.advance)
+    chips = tuple(
+        Chip(top, left, chip)
+        for top in _starts(canvas.height, chip.height, step)
+        for left in _starts(canvas.width, chip.width, step)
+    )
+    middle = (canvas.height - scaled.height) // 2, (canvas.width - scaled.width) // 2
+    return Pass(scaled, canvas, *middle, chips)
+
+
+def _starts(side: int, chip: int, step: int) -> list[int]:
+    """Place chips along one axis; the last one is shifted back inside."""
+    count = math.ceil((side - chip) / step) + 1
+    return [min(index * step, side - chip) for index in range(count)]

@@ -1,0 +1,1 @@
+"""From torch to an artifact: OpenVINO, ONNX, int8."""

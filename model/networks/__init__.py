@@ -1,0 +1,1 @@
+"""Layers, backbones and segmentation networks."""

@@ -1,0 +1,378 @@
+"""The one function that turns untrusted bytes into upright RGB pixels.
+
+Policy: JPEG (of an MPO the first picture), PNG and WebP by their first bytes; size limits from the header,
+before anything is decoded; the first frame; EXIF orientation applied, all other metadata dropped; 16-bit gray
+keeps its high byte, transparency is dropped, everything else becomes RGB as Pillow converts it.
+
+Three things differ from ``Image.open(...).convert("RGB")``, as the bytes are hostile and the callers threads:
+
+- Memory. That line peaks at 10 bytes a pixel. Here Pillow decodes into a buffer of ours, in which the pixels
+  are then moved together: 4 bytes a pixel, 3 for gray and palette pictures, 7 for those that must be turned.
+  Beside it libjpeg keeps 2 to 8 more for pictures in several scans; libwebp needs 12 altogether. A picture's
+  header tells which it will be.
+- Warnings. ``warnings.catch_warnings`` changes the whole process and two threads undo each other's filters.
+  So the code of Pillow that warns (EXIF and MPO directories, odd APNG headers, bombs) is never reached.
+- Time. Markers and chunks are parsed in Python, and each scan of a JPEG visits each pixel: both are counted.
+
+Axes: H height, W width, 3 = red green blue.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from model.errors import EmptyImageError, TooManyPixelsError, UndecodableImageError, UnsupportedImageError
+from model.labels import UInt8Array
+from model.pictures.preprocess import ImageSize
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
+_START_OF_SCAN = b"\xff\xda\x00"  # marker and high byte of its length, which is at most 14
+
+_MAX_SCANS = 100
+"""Encoders write about 10. At 49 Mpx a scan takes 5 ms but only 76 bytes: 20 MiB could last 20 minutes."""
+
+_MAX_READS = 1 << 18
+"""Ends Pillow's loops over markers and chunks within a second; 20,000 text chunks take 60,000 reads."""
+
+_BAND_ROWS = 32
+"""Pixels are moved this many rows at a time: they stay in the processor's cache."""
+
+_RGB_BYTES = 3
+_COEFFICIENT_BYTES = 2
+_WEBP_BYTES = 12
+"""libwebp composes animations, which each picture might be, in two RGBA frames and copies out of a third."""
+
+_PIXEL = np.dtype("V3")  # moving pixels instead of bytes: a quarter turn takes half the time
+
+_ORIENTATION_TAG = 0x0112
+_EXIF_SHORT = 3
+_RAW_PROFILE = "Raw profile type exif"
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+# Orientation -> (step over stored rows, step over stored columns, rows and columns swapped afterwards).
+_TURNS = {
+    1: (1, 1, False),
+    2: (1, -1, False),
+    3: (-1, -1, False),
+    4: (-1, 1, False),
+    5: (1, 1, True),
+    6: (-1, 1, True),
+    7: (-1, -1, True),
+    8: (1, -1, True),
+}
+
+# Pillow's mode -> the mode of the memory it is decoded into, and its bytes a pixel.
+_STORAGE = {
+    "1": ("L", 1),
+    "L": ("L", 1),
+    "P": ("P", 1),
+    "I;16": ("I;16", 2),
+    "LA": ("RGBX", 4),
+    "RGB": ("RGBX", 4),
+    "RGBA": ("RGBX", 4),
+    "CMYK": ("CMYK", 4),
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """How large a picture may be, judged by its header.
+
+    Args:
+        max_pixels: height times width.
+        max_side: the longer side, in pixels.
+    """
+
+    max_pixels: int = 50_000_000
+    max_side: int = 16_384
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a picture says of itself before it is decoded.
+
+    Attributes:
+        size: upright.
+        decode_bytes: memory that ``decode_image`` takes at most, its result included.
+    """
+
+    size: ImageSize
+    decode_bytes: int
+
+
+def decode_image(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> UInt8Array:
+    """Decode a JPEG, PNG or WebP picture; safe for hostile bytes and for many threads.
+
+    Args:
+        data: the whole file.
+        limits: checked before any pixel is decoded.
+
+    Returns:
+        image_HW3: upright RGB, uint8, C-contiguous and writable.
+
+    Raises:
+        EmptyImageError: there are no bytes.
+        UnsupportedImageError: the first bytes belong to none of the three formats.
+        TooManyPixelsError: the header declares more than ``limits``.
+        UndecodableImageError: anything else is wrong with the file.
+    """
+    picture = _open(bytes(data), limits)
+    return _upright_pixels(picture, _orientation(picture))
+
+
+def peek_header(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeader:
+    """Read the header alone, to account for a picture before decoding it.
+
+    Args:
+        data: the whole file.
+        limits: as for ``decode_image``.
+
+    Raises:
+        ImageError: as ``decode_image``, as far as the header can tell.
+    """
+    picture = _open(bytes(data), limits)
+    width, height = picture.size
+    orientation = _orientation(picture)
+    depth = max(_STORAGE[picture.mode][1], _RGB_BYTES)
+    moving_bytes = depth if orientation == 1 else depth + _RGB_BYTES
+    return ImageHeader(
+        size=_turned(ImageSize(height, width), orientation),
+        decode_bytes=height * width * max(moving_bytes, depth + picture.library_bytes()),
+    )
+
+
+class _OwnMemory(ImageFile.ImageFile):
+    """Has Pillow decode into memory that somebody else provides."""
+
+    canvas: Image.Image
+
+    def library_bytes(self) -> int:
+        """Return what the library beneath Pillow keeps while it decodes, in bytes a pixel."""
+        return 0
+
+    def load_prepare(self) -> None:
+        """Stand in where Pillow would allocate."""
+        self.im = self.canvas.im
+        super().load_prepare()
+
+
+class _Jpeg(_OwnMemory, JpegImageFile):
+    def library_bytes(self) -> int:
+        """Expect all coefficients to be kept when another scan follows the one at which parsing stopped."""
+        file = self.fp
+        assert isinstance(file, BytesIO)
+        has_more_scans = file.getvalue().find(_START_OF_SCAN, file.tell()) >= 0
+        return _COEFFICIENT_BYTES * len(self.getbands()) if has_more_scans else 0
+
+    def getexif(self) -> Image.Exif:
+        """Spare Pillow its EXIF directory: it wants the resolution only, and warns about anything odd."""
+        return Image.Exif()
+
+
+class _Png(_OwnMemory, PngImageFile):
+    pass
+
+
+class _WebP(_OwnMemory, WebPImageFile):
+    def library_bytes(self) -> int:
+        """Expect what is beside the frame that becomes the picture."""
+        return _WEBP_BYTES - _STORAGE[self.mode][1]
+
+    def load_prepare(self) -> None:
+        """Let libwebp's two RGBA frames go before the pixels are copied out of the third."""
+        self._decoder = None
+        super().load_prepare()
+
+
+class _CountedReads(BytesIO):
+    """A file that ends the parsing of absurdly many tiny pieces."""
+
+    reads_left = _MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read like any file, but not for ever."""
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise OSError(f"more than {_MAX_READS} pieces")
+        return super().read(size)
+
+
+def _open(data: bytes, limits: ImageLimits) -> _OwnMemory:
+    if not data:
+        raise EmptyImageError("there are no bytes")
+    if data.startswith(_JPEG_MAGIC):
+        reader: type[_OwnMemory] = _Jpeg
+        if data.count(_START_OF_SCAN) > _MAX_SCANS:
+            raise UndecodableImageError(f"the picture has more than {_MAX_SCANS} scans")
+    elif data.startswith(_PNG_MAGIC):
+        reader = _Png
+        data = _still(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        reader = _WebP
+    else:
+        raise UnsupportedImageError("the first bytes are not those of a JPEG, PNG or WebP file")
+    with _library_errors():
+        picture = reader(_CountedReads(data))
+    _check(picture, limits)
+    return picture
+
+
+def _still(png: bytes) -> bytes:
+    """Drop the animation from an APNG; what remains is its default picture."""
+    if b"acTL" not in png:
+        return png
+    start = len(_PNG_MAGIC)
+    kept = bytearray(png[:start])
+    while start + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, start)
+        end = start + 12 + length  # length and kind before the data, a checksum after it
+        if kind not in _ANIMATION_CHUNKS:
+            kept += png[start:end]
+        start = end
+    return bytes(kept)
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Turn whatever a parser of hostile bytes raises into our own error, without its text."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError("the header declares too many pixels") from error
+    except Exception as error:  # a parser fed with garbage raises anything; the cause stays attached
+        raise UndecodableImageError("the picture is damaged or incomplete") from error
+
+
+def _check(picture: _OwnMemory, limits: ImageLimits) -> None:
+    width, height = picture.size
+    if width * height > limits.max_pixels:
+        raise TooManyPixelsError(f"{height}x{width} pixels are more than {limits.max_pixels}")
+    if max(width, height) > limits.max_side:
+        raise TooManyPixelsError(f"{height}x{width}: no side may exceed {limits.max_side} pixels")
+    if picture.mode not in _STORAGE:
+        raise UndecodableImageError(f"pixels of kind {picture.mode!r} are not supported")
+
+
+def _orientation(picture: _OwnMemory) -> int:
+    """Find the orientation, 1..8, in EXIF or else in XMP; absent, unreadable or out of range is 1."""
+    orientation = _exif_orientation(_exif(picture.info))
+    if orientation is None:
+        orientation = _xmp_orientation(picture.info)
+    return orientation if orientation in _TURNS else 1
+
+
+def _exif(info: Mapping[Any, Any]) -> bytes:
+    """Return the EXIF block: Pillow's, or the one that ImageMagick writes as hexadecimal text into PNG.
+
+    Types are checked because a text chunk of a PNG puts any string under any key.
+    """
+    block = info.get("exif")
+    if not isinstance(block, bytes):
+        text = info.get(_RAW_PROFILE)
+        block = _unhexed("".join(text.split("\n")[3:])) if isinstance(text, str) else b""
+    return block.removeprefix(b"Exif\0\0")
+
+
+def _unhexed(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
+
+
+def _exif_orientation(tiff: bytes) -> int | None:
+    """Read the tag; 0 when it is not the one SHORT that it should be, None when there is no such tag.
+
+    Source:
+        CIPA DC-008 (Exif 2.32), tag 0x0112 of the first directory.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return None
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for start in range(directory + 2, directory + 2 + 12 * entries, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, start)
+            if tag == _ORIENTATION_TAG:
+                return value if kind == _EXIF_SHORT else 0
+    except struct.error:  # it points outside the data
+        pass
+    return None
+
+
+def _xmp_orientation(info: Mapping[Any, Any]) -> int | None:
+    packet = info.get("xmp")
+    found = _XMP_ORIENTATION.search(packet) if isinstance(packet, bytes) else None
+    return int(found[1]) if found else None
+
+
+def _turned(size: ImageSize, orientation: int) -> ImageSize:
+    _, _, swapped = _TURNS[orientation]
+    return ImageSize(size.width, size.height) if swapped else size
+
+
+def _upright_pixels(picture: _OwnMemory, orientation: int) -> UInt8Array:
+    """Decode into a buffer's tail; RGB then grows from the buffer's head, or in a turned array.
+
+    Band by band, the 3 bytes a pixel that are written end before the stored bytes that are still to be read.
+    """
+    width, height = picture.size
+    pixels = height * width
+    mode, depth = _STORAGE[picture.mode]
+    # Zeros, not garbage: a file may leave pixels out. The pages cost nothing until they are touched.
+    buffer = np.zeros(max(depth, 3) * pixels, np.uint8)
+    stored = buffer[buffer.size - depth * pixels :]
+    picture.canvas = Image.frombuffer(mode, (width, height), stored, "raw", mode, 0, 1)
+    with _library_errors():
+        picture.load()
+    assert picture.im is picture.canvas.im
+    if orientation == 1:
+        image_HW3 = buffer[: 3 * pixels].reshape(height, width, 3)
+    else:
+        upright = _turned(ImageSize(height, width), orientation)
+        image_HW3 = np.empty((upright.height, upright.width, 3), np.uint8)
+    _move_pixels(picture.canvas, _as_stored(image_HW3, orientation))
+    return image_HW3
+
+
+def _as_stored(image_HW3: UInt8Array, orientation: int) -> UInt8Array:
+    """View an upright picture the way its file stores it."""
+    row_step, column_step, swapped = _TURNS[orientation]
+    if swapped:
+        image_HW3 = image_HW3.swapaxes(0, 1)
+    return image_HW3[::row_step, ::column_step]
+
+
+def _move_pixels(canvas: Image.Image, target_HW3: UInt8Array) -> None:
+    """Convert to RGB; each band is copied out of the canvas before its place is written."""
+    width, height = canvas.size
+    for top in range(0, height, _BAND_ROWS):
+        bottom = min(top + _BAND_ROWS, height)
+        band = np.frombuffer(_rgb_bytes(canvas.crop((0, top, width, bottom))), _PIXEL)
+        target_HW3[top:bottom].view(_PIXEL)[..., 0] = band.reshape(bottom - top, width)
+
+
+def _rgb_bytes(band: Image.Image) -> bytes:
+    if band.mode == "RGBX":
+        return band.tobytes("raw", "RGB")
+    if band.mode == "I;16":
+        band = Image.fromarray((np.asarray(band) >> 8).astype(np.uint8))
+    return band.convert("RGB").tobytes()

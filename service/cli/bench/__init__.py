@@ -1,0 +1,1 @@
+"""`bisenet bench` and its load generators."""

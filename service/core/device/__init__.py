@@ -1,0 +1,1 @@
+"""One device: the engine interface, its worker process, IPC, batches to labels."""

@@ -1,0 +1,133 @@
+"""Jobs in memory that a worker process sees as well: laid out here, and sent as frames of some hundred bytes.
+
+Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
+W/stride.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+
+from model.labels import UInt8Array
+from model.pictures.preprocess import ImageSize, PreparedImage
+from service.core.device.batch_job import Job, LabelJob, Output, ScoreJob
+from service.core.device.ipc import ForgetFrame, Frame, LabelFrame, PictureEntry, PixelName, ScoreFrame
+from service.core.device.slots import AnyArray, Lease, SlotPool, behind
+from service.core.device.worker_connection import WorkerLife
+from service.core.errors import BusyError
+
+
+class SharedMemory:
+    """Finds each job its slots, and gives each worker the descriptors that it has not got yet.
+
+    Args:
+        clock: seconds; for slots that nobody uses any more.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._slots = SlotPool()
+
+    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+        """Return memory for a prepared picture, uint8 HW3, with room for its labels behind it; thread-safe.
+
+        Raises:
+            BusyError: the system has none.
+        """
+        shape = (padded.height, padded.width, 3)
+        return self._lease(math.prod(shape), original.pixels).array(shape)
+
+    def send(self, life: WorkerLife, token: int, version: int, job: Job) -> Sequence[Output]:
+        """Send a job to a worker.
+
+        Args:
+            life: the worker.
+            token: of the job.
+            version: number by which the worker knows the version.
+            job: pictures in a ``canvas`` are not copied.
+
+        Returns:
+            The arrays in which the answers will be.
+
+        Raises:
+            BusyError: the system has no memory for what has to be copied.
+        """
+        if isinstance(job, ScoreJob):
+            return self._send_scoring(life, token, version, job)
+        return self._send_labelling(life, token, version, job)
+
+    def tidy(self, life: WorkerLife) -> None:
+        """Give back what was not used for a while, on both sides."""
+        forgotten = life.known_slots.intersection(self._slots.trim(now_s=self._clock()))
+        life.known_slots -= forgotten
+        if forgotten:
+            life.send(ForgetFrame(tuple(forgotten)))
+
+    def retire(self) -> None:
+        """Use other memory for the next worker: descriptors that the last one had are closed."""
+        self._slots.retire()
+
+    def close(self) -> None:
+        """Give back what is not in use."""
+        self._slots.close()
+
+    def _send_labelling(self, life: WorkerLife, token: int, version: int, job: LabelJob) -> Sequence[Output]:
+        leases = [self._slot_of(picture, life) for picture in job.pictures]
+        entries = [
+            PictureEntry(lease.slot.number, deadline_s, p.padded, p.content, p.original)
+            for lease, deadline_s, p in zip(leases, job.deadlines_s, job.pictures, strict=True)
+        ]
+        labels = [
+            lease.array(p.original.shape, offset=behind(p.pixels_HW3.nbytes))
+            for lease, p in zip(leases, job.pictures, strict=True)
+        ]
+        _send(life, LabelFrame(token, version, tuple(entries)), leases)
+        return cast("list[Output]", labels)
+
+    def _send_scoring(self, life: WorkerLife, token: int, version: int, job: ScoreJob) -> Sequence[Output]:
+        lease = self._filled(job.images_NHW3, 4 * math.prod(job.raw_shape))
+        count, height, width = job.images_NHW3.shape[:3]
+        pixels: PixelName = "uint8" if job.images_NHW3.dtype == np.uint8 else "float32"
+        batch = count, height, width
+        frame = ScoreFrame(token, version, lease.slot.number, job.deadline_s, pixels, batch, job.raw_shape)
+        _send(life, frame, [lease])
+        return [lease.array(job.raw_shape, np.float32, behind(job.images_NHW3.nbytes))]
+
+    def _slot_of(self, picture: PreparedImage, life: WorkerLife) -> Lease:
+        """Return where a picture lies; one that the worker cannot see, or was labelled before, is copied."""
+        lease = self._slots.lease_of(picture.pixels_HW3)
+        needed = behind(picture.pixels_HW3.nbytes) + picture.original.pixels
+        if lease is None or not _is_fresh(lease, life) or lease.slot.capacity < needed:
+            lease = self._filled(picture.pixels_HW3, picture.original.pixels)
+        lease.slot.holds_answer = True
+        return lease
+
+    def _filled(self, images: AnyArray, answer_bytes: int) -> Lease:
+        lease = self._lease(images.nbytes, answer_bytes)
+        lease.array(images.shape, images.dtype)[...] = images
+        return lease
+
+    def _lease(self, first_bytes: int, second_bytes: int) -> Lease:
+        try:
+            return self._slots.lease(behind(first_bytes) + second_bytes, now_s=self._clock())
+        except OSError as error:
+            raise BusyError(f"no shared memory for a picture: {error.strerror}") from error
+
+
+def _is_fresh(lease: Lease, life: WorkerLife) -> bool:
+    """Return whether a worker can be given a slot, and nobody's labels lie in it."""
+    is_known = lease.slot.number in life.known_slots
+    return not lease.slot.holds_answer and (is_known or lease.slot.descriptor is not None)
+
+
+def _send(life: WorkerLife, frame: Frame, leases: Sequence[Lease]) -> None:
+    slots = {lease.slot.number: lease.slot for lease in leases}
+    new = [slot for number, slot in slots.items() if number not in life.known_slots]
+    life.known_slots.update(slot.number for slot in new)
+    life.send(frame, [slot.descriptor for slot in new if slot.descriptor is not None])
+    for slot in new:
+        slot.close_descriptor()

@@ -1,0 +1,1 @@
+"""Evaluation jobs: what they are and how they move."""

@@ -1,0 +1,445 @@
+"""The work of evaluation jobs: pictures are read, run through the models of a host, and counted.
+
+Axes: N pictures, H height, W width, 3 = red green blue; h w = H/stride W/stride, K channels of the head.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+
+import structlog
+
+from model.artifacts.manifest import WEIGHTS_FILE, ModelVersion
+from model.artifacts.registry import ModelRegistry
+from model.datasets.confined_paths import ConfinedReader
+from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.decoding.score_grid import Float32Array
+from model.errors import DatasetError, ModelError, StorageError
+from model.evaluation.evaluation import (
+    EvaluationContext,
+    EvaluationReport,
+    Evaluator,
+    ScoredImage,
+    SkippedImage,
+)
+from model.evaluation.network_passes import segment
+from model.evaluation.protocols import Protocol, find_protocol, make_plan
+from model.evaluation.report import ShownImage, render_html
+from model.evaluation.resampling import PixelArray
+from model.labels import UInt8Array
+from model.pictures.preprocess import size_of
+from service.core.device.engine import EngineUnavailableError
+from service.core.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    ModelOutputInvalidError,
+    OverloadError,
+    StorageFullError,
+)
+from service.core.jobs.evaluation_job import (
+    JobError,
+    JobHeldUpError,
+    JobInterruptedError,
+    JobPlan,
+    JobRequest,
+    JobResult,
+    JsonObject,
+)
+from service.core.models.model_host import ModelHost, ServedModel
+
+_STEP_PIXELS = 16 << 20
+"""Of the network's input; 2 to 5 seconds on the processors this was tried on."""
+
+_MAX_STEP_IMAGES = 8
+_MAX_SHOWN = 6
+_BATCH_TIMEOUT_S = 120.0  # of one batch of the bulk lane, which may wait behind a crowd
+
+_Pair = tuple[UInt8Array, UInt8Array]
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The data sets that jobs may name, and nothing else on the disk.
+
+    Args:
+        files: TOML file by name.
+    """
+
+    files: Mapping[str, Path]
+
+    def open(self, name: str, split: str) -> LabeledImages:
+        """Return the pictures of a split.
+
+        Raises:
+            DatasetError: no such name or split, its file or list is broken, or leads out of the data set's
+                folder; the message names no path outside of that.
+        """
+        if name not in self.files:
+            raise DatasetError(f"no data set {name!r} is configured")
+        file = self.files[name]
+        try:
+            spec = DatasetSpec.from_toml(file)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(str(file), file.name)) from error
+        try:
+            return LabeledImages(spec, split, read=ConfinedReader(spec.root))
+        except DatasetError as error:
+            raise DatasetError(_relative(error, spec)) from error
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A split as it was when it was opened.
+
+    Attributes:
+        dataset: its name in the configuration.
+        pictures: of the split.
+        pins: what results depend on beside the bytes of the files.
+    """
+
+    dataset: str
+    pictures: LabeledImages
+    pins: JsonObject
+
+
+class HostedEvaluation:
+    """The core's ``JobWork`` on the models of a host; see there for what the calls do.
+
+    The host is opened for the first job, and closed when none runs here any more. A version that it does not
+    serve is borrowed until then, or until another one is needed. One call works at a time.
+
+    Args:
+        open_host: opens what runs the networks.
+        registry: has the versions, and keeps the reports.
+        datasets: that may be evaluated on.
+        pool: threads that read pictures, and share what is done beside the network.
+        environment: plain JSON: ``processor``, ``versions`` of libraries, and what else results depend on.
+    """
+
+    def __init__(
+        self,
+        open_host: Callable[[], AbstractContextManager[ModelHost]],
+        registry: ModelRegistry,
+        datasets: Datasets,
+        pool: Executor,
+        *,
+        environment: JsonObject,
+    ) -> None:
+        self._open_host = open_host
+        self._registry = registry
+        self._datasets = datasets
+        self._pool = pool
+        self._environment = environment
+        self._stopping = threading.Event()
+        self._working = threading.Lock()
+        self._opened = ExitStack()
+        self._host: ModelHost | None = None
+        self._borrowed: ModelVersion | None = None
+        self._data: _Data | None = None
+
+    def plan(self, request: JobRequest) -> JobPlan:
+        """Look at the data set and at this machine."""
+        with _job_errors(), self._working_with(request.version) as served:
+            protocol = find_protocol(request.protocol)
+            data = self._open(request)
+            pictures = data.pictures
+            _check_classes(served, pictures)
+            return JobPlan(
+                images=len(pictures),
+                images_per_step=_images_per_step(pictures, protocol),
+                pins=self._pins(served, data) | {"data": _fingerprint(pictures, request)},
+            )
+
+    def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
+        """Evaluate some of the pictures."""
+        counts: JsonObject = {"images": [], "skipped": []}
+        with _job_errors(), self._working_with(request.version) as served:
+            data = self._planned_data(request, plan)
+            self._check_pins(plan, served, data)
+            pictures = data.pictures
+            for index, pair in self._read_ahead(pictures, images):
+                try:
+                    image_HW3, truth_HW = pair.result()
+                except DatasetError as error:
+                    if not request.skip_broken:
+                        raise DatasetError(_relative(error, pictures.spec)) from error
+                    reason = _relative(error, pictures.spec)
+                    counts["skipped"].append(
+                        {"index": index, "name": _name(pictures, index), "reason": reason}
+                    )
+                    continue
+                guess_HW = self._labels(image_HW3, find_protocol(request.protocol), served)
+                scored = ScoredImage.of(
+                    index, _name(pictures, index), truth_HW, guess_HW, pictures.spec.palette
+                )
+                counts["images"].append(scored.to_json())
+        return counts
+
+    def finish(
+        self,
+        job_id: str,
+        request: JobRequest,
+        plan: JobPlan,
+        counts: Sequence[JsonObject],
+        *,
+        confirm: Callable[[], None],
+    ) -> JobResult:
+        """Add up, and store the report beside the model."""
+        with _job_errors(), self._working_with(request.version) as served:
+            data = self._open(request)
+            self._check_pins(plan, served, data)
+            pictures = data.pictures
+            if _fingerprint(pictures, request) != plan.pins["data"]:
+                raise JobError(
+                    f"files of {request.dataset} {request.split} were changed: submit the job again"
+                )
+            report = _report(request, plan, counts, served, pictures)
+            shown = [
+                self._shown(one.index, pictures, request, served)
+                for one in report.worst(min(_MAX_SHOWN, plan.images_per_step))
+            ]
+            result = _result(report)
+            document = report.to_json() | {
+                "digest": result.digest,
+                "protocol_name": request.protocol,
+                "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+            }
+            page = render_html(report, shown)
+            confirm()
+            self._registry.evaluations.add(request.version.name, job_id, document, page)
+        return result
+
+    def rest(self) -> None:
+        """Give back what was borrowed, and close the host."""
+        with self._working:
+            self._close_host()
+
+    def close(self, *, patience_s: float = 1.0) -> None:
+        """Do the same at the end of the process, unless a call does not end in time."""
+        if self._working.acquire(timeout=patience_s):
+            self._close_host()
+            self._working.release()
+
+    def stop(self) -> None:
+        """Give up what runs."""
+        self._stopping.set()
+
+    @contextmanager
+    def _working_with(self, version: ModelVersion) -> Iterator[ServedModel]:
+        """Have a version loaded; it stays so for the next call."""
+        with self._working:
+            if self._host is None:
+                self._host = self._opened.enter_context(self._open_host())
+            if self._borrowed != version:
+                self._give_back()
+            if not self._host.has(version):
+                self._host.borrow(version, self._registry.open(version))
+                self._borrowed = version
+            with self._host.hold_loaded(version) as served:
+                yield served
+
+    def _give_back(self) -> None:
+        if self._borrowed is not None and self._host is not None:
+            self._host.give_back(self._borrowed)
+        self._borrowed = None
+
+    def _close_host(self) -> None:
+        self._give_back()
+        self._host = None
+        self._opened.close()
+
+    def _open(self, request: JobRequest) -> _Data:
+        pictures = self._datasets.open(request.dataset, request.split)
+        self._data = _Data(request.dataset, pictures, _data_pins(pictures))
+        return self._data
+
+    def _planned_data(self, request: JobRequest, plan: JobPlan) -> _Data:
+        """Return the data set as it was opened last, if that is what the job began with."""
+        data = self._data
+        if data is None or (data.dataset, data.pictures.split) != (request.dataset, request.split):
+            return self._open(request)
+        if any(plan.pins.get(key) != value for key, value in data.pins.items()):  # of an earlier job
+            return self._open(request)
+        return data
+
+    def _pins(self, served: ServedModel, data: _Data) -> JsonObject:
+        engine = served.engine
+        return {
+            "engine": engine.engine,
+            "device": engine.device.partition(":")[0],  # which of equal ones does not matter
+            "precision": engine.precision,
+            "weights": served.manifest.files[WEIGHTS_FILE],
+            "environment": self._environment,
+            **data.pins,
+        }
+
+    def _check_pins(self, plan: JobPlan, served: ServedModel, data: _Data) -> None:
+        for key, value in self._pins(served, data).items():
+            if value != plan.pins.get(key):
+                _log.warning("job began elsewhere", pin=key, began_with=plan.pins.get(key), here=value)
+                raise JobError(f"the job began with another {key} than this worker has: submit it again")
+
+    def _read_ahead(self, pictures: LabeledImages, images: range) -> Iterator[tuple[int, Future[_Pair]]]:
+        """Yield each pair while the next one is being read."""
+        reading: Future[_Pair] | None = None
+        for index in images:
+            if self._stopping.is_set():
+                raise JobInterruptedError
+            pair = reading or self._pool.submit(pictures.__getitem__, index)
+            reading = self._pool.submit(pictures.__getitem__, index + 1) if index + 1 in images else None
+            yield index, pair
+
+    def _labels(self, image_HW3: UInt8Array, protocol: Protocol, served: ServedModel) -> UInt8Array:
+        def infer(images_NHW3: PixelArray) -> Float32Array:
+            if self._stopping.is_set():
+                raise JobInterruptedError
+            deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
+            assert self._host is not None  # a call works with it
+            return self._host.infer(images_NHW3, version=served.version, deadline_s=deadline_s).result()
+
+        return segment(image_HW3, protocol, infer, served.manifest, executor=self._pool)
+
+    def _shown(
+        self, index: int, pictures: LabeledImages, request: JobRequest, served: ServedModel
+    ) -> ShownImage:
+        image_HW3, truth_HW = pictures[index]
+        guess_HW = self._labels(image_HW3, find_protocol(request.protocol), served)
+        name = _name(pictures, index)
+        miou = (
+            ScoredImage.of(index, name, truth_HW, guess_HW, pictures.spec.palette)
+            .matrix(pictures.spec.palette.num_classes)
+            .miou
+        )
+        assert miou is not None  # unscored pictures are not among the worst
+        return ShownImage(name, miou, image_HW3, truth_HW, guess_HW)
+
+
+@contextmanager
+def _job_errors() -> Iterator[None]:
+    """Tell what no second try would change from what may pass."""
+    try:
+        yield
+    except DrainingError:
+        raise JobInterruptedError from None
+    except StorageError as error:
+        raise JobHeldUpError("the registry does not answer, or has no room") from error
+    except (OverloadError, DeadlineExceededError, StorageFullError) as error:
+        raise JobHeldUpError(str(error)) from error
+    except (ModelError, ModelOutputInvalidError, EngineUnavailableError) as error:
+        raise JobError(str(error)) from error
+
+
+def _check_classes(served: ServedModel, pictures: LabeledImages) -> None:
+    known, labelled = served.manifest.palette.names, pictures.spec.palette.names
+    if len(known) != len(labelled):
+        raise JobError(f"{served.version} has {len(known)} classes, {pictures.spec.name} has {len(labelled)}")
+    for k, (ours, theirs) in enumerate(zip(known, labelled, strict=True)):
+        if ours != theirs:
+            raise JobError(f"class {k} of {served.version} is {ours!r}, of {pictures.spec.name} {theirs!r}")
+
+
+def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:
+    """Return how many pictures like the first readable one make a step."""
+    for index in range(len(pictures)):
+        with suppress(DatasetError):
+            plan = make_plan(protocol, size_of(pictures[index][0]))
+            views = 2 if plan.flip else 1
+            pixels = views * sum(chip.size.padded().pixels for one in plan.passes for chip in one.chips)
+            return min(max(1, _STEP_PIXELS // pixels), _MAX_STEP_IMAGES)
+    return _MAX_STEP_IMAGES
+
+
+def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
+    try:
+        return pictures.fingerprint
+    except DatasetError as error:
+        if request.skip_broken:
+            return None
+        raise DatasetError(_relative(error, pictures.spec)) from error
+
+
+def _data_pins(pictures: LabeledImages) -> JsonObject:
+    palette, label_map = pictures.spec.palette, pictures.spec.label_map
+    labelling = {
+        "names": list(palette.names),
+        "ignore_id": palette.ignore_id,
+        "label_map": [list(pair) for pair in sorted(label_map.items())],
+    }
+    return {"list": _list_digest(pictures), "labelling": labelling}
+
+
+def _list_digest(pictures: LabeledImages) -> str:
+    # Each worker may have the data set elsewhere.
+    root = pictures.spec.root
+    lines = [f"{relpath(pair.image, root)}\n{relpath(pair.label, root)}\n" for pair in pictures.pairs]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _report(
+    request: JobRequest,
+    plan: JobPlan,
+    counts: Sequence[JsonObject],
+    served: ServedModel,
+    pictures: LabeledImages,
+) -> EvaluationReport:
+    evaluator = Evaluator(pictures.spec.palette, total=plan.images)
+    for part in counts:
+        for image in part["images"]:
+            evaluator.add(ScoredImage.from_json(image))
+        for image in part["skipped"]:
+            evaluator.skip(SkippedImage(**image))
+    return evaluator.report(_context(request, plan, served))
+
+
+def _context(request: JobRequest, plan: JobPlan, served: ServedModel) -> EvaluationContext:
+    return EvaluationContext(
+        model=str(served.version),
+        weights=plan.pins["weights"],
+        engine=plan.pins["engine"],
+        device=plan.pins["device"],
+        processor=plan.pins["environment"]["processor"],
+        precision=plan.pins["precision"],
+        protocol=str(find_protocol(request.protocol)),
+        dataset=request.dataset,
+        split=request.split,
+        data_fingerprint=plan.pins["data"],
+        versions=plan.pins["environment"]["versions"],
+        command="evaluation job",
+    )
+
+
+def _result(report: EvaluationReport) -> JobResult:
+    document: JsonObject = report.to_json()
+    return JobResult(
+        miou=report.matrix.miou,
+        per_class=dict(zip(report.palette.names, report.matrix.iou, strict=True)),
+        images=len(report.images),
+        skipped=tuple(image.name for image in report.skipped),
+        digest=hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _name(pictures: LabeledImages, index: int) -> str:
+    """Return what reports call a picture: its path below the root of its data set."""
+    image, root = pictures.pairs[index].image, pictures.spec.root
+    return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.name
+
+
+def _relative(error: DatasetError, spec: DatasetSpec) -> str:
+    """Return what an error says without telling where on this machine the data set lies."""
+    root = spec.root
+    if not (root.is_absolute() and root.name):
+        return str(error)
+    return str(error).replace(f"{root}/", "").replace(str(root), root.name)

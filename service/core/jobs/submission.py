@@ -1,0 +1,132 @@
+"""Where evaluation jobs are asked for: checks what a client says before anything is written down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+import model.errors as model_errors
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
+from model.evaluation.protocols import find_protocol
+from service.core.errors import (
+    ConflictError,
+    InternalError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    NotFoundError,
+    VersionNotFoundError,
+)
+from service.core.jobs.evaluation_job import EvaluationJob, EvaluationJobs, JobRequest, JobState
+
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_MAX_KEY = 255
+
+
+class EvaluationDesk:
+    """Takes evaluation jobs in; blocks, and may be called from any thread.
+
+    Args:
+        jobs: where they are kept.
+        registry: has the models, and the reports.
+        datasets: names of the configured data sets.
+        int8: a model without a number is served as its int8 version, if it has one: that is scored.
+    """
+
+    def __init__(
+        self,
+        jobs: EvaluationJobs,
+        registry: ModelRegistry,
+        datasets: Collection[str],
+        *,
+        int8: bool = False,
+    ) -> None:
+        self.jobs = jobs
+        self._registry = registry
+        self._datasets = datasets
+        self._int8 = int8
+
+    def submit(
+        self,
+        *,
+        model: str,
+        dataset: str,
+        split: str,
+        protocol: str,
+        skip_broken: bool = False,
+        key: str | None = None,
+    ) -> EvaluationJob:
+        """Queue a job for the version that a reference means now.
+
+        Args:
+            model: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
+            dataset: a configured name.
+            split: of the data set.
+            protocol: a name of ``model.evaluation.protocols``.
+            skip_broken: leave broken pairs out instead of failing.
+            key: of the client: a second call with it returns the first one's job, whatever has become of
+                model and data set meanwhile.
+
+        Raises:
+            InvalidArgumentError: there is no such protocol, or something cannot be a name.
+            NotFoundError: there is no such data set.
+            ModelNotFoundError: there is no such model.
+            VersionNotFoundError: there is no such version or alias.
+            ConflictError: the key was used for another request.
+            BusyError: the jobs database does not answer.
+            StorageFullError: there is no room to write the job down.
+        """
+        if key is not None and (job := self._of_key(key)) is not None:
+            if job.request.said != (model, dataset, split, protocol, skip_broken):
+                raise ConflictError("this Idempotency-Key was used for another request")
+            return job
+        if dataset not in self._datasets:
+            raise NotFoundError(f"no data set {dataset!r} is configured")
+        if not _SPLIT.fullmatch(split):
+            raise InvalidArgumentError(f"not a split: {split!r}")
+        _check_protocol(protocol)
+        request = JobRequest(self._resolve(model), dataset, split, protocol, skip_broken, model)
+        return self.jobs.submit(request, key=key)
+
+    def page(self, job_id: str) -> bytes:
+        """Return the report of a job as HTML.
+
+        Raises:
+            NotFoundError: there is no such job, or no report of it yet.
+            BusyError: the jobs database does not answer.
+        """
+        job = self.jobs.get(job_id)
+        page = None
+        if job.state is JobState.SUCCEEDED:
+            page = self._registry.evaluations.page(job.request.version.name, job_id)
+        if page is None:
+            raise NotFoundError(f"there is no report: the job is {job.state}")
+        return page
+
+    def _of_key(self, key: str) -> EvaluationJob | None:
+        if not _is_key(key):
+            raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
+        return self.jobs.of_key(key)
+
+    def _resolve(self, reference: str) -> ModelVersion:
+        try:
+            return self._registry.resolve(reference, int8=self._int8)
+        except model_errors.InvalidReferenceError as error:
+            raise InvalidArgumentError(str(error)) from error
+        except model_errors.ModelNotFoundError as error:
+            raise ModelNotFoundError(str(error)) from error
+        except model_errors.VersionNotFoundError as error:
+            raise VersionNotFoundError(str(error)) from error
+        except model_errors.StorageError as error:
+            raise InternalError(str(error)) from error
+
+
+def _check_protocol(name: str) -> None:
+    try:
+        find_protocol(name)
+    except model_errors.ProtocolError as error:
+        raise InvalidArgumentError(str(error)) from error
+
+
+def _is_key(key: str) -> bool:
+    return 0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()

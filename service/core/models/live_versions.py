@@ -1,0 +1,197 @@
+"""Which versions are served, changed while they are: what the registry says and what the host does, together.
+
+A version is loaded beside the old one, and proves itself there. Only then the alias is moved and the bare
+name comes to mean it; the old one leaves when its last picture is answered. If anything fails, it stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import structlog
+
+import model.errors as model_errors
+from model.artifacts.aliases import Alias
+from model.artifacts.manifest import ModelReference, ModelVersion
+from model.artifacts.registry import DEFAULT_ALIAS, ModelRegistry
+from service.core.device.engine import EngineUnavailableError
+from service.core.errors import (
+    BusyError,
+    ConflictError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    ServiceError,
+    VersionNotFoundError,
+)
+from service.core.models.model_host import ModelHost, ServedModel
+
+_log = structlog.get_logger()
+
+_SERVICE_ERRORS: Mapping[type[model_errors.ModelError], type[ServiceError]] = {
+    model_errors.InvalidReferenceError: InvalidArgumentError,
+    model_errors.ModelNotFoundError: ModelNotFoundError,
+    model_errors.VersionNotFoundError: VersionNotFoundError,
+    model_errors.VersionConflictError: ConflictError,
+}
+"""Registry errors whose message is for the client; what the others say stays in the log."""
+
+
+class LiveVersions:
+    """Changes what is served; thread-safe, one change at a time, each takes seconds.
+
+    Args:
+        registry: where versions and aliases are.
+        host: what is loaded.
+        references: what the service was asked to serve; those that name no number follow their alias.
+    """
+
+    def __init__(
+        self, registry: ModelRegistry, host: ModelHost, references: Sequence[ModelReference]
+    ) -> None:
+        self._registry = registry
+        self._host = host
+        self._references = references
+        self._lock = threading.Lock()
+
+    def load(self, name: str, number: int) -> ServedModel:
+        """Serve a version under its number, beside whatever is served.
+
+        Raises:
+            InvalidArgumentError: nothing can be called so.
+            ModelNotFoundError: there is no such model in the registry.
+            VersionNotFoundError: there is no such version.
+            ConflictError: it does not prove itself on this machine.
+            BusyError: the registry does not answer.
+        """
+        with self._lock, _service_errors():
+            return self._load(self._existing(name, number))
+
+    def unload(self, name: str, number: int) -> None:
+        """Serve a version no longer; pictures that have begun are answered.
+
+        Raises:
+            InvalidArgumentError: nothing can be called so.
+            VersionNotFoundError: it is not served.
+            ConflictError: the bare name means it.
+        """
+        with self._lock, _service_errors():
+            self._host.unload(ModelVersion(name, number))
+
+    def promote(self, name: str, alias: str, number: int) -> Alias:
+        """Point an alias at a version, and serve it if the alias is followed here.
+
+        An alias that is new remembers what was served without it, for a rollback.
+
+        Raises:
+            ServiceError: as ``load``; nothing has changed then.
+        """
+        with self._lock, _service_errors():
+            version = self._existing(name, number)
+            with self._loaded_for(version, alias):
+                moved = self._registry.promote(version, alias, instead_of=self._meant(name, alias))
+            self._follow(version, alias)
+            return moved
+
+    def rollback(self, name: str, alias: str) -> Alias:
+        """Point an alias at the version before, and serve that if the alias is followed here.
+
+        Raises:
+            VersionNotFoundError: there is no such alias, or nothing that it could go back to.
+            ServiceError: as ``load``; nothing has changed then.
+        """
+        with self._lock, _service_errors():
+            with self._loaded_for(self._earlier(name, alias), alias):
+                moved = self._registry.rollback(name, alias)
+            self._follow(ModelVersion(name, moved.version), alias)
+            return moved
+
+    def follows(self, name: str, alias: str) -> bool:
+        """Return whether this service serves what an alias points at, also when it is moved.
+
+        It does for what it was asked to serve when it started, and not for what was loaded since.
+        """
+        return any(_follows(reference, name, alias) for reference in self._references)
+
+    def _existing(self, name: str, number: int) -> ModelVersion:
+        return self._registry.resolve(ModelReference(name, number=number))
+
+    def _load(self, version: ModelVersion) -> ServedModel:
+        return self._host.load(version, self._registry.open(version))
+
+    @contextmanager
+    def _loaded_for(self, version: ModelVersion | None, alias: str) -> Iterator[None]:
+        """Have a version ready before the alias is moved, and drop it again if that fails."""
+        if version is None or not self.follows(version.name, alias) or self._is_loaded(version):
+            yield
+            return
+        self._load(version)
+        try:
+            yield
+        except BaseException:
+            self._retire(version)
+            raise
+
+    def _follow(self, version: ModelVersion, alias: str) -> None:
+        if not self.follows(version.name, alias):
+            return
+        self._load(version)  # in vain, unless somebody else moved the alias in the meantime
+        if not self._is_meant(version.name, alias):
+            return
+        previous = self._host.serve(version)
+        if previous is not None and previous not in self._wanted(version.name):
+            self._retire(previous)
+
+    def _earlier(self, name: str, alias: str) -> ModelVersion | None:
+        current = self._registry.aliases(name).get(alias)
+        existing = {version.number for version in self._registry.versions(name)}
+        earlier = None if current is None else current.rolled_back(existing)
+        return None if earlier is None else ModelVersion(name, earlier.version)
+
+    def _is_meant(self, name: str, alias: str) -> bool:
+        """Return whether the bare name means where an alias points."""
+        leading = next((reference for reference in self._references if reference.name == name), None)
+        return leading is not None and _follows(leading, name, alias)
+
+    def _meant(self, name: str, alias: str) -> int | None:
+        """Return the version that the bare name means, if it follows the alias and that is loaded."""
+        if self._is_meant(name, alias):
+            with suppress(ServiceError):  # the service has just begun
+                return self._host.find(name).version.number
+        return None
+
+    def _is_loaded(self, version: ModelVersion) -> bool:
+        return any(served.version == version for served in self._host.models)
+
+    def _wanted(self, name: str) -> set[ModelVersion]:
+        """Return the versions that the service was asked for by their number."""
+        numbers = (reference.number for reference in self._references if reference.name == name)
+        return {ModelVersion(name, number) for number in numbers if number is not None}
+
+    def _retire(self, version: ModelVersion) -> None:
+        """Unload a version in the background: its last picture may take a while."""
+        threading.Thread(target=self._unload_quietly, args=(version,), name="retire", daemon=True).start()
+
+    def _unload_quietly(self, version: ModelVersion) -> None:
+        try:
+            self._host.unload(version)
+        except (ConflictError, VersionNotFoundError) as error:  # it was promoted or unloaded in the meantime
+            _log.info("model stays as it is", model=str(version), reason=str(error))
+
+
+def _follows(reference: ModelReference, name: str, alias: str) -> bool:
+    return reference.name == name and reference.number is None and (reference.alias or DEFAULT_ALIAS) == alias
+
+
+@contextmanager
+def _service_errors() -> Iterator[None]:
+    try:
+        yield
+    except (model_errors.ModelError, EngineUnavailableError) as error:
+        if (kind := _SERVICE_ERRORS.get(type(error))) is not None:  # type: ignore[arg-type]
+            raise kind(str(error)) from error
+        _log.warning("version is not changed", reason=str(error))
+        if isinstance(error, model_errors.StorageError):
+            raise BusyError("the registry does not answer") from error
+        raise ConflictError("the version does not prove itself here; the log says why") from error

@@ -1,0 +1,406 @@
+"""The models that this process serves, and the one way to have a picture answered by one of them.
+
+Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
+W/stride.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import structlog
+
+from model.artifacts.artifact import Artifact
+from model.artifacts.manifest import ModelManifest, ModelVersion
+from model.labels import UInt8Array
+from model.pictures.preprocess import ImageSize, PreparedImage
+from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.errors import ConflictError, LoadingError, ModelNotFoundError, VersionNotFoundError
+from service.core.scheduling.dispatcher import Answer, InferenceWorker, Reservation
+from service.core.scheduling.scheduler import Lane
+from service.telemetry import Metrics, ModelLabels
+
+_log = structlog.get_logger()
+
+_WARM_SIZES = 8
+"""Padded sizes that were asked for last, and at which a new version is run once before it is served."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version that is loaded and has proved itself."""
+
+    version: ModelVersion
+    manifest: ModelManifest
+    engine: EngineInfo
+
+
+class ModelHost:
+    """Knows which versions are loaded and what each name means; thread-safe.
+
+    A version is loaded beside those that are served. Then, in one moment, the bare name comes to mean the new
+    one (``serve``), and the old one leaves when nobody needs it any more (``unload``).
+
+    Args:
+        worker: runs them; closed with the host.
+        metrics: told of versions that come and go.
+    """
+
+    def __init__(self, worker: InferenceWorker, metrics: Metrics | None = None) -> None:
+        self._worker = worker
+        self._metrics = metrics or Metrics()
+        self._changed = threading.Condition(threading.RLock())
+        self._loading = threading.Lock()  # one at a time: compilers take all cores
+        self._meant: dict[str, ModelVersion] = {}  # by the bare name; the first is the default model
+        self._expected: list[ModelVersion] = []
+        self._loaded: dict[ModelVersion, ServedModel] = {}
+        self._borrowed: set[ModelVersion] = set()  # of the loaded ones: those that nobody else asked for
+        self._holders: Counter[ModelVersion] = Counter()
+        self._sizes: dict[ImageSize, None] = {}  # the latest comes last
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a model, every expected one is loaded, and a worker runs them."""
+        with self._changed:
+            all_loaded = all(version in self._loaded for version in self._expected)
+            return bool(self._loaded) and all_loaded and self._worker.is_ready
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """What is loaded: the default model first, and of each model first what its bare name means."""
+        with self._changed:
+            rank = {name: i for i, name in enumerate(self._meant)}
+            served = (one for version, one in self._loaded.items() if version not in self._borrowed)
+            return tuple(sorted(served, key=lambda m: (rank[m.version.name], not self._is_meant(m.version))))
+
+    def expect(self, version: ModelVersion) -> None:
+        """Promise a version: until it is loaded, asking for it means "try again" and not "no such model"."""
+        with self._changed:
+            self._meant.setdefault(version.name, version)
+            if version not in self._expected:
+                self._expected.append(version)
+
+    def load(self, version: ModelVersion, artifact: Artifact) -> ServedModel:
+        """Load a version beside those that are served; takes seconds, in which all go on being answered.
+
+        Its engine is built, reproduces the golden sample, and runs once at each picture size in use. From
+        then on the version can be asked for by its number; the bare name goes on meaning what it meant,
+        unless there was no version of this name. If anything fails, nothing has changed.
+
+        Args:
+            version: one that is loaded already is not loaded again.
+            artifact: what it is built from.
+
+        Raises:
+            EngineUnavailableError: this machine cannot run the engine.
+            model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
+            NoWorkerError: the worker died of it.
+        """
+        with self._loading:
+            return self._load(version, artifact)
+
+    def borrow(self, version: ModelVersion, artifact: Artifact) -> None:
+        """Load a version for somebody who will ``give_back``.
+
+        As long as nobody else asks for it, it is not among ``models``, and no request means it.
+
+        Args:
+            version: one that is loaded already is not loaded again.
+            artifact: as in ``load``.
+
+        Raises:
+            EngineUnavailableError: as ``load``.
+            model.errors.ArtifactError: as ``load``.
+            NoWorkerError: as ``load``.
+        """
+        with self._loading:
+            self._load(version, artifact, is_borrowed=True)
+
+    def give_back(self, version: ModelVersion) -> None:
+        """Free a borrowed version, unless it came to be served meanwhile, or somebody unloaded it."""
+        with self._changed:
+            is_unwanted = version in self._borrowed
+        if is_unwanted:
+            with suppress(ConflictError, VersionNotFoundError):  # somebody was faster
+                self.unload(version)
+
+    def has(self, version: ModelVersion) -> bool:
+        """Return whether a version is loaded, borrowed or served."""
+        with self._changed:
+            return version in self._loaded
+
+    def serve(self, version: ModelVersion) -> ModelVersion | None:
+        """Let the bare name mean this version from now on; what has begun ends with what it began with.
+
+        Returns:
+            What the name meant before; None if it meant this one.
+
+        Raises:
+            VersionNotFoundError: the version is not loaded.
+        """
+        with self._changed:
+            self._served(version)
+            self._want(version)
+            previous, self._meant[version.name] = self._meant[version.name], version
+        if previous == version:
+            return None
+        _log.info("model served", model=str(version), previous=str(previous))
+        return previous
+
+    def unload(self, version: ModelVersion, *, drain_s: float = 60.0) -> None:
+        """Free a version as soon as nobody holds it and none of its pictures waits.
+
+        Args:
+            version: not one that a bare name means.
+            drain_s: who asks for it by its number and has not finished after so many seconds is told that it
+                is gone.
+
+        Raises:
+            VersionNotFoundError: the version is not loaded.
+            ConflictError: it is what the bare name means.
+        """
+        with self._changed:
+            served = self._served(version)
+            if self._is_meant(version):
+                raise ConflictError(f"{version} is what {version.name!r} means: serve another version first")
+            self._expected = [expected for expected in self._expected if expected != version]
+            self._changed.wait_for(lambda: not self._holders[version], timeout=drain_s)
+            if self._loaded.pop(version, None) is None:
+                raise VersionNotFoundError(f"{version} is not loaded")  # somebody else was faster
+            self._borrowed.discard(version)
+        self._worker.unload(version)
+        self._metrics.model_unloaded(_labels(served))
+        _log.info("model unloaded", model=str(version))
+
+    def find(self, name: str | None = None, number: int | None = None) -> ServedModel:
+        """Return the served version that a request means.
+
+        Args:
+            name: of a model; None = the default model.
+            number: of the version; None = what the bare name means.
+
+        Raises:
+            LoadingError: it is expected, but not loaded yet.
+            ModelNotFoundError: no model of this name is served.
+            VersionNotFoundError: the model is served, but not in this version.
+        """
+        with self._changed:
+            if not self._meant:
+                raise LoadingError("no model is loaded yet")
+            name = next(iter(self._meant)) if name is None else name
+            if name not in self._meant:
+                raise ModelNotFoundError(f"no model {name!r} is served")
+            version = self._meant[name] if number is None else ModelVersion(name, number)
+            if version in self._expected and version not in self._loaded:
+                raise LoadingError(f"{version} is not loaded yet")
+            if version in self._borrowed:
+                raise VersionNotFoundError(f"{version} is not served")
+            return self._served(version)
+
+    @contextmanager
+    def hold(self, name: str | None = None, number: int | None = None) -> Iterator[ServedModel]:
+        """Return what ``find`` returns, and keep it loaded until the context is left.
+
+        Raises:
+            ServiceError: as ``find``.
+        """
+        with self._changed:
+            served = self.find(name, number)
+            self._holders[served.version] += 1
+        try:
+            yield served
+        finally:
+            self._let_go(served.version)
+
+    @contextmanager
+    def hold_loaded(self, version: ModelVersion) -> Iterator[ServedModel]:
+        """Return a loaded version, borrowed or served, and keep it loaded until the context is left.
+
+        Raises:
+            VersionNotFoundError: it is not loaded.
+        """
+        with self._changed:
+            served = self._served(version)
+            self._holders[version] += 1
+        try:
+            yield served
+        finally:
+            self._let_go(version)
+
+    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+        """Return memory to prepare a picture in, from where it need not be copied again.
+
+        Args:
+            padded: size of the prepared picture.
+            original: the picture's own size, which its labels will have.
+
+        Returns:
+            uint8 HW3 of the padded size.
+        """
+        return self._worker.canvas(padded, original)
+
+    def check(self, *, version: ModelVersion, deadline_s: float, source: str | None = None) -> None:
+        """Refuse an interactive picture that is not even received yet, if no place could be promised to it.
+
+        Args:
+            version: as in ``submit``.
+            deadline_s: as in ``submit``.
+            source: as in ``submit``.
+
+        Raises:
+            QueueFullError: as ``submit``.
+            RateLimitedError: as ``submit``.
+        """
+        self._worker.check(version, deadline_s=deadline_s, source=source)
+
+    def expected_wait_s(self) -> float:
+        """Return in how many seconds all that runs and waits will be done, by what was learnt."""
+        return self._worker.expected_wait_s()
+
+    def reserve(
+        self,
+        padded: ImageSize,
+        *,
+        version: ModelVersion,
+        deadline_s: float,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
+    ) -> Reservation:
+        """Promise a place to a picture before anything is spent on reading it.
+
+        Args:
+            padded: the size that it will have for the network.
+            version: as in ``submit``.
+            deadline_s: as in ``submit``.
+            lane: as in ``submit``.
+            source: as in ``submit``.
+
+        Returns:
+            What ``submit`` takes; its future has to be cancelled if nothing is submitted.
+
+        Raises:
+            ServiceError: as ``submit``.
+        """
+        return self._worker.reserve(version, padded, deadline_s=deadline_s, lane=lane, source=source)
+
+    def submit(
+        self,
+        image: PreparedImage,
+        *,
+        version: ModelVersion,
+        deadline_s: float,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
+        reservation: Reservation | None = None,
+    ) -> Future[Answer]:
+        """Queue one picture.
+
+        Args:
+            image: prepared as the version's manifest says, best in a ``canvas``.
+            version: what ``find`` or ``hold`` returned.
+            deadline_s: when nobody waits for the answer any more, on the clock of ``time.monotonic``.
+            lane: how urgent it is.
+            source: who asks, for example a stream: sources of a lane take turns.
+            reservation: its place, made with the same arguments; then it is not refused for want of one.
+
+        Returns:
+            The labels to come; cancelling the future withdraws the picture unless the engine already has it.
+
+        Raises:
+            VersionNotFoundError: the version is not served (any more).
+            QueueFullError: too many pictures wait, or they alone outlast the deadline.
+            RateLimitedError: too many pictures of this source wait.
+            DeadlineExceededError: the deadline has passed.
+            NoWorkerError: workers die as soon as they are started.
+            UndecodableImageError: two workers died of this picture.
+            DrainingError: the host is about to close.
+        """
+        with self._changed:
+            self._sizes.pop(image.padded, None)
+            self._sizes[image.padded] = None
+            if len(self._sizes) > _WARM_SIZES:
+                del self._sizes[next(iter(self._sizes))]
+        return self._worker.submit(
+            version, image, deadline_s=deadline_s, lane=lane, source=source, reservation=reservation
+        )
+
+    def infer(
+        self, images_NHW3: ImageBatch, *, version: ModelVersion, deadline_s: float, lane: Lane = Lane.BULK
+    ) -> Future[Float32Array]:
+        """Queue one batch whose raw scores are wanted, for evaluation.
+
+        Args:
+            images_NHW3: RGB, uint8 or float32 of 0..255, both sides multiples of 32.
+            version: what ``find`` or ``hold`` returned.
+            deadline_s: when nobody waits for the scores any more, on the clock of ``time.monotonic``.
+            lane: how urgent it is.
+
+        Returns:
+            raw_NKhw to come: float32, the head's raw output.
+
+        Raises:
+            ServiceError: as ``submit``.
+        """
+        with self._changed:
+            manifest = self._served(version).manifest
+        shape = (len(images_NHW3), *_raw_shape(manifest, images_NHW3))
+        return self._worker.infer(version, images_NHW3, shape, deadline_s=deadline_s, lane=lane)
+
+    def close(self) -> None:
+        """Answer what waits, then free the device."""
+        self._worker.close()
+
+    def _load(self, version: ModelVersion, artifact: Artifact, *, is_borrowed: bool = False) -> ServedModel:
+        with self._changed:
+            if version in self._loaded:
+                if not is_borrowed:
+                    self._want(version)
+                return self._loaded[version]
+            sizes = list(self._sizes)
+        started_s = time.monotonic()
+        engine = self._worker.load(version, artifact, sizes)
+        seconds = time.monotonic() - started_s
+        served = ServedModel(version, artifact.manifest, engine)
+        with self._changed:
+            self._loaded[version] = served
+            if is_borrowed:
+                self._borrowed.add(version)
+            else:
+                self._want(version)
+        self._metrics.model_loaded(_labels(served), seconds=seconds)
+        _log.info("model loaded", model=str(version), seconds=round(seconds, 3))
+        return served
+
+    def _let_go(self, version: ModelVersion) -> None:
+        with self._changed:
+            self._holders[version] -= 1
+            self._changed.notify_all()
+
+    def _want(self, version: ModelVersion) -> None:
+        self._meant.setdefault(version.name, version)
+        self._borrowed.discard(version)
+
+    def _is_meant(self, version: ModelVersion) -> bool:
+        return self._meant.get(version.name) == version
+
+    def _served(self, version: ModelVersion) -> ServedModel:
+        if version not in self._loaded:
+            raise VersionNotFoundError(f"{version} is not served")
+        return self._loaded[version]
+
+
+def _labels(served: ServedModel) -> ModelLabels:
+    version, engine = served.version, served.engine
+    return ModelLabels(version.name, version.number, engine.engine, engine.device, engine.precision)
+
+
+def _raw_shape(manifest: ModelManifest, images_NHW3: ImageBatch) -> tuple[int, int, int]:
+    sub_pixels = manifest.stride**2 if manifest.upsample == "pixel_shuffle" else 1
+    height, width = images_NHW3.shape[1] // manifest.stride, images_NHW3.shape[2] // manifest.stride
+    return manifest.palette.num_classes * sub_pixels, height, width

@@ -1,0 +1,1 @@
+"""Who goes next, who is refused, what waits how long."""

@@ -1,0 +1,1 @@
+"""uvicorn's protocol with limits on connections."""

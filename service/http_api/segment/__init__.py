@@ -1,0 +1,1 @@
+"""The routes that segment a picture."""

@@ -1,0 +1,184 @@
+"""The picture inside a request: a raw body, or the one ``file`` of a form; bounded while it arrives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from service.core.deadline import within
+from service.core.errors import (
+    EmptyBodyError,
+    InvalidArgumentError,
+    PayloadTooLargeError,
+    RequestTooSlowError,
+    UnsupportedMediaError,
+)
+from service.http_api.segment.form import FormFile, boundary_of
+
+DocumentT = TypeVar("DocumentT", bound=BaseModel)
+Hold = Callable[[int], Awaitable[None]]
+"""Waits until a body that has so many bytes so far may be kept."""
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """What one request may send, and how slowly.
+
+    Args:
+        max_bytes: of the body, form framing included.
+        receive_timeout_s: from the first byte to the last.
+        grace_s: after this time a body must come at a pace that gets it here in time: what has arrived takes
+            memory.
+        min_bytes_per_s: the pace of the smallest.
+    """
+
+    max_bytes: int = 20 * 1024 * 1024
+    receive_timeout_s: float = 30.0
+    grace_s: float = 5.0
+    min_bytes_per_s: int = 8192
+
+    def patience_s(self, received: int, expected: int) -> float:
+        """Return how long after its first byte a body that is still so short is given up.
+
+        Who sends at a constant pace of at least ``min_bytes_per_s``, and would be done in time, is always
+        ahead of this.
+
+        Args:
+            received: bytes so far.
+            expected: bytes altogether; 0 = unknown.
+        """
+        grace_s = min(self.grace_s, self.receive_timeout_s / 2)
+        pace = max(self.min_bytes_per_s, expected / (self.receive_timeout_s - grace_s))
+        return min(self.receive_timeout_s, grace_s + received / pace)
+
+
+def declared_bytes(request: Request, limits: BodyLimits) -> int | None:
+    """Return how long a body says that it is; None if it does not say.
+
+    Raises:
+        PayloadTooLargeError: more than the limit.
+    """
+    header = request.headers.get("content-length")
+    if header is None:
+        return None
+    digits = header.lstrip("0")  # of which there may be thousands
+    if digits.isascii() and digits.isdigit() and _is_more(digits, limits.max_bytes):
+        raise _too_large(limits)
+    return int(digits or "0")
+
+
+_DOCUMENT_LIMITS = BodyLimits(max_bytes=64 * 1024, receive_timeout_s=10.0)
+
+
+async def _at_once(_received: int) -> None:
+    pass
+
+
+async def read_picture(request: Request, limits: BodyLimits, hold: Hold = _at_once) -> bytes:
+    """Receive the bytes of the picture that a request carries.
+
+    ``Content-Type`` only tells a form from a raw body; what the bytes are is decided by their first ones.
+
+    Args:
+        request: whose body was not received yet.
+        limits: of the body.
+        hold: awaited whenever more has arrived; the time that it takes is not the client's.
+
+    Raises:
+        ServiceError: what ``hold`` raises.
+        UnsupportedMediaError: the body is compressed (``Content-Encoding``).
+        PayloadTooLargeError: it is, or declares to be, larger than the limit.
+        RequestTooSlowError: it did not arrive in time.
+        InvalidArgumentError: a form is malformed, or has no ``file``, or two.
+        EmptyBodyError: there are no bytes.
+        ClientDisconnect: the client left.
+    """
+    _refuse_by_head(request, limits)
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    chunks = _chunks(request, limits, hold)
+    data = await (_raw(chunks) if boundary is None else _form_file(chunks, boundary))
+    if not data:
+        raise EmptyBodyError("there is no picture in the request")
+    return data
+
+
+async def read_document(request: Request, kind: type[DocumentT]) -> DocumentT:
+    """Receive the small JSON document that a request carries.
+
+    Args:
+        request: its ``Content-Type`` is ignored.
+        kind: what it must be; forbid extra fields there.
+
+    Raises:
+        InvalidArgumentError: it is no JSON, or no such document; the message names the field.
+        PayloadTooLargeError: it is larger than 64 KiB.
+        RequestTooSlowError: it did not arrive in time.
+    """
+    _refuse_by_head(request, _DOCUMENT_LIMITS)
+    data = await _raw(_chunks(request, _DOCUMENT_LIMITS, _at_once))
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+    raise InvalidArgumentError(
+        f"{field!r} is missing, unknown or wrong" if field else "this is no JSON object"
+    )
+
+
+def _refuse_by_head(request: Request, limits: BodyLimits) -> None:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaError("compressed bodies are not accepted: send the picture as it is")
+    declared_bytes(request, limits)
+
+
+def _is_more(digits: str, limit: int) -> bool:
+    return len(digits) > len(str(limit)) or int(digits) > limit
+
+
+async def _raw(chunks: AsyncIterator[bytes]) -> bytes:
+    first, rest = b"", bytearray()
+    async for chunk in chunks:
+        if first:
+            rest += chunk
+        else:
+            first = chunk  # most come in one piece, which need not be copied
+    return first + rest if rest else first
+
+
+async def _form_file(chunks: AsyncIterator[bytes], boundary: bytes) -> bytes:
+    form = FormFile(boundary)
+    async for chunk in chunks:
+        form.feed(chunk)
+    return form.finish()
+
+
+async def _chunks(request: Request, limits: BodyLimits, hold: Hold) -> AsyncIterator[bytes]:
+    received = 0
+    more = True
+    expected = declared_bytes(request, limits) or 0
+    started_s = time.monotonic()
+    while more:
+        left_s = started_s + limits.patience_s(received, expected) - time.monotonic()
+        async with within(left_s, RequestTooSlowError, "the body arrives too slowly"):
+            message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        received += len(chunk)
+        if received > limits.max_bytes:
+            raise _too_large(limits)
+        more = message.get("more_body", False)
+        arrived_s = time.monotonic()
+        await hold(received)
+        started_s += time.monotonic() - arrived_s
+        yield chunk
+
+
+def _too_large(limits: BodyLimits) -> PayloadTooLargeError:
+    return PayloadTooLargeError(f"the body is larger than {limits.max_bytes} bytes")

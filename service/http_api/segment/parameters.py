@@ -1,0 +1,166 @@
+"""What a client may ask for beside its picture: the query of ``/v1/segment``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.errors import PaletteError
+from model.labels import ClassPalette
+from service.core.errors import InvalidArgumentError, VersionNotFoundError
+from service.core.pictures.codec import DEFAULT_ALPHA
+from service.http_api.segment.negotiation import Output
+
+MaskEncoding = Literal["png", "coco_rle", "none"]
+
+MAX_TIMEOUT_MS = 600_000
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_SAID_IN_THE_PATH = (
+    ": the path says it, /v1/models/{model}:segment or /v1/models/{model}/versions/{version}:segment"
+)
+_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+_SIX_DIGITS = re.compile(r"[0-9]{1,6}")
+
+
+class SegmentQuery(BaseModel):
+    """The query parameters; each description ends with the values that are allowed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: Output = Field("color", description="What the picture shows: labels, color or overlay.")
+    alpha: float = Field(
+        DEFAULT_ALPHA,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How strong an overlay's colours are: 0 to 1.",
+    )
+    classes: list[str] = Field(
+        [],
+        description="The classes to keep: ids or names, separated by commas. Others become the model's "
+        "`ignore_id`, which `/v1/models` tells; 255 as a rule.",
+    )
+    mask: MaskEncoding = Field(
+        "png", description="How a JSON answer carries the mask: png, coco_rle or none."
+    )
+    timeout_ms: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TIMEOUT_MS,
+        description=f"After how many milliseconds the answer is useless: 1 to {MAX_TIMEOUT_MS}; "
+        f"the header {TIMEOUT_HEADER} says the same.",
+    )
+
+
+_NOTHING_ASKED = SegmentQuery.model_validate({})
+
+
+def segment_query(request: Request) -> SegmentQuery:
+    """Read the query of a request.
+
+    Raises:
+        InvalidArgumentError: a parameter is unknown, or its value is not valid.
+    """
+    asked = request.query_params
+    if not asked:
+        return _NOTHING_ASKED
+    values: dict[str, Any] = dict(asked)
+    if "classes" in asked:
+        values["classes"] = asked.getlist("classes")
+    try:
+        return SegmentQuery.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise invalid_parameter({**first, "loc": ("query", *first["loc"])}) from None
+
+
+def invalid_parameter(error: Mapping[str, Any]) -> InvalidArgumentError:
+    """Return what to tell a client about a query that was refused.
+
+    Args:
+        error: one entry of pydantic's list of errors, located in the query.
+    """
+    name = str(error["loc"][1])
+    if error["type"] == "extra_forbidden":
+        advice = _SAID_IN_THE_PATH if name in ("model", "version") else ""
+        return InvalidArgumentError(f"unknown query parameter {name!r}{advice}")
+    field = SegmentQuery.model_fields.get(name)
+    advice = f" {field.description}" if field is not None else ""
+    return InvalidArgumentError(f"query parameter {name!r} is not valid.{advice}")
+
+
+def refuse_repeats(request: Request) -> None:
+    """Refuse a query that says a thing twice.
+
+    Raises:
+        InvalidArgumentError: a parameter other than ``classes`` is given more than once.
+    """
+    names = [name for name, _ in request.query_params.multi_items() if name != "classes"]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidArgumentError(f"query parameter {repeated!r} is given more than once")
+
+
+def timeout_s(request: Request, query: SegmentQuery, *, default_s: float) -> float:
+    """Return after how many seconds nobody waits for the answer any more.
+
+    Raises:
+        InvalidArgumentError: the header is not a number of milliseconds in range.
+    """
+    if query.timeout_ms is not None:
+        return query.timeout_ms / 1e3
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return default_s
+    if not _SIX_DIGITS.fullmatch(text) or not 1 <= int(text) <= MAX_TIMEOUT_MS:
+        raise InvalidArgumentError(f"header {TIMEOUT_HEADER} is a whole number from 1 to {MAX_TIMEOUT_MS}")
+    return int(text) / 1e3
+
+
+def version_number(text: str) -> int:
+    """Return the number of a version in a path.
+
+    Raises:
+        VersionNotFoundError: it is none.
+    """
+    if not _VERSION_NUMBER.fullmatch(text):
+        raise VersionNotFoundError("a version is a number from 1")
+    return int(text)
+
+
+def wanted_model(path: Mapping[str, str]) -> tuple[str | None, int | None]:
+    """Return the name and the number that a path asks for; None where it says nothing.
+
+    Args:
+        path: its parameters, ``model`` and ``version`` among them where the route has them.
+
+    Raises:
+        VersionNotFoundError: the version is no number.
+    """
+    version = path.get("version")
+    return path.get("model"), None if version is None else version_number(version)
+
+
+def class_ids(classes: Sequence[str], palette: ClassPalette) -> frozenset[int] | None:
+    """Resolve the classes to keep.
+
+    Args:
+        classes: as the query has them; a name that contains a comma stands alone.
+        palette: of the model that is asked.
+
+    Returns:
+        Ids in ``[0, K)``; None = keep all.
+
+    Raises:
+        InvalidArgumentError: one is neither a name nor an id of the palette.
+    """
+    if not classes:
+        return None
+    wanted = [name for text in classes for name in ([text] if text in palette.names else text.split(","))]
+    try:
+        return frozenset(palette.id_of(name.strip()) for name in wanted)
+    except PaletteError as error:
+        raise InvalidArgumentError(f"query parameter 'classes': {error}") from None

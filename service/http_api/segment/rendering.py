@@ -1,0 +1,176 @@
+"""From a segmentation to the bytes and headers of an answer; runs in a thread, never in the event loop."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from model.labels import LabelMap, UInt8Array
+from model.pictures.preprocess import size_of
+from service.core.pictures import codec
+from service.core.pictures.picture_request import Segmentation
+from service.http_api.documents import ClassShareDocument, MaskDocument, SegmentationDocument
+from service.http_api.segment.negotiation import JPEG, JSON, NPY, PNG, RAW, Output
+from service.http_api.segment.parameters import MaskEncoding
+from service.telemetry import Stage
+
+_LABEL_BYTES = 1
+_RGB_BYTES = 3  # and what run lengths are made of
+_JPEG_BYTES = 5  # Pillow's canvas and the file
+
+
+@dataclass(frozen=True)
+class RenderingRequest:
+    """What a client wants to get.
+
+    Attributes:
+        media_type: what was negotiated.
+        output: what the picture shows.
+        alpha: strength of an overlay's colours, 0..1.
+        mask: how JSON carries the mask.
+        keep: the classes to show, others become the ignore id; None = all.
+    """
+
+    media_type: str
+    output: Output
+    alpha: float
+    mask: MaskEncoding
+    keep: frozenset[int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Rendering:
+    """An answer that is ready to be sent, what the log says about it, and where the time went."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    notes: Mapping[str, object]
+    stages_s: Mapping[Stage, float]
+
+
+def render(segmentation: Segmentation, wanted: RenderingRequest, receive_s: float) -> Rendering:
+    """Encode a segmentation as the client wants it.
+
+    Args:
+        segmentation: from the segmenter.
+        wanted: the representation.
+        receive_s: how long the request took to arrive, for the timings.
+    """
+    started_s = time.monotonic()
+    label_map = segmentation.label_map
+    if wanted.keep is not None:
+        label_map = label_map.keep(wanted.keep)
+    if wanted.media_type == JSON:
+        mask = _mask_document(label_map, wanted.mask)
+        stages_s = _stages_s(segmentation, receive_s, time.monotonic() - started_s)
+        body = _document(segmentation, label_map, mask, _in_ms(stages_s)).model_dump_json().encode()
+    else:
+        body = _picture(segmentation.image_HW3, label_map, wanted)
+        stages_s = _stages_s(segmentation, receive_s, time.monotonic() - started_s)
+    stages_ms = _in_ms(stages_s)
+    notes = _notes(segmentation, stages_ms)
+    return Rendering(body, _headers(segmentation, wanted, stages_ms), notes, stages_s)
+
+
+def encode_bytes(wanted: RenderingRequest) -> int:
+    """Return how much memory ``render`` takes beside the segmentation, in bytes a pixel."""
+    if wanted.media_type == JPEG:
+        num_bytes = _JPEG_BYTES
+    elif wanted.output == "labels" or (wanted.media_type, wanted.output) == (PNG, "color"):
+        num_bytes = _LABEL_BYTES
+    else:
+        num_bytes = _RGB_BYTES
+    return num_bytes if wanted.keep is None else num_bytes + _LABEL_BYTES
+
+
+def _picture(image_HW3: UInt8Array, label_map: LabelMap, wanted: RenderingRequest) -> bytes:
+    if wanted.media_type == PNG and wanted.output != "overlay":
+        return codec.encode_palette_png(label_map)
+    match wanted.output:
+        case "labels":
+            pixels = codec.raster_of(label_map.ids_HW)
+        case "color":
+            pixels = codec.colorize(label_map)
+        case "overlay":
+            pixels = codec.overlay(image_HW3, label_map, alpha=wanted.alpha)
+    return _ENCODERS[wanted.media_type](pixels)
+
+
+_ENCODERS: Mapping[str, Callable[[codec.Raster], bytes]] = {
+    PNG: codec.encode_rgb_png,
+    JPEG: codec.encode_jpeg,
+    NPY: codec.encode_npy,
+    RAW: codec.encode_raw,
+}
+
+
+def _mask_document(label_map: LabelMap, encoding: MaskEncoding) -> MaskDocument:
+    match encoding:
+        case "png":
+            data = base64.b64encode(codec.encode_palette_png(label_map)).decode()
+            return MaskDocument(encoding=encoding, data=data)
+        case "coco_rle":
+            return MaskDocument(encoding=encoding, data=codec.coco_rle(label_map))
+        case "none":
+            return MaskDocument(encoding=encoding, data=None)
+
+
+def _document(
+    segmentation: Segmentation, label_map: LabelMap, mask: MaskDocument, stages_ms: dict[str, float]
+) -> SegmentationDocument:
+    size = size_of(segmentation.image_HW3)
+    return SegmentationDocument(
+        model=segmentation.version.name,
+        version=segmentation.version.number,
+        width=size.width,
+        height=size.height,
+        classes=[ClassShareDocument(**share) for share in codec.class_statistics(label_map)],
+        mask=mask,
+        timings_ms=stages_ms,
+    )
+
+
+def _stages_s(segmentation: Segmentation, receive_s: float, encode_s: float) -> dict[Stage, float]:
+    timings = segmentation.timings
+    return {
+        "receive": receive_s,
+        "decode": timings.decode_s,
+        "preprocess": timings.preprocess_s,
+        "queue": timings.queue_s,
+        "infer": timings.infer_s,
+        "post": timings.post_s,
+        "encode": encode_s,
+    }
+
+
+def _in_ms(stages_s: Mapping[Stage, float]) -> dict[str, float]:
+    """Return what clients are told: to them, to prepare a picture is a part of decoding it."""
+    told_s = {str(stage): seconds for stage, seconds in stages_s.items()}
+    told_s["decode"] += told_s.pop("preprocess")
+    return {stage: round(1e3 * seconds, 3) for stage, seconds in told_s.items()}
+
+
+def _headers(
+    segmentation: Segmentation, wanted: RenderingRequest, stages_ms: Mapping[str, float]
+) -> dict[str, str]:
+    size = size_of(segmentation.image_HW3)
+    headers = {
+        "X-Model-Name": segmentation.version.name,
+        "X-Model-Version": str(segmentation.version.number),
+        "Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in stages_ms.items()),
+    }
+    if segmentation.inference_size != size:
+        headers["X-Inference-Size"] = str(segmentation.inference_size)
+    if wanted.media_type in (NPY, RAW):
+        headers |= {"X-Image-Width": str(size.width), "X-Image-Height": str(size.height)}
+    return headers
+
+
+def _notes(segmentation: Segmentation, stages_ms: Mapping[str, float]) -> dict[str, object]:
+    return {
+        "model": str(segmentation.version),
+        "size": str(size_of(segmentation.image_HW3)),
+        **{f"{stage}_ms": ms for stage, ms in stages_ms.items()},
+    }

@@ -1,0 +1,540 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeEngine, write_pooling_artifact
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from job_site import MODEL, write_dataset
+from PIL import Image
+
+from model.artifacts.evaluation_records import EvaluationStore
+from model.artifacts.manifest import ModelVersion
+from model.artifacts.registry import ModelRegistry
+from model.decoding import decode
+from model.errors import StorageError
+from model.evaluation.metrics import ConfusionMatrix, confusion_matrix
+from model.evaluation.network_passes import segment
+from model.evaluation.protocols import find_protocol
+from service.core.device.device import Device
+from service.core.device.engine import EngineOptions, InferenceEngine
+from service.core.device.in_process import LocalRunner
+from service.core.errors import (
+    DeadlineExceededError,
+    ModelNotFoundError,
+    NoWorkerError,
+    QueueFullError,
+    ServiceError,
+    VersionNotFoundError,
+)
+from service.core.jobs.evaluation_job import (
+    JobError,
+    JobHeldUpError,
+    JobInterruptedError,
+    JobPlan,
+    JobRequest,
+    JsonObject,
+)
+from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
+from service.core.models.model_host import ModelHost
+from service.core.scheduling.dispatcher import InferenceWorker
+from service.engines.fault import builder as fault_builder
+
+IMAGES = 12
+ENVIRONMENT: JsonObject = {"processor": "made up", "versions": {"numpy": "1"}}
+POOL_1, POOL_2 = ModelVersion(MODEL, 1), ModelVersion(MODEL, 2)
+OTHER = ModelVersion("other", 1)
+REQUEST = JobRequest(POOL_1, "noise", "val", "ss")
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
+    folder = tmp_path_factory.mktemp("registry")
+    registry = ModelRegistry(folder / "registry")
+    for seed, name in ((1, MODEL), (2, MODEL), (3, OTHER.name)):
+        registry.publish(write_pooling_artifact(folder / str(seed), seed=seed).folder, name)
+    return registry
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "noise", IMAGES)
+
+
+@pytest.fixture
+def host(registry: ModelRegistry, tmp_path: Path) -> Iterator[ModelHost]:
+    decode.warm_up()
+    options = EngineOptions("cpu", "f32", tmp_path / "cache")
+    host = ModelHost(InferenceWorker(LocalRunner(Device(fault_builder("fault:slow:0"), options))))
+    host.load(POOL_1, registry.open(POOL_1))
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def open_work(host: ModelHost, registry: ModelRegistry) -> Iterator[Callable[[Path], HostedEvaluation]]:
+    with ThreadPoolExecutor(2) as pool:
+        yield lambda file: HostedEvaluation(
+            lambda: nullcontext(host), registry, Datasets({"noise": file}), pool, environment=ENVIRONMENT
+        )
+
+
+@pytest.fixture
+def work(open_work: Callable[[Path], HostedEvaluation], dataset: Path) -> HostedEvaluation:
+    return open_work(dataset)
+
+
+def ours() -> None:
+    """Say that the job was not cancelled."""
+
+
+def matrix_of(counts: list[JsonObject]) -> ConfusionMatrix:
+    total = np.zeros(4, np.int64)
+    for image in (image for part in counts for image in part["images"]):
+        total[image["cells"]] += image["pixels"]
+    return ConfusionMatrix(total.reshape(2, 2))
+
+
+@pytest.mark.parametrize("protocol", ["ss", "msf", "slide"])
+def test_a_job_counts_what_the_protocol_says(
+    work: HostedEvaluation, registry: ModelRegistry, dataset: Path, tmp_path: Path, protocol: str
+) -> None:
+    request = replace(REQUEST, protocol=protocol)
+    plan = work.plan(request)
+    counted = matrix_of([work.count(request, plan, range(IMAGES))])
+
+    artifact = registry.open(POOL_1)
+    engine = fault_builder("fault:slow:0")(artifact, EngineOptions("cpu", "f32", tmp_path))
+    expected = ConfusionMatrix.zeros(2)
+    for index in range(IMAGES):
+        image_HW3 = np.asarray(Image.open(dataset.parent / f"{index}.png"))
+        truth_HW = np.asarray(Image.open(dataset.parent / f"{index}-ids.png"))
+        guess_HW = segment(image_HW3, find_protocol(protocol), engine.infer, artifact.manifest)
+        expected += confusion_matrix(truth_HW, guess_HW, num_classes=2)
+    assert (counted.counts_KK == expected.counts_KK).all()
+    assert counted.pixels == IMAGES * 32 * 64
+
+
+def test_however_a_job_is_cut_its_result_is_the_same(work: HostedEvaluation) -> None:
+    plan = work.plan(REQUEST)
+    whole = work.finish("whole", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))], confirm=ours)
+
+    @settings(max_examples=5)
+    @given(st.sets(st.integers(1, IMAGES - 1)))
+    def check(cuts: set[int]) -> None:
+        edges = [0, *sorted(cuts), IMAGES]
+        parts = [work.count(REQUEST, plan, range(a, b)) for a, b in pairwise(edges)]
+        through_the_database = json.loads(json.dumps(parts))
+        assert work.finish("parts", REQUEST, plan, through_the_database, confirm=ours) == whole
+
+    check()
+
+
+def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
+    work: HostedEvaluation, registry: ModelRegistry
+) -> None:
+    plan = work.plan(REQUEST)
+    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    result = work.finish("beside", REQUEST, plan, counts, confirm=ours)
+    (stored,) = [one for one in registry.evaluations.of_model(MODEL) if one.job == "beside"]
+    assert (stored.version, stored.dataset, stored.split, stored.protocol) == (POOL_1, "noise", "val", "ss")
+    assert (stored.miou, stored.digest, stored.images) == (result.miou, result.digest, IMAGES)
+    assert re.fullmatch(r".*\.\d{3}\+00:00", stored.finished_at)  # the newest of two is told within a second
+    assert result.miou == matrix_of(counts).miou
+    assert list(result.per_class) == ["dark", "bright"]
+    page = registry.evaluations.page(MODEL, "beside")
+    assert page is not None
+    assert page.count(b"<img") == 3 * 6  # the worst six: picture, truth, prediction
+
+
+def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
+    work: HostedEvaluation, registry: ModelRegistry
+) -> None:
+    class CancelledError(BaseException):
+        pass
+
+    def cancelled() -> None:
+        raise CancelledError
+
+    plan = work.plan(REQUEST)
+    with pytest.raises(CancelledError):
+        work.finish("cancelled", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))], confirm=cancelled)
+    assert registry.evaluations.page(MODEL, "cancelled") is None
+
+
+def test_a_picture_that_is_missing_or_counted_twice_is_noticed(work: HostedEvaluation) -> None:
+    plan = work.plan(REQUEST)
+    counts = [work.count(REQUEST, plan, range(IMAGES - 1))]
+    with pytest.raises(JobError, match="are missing"):
+        work.finish("less", REQUEST, plan, counts, confirm=ours)
+    with pytest.raises(JobError, match="twice"):
+        work.finish(
+            "more",
+            REQUEST,
+            plan,
+            [*counts, work.count(REQUEST, plan, range(IMAGES - 2, IMAGES))],
+            confirm=ours,
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "letters"}, "no data set 'letters' is configured"),
+        ({"dataset": "../noise"}, "no data set '../noise' is configured"),
+        ({"split": "train"}, "noise has no split 'train', only val"),
+        ({"protocol": "guess"}, "no protocol is called 'guess'"),
+        ({"version": ModelVersion(MODEL, 9)}, "no version pool@9"),
+        ({"version": ModelVersion("nobody", 1)}, "no version nobody@1"),
+    ],
+)
+def test_what_is_not_there_is_named(work: HostedEvaluation, change: dict[str, object], message: str) -> None:
+    with pytest.raises(JobError) as failure:
+        work.plan(replace(REQUEST, **change))  # type: ignore[arg-type]
+    assert str(failure.value).startswith(message)
+
+
+def test_a_model_of_other_classes_is_refused(
+    open_work: Callable[[Path], HostedEvaluation], dataset: Path
+) -> None:
+    other = dataset.with_name("other.toml")
+    other.write_text(dataset.read_text().replace("dark", "black"))
+    with pytest.raises(JobError, match="class 0 of pool@1 is 'dark', of noise 'black'"):
+        open_work(other).plan(REQUEST)
+
+
+@pytest.mark.parametrize(
+    "pin", ["engine", "device", "precision", "weights", "environment", "list", "labelling"]
+)
+def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: HostedEvaluation, pin: str) -> None:
+    plan = work.plan(REQUEST)
+    other = replace(plan, pins=plan.pins | {pin: "other"})
+    with pytest.raises(JobError, match=f"the job began with another {pin} than this worker has"):
+        work.count(REQUEST, other, range(1))
+
+
+def test_labels_that_come_to_mean_something_else_are_not_mixed(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    plan = open_work(file).plan(REQUEST)
+    for change in ("ignore_id = 7\n", "label_map = { 0 = 1, 1 = 0 }\n"):
+        other = file.with_name("other.toml")
+        other.write_text(change + file.read_text())
+        with pytest.raises(JobError, match="the job began with another labelling"):
+            open_work(other).count(REQUEST, plan, range(1))
+
+
+def test_a_worker_that_had_opened_an_older_list_opens_it_again(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    old = open_work(file)
+    old.plan(REQUEST)
+    lines = (file.parent / "val.csv").read_text().splitlines(keepends=True)
+    (file.parent / "val.csv").write_text("".join(lines[:3]))
+    plan = open_work(file).plan(REQUEST)
+    assert len(old.count(REQUEST, plan, range(3))["images"]) == 3
+
+
+def test_files_that_are_changed_while_a_job_runs_fail_it(
+    open_work: Callable[[Path], HostedEvaluation], registry: ModelRegistry, tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", IMAGES)
+    work = open_work(file)
+    plan = work.plan(REQUEST)
+    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    (file.parent / "3-ids.png").write_bytes((file.parent / "4-ids.png").read_bytes())
+    with pytest.raises(JobError, match="files of noise val were changed: submit the job again"):
+        work.finish("changed", REQUEST, plan, counts, confirm=ours)
+    assert registry.evaluations.page(MODEL, "changed") is None
+
+
+def test_where_a_worker_has_the_data_set_is_no_other_list(
+    open_work: Callable[[Path], HostedEvaluation], work: HostedEvaluation, tmp_path: Path
+) -> None:
+    elsewhere = write_dataset(tmp_path / "elsewhere", IMAGES)
+    plan = work.plan(REQUEST)
+    assert open_work(elsewhere).count(REQUEST, plan, range(1)) == work.count(REQUEST, plan, range(1))
+
+
+def test_which_of_several_gpus_a_worker_has_is_no_other_device(
+    registry: ModelRegistry, dataset: Path, tmp_path: Path
+) -> None:
+    def work_on(device: str, pool: ThreadPoolExecutor, stack: ExitStack) -> HostedEvaluation:
+        options = EngineOptions(device, "f32", tmp_path / device)
+        host = ModelHost(InferenceWorker(LocalRunner(Device(fault_builder("fault:slow:0"), options))))
+        stack.callback(host.close)
+        return HostedEvaluation(
+            lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
+        )
+
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
+        first, second, cpu = (work_on(device, pool, stack) for device in ("cuda:0", "cuda:1", "cpu"))
+        plan = first.plan(REQUEST)
+        assert second.count(REQUEST, plan, range(1)) == first.count(REQUEST, plan, range(1))
+        with pytest.raises(JobError, match="another device"):
+            cpu.count(REQUEST, plan, range(1))
+
+
+def test_a_step_is_a_few_seconds_of_work(work: HostedEvaluation) -> None:
+    assert work.plan(REQUEST).images_per_step == 8
+    assert work.plan(replace(REQUEST, protocol="mscf")).images_per_step == 1
+
+
+def test_a_version_that_is_not_served_is_borrowed_for_the_job(
+    work: HostedEvaluation, host: ModelHost
+) -> None:
+    request = replace(REQUEST, version=POOL_2)
+    plan = work.plan(request)
+    assert host.has(POOL_2)
+    assert [served.version for served in host.models] == [POOL_1]  # nobody else notices
+    with pytest.raises(VersionNotFoundError):
+        host.find(MODEL, 2)
+    work.finish("borrowed", request, plan, [work.count(request, plan, range(IMAGES))], confirm=ours)
+    work.rest()
+    assert not host.has(POOL_2)
+    assert host.find(MODEL).version == POOL_1
+
+
+def test_a_version_that_comes_to_be_served_meanwhile_is_not_taken_away(
+    work: HostedEvaluation, host: ModelHost, registry: ModelRegistry
+) -> None:
+    work.plan(replace(REQUEST, version=POOL_2))
+    host.load(POOL_2, registry.open(POOL_2))
+    work.rest()
+    assert host.find(MODEL, 2).version == POOL_2
+
+
+def test_a_model_that_only_a_job_wanted_has_no_name_afterwards(
+    work: HostedEvaluation, host: ModelHost
+) -> None:
+    work.plan(replace(REQUEST, version=OTHER))
+    with pytest.raises(ModelNotFoundError):
+        host.find(OTHER.name)
+    work.rest()
+    assert not host.has(OTHER)
+
+
+def test_a_version_that_somebody_unloads_between_two_steps_is_loaded_again(
+    work: HostedEvaluation, host: ModelHost
+) -> None:
+    request = replace(REQUEST, version=POOL_2)
+    plan = work.plan(request)
+    host.unload(POOL_2)
+    assert work.count(request, plan, range(1))["images"]
+
+
+@contextmanager
+def noted(host: ModelHost, notes: list[str]) -> Iterator[ModelHost]:
+    notes.append("opened")
+    yield host
+    notes.append("closed")
+
+
+def test_the_host_is_there_as_long_as_jobs_need_it(
+    host: ModelHost, registry: ModelRegistry, dataset: Path
+) -> None:
+    notes: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        datasets = Datasets({"noise": dataset})
+        work = HostedEvaluation(lambda: noted(host, notes), registry, datasets, pool, environment=ENVIRONMENT)
+        assert not notes
+        work.plan(REQUEST)
+        work.plan(replace(REQUEST, version=POOL_2))
+        assert notes == ["opened"]
+        work.rest()
+        assert notes == ["opened", "closed"]
+        work.plan(REQUEST)
+        work.close()
+        assert notes == ["opened", "closed"] * 2
+
+
+def test_a_call_that_does_not_end_holds_no_stop_up(work: HostedEvaluation) -> None:
+    work._working.acquire()
+    work.close(patience_s=0.01)
+
+
+def test_a_job_that_is_stopped_is_given_up_before_the_next_picture(work: HostedEvaluation) -> None:
+    plan = work.plan(REQUEST)
+    work.stop()
+    with pytest.raises(JobInterruptedError):
+        work.count(REQUEST, plan, range(IMAGES))
+
+
+def test_a_host_that_closes_interrupts_the_job(work: HostedEvaluation, host: ModelHost) -> None:
+    plan = work.plan(REQUEST)
+    host.close()
+    with pytest.raises(JobInterruptedError):
+        work.count(REQUEST, plan, range(IMAGES))
+
+
+# What can be wrong with the files of a pair: 12 ways.
+
+
+def _rgb(size: tuple[int, int]) -> Image.Image:
+    return Image.new("RGB", size)
+
+
+def _gray(size: tuple[int, int], value: int = 0, mode: str = "L") -> Image.Image:
+    return Image.new(mode, size, value)
+
+
+def _spoil(name: str, make: Callable[[], Image.Image]) -> Callable[[Path], None]:
+    return lambda root: make().save(root / name)
+
+
+def _write(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        (root / name).write_bytes(change((root / name).read_bytes()))
+
+    return spoil
+
+
+BROKEN = {
+    "labels of another size": (_spoil("3-ids.png", lambda: _gray((64, 31))), "3-ids.png"),
+    "labels turned by a quarter": (_spoil("3-ids.png", lambda: _gray((32, 64))), "3-ids.png"),
+    "colours instead of ids": (_spoil("3-ids.png", lambda: _rgb((64, 32))), "3-ids.png"),
+    "an id that is no class": (_spoil("3-ids.png", lambda: _gray((64, 32), 2)), "3-ids.png"),
+    "16-bit labels": (_spoil("3-ids.png", lambda: _gray((64, 32), 1, "I;16")), "3-ids.png"),
+    "1-bit labels": (_spoil("3-ids.png", lambda: _gray((64, 32), 1, "1")), "3-ids.png"),
+    "labels with alpha": (_spoil("3-ids.png", lambda: _gray((64, 32), 1).convert("LA")), "3-ids.png"),
+    "truncated labels": (_write("3-ids.png", lambda data: data[: len(data) // 2]), "3-ids.png"),
+    "no labels": (lambda root: (root / "3-ids.png").unlink(), "3-ids.png"),
+    "empty labels": (_write("3-ids.png", lambda _: b""), "3-ids.png"),
+    "a truncated picture": (_write("3.png", lambda data: data[:200]), "3.png"),
+    "no picture": (lambda root: (root / "3.png").unlink(), "3.png"),
+}
+
+
+def test_there_are_twelve_ways_to_be_broken() -> None:
+    assert len(BROKEN) == 12
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_pair_fails_the_job_by_name_or_is_left_out_and_counted(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path, kind: str
+) -> None:
+    spoil, culprit = BROKEN[kind]
+    file = write_dataset(tmp_path / "data", IMAGES)
+    whole = open_work(file)
+    plan = whole.plan(REQUEST)
+    counts = whole.count(REQUEST, plan, range(IMAGES))
+    spoil(file.parent)
+
+    work = open_work(file)
+    with pytest.raises(JobError) as failure:
+        work.count(REQUEST, work.plan(REQUEST), range(IMAGES))
+    assert culprit in str(failure.value)
+    assert str(tmp_path) not in str(failure.value)
+
+    request = replace(REQUEST, skip_broken=True)
+    plan = work.plan(request)
+    some = work.count(request, plan, range(IMAGES))
+    assert [image["index"] for image in some["skipped"]] == [3]
+    assert str(tmp_path) not in some["skipped"][0]["reason"]
+    assert some["images"] == [image for image in counts["images"] if image["index"] != 3]
+    result = work.finish(kind.replace(" ", "-"), request, plan, [some], confirm=ours)
+    assert (result.images, result.skipped) == (IMAGES - 1, ("3.png",))
+
+
+def test_a_list_that_leads_out_of_the_data_set_is_refused_without_telling_where_it_is(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+) -> None:
+    file = write_dataset(tmp_path / "data", 1)
+    (file.parent / "val.csv").write_text("../secret.png,0-ids.png\n")
+    (tmp_path / "secret.png").write_bytes((file.parent / "0.png").read_bytes())
+    with pytest.raises(JobError) as failure:
+        open_work(file).plan(REQUEST)
+    assert str(failure.value) == "val.csv:1: ../secret.png: does not lie in the folder 'data'"
+
+
+WITHOUT_PICTURES = (
+    'name = "noise"\n[splits]\nval = { images = "*.jpg", labels = "*-ids.png" }\n'
+    '[[classes]]\nname = "dark"\ncolor = [0, 0, 0]\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "noise.toml: cannot be read: [Errno 2] No such file or directory: 'noise.toml'"),
+        ("name", "noise.toml: not TOML: "),
+        ('name = "noise"\nroot = 3\n', "noise.toml: root must be a string, not 3"),
+        (WITHOUT_PICTURES, "data: no picture is *.jpg"),
+    ],
+)
+def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
+    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path, content: str | None, message: str
+) -> None:
+    file = write_dataset(tmp_path / "data", 1)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    with pytest.raises(JobError) as failure:
+        open_work(file).plan(REQUEST)
+    assert str(failure.value).startswith(message)
+    assert str(tmp_path) not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        QueueFullError("too many wait"),
+        NoWorkerError("no worker could be started"),
+        DeadlineExceededError("too late"),
+    ],
+)
+def test_what_passes_by_itself_holds_the_job_up(
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, host: ModelHost, failure: ServiceError
+) -> None:
+    plan = work.plan(REQUEST)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(host, "infer", refuse)
+    with pytest.raises(JobHeldUpError, match=str(failure)):
+        work.count(REQUEST, plan, range(1))
+
+
+def test_a_registry_that_fails_holds_the_job_up_and_is_not_shown(
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("/secret/folder/x: No space left on device")
+
+    plan = work.plan(REQUEST)
+    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    monkeypatch.setattr(EvaluationStore, "add", refuse)
+    with pytest.raises(JobHeldUpError) as failure:
+        work.finish("held-up", REQUEST, plan, counts, confirm=ours)
+    assert "secret" not in str(failure.value)
+
+
+def test_a_model_that_produces_no_scores_fails_the_job(
+    registry: ModelRegistry, dataset: Path, tmp_path: Path
+) -> None:
+    def build(_artifact: object, _options: object) -> InferenceEngine:
+        return FakeEngine(answer=lambda images: np.full((len(images), 2, 4, 8), np.nan, np.float32))
+
+    host = ModelHost(InferenceWorker(LocalRunner(Device(build, EngineOptions("cpu", "f32", tmp_path)))))
+    host.load(POOL_1, registry.open(POOL_1))
+    with ThreadPoolExecutor(2) as pool:
+        work = HostedEvaluation(
+            lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
+        )
+        plan: JobPlan = work.plan(REQUEST)
+        with pytest.raises(JobError, match="finite"):
+            work.count(REQUEST, plan, range(IMAGES))
+    host.close()

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from service.core.scheduling.utilization import BusyMeter
+
+
+def test_a_device_is_as_busy_as_its_last_ten_seconds() -> None:
+    meter = BusyMeter()
+    assert meter.ratio(now_s=100) == 0
+    meter.add(2.0, now_s=101)
+    meter.add(3.0, now_s=105)
+    assert meter.ratio(now_s=105) == 0.5
+    assert meter.ratio(now_s=111) == 0.3
+    assert meter.ratio(now_s=200) == 0
+
+
+def test_no_device_is_busier_than_always() -> None:
+    meter = BusyMeter()
+    meter.add(60.0, now_s=1)
+    assert meter.ratio(now_s=1) == 1

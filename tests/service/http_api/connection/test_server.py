@@ -1,0 +1,102 @@
+"""The listening socket tells at once when it cannot be had."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from fakes import FakeEngine
+from http_site import encoded, open_site
+
+from service.http_api.connection.connection_limits import ConnectionLimits
+from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
+
+
+def test_a_free_port_is_found_and_told() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert url_of(listener) == f"http://127.0.0.1:{port}"
+        with socket.create_connection(("127.0.0.1", port)):
+            pass  # it is open before anybody accepts
+
+
+def test_a_taken_port_is_named() -> None:
+    with listen("127.0.0.1", 0) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(BindError, match=rf"port {port}: Address already in use"):
+            listen("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_named() -> None:
+    with pytest.raises(BindError, match=r"192\.0\.2\.1"):
+        listen("192.0.2.1", 0)
+
+
+def test_a_name_that_nobody_has_is_named() -> None:
+    with pytest.raises(BindError, match="no such host"):
+        listen("no such host", 0)
+
+
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    class Listener:
+        def getsockname(self) -> tuple[str, int, int, int]:
+            return ("::1", 8000, 0, 0)
+
+    assert url_of(Listener()) == "http://[::1]:8000"  # type: ignore[arg-type]
+
+
+async def test_who_has_connected_before_the_end_is_answered_after_it() -> None:
+    async with open_site() as site:
+        listener = listen("127.0.0.1", 0)
+        address = listener.getsockname()
+        server = HttpServer(site.app, listener, grace_s=30, limits=ConnectionLimits(), metrics=site.metrics)
+        running = asyncio.create_task(server.answer())
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0)
+        for accepting in server.servers:
+            accepting.close()  # whoever connects from here on waits in the backlog
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
+            for client in clients:
+                client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            server.stop()
+            await running
+            answers = {client.recv(100).partition(b"\r\n")[0] for client in clients}
+        assert answers == {b"HTTP/1.1 200 OK"}
+        assert not server.cut_off
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+
+
+async def test_what_takes_longer_than_its_grace_is_cut_off_and_told_so() -> None:
+    engine = FakeEngine(held=True)
+    async with open_site(engine) as site:
+        listener = listen("127.0.0.1", 0)
+        server = HttpServer(site.app, listener, grace_s=0.01, limits=ConnectionLimits(), metrics=site.metrics)
+        running = asyncio.create_task(server.answer())
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        picture = encoded(np.zeros((32, 32, 3), np.uint8))
+        head = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(picture)
+        writer.write(head + picture)
+        await asyncio.to_thread(engine.wait_until_busy)
+        server.stop()
+        await running
+        assert server.cut_off
+        assert await reader.readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
+        writer.close()
+        engine.go_on()
+
+
+def test_fewer_connections_are_let_in_where_few_files_may_be_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        assert affordable_connections(10) == 10
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+        assert affordable_connections(1000) == 1000  # it asks for more, and may
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,153 @@
+"""Under overload the head of a request is enough to refuse it, and nothing else is answered otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+import numpy as np
+import pytest
+from fakes import FakeEngine
+from http_site import FAKE_VERSIONS, Site, encoded, open_site, picture_of
+from starlette.types import Scope
+
+from model.pictures.preprocess import ImageSize
+from service.core.keys import key_digests
+from service.http_api.access import AccessPolicy
+from service.http_api.app import HttpOptions
+from service.http_api.segment.overload import ROUTES, _timeout_s
+
+PICTURE = encoded(picture_of(np.zeros((16, 24), np.uint8)))
+
+
+@asynccontextmanager
+async def a_full_site() -> AsyncIterator[tuple[Site, list[bytes]]]:
+    """Yield a service whose one waiting place is taken, and what it receives of further bodies."""
+    engine = FakeEngine(held=True)
+    received: list[bytes] = []
+    async with open_site(engine, max_waiting=1) as site:
+        tasks = [asyncio.create_task(site.client.post("/v1/segment", content=PICTURE))]
+        await asyncio.to_thread(engine.wait_until_busy)
+        tasks.append(asyncio.create_task(site.client.post("/v1/segment", content=PICTURE)))
+        while not len(site.host._worker._batcher):  # noqa: ASYNC110 - nothing tells when a request waits
+            await asyncio.sleep(0)
+        try:
+            yield site, received
+        finally:
+            engine.go_on(len(tasks))
+        assert [(await task).status_code for task in tasks] == [200, 200]
+
+
+async def refusal(site: Site, received: list[bytes], target: str, **headers: str) -> httpx2.Response:
+    async def picture() -> AsyncIterator[bytes]:
+        received.append(PICTURE)
+        yield PICTURE
+
+    return await site.client.post(target, content=picture(), headers=headers)
+
+
+async def test_another_client_finds_a_place_behind_a_flood_and_the_flood_has_its_share() -> None:
+    engine = FakeEngine(held=True)
+    keys = key_digests(["one", "another"])
+    async with open_site(engine, options=HttpOptions(AccessPolicy(keys)), max_waiting=8) as site:
+
+        async def ask(key: str) -> httpx2.Response:
+            headers = {"Authorization": f"Bearer {key}"}
+            return await site.client.post("/v1/segment", content=PICTURE, headers=headers)
+
+        async def wait_until(waiting: int) -> None:
+            while len(site.host._worker._batcher) < waiting:  # noqa: ASYNC110 - nothing tells when it waits
+                await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(ask("one"))]
+        await asyncio.to_thread(engine.wait_until_busy)
+        tasks += [asyncio.create_task(ask("one")) for _ in range(8)]
+        await wait_until(8)
+        tasks.append(asyncio.create_task(ask("another")))
+        await wait_until(9)
+        refused = await ask("one")
+        engine.go_on(10)
+        assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+        assert [(await task).status_code for task in tasks] == [200] * 10
+
+
+async def test_of_several_clients_none_fills_more_than_its_share() -> None:
+    async with open_site(max_waiting=8) as site:
+        promises = [
+            site.host.reserve(
+                ImageSize(32, 32), version=FAKE_VERSIONS[0], deadline_s=time.monotonic() + 60, source=source
+            )
+            for source in ("192.0.2.1", *["127.0.0.1"] * 4)
+        ]
+        refused = await site.client.post("/v1/segment", content=PICTURE)
+        for promise in promises:
+            promise.future.cancel()
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+
+
+def test_who_asks_is_a_key_or_where_there_are_none_an_address() -> None:
+    def scope(**headers: str) -> Scope:
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        return {"type": "http", "client": ("192.0.2.1", 5000), "headers": raw}
+
+    keyed = AccessPolicy(key_digests(["one", "another"]))
+    asking = {keyed.source(scope(authorization=f"{kind} one")) for kind in ("Bearer", "bearer", "Bearer ")}
+    assert len(asking) == 1
+    assert asking != {keyed.source(scope(authorization="Bearer another"))}
+    assert AccessPolicy().source(scope(authorization="Bearer 1")) == "192.0.2.1"
+    assert AccessPolicy().source({"type": "http", "client": None, "headers": []}) is None
+
+
+async def test_what_has_no_place_is_refused_on_every_route_before_its_picture_is_received() -> None:
+    async with a_full_site() as (site, received):
+        for route in ROUTES:
+            target = route.format(model="fake", version=3)
+            response = await refusal(site, received, target)
+            assert (response.status_code, response.json()["code"]) == (429, "queue_full")
+            assert int(response.headers["retry-after"]) >= 1
+            counted = (
+                f'bisenet_requests_total{{code="queue_full",model="unknown",protocol="http",route="{route}"'
+            )
+            assert counted in site.metrics.exposition()[0].decode()
+        assert not received
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [
+        ("/v1/models/nobody:segment", {}, 404),
+        ("/v1/models/fake/versions/9:segment", {}, 404),
+        ("/v1/models/fake/versions/one:segment", {}, 404),
+        ("/v1/segment?timeout_ms=soon", {}, 400),
+        ("/v1/segment?timeout_ms=1&timeout_ms=2", {}, 400),
+        ("/v1/segment", {"X-Request-Timeout-Ms": "soon"}, 400),
+        ("/v1/segments", {}, 404),
+    ],
+)
+async def test_what_is_wrong_anyway_is_told_by_the_route(
+    target: str, headers: dict[str, str], status: int
+) -> None:
+    async with a_full_site() as (site, received):
+        assert (await refusal(site, received, target, **headers)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "timeout_s"),
+    [
+        (b"", [], 30.0),
+        (b"output=labels&timeout_ms=250", [], 0.25),
+        (b"timeout_ms=250&output=labels", [(b"x-request-timeout-ms", b"9")], 0.25),
+        (b"", [(b"x-request-timeout-ms", b"1500")], 1.5),
+        (b"", [(b"x-request-timeout-ms", b"-1")], None),
+        (b"timeout_ms=", [], None),
+        (b"timeout_ms=1&timeout_ms=2", [], None),
+        (b"timeout%5Fms=1&timeout_ms=2", [], 0.002),
+    ],
+)
+def test_the_client_says_how_long_it_waits(
+    query: bytes, headers: list[tuple[bytes, bytes]], timeout_s: float | None
+) -> None:
+    assert _timeout_s({"query_string": query, "headers": headers}, 30.0) == timeout_s

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from model.artifacts.artifact import Artifact
+from model.artifacts.registry import ModelRegistry
+from model.errors import ModelError
+from model.networks.segmentation_network import SegmentationNetwork, build
+from training.errors import FinetuneError
+from training.run.finetune import Source, adopt, find_source
+
+
+def network(num_classes: int = 3, name: str = "bisenetv2", seed: int = 0) -> SegmentationNetwork:
+    parameters = {"head_channels": 16} if name == "bisenetv2" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(name, num_classes, parameters, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+def test_other_classes_keep_the_trunk_and_say_which_weights_are_new(
+    tiny_artifact: Artifact, tiny_registry: Path
+) -> None:
+    source = find_source(str(tiny_artifact.folder), ModelRegistry(tiny_registry))
+    learner = network(7)
+    adoption = adopt(learner, source)
+    own = learner.architecture.state_dict()
+    for key in adoption.loaded:
+        assert torch.equal(own[key], source.state[key].to(own[key].dtype)), key
+    new = dict(adoption.reinitialised)
+    assert new["head.conv_out.1.weight"] == "(4, 16, 1, 1) in the file, (7, 16, 1, 1) here"
+    assert new["aux2.conv.conv.weight"] == "not in the file"
+    assert {key.split(".")[0] for key in adoption.loaded} == {"detail", "segment", "bga", "head"}
+    assert adoption.unused == ()
+    lines = adoption.lines()
+    assert lines[0] == f"loaded {len(adoption.loaded)} tensors"
+    assert "  loaded          detail.S1: 12" in lines
+    assert any(line.startswith("  re-initialised  head.conv_out.1.bias: (4,) in the file") for line in lines)
+
+
+def test_a_model_of_the_registry_brings_its_normalisation(tiny_registry: Path) -> None:
+    source = find_source("tiny@1", ModelRegistry(tiny_registry))
+    assert source.origin == "tiny@1"
+    assert source.normalisation == ((0.25, 0.5, 0.75), (0.25, 0.25, 0.25))
+
+
+def test_a_model_that_is_not_there_is_refused(tiny_registry: Path) -> None:
+    with pytest.raises(ModelError, match="nothing"):
+        find_source("nothing", ModelRegistry(tiny_registry))
+
+
+def test_a_checkpoint_of_the_published_code_is_renamed(tmp_path: Path, tiny_registry: Path) -> None:
+    donor = network(seed=5).architecture.state_dict()
+    torch.save({f"module.{key}": value for key, value in donor.items()}, tmp_path / "model.pth")
+    learner = network()
+    adoption = adopt(learner, find_source(str(tmp_path / "model.pth"), ModelRegistry(tiny_registry)))
+    assert adoption.reinitialised == ()
+    assert all(torch.equal(value, donor[key]) for key, value in learner.architecture.state_dict().items())
+
+
+def test_imagenet_weights_of_resnet18_become_the_context_path(tmp_path: Path, tiny_registry: Path) -> None:
+    donor = {
+        key.removeprefix("cp.resnet."): value
+        for key, value in network(name="bisenetv1", seed=5).architecture.state_dict().items()
+        if key.startswith("cp.resnet.")
+    }
+    torch.save(donor | {"fc.weight": torch.zeros(10, 512)}, tmp_path / "resnet18.pth")
+    learner = network(name="bisenetv1")
+    adoption = adopt(learner, find_source(str(tmp_path / "resnet18.pth"), ModelRegistry(tiny_registry)))
+    assert {key.rpartition(".resnet.")[0] for key in adoption.loaded} == {"cp"}
+    assert len(adoption.loaded) == len(donor)
+    assert adoption.unused == ("cp.resnet.fc.weight",)
+
+
+def test_the_published_backbone_in_parts_is_joined(tmp_path: Path, tiny_registry: Path) -> None:
+    donor = network(seed=5).architecture
+    parts = {name: donor.get_submodule(name).state_dict() for name in ("detail", "segment", "bga")}
+    torch.save(parts, tmp_path / "backbone_v2.pth")
+    adoption = adopt(network(), find_source(str(tmp_path / "backbone_v2.pth"), ModelRegistry(tiny_registry)))
+    assert {key.split(".")[0] for key in adoption.loaded} == {"detail", "segment", "bga"}
+    assert len(adoption.loaded) == sum(map(len, parts.values()))
+
+
+def test_weights_of_which_none_fits_are_refused(tmp_path: Path, tiny_registry: Path) -> None:
+    safetensors.torch.save_file({"other.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    source = find_source(str(tmp_path / "other.safetensors"), ModelRegistry(tiny_registry))
+    with pytest.raises(FinetuneError, match=r"no weight of .*other\.safetensors fits"):
+        adopt(network(), source)
+
+
+def test_adopting_is_by_key_and_shape_alone() -> None:
+    learner = network()
+    before = {key: value.clone() for key, value in learner.architecture.state_dict().items()}
+    key, narrow = "detail.S1.0.conv.weight", "detail.S1.1.conv.weight"
+    adoption = adopt(
+        learner, Source("x", {key: torch.ones_like(before[key]), narrow: torch.ones(1), "new": torch.ones(1)})
+    )
+    after = learner.architecture.state_dict()
+    assert (adoption.loaded, adoption.unused) == ((key,), ("new",))
+    assert (after[key] == 1).all()
+    assert torch.equal(after[narrow], before[narrow])

@@ -1,0 +1,1 @@
+"""Splits, pictures, sampling, augmentation."""

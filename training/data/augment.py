@@ -1,0 +1,277 @@
+"""Random zoom, crop, flip and colour of a batch: each crop's window is chosen first, and only it is sampled.
+
+A CPU cuts crop by crop with one compiled kernel; a GPU samples the whole batch in one gather, straight from
+the resident bytes. Both follow the same plan to the same pixels.
+
+Axes: N crops in a batch, H height, W width, 3 = red green blue (values 0..255).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from training.data.pictures import PackedPictures
+from training.errors import ConfigError
+
+ScaleLaw = Literal["log-uniform", "uniform"]
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as every colour jitter of the field uses it
+_MAX_VALUE = 255.0
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a training crop is drawn from its picture.
+
+    Args:
+        crop: height and width of a crop in pixels, multiples of 32.
+        scale: smallest and largest zoom.
+        flip: probability of a horizontal mirror image.
+        jitter: x; brightness, contrast and saturation factors are each uniform in [1-x, 1+x].
+        scale_law: ``log-uniform``: halving is as likely as doubling; ``uniform``: as in the published code.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float]
+    flip: float
+    jitter: float
+    scale_law: ScaleLaw = "log-uniform"
+
+    def __post_init__(self) -> None:
+        """Refuse crops that the network would pad, and factors that mean nothing."""
+        if any(side < 32 or side % 32 for side in self.crop):  # noqa: PLR2004
+            raise ConfigError(f"augment.crop must be multiples of 32, not {self.crop}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ConfigError(f"augment.scale must be 0 < smallest <= largest, not {self.scale}")
+        if not 0 <= self.flip <= 1 or not 0 <= self.jitter < 1:
+            raise ConfigError(f"augment.flip is 0..1 and augment.jitter 0..<1: {self.flip}, {self.jitter}")
+        if self.scale_law not in get_args(ScaleLaw):
+            raise ConfigError(
+                f"augment.scale_law must be one of {get_args(ScaleLaw)}, not {self.scale_law!r}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class AugmentPlan:
+    """The random part of a batch: what to do with each of its N pictures.
+
+    Attributes:
+        zoom_N: crop pixels per picture pixel.
+        center_N2: x, y in [0, 1]: where the crop lies between its two extreme positions.
+        flip_N: bool.
+        brightness_N, contrast_N, saturation_N: colour factors.
+    """
+
+    zoom_N: Tensor
+    center_N2: Tensor
+    flip_N: Tensor
+    brightness_N: Tensor
+    contrast_N: Tensor
+    saturation_N: Tensor
+
+    def part(self, which: slice) -> AugmentPlan:
+        """Return the plan of some of the batch."""
+        return AugmentPlan(
+            self.zoom_N[which],
+            self.center_N2[which],
+            self.flip_N[which],
+            self.brightness_N[which],
+            self.contrast_N[which],
+            self.saturation_N[which],
+        )
+
+
+def draw_plan(config: AugmentConfig, batch_size: int, generator: torch.Generator) -> AugmentPlan:
+    """Draw everything that is random about a batch: a pure function of the generator's state."""
+    uniform = torch.rand((7, batch_size), generator=generator)
+    factors = 1 + config.jitter * (2 * uniform[4:] - 1)
+    return AugmentPlan(
+        zoom_N=_zoom(config, uniform[0]),
+        center_N2=uniform[1:3].T,
+        flip_N=uniform[3] < config.flip,
+        brightness_N=factors[0],
+        contrast_N=factors[1],
+        saturation_N=factors[2],
+    )
+
+
+def _zoom(config: AugmentConfig, uniform_N: Tensor) -> Tensor:
+    low, high = config.scale
+    if config.scale_law == "uniform":
+        return low + (high - low) * uniform_N
+    return torch.exp(math.log(low) + math.log(high / low) * uniform_N)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Where each crop lies in its picture, in whole pixels of both: what both devices sample.
+
+    Attributes:
+        source_N4: top, left, height, width of what is seen of the picture.
+        target_N4: the same of where in the crop it goes; the rest is padding.
+    """
+
+    source_N4: Tensor
+    target_N4: Tensor
+
+    @classmethod
+    def of(cls, plan: AugmentPlan, sizes_N2: Tensor, crop: tuple[int, int]) -> Windows:
+        """Place the crops of a plan in pictures of these heights and widths."""
+        crop_2 = torch.tensor(crop)
+        zoom_N1 = plan.zoom_N[:, None]
+        # What the crop shows, or all of the picture where that is more; the zoom is rounded to whole pixels.
+        source_N2 = torch.minimum((crop_2 / zoom_N1).round().long().clamp_min(1), sizes_N2)
+        target_N2 = torch.minimum((source_N2 * zoom_N1).round().long().clamp_min(1), crop_2)
+        target_N2 = torch.where(source_N2 < sizes_N2, crop_2, target_N2)
+        center_N2 = plan.center_N2.flip(1)
+        # A window smaller than the picture slides inside it; a picture smaller than the crop inside the crop.
+        source = torch.cat([((sizes_N2 - source_N2) * center_N2).round().long(), source_N2], dim=1)
+        target = torch.cat([((crop_2 - target_N2) * center_N2).round().long(), target_N2], dim=1)
+        return cls(source, target)
+
+
+def augment(
+    pictures: PackedPictures,
+    indices: Sequence[int],
+    plan: AugmentPlan,
+    *,
+    crop: tuple[int, int],
+    pad_color: tuple[int, int, int],
+    ignore_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Cut one crop out of each picture as the plan says.
+
+    Colours are sampled bilinearly, labels by the nearest pixel. What lies outside the picture has exactly the
+    colour that the network pads with, and the ignore id; it is not jittered.
+
+    Args:
+        pictures: of any sizes, on one device.
+        indices: N of them; one may occur twice.
+        plan: what ``draw_plan`` drew for N pictures.
+        crop: height and width of the crops.
+        pad_color: RGB 0..255.
+        ignore_id: the id of pixels without a class.
+
+    Returns:
+        images_NHW3: uint8 RGB.
+        labels_NHW: uint8.
+    """
+    chosen = torch.tensor(indices)
+    windows = Windows.of(plan, pictures.sizes_M2[chosen], crop)
+    if pictures.colors.is_cuda:
+        return gathered(pictures, chosen, windows, plan, crop=crop, pad_color=pad_color, ignore_id=ignore_id)
+    return cut_one_by_one(
+        pictures, chosen, windows, plan, crop=crop, pad_color=pad_color, ignore_id=ignore_id
+    )
+
+
+def cut_one_by_one(
+    pictures: PackedPictures,
+    chosen_N: Tensor,
+    windows: Windows,
+    plan: AugmentPlan,
+    *,
+    crop: tuple[int, int],
+    pad_color: tuple[int, int, int],
+    ignore_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Do what ``augment`` promises crop by crop: the fastest way on a CPU."""
+    # numba is needed here only: a machine that trains on a GPU need not have it.
+    from training.data.crop_kernel import cut_crop  # noqa: PLC0415
+
+    count = len(chosen_N)
+    # Planes in memory: the kernel writes whole rows of one colour. The network reads through a permutation.
+    pad = torch.tensor(pad_color, dtype=torch.uint8)
+    images_N3HW = pad[:, None, None].expand(3, *crop).repeat(count, 1, 1, 1)
+    labels_NHW = torch.full((count, *crop), ignore_id, dtype=torch.uint8)
+    terms_N3 = _color_terms(plan, pad.float())
+    for n, index in enumerate(chosen_N.tolist()):
+        cut_crop(
+            pictures.image(index).numpy(),
+            pictures.label(index).numpy(),
+            windows.source_N4[n].tolist(),
+            windows.target_N4[n].tolist(),
+            terms_N3[n].tolist(),
+            flip=bool(plan.flip_N[n]),
+            image_3HW=images_N3HW[n].numpy(),
+            label_HW=labels_NHW[n].numpy(),
+        )
+    return images_N3HW.permute(0, 2, 3, 1), labels_NHW
+
+
+def _color_terms(plan: AugmentPlan, pad: Tensor) -> Tensor:
+    """Return gain, saturation and offset, shape (N, 3): saturation after contrast after brightness.
+
+    A colour c becomes gain (s c + (1 - s) luma) + offset. Contrast pivots on the gray of the mean colour, the
+    same for every picture of a set. Saturation leaves gray alone, and so the offset.
+    """
+    gray = torch.tensor(LUMA) @ pad
+    gain_N = plan.brightness_N * plan.contrast_N
+    return torch.stack([gain_N, plan.saturation_N, (1 - plan.contrast_N) * gray], dim=1)
+
+
+def gathered(
+    pictures: PackedPictures,
+    chosen_N: Tensor,
+    windows: Windows,
+    plan: AugmentPlan,
+    *,
+    crop: tuple[int, int],
+    pad_color: tuple[int, int, int],
+    ignore_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Do what ``augment`` promises as one gather over the batch: no loop, and the host waits for nothing."""
+    device = pictures.colors.device
+    pad = torch.tensor(pad_color, dtype=torch.float32)
+    numbers = torch.cat([windows.source_N4, windows.target_N4], dim=1)
+    place_N10 = torch.cat(
+        [pictures.starts_M[chosen_N, None], pictures.sizes_M2[chosen_N, 1:], numbers], dim=1
+    )
+    small = (place_N10, plan.flip_N, _color_terms(plan, pad), pad, torch.tensor(LUMA))
+    return _gather(pictures, *(_sent(each, device) for each in small), crop=crop, ignore_id=ignore_id)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+def _gather(
+    pictures: PackedPictures, *on_device: Tensor, crop: tuple[int, int], ignore_id: int
+) -> tuple[Tensor, Tensor]:
+    place_N10, flip_N, terms_N3, pad, luma_weights = on_device
+    colors, labels = pictures.colors, pictures.labels
+    start, stride, top, left, height, width, y0, x0, rows, columns = (
+        column[:, None, None] for column in place_N10.T
+    )
+    ys = torch.arange(crop[0], device=colors.device)[None, :, None]
+    xs = torch.arange(crop[1], device=colors.device)[None, None, :]
+    xs = torch.where(flip_N[:, None, None], crop[1] - 1 - xs, xs)
+    inside = (ys >= y0) & (ys < y0 + rows) & (xs >= x0) & (xs < x0 + columns)
+    # Continuous positions in the window, pixel centres at .5, clamped to the centres of its border.
+    v = ((ys - y0 + 0.5) * height / rows).clamp_min(0.5).minimum(height - 0.5)
+    u = ((xs - x0 + 0.5) * width / columns).clamp_min(0.5).minimum(width - 0.5)
+    nearest = start + (top + v.long()) * stride + left + u.long()
+    labels_NHW = torch.where(inside, labels[nearest], ignore_id).to(torch.uint8)
+    row, column = (v - 0.5).long(), (u - 0.5).long()
+    # At the border the next pixel has weight 0; it only must not lie outside the buffer.
+    down = torch.where(row + 1 < height, stride, 0)
+    right = torch.where(column + 1 < width, 1, 0)
+    corner = start + (top + row) * stride + left + column
+    dv, du = (v - 0.5 - row)[..., None], (u - 0.5 - column)[..., None]
+    pixels_P3 = colors.view(-1, 3)
+    upper = pixels_P3[corner].float().lerp(pixels_P3[corner + right].float(), du)
+    lower = pixels_P3[corner + down].float().lerp(pixels_P3[corner + down + right].float(), du)
+    sampled_NHW3 = upper.lerp(lower, dv)
+    gain, saturation, offset = (term[:, None, None, None] for term in terms_N3.T)
+    luma = (sampled_NHW3 * luma_weights).sum(-1, keepdim=True)
+    mixed = gain * (saturation * sampled_NHW3 + (1 - saturation) * luma) + offset
+    colors_NHW3 = torch.where(inside[..., None], mixed.clamp(0, _MAX_VALUE).round(), pad)
+    return colors_NHW3.to(torch.uint8), labels_NHW

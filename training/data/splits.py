@@ -1,0 +1,194 @@
+"""What a run learns from and validates on, checked before anything is computed.
+
+Axes: N images in a batch, H height, W width, 3 = red green blue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.pictures.preprocess import PreprocessSpec, Rgb
+from model.quotas import usable_cores
+from training.data.inspection import (
+    SplitFacts,
+    class_frequencies,
+    color_statistics,
+    inspect_split,
+    refuse_problems,
+)
+from training.data.pictures import PictureSource, Residency, choose_residency, free_bytes, load_pictures
+from training.errors import ConfigError
+
+ResidencyChoice = Literal["auto", "device", "host", "files"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set is learned and which is looked at meanwhile.
+
+    Args:
+        dataset: a preset (``camvid``) or the path of a data-set TOML.
+        train_splits: learned from, all together.
+        val_split: validated on.
+        root: replaces the root of the data set; a preset needs it; empty = as the file says.
+        residency: where the decoded pictures are: on the ``device``, on the ``host``, or decoded from their
+            ``files`` as steps need them; ``auto`` = the first of these that holds them.
+        workers: threads that decode; 0 = one a core.
+
+    Raises:
+        ConfigError: there is no training split, or a value is out of range.
+    """
+
+    dataset: str
+    train_splits: tuple[str, ...]
+    val_split: str
+    root: str = ""
+    residency: ResidencyChoice = "auto"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a run that would learn from nothing."""
+        if not self.train_splits:
+            raise ConfigError("data.train_splits names no split")
+        if self.residency not in get_args(ResidencyChoice):
+            raise ConfigError(
+                f"data.residency must be one of {get_args(ResidencyChoice)}, not {self.residency!r}"
+            )
+        if self.workers < 0:
+            raise ConfigError(f"data.workers must not be negative: {self.workers}")
+
+    def spec(self) -> DatasetSpec:
+        """Read the data set's description.
+
+        Raises:
+            model.errors.DatasetError: there is none, or it is malformed.
+        """
+        return DatasetSpec.load(self.dataset, root=Path(self.root) if self.root else None)
+
+    @property
+    def threads(self) -> int:
+        """How many threads decode."""
+        return self.workers or usable_cores()
+
+    @property
+    def validates_on_learned(self) -> bool:
+        """Whether validation scores say nothing, since their pictures are learned from."""
+        return self.val_split in self.train_splits
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a run learns from and validates on, and what follows from it alone.
+
+    Attributes:
+        spec: the data set.
+        train: the training splits, all together.
+        val: the validation split.
+        facts: of the training splits.
+        device: where the run computes.
+        mean: RGB of the training pictures, of values 0..1; what the network normalises with.
+        std: the same for the standard deviation.
+    """
+
+    spec: DatasetSpec
+    train: PictureSource
+    val: PictureSource
+    facts: tuple[SplitFacts, ...]
+    device: torch.device
+    mean: Rgb
+    std: Rgb
+
+    @classmethod
+    def load(
+        cls,
+        config: DataConfig,
+        device: torch.device,
+        *,
+        cache_folder: Path | None = None,
+        processes: int = 1,
+        progress: Callable[[str], None] = lambda line: None,  # noqa: ARG005 - nobody watches
+    ) -> TrainingData:
+        """Check every pair, then bring the pictures as near to the device as they fit.
+
+        Args:
+            config: which data set.
+            device: where crops are cut.
+            cache_folder: of ``inspect_split``.
+            processes: of this run on this machine; they share its memory.
+            progress: is told what is happening.
+
+        Raises:
+            model.errors.DatasetError: a list, a file or an id is unusable: which, and where that is said.
+        """
+        spec = config.spec()
+        splits = {name: LabeledImages(spec, name) for name in (*config.train_splits, config.val_split)}
+        progress(f"{spec.name}: looking at {sum(map(len, splits.values()))} pairs")
+        facts = {
+            name: inspect_split(split, workers=config.threads, cache_folder=cache_folder)
+            for name, split in splits.items()
+        }
+        refuse_problems(list(facts.values()))
+        of_train = tuple(facts[name] for name in config.train_splits)
+        mean, std = color_statistics(of_train)
+
+        def source(*names: str) -> PictureSource:
+            pixels = sum(facts[name].pixels for name in names)
+            residency = _residency(config.residency, pixels, device, processes)
+            progress(f"{' and '.join(names)}: {pixels / 1e6:.1f} million pixels, from the {residency}")
+            return load_pictures(
+                [splits[name] for name in names],
+                pixels=pixels,
+                residency=residency,
+                workers=config.threads,
+                device=device,
+            )
+
+        train, val = source(*config.train_splits), source(config.val_split)
+        return cls(spec, train, val, of_train, device, mean, std)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all pictures and labels that a run depends on, the validated ones included: 64 hex digits."""
+        both = self.train.fingerprint + self.val.fingerprint
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    @property
+    def pad_color(self) -> tuple[int, int, int]:
+        """RGB 0..255 of what lies outside a picture."""
+        return PreprocessSpec(self.mean).pad_color
+
+    @property
+    def class_frequencies(self) -> list[float]:
+        """Share of each class among the labelled training pixels."""
+        return class_frequencies(self.facts, self.spec.palette.num_classes)
+
+    def normalised_by(self, mean: Rgb, std: Rgb) -> TrainingData:
+        """Return the same for a network that was trained with another mean and deviation."""
+        return replace(self, mean=mean, std=std)
+
+    def close(self) -> None:
+        """End the threads that decode."""
+        self.train.close()
+        self.val.close()
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.spec.name}: {len(self.train.names)} pictures to learn from, {len(self.val.names)} to"
+            f" validate on, {self.device}; mean {self.mean}, std {self.std}"
+        )
+
+
+def _residency(choice: ResidencyChoice, pixels: int, device: torch.device, processes: int) -> Residency:
+    if choice != "auto":
+        return choice
+    on_device, on_host = free_bytes(device, processes)
+    return choose_residency(pixels, on_device=on_device, on_host=on_host)

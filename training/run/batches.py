@@ -1,0 +1,91 @@
+"""The crops of each step: what ``sampling`` chooses, ``pictures`` holds and ``augment`` cuts, put together.
+
+Axes: N crops in a part of a batch, H height, W width, 3 = red green blue.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from training.config import TrainingConfig
+from training.data.augment import augment, draw_plan
+from training.data.sampling import AUGMENT_STREAM, batch_indices, step_generator
+from training.data.splits import TrainingData
+from training.distributed import Ranks
+
+_STEPS_AHEAD = 3
+
+
+@dataclass(frozen=True, eq=False)
+class StepCrops:
+    """Cuts one process's parts of each batch: pure functions of (seed, step), whoever asks and when.
+
+    Args:
+        config: of the run.
+        data: on the device that trains.
+        ranks: the processes that share a batch.
+    """
+
+    config: TrainingConfig
+    data: TrainingData
+    ranks: Ranks
+
+    def parts(self) -> Sequence[int]:
+        """Return the numbers of this process's parts of any batch."""
+        accumulate = self.config.schedule.accumulate
+        return range(self.ranks.rank * accumulate, (self.ranks.rank + 1) * accumulate)
+
+    def cut(self, step: int, part: int) -> tuple[Tensor, Tensor, float]:
+        """Cut one part of a step's batch.
+
+        Returns:
+            images_NHW3: uint8 RGB.
+            labels_NHW: uint8 class ids or the ignore id.
+            waited_s: how long the pictures let this process wait.
+        """
+        config = self.config
+        where = self._places(part)
+        plan = draw_plan(
+            config.augment,
+            config.schedule.batch_size,
+            step_generator(config.seed, step, AUGMENT_STREAM),
+        )
+        started_s = time.monotonic()
+        pictures, indices = self.data.train.take(self.indices(step)[where])
+        waited_s = time.monotonic() - started_s
+        images_NHW3, labels_NHW = augment(
+            pictures,
+            indices,
+            plan.part(where),
+            crop=config.augment.crop,
+            pad_color=self.data.pad_color,
+            ignore_id=self.data.spec.palette.ignore_id,
+        )
+        return images_NHW3, labels_NHW, waited_s
+
+    def expect(self, step: int, total_steps: int) -> None:
+        """Let the pictures of the steps after this one be decoded meanwhile."""
+        for ahead in range(step + 1, min(step + 1 + _STEPS_AHEAD, total_steps)):
+            for part in self.parts():
+                self.data.train.expect(self.indices(ahead)[self._places(part)])
+
+    def names(self, step: int) -> list[str]:
+        """Return the pictures of a step's whole batch."""
+        return [self.data.train.names[index] for index in self.indices(step)]
+
+    def indices(self, step: int) -> list[int]:
+        """Return the indices of a step's whole batch."""
+        return batch_indices(
+            self.config.seed,
+            step,
+            batch_size=self.config.schedule.batch_size,
+            size=len(self.data.train.names),
+        )
+
+    def _places(self, part: int) -> slice:
+        size = self.config.schedule.part_size(self.ranks.world)
+        return slice(part * size, (part + 1) * size)

@@ -1,0 +1,145 @@
+"""Weights to begin with: what of a published model or a checkpoint file fits, and a list of what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+from torch import Tensor
+
+from model.artifacts.artifact import Artifact, read_artifact
+from model.artifacts.int8_weights import unpacked
+from model.artifacts.manifest import MANIFEST_FILE, WEIGHTS_FILE
+from model.checkpoints.checkpoint import read_checkpoint
+from model.checkpoints.conversion import converted
+from model.checkpoints.recognition import SIGNATURES, recognise
+from model.errors import ForeignCheckpointError
+from model.networks.segmentation_network import SegmentationNetwork
+from model.pictures.preprocess import Rgb
+from training.errors import FinetuneError
+
+if TYPE_CHECKING:
+    from model.artifacts.registry import ModelRegistry
+
+_PARALLEL_PREFIX = "module."
+_RESNET = "cp.resnet."
+_RESNET_STEM = "layer1.0.conv1.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Weights that a run may begin with.
+
+    Attributes:
+        origin: where they come from, for people.
+        state: by the keys of our architectures, as far as they are known.
+        normalisation: mean and std that they were trained with; None where nothing says so.
+    """
+
+    origin: str
+    state: Mapping[str, Tensor]
+    normalisation: tuple[Rgb, Rgb] | None = None
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """Which weights a network took over.
+
+    Attributes:
+        loaded: keys whose values were taken.
+        reinitialised: keys that keep their random values, each with the reason.
+        unused: keys of the source that the network has no place for.
+    """
+
+    loaded: tuple[str, ...]
+    reinitialised: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the whole list for people, what was loaded by part of the network."""
+        parts: dict[str, int] = {}
+        for key in self.loaded:
+            part = ".".join(key.split(".")[:2])
+            parts[part] = parts.get(part, 0) + 1
+        return [
+            f"loaded {len(self.loaded)} tensors",
+            *(f"  loaded          {part}: {count}" for part, count in parts.items()),
+            *(f"  re-initialised  {key}: {reason}" for key, reason in self.reinitialised),
+            *(f"  unused          {key}" for key in self.unused),
+        ]
+
+
+def find_source(reference: str, registry: ModelRegistry) -> Source:
+    """Read the weights that a user names.
+
+    Args:
+        reference: the path of a checkpoint (``.pth``, ``.pt``, ``.safetensors``) or of an artifact's folder,
+            or a model of the registry: ``NAME``, ``NAME:ALIAS``, ``NAME@VERSION``.
+        registry: where models are looked for.
+
+    Raises:
+        model.errors.ModelError: there is no such model, or the file is refused.
+    """
+    path = Path(reference)
+    if (path / MANIFEST_FILE).is_file():
+        return _of_artifact(read_artifact(path), reference)
+    if path.is_file():
+        return Source(reference, _renamed(read_checkpoint(path)))
+    version = registry.resolve(reference, int8=False)
+    return _of_artifact(registry.open(version), str(version))
+
+
+def adopt(network: SegmentationNetwork, source: Source) -> Adoption:
+    """Copy every weight that has a place of its own shape in the network.
+
+    Args:
+        network: keeps its values where the source has none, or of another shape: other classes, other width.
+        source: may have more, or fewer.
+
+    Raises:
+        FinetuneError: nothing fits.
+    """
+    own = network.architecture.state_dict()
+    fitting = {key: value for key, value in source.state.items() if _fits(value, own.get(key))}
+    if not fitting:
+        raise FinetuneError(f"no weight of {source.origin} fits the network")
+    for key, value in fitting.items():
+        own[key].copy_(value)
+    return Adoption(
+        loaded=tuple(key for key in own if key in fitting),
+        reinitialised=tuple(
+            (key, _reason(value, source.state.get(key))) for key, value in own.items() if key not in fitting
+        ),
+        unused=tuple(sorted(source.state.keys() - own.keys())),
+    )
+
+
+def _of_artifact(artifact: Artifact, origin: str) -> Source:
+    artifact.verify()
+    state = unpacked(safetensors.torch.load(artifact.read(WEIGHTS_FILE)))
+    return Source(origin, state, (artifact.manifest.mean, artifact.manifest.std))
+
+
+def _fits(value: Tensor, place: Tensor | None) -> bool:
+    return place is not None and place.shape == value.shape
+
+
+def _reason(place: Tensor, value: Tensor | None) -> str:
+    if value is None:
+        return "not in the file"
+    return f"{tuple(value.shape)} in the file, {tuple(place.shape)} here"
+
+
+def _renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Give the weights of other programs the keys of ours: BiSeNets of any age, and ImageNet's ResNet-18."""
+    state = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
+    if _RESNET_STEM in state:
+        return {_RESNET + key: value for key, value in state.items()}
+    try:
+        generation = recognise({key: tuple(value.shape) for key, value in state.items()}).generation
+    except ForeignCheckpointError:  # a backbone alone: its keys are ours already, or nothing will fit
+        return state
+    return converted(state, SIGNATURES[generation])

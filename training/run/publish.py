@@ -1,0 +1,164 @@
+"""A finished run becomes an artifact: the averaged weights, and everything that led to them.
+
+What is published was best: the average of the validation with the highest mIoU. Where the validated pictures
+are learned from, too, their scores tell nothing, and the average of the last step is published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import shutil
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.artifacts.artifact import Artifact, read_artifact
+from model.artifacts.manifest import ModelManifest
+from model.errors import ArtifactError, GoldenMismatchError
+from model.evaluation.metrics import ConfusionMatrix
+from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork
+from model.pictures.preprocess import ImageSize
+from training.config import TrainingConfig, plain
+from training.data.splits import TrainingData
+from training.run.checkpoint import sync
+
+NO_OPENVINO = "openvino is not installed here; --resume on the same folder, where it is, makes the artifact"
+_DISTRIBUTION = "bisenet-service"
+_DIGITS = 4
+_DIGEST_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was made with.
+
+    Attributes:
+        command: what was typed.
+        code: ``code_version()`` when the run started.
+        started_from: the weights that it began with; empty = random ones.
+    """
+
+    command: str
+    code: str
+    started_from: str = ""
+
+
+def build_manifest(
+    config: TrainingConfig, data: TrainingData, *, origin: Origin, steps: int, matrix: ConfusionMatrix
+) -> ModelManifest:
+    """Describe the model that a run made, and all that a reader needs to repeat and to judge it.
+
+    Args:
+        config: of the run.
+        data: that it learned from.
+        origin: what it was made with.
+        steps: that led to the published weights.
+        matrix: of these weights on the validation split.
+    """
+    architecture = ARCHITECTURES[config.network.architecture]
+    return ModelManifest(
+        architecture=config.network.architecture,
+        generation=architecture.generation,
+        parameters={**architecture.parameters, **config.network.parameters},
+        upsample=architecture.upsample,
+        stride=architecture.stride,
+        palette=data.spec.palette,
+        mean=data.mean,
+        std=data.std,
+        precision="f16",
+        training_size=ImageSize(*config.augment.crop),
+        provenance={
+            "command": origin.command,
+            "code_version": origin.code,
+            "config": plain(config),
+            "started_from": origin.started_from or "random weights",
+            "torch": torch.__version__,
+            "data_fingerprint": data.fingerprint,
+            "steps": steps,
+            "validation": _scores(config, data.spec.palette.names, matrix),
+        },
+    )
+
+
+def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> Artifact:
+    """Write the artifact of a finished run and return it.
+
+    One that is there already is replaced when the new one is proven and on the disk.
+
+    Args:
+        folder: of the artifact; created.
+        network: the averaged weights, on any device.
+        manifest: without file digests. Where its precision is ``f16`` and the graph so rounded computes
+            something else, the artifact is one of ``f32``.
+
+    Raises:
+        model.errors.ArtifactError: a file of the artifact does not reproduce the network, or cannot be
+            written; or OpenVINO is not installed.
+    """
+    part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
+    try:
+        _remove(part)
+        try:
+            _write(part, network, manifest)
+        except GoldenMismatchError:
+            _remove(part)
+            _write(part, network, dataclasses.replace(manifest, precision="f32"))
+        _remove(old)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        sync(folder.parent)
+        _remove(old)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {folder}: {error}") from error
+    except ImportError as error:
+        raise ArtifactError(f"{folder} is not written: {NO_OPENVINO}") from error
+    return read_artifact(folder)
+
+
+def _write(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> None:
+    # OpenVINO is needed here only: a machine that merely trains does not have it.
+    from model.export.export import write_artifact  # noqa: PLC0415
+
+    write_artifact(folder, network, manifest)
+    for path in (folder, *folder.rglob("*")):
+        sync(path)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def code_version() -> str:
+    """Return the package's version and a digest of the sources that train: they may be ahead of it."""
+    digest = hashlib.sha256()
+    for package in ("model", "training"):
+        for source in sorted(files(package).iterdir(), key=lambda entry: entry.name):
+            if source.name.endswith(".py"):
+                digest.update(source.read_bytes())
+    try:
+        version = importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        version = "uninstalled"
+    return f"{version}+sha256.{digest.hexdigest()[:_DIGEST_DIGITS]}"
+
+
+def _scores(config: TrainingConfig, names: tuple[str, ...], matrix: ConfusionMatrix) -> dict[str, Any]:
+    precision = config.compute.precision
+    return {
+        "split": config.data.val_split,
+        "protocol": f"ss, native size, averaged weights, {precision}",
+        "miou": _rounded(matrix.miou),
+        "pixel_accuracy": _rounded(matrix.pixel_accuracy),
+        "iou": {name: _rounded(iou) for name, iou in zip(names, matrix.iou, strict=True)},
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DIGITS)
