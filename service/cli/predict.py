@@ -22,7 +22,7 @@ from service.cli.extras import import_cameras
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
 from service.client.errors import SourceError
 from service.core.errors import InvalidArgumentError, ServiceError
-from service.core.models.model_host import ServedModel
+from service.core.models.model_host import LoadedModel
 from service.core.pictures import codec
 from service.core.pictures.picture_request import Segmentation
 from service.core.pictures.segmenter import Segmenter
@@ -45,7 +45,7 @@ _IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictTask:
     """One picture, and the file that its mask goes to."""
 
     source: Path
@@ -134,7 +134,7 @@ def _predict_film(
         return {"input": str(film), "error": {"code": "undecodable_image", "message": str(error)}}
 
 
-def plan(inputs: Sequence[Path], out: Path) -> list[Job]:
+def plan(inputs: Sequence[Path], out: Path) -> list[PredictTask]:
     """Decide which mask goes where, before anything is done.
 
     Args:
@@ -149,9 +149,9 @@ def plan(inputs: Sequence[Path], out: Path) -> list[Job]:
     if not sources:
         raise typer.BadParameter(f"no pictures in {', '.join(map(str, inputs))}")
     if len(inputs) == 1 and inputs[0].is_file() and out.suffix and not out.is_dir():
-        jobs = [Job(sources[0], out)]
+        jobs = [PredictTask(sources[0], out)]
     else:
-        jobs = [Job(source, out / f"{source.stem}.png") for source in sources]
+        jobs = [PredictTask(source, out / f"{source.stem}.png") for source in sources]
     _check_targets(jobs)
     return jobs
 
@@ -162,7 +162,7 @@ def _pictures(path: Path) -> list[Path]:
     return [path]
 
 
-def _check_targets(jobs: Sequence[Job]) -> None:
+def _check_targets(jobs: Sequence[PredictTask]) -> None:
     pictures = {job.source.resolve() for job in jobs}
     owners: dict[Path, Path] = {}
     for job in jobs:
@@ -187,7 +187,7 @@ def _progress(total: int | None) -> Iterator[Callable[[], None]]:
 
 
 async def _predict_all(
-    segmenter: Segmenter, jobs: Sequence[Job], output: Output, advance: Callable[[], None]
+    segmenter: Segmenter, jobs: Sequence[PredictTask], output: Output, advance: Callable[[], None]
 ) -> list[Entry]:
     entries: dict[int, Entry] = {}
     remaining = iter(enumerate(jobs))
@@ -201,7 +201,7 @@ async def _predict_all(
     return [entries[index] for index in range(len(jobs))]
 
 
-async def _predict(segmenter: Segmenter, job: Job, output: Output) -> Entry:
+async def _predict(segmenter: Segmenter, job: PredictTask, output: Output) -> Entry:
     try:
         data = await asyncio.to_thread(_read, job.source)
         write = partial(_write, job=job, output=output)
@@ -218,7 +218,7 @@ def _read(path: Path) -> bytes:
         raise InvalidArgumentError(f"cannot be read: {error.strerror}") from error
 
 
-def _write(segmentation: Segmentation, job: Job, output: Output) -> Entry:
+def _write(segmentation: Segmentation, job: PredictTask, output: Output) -> Entry:
     label_map = segmentation.label_map
     if output == "overlay":
         encoded = codec.encode_rgb_png(codec.overlay(segmentation.image_HW3, label_map))
@@ -240,7 +240,7 @@ def _write(segmentation: Segmentation, job: Job, output: Output) -> Entry:
     }
 
 
-def _report(entries: Sequence[Entry], served: ServedModel, *, as_json: bool) -> None:
+def _report(entries: Sequence[Entry], served: LoadedModel, *, as_json: bool) -> None:
     if as_json:
         model = {"model": str(served.version), **dataclasses.asdict(served.engine)}
         typer.echo(json.dumps({**model, "images": entries}, indent=2))

@@ -94,7 +94,7 @@ def quantize_model(
         models = open_registry(settings)
         version = models.resolve(settings.models.serve[0], int8=False)
         spec = DatasetSpec.load(dataset, root=root)
-        maker = Int8Maker(
+        maker = Int8Quantizer(
             LabeledImages(spec, calibrate_on),
             LabeledImages(spec, validate_on),
             max_miou_loss,
@@ -111,7 +111,7 @@ def quantize_model(
 
 
 @dataclass(frozen=True)
-class Int8Maker:
+class Int8Quantizer:
     """Makes int8 versions that lose no more than was allowed.
 
     Args:

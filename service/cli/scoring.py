@@ -40,7 +40,7 @@ from service.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class EvaluatedModel:
     """A model on its engines, ready to be scored.
 
     Attributes:
@@ -60,7 +60,7 @@ class Candidate:
 
 
 @contextmanager
-def open_candidate(settings: Settings) -> Iterator[Candidate]:
+def open_evaluated_model(settings: Settings) -> Iterator[EvaluatedModel]:
     """Build engines for the first model of the settings: on a CPU one of one thread for each core.
 
     Threads that share a picture wait for each other, and for whoever reads the next one: with an engine a
@@ -79,7 +79,7 @@ def open_candidate(settings: Settings) -> Iterator[Candidate]:
         for one in _side_by_side(options):
             engines.append(build(one))
             stack.callback(engines[-1].close)
-        yield Candidate(version, artifact.manifest, tuple(engines))
+        yield EvaluatedModel(version, artifact.manifest, tuple(engines))
 
 
 def _side_by_side(options: EngineOptions) -> list[EngineOptions]:
@@ -89,7 +89,7 @@ def _side_by_side(options: EngineOptions) -> list[EngineOptions]:
 
 
 def evaluate_split(
-    candidate: Candidate,
+    candidate: EvaluatedModel,
     pictures: LabeledImages,
     protocol: Protocol,
     *,
@@ -127,7 +127,7 @@ def evaluate_split(
 
 
 def show_worst(
-    candidate: Candidate,
+    candidate: EvaluatedModel,
     pictures: LabeledImages,
     protocol: Protocol,
     report: EvaluationReport,
@@ -153,7 +153,7 @@ def show_worst(
 
 
 def _outcomes(
-    candidate: Candidate, pictures: LabeledImages, protocol: Protocol, *, skip_broken: bool
+    candidate: EvaluatedModel, pictures: LabeledImages, protocol: Protocol, *, skip_broken: bool
 ) -> Iterator[ScoredImage | SkippedImage]:
     """Score the pictures, one in each engine and as many waiting; in their order."""
     free: SimpleQueue[InferenceEngine] = SimpleQueue()
@@ -191,7 +191,7 @@ def _ahead(
     yield from waiting
 
 
-def _check_classes(candidate: Candidate, pictures: LabeledImages) -> None:
+def _check_classes(candidate: EvaluatedModel, pictures: LabeledImages) -> None:
     known, labelled = candidate.manifest.palette.names, pictures.spec.palette.names
     if known == labelled:
         return
@@ -211,7 +211,7 @@ def _fingerprint(pictures: LabeledImages, *, skip_broken: bool) -> str | None:
 
 
 def _context(
-    candidate: Candidate,
+    candidate: EvaluatedModel,
     pictures: LabeledImages,
     protocol: Protocol,
     fingerprint: str | None,

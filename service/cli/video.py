@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from model.labels import UInt8Array
 from model.pictures.preprocess import size_of
-from service.client.cameras import FilmWriter, Shot, shots
+from service.client.cameras import CameraFrame, FilmWriter, source_frames
 from service.client.errors import SourceError
 from service.core.pictures import codec
 from service.core.pictures.picture_request import Segmentation
@@ -71,10 +71,10 @@ async def predict_film(
 
 async def _answers(
     segmenter: Segmenter, source: Path, output: str, *, as_pixels: bool
-) -> AsyncIterator[tuple[Shot, Any]]:
+) -> AsyncIterator[tuple[CameraFrame, Any]]:
     """Yield each picture with what becomes of it, in order, a few of them under way at the same time."""
-    film = shots(str(source))
-    under_way: deque[tuple[Shot, asyncio.Task[Any]]] = deque()
+    film = source_frames(str(source))
+    under_way: deque[tuple[CameraFrame, asyncio.Task[Any]]] = deque()
     try:
         while (shot := await asyncio.to_thread(next, film, None)) is not None:
             task = asyncio.create_task(_answer(segmenter, shot, output, as_pixels=as_pixels))
@@ -90,7 +90,7 @@ async def _answers(
             answering.cancel()
 
 
-async def _answer(segmenter: Segmenter, shot: Shot, output: str, *, as_pixels: bool) -> Any:
+async def _answer(segmenter: Segmenter, shot: CameraFrame, output: str, *, as_pixels: bool) -> Any:
     deadline_s = time.monotonic() + _PATIENCE_S
     pixels = shot.image_HW3.tobytes()
     encode = partial(_painted if as_pixels else _png, output=output)

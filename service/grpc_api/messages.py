@@ -14,7 +14,7 @@ from model.errors import InvalidReferenceError
 from model.labels import MAX_CLASSES, ClassPalette, LabelMap
 from model.pictures.preprocess import ImageSize, size_of
 from service.core.errors import EmptyBodyError, InvalidArgumentError, PayloadTooLargeError
-from service.core.models.model_host import ServedModel
+from service.core.models.model_host import LoadedModel
 from service.core.pictures import codec
 from service.core.pictures.picture_request import Segmentation
 from service.core.pictures.segmenter import Segmenter
@@ -232,7 +232,7 @@ def class_infos(palette: ClassPalette) -> list[wire.ClassInfo]:
     ]
 
 
-def model_info(served: ServedModel) -> wire.ModelInfo:
+def model_info(served: LoadedModel) -> wire.ModelInfo:
     """Describe a version that is served."""
     return wire.ModelInfo(
         name=served.version.name,

@@ -11,11 +11,11 @@ from itertools import count
 
 from service.core.deadline import within
 from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
-from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.model_host import LoadedModel, ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
-from service.core.streams.frame_stream import FrameTurns
-from service.grpc_api.edge import Call, Context, Edge
+from service.core.streams.frame_stream import StreamTurns
+from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segmented
 from service.grpc_api.streams import FrameStream, MessageT, StreamLimits, StreamTools, next_message
@@ -75,9 +75,9 @@ class Servicer:
         self._host = host
         self._metrics = metrics
         self._options = options
-        self._edge = Edge(options.key_digests, metrics, max_calls=options.max_calls)
+        self._edge = GrpcEdge(options.key_digests, metrics, max_calls=options.max_calls)
         self._room = MemoryBudget(options.max_image_bytes_in_flight)
-        turns = FrameTurns(options.frames_at_once, options.film_frames_at_once)
+        turns = StreamTurns(options.frames_at_once, options.film_frames_at_once)
         self._tools = StreamTools(segmenter, turns, self._room, metrics, options.streams)
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
@@ -171,7 +171,7 @@ class Servicer:
             mask=encoded.mask, model=version.name, version=version.number, timings=encoded.timings
         )
 
-    def _find(self, target: Target, call: Call) -> ServedModel:
+    def _find(self, target: Target, call: Call) -> LoadedModel:
         served = self._host.find(target.name, target.number)
         call.served = served.version.name, served.version.number
         return served

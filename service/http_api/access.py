@@ -91,7 +91,7 @@ class Policy(Protocol):
         ...
 
 
-class Gate:
+class AccessCheck:
     """Refuses what the policy refuses, before any route is looked for.
 
     Args:

@@ -9,15 +9,15 @@ from starlette.types import ASGIApp
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.pictures.segmenter import Segmenter
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 from service.http_api import problems
-from service.http_api.access import AccessPolicy, Gate
+from service.http_api.access import AccessCheck, AccessPolicy
 from service.http_api.docs import add_docs
-from service.http_api.edge import Edge
+from service.http_api.edge import HttpEdge
 from service.http_api.foundation import problem_app
 from service.http_api.health import health_router
 from service.http_api.models import models_router
-from service.http_api.segment.overload import Turnstile
+from service.http_api.segment.overload import OverloadCheck
 from service.http_api.segment.segment import SegmentEndpoint, SegmentOptions, segment_router
 from service.telemetry import Metrics
 
@@ -39,7 +39,7 @@ def create_app(
     segmenter: Segmenter,
     host: ModelHost,
     *,
-    lifecycle: Lifecycle,
+    lifecycle: Readiness,
     metrics: Metrics,
     options: HttpOptions,
     scoreboard: Scoreboard | None = None,
@@ -61,7 +61,7 @@ def create_app(
     app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
     add_docs(app)
-    turnstile = Turnstile(
+    turnstile = OverloadCheck(
         app,
         endpoint,
         segmenter,
@@ -69,7 +69,7 @@ def create_app(
         default_timeout_s=options.segment.default_timeout_s,
         access=options.access,
     )
-    return Edge(Gate(turnstile, options.access), lifecycle, metrics)
+    return HttpEdge(AccessCheck(turnstile, options.access), lifecycle, metrics)
 
 
 _INTRODUCTION = """

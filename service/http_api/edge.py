@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core.errors import DrainingError, RequestTooSlowError
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 from service.http_api.exchange import Exchange
 from service.http_api.problems import CLIENT_CLOSED_CODE, problem
 from service.telemetry import Metrics
@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 PROBE_PATHS = frozenset({"/livez", "/readyz", "/startupz"})
 
 
-class Edge:
+class HttpEdge:
     """Wraps an ASGI application; plain ASGI, so that a client that leaves is seen by the handler.
 
     Args:
@@ -29,7 +29,7 @@ class Edge:
         metrics: counts the answers.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Readiness, metrics: Metrics) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._metrics = metrics

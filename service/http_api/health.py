@@ -6,11 +6,11 @@ from fastapi import APIRouter
 
 from service.core.errors import DrainingError, LoadingError, NoWorkerError
 from service.core.models.model_host import ModelHost
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 from service.http_api.documents import ProbeDocument, ReadinessDocument, engine_document
 
 
-def health_router(host: ModelHost, lifecycle: Lifecycle) -> APIRouter:
+def health_router(host: ModelHost, lifecycle: Readiness) -> APIRouter:
     """Return the routes ``/livez``, ``/startupz`` and ``/readyz``; they need no key.
 
     Args:

@@ -30,7 +30,7 @@ _RESNET_STEM = "layer1.0.conv1.weight"
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class FinetuneSource:
     """Weights that a run may begin with.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Adoption:
+class AdoptedWeights:
     """Which weights a network took over.
 
     Attributes:
@@ -72,7 +72,7 @@ class Adoption:
         ]
 
 
-def find_source(reference: str, registry: ModelRegistry) -> Source:
+def find_source(reference: str, registry: ModelRegistry) -> FinetuneSource:
     """Read the weights that a user names.
 
     Args:
@@ -87,12 +87,12 @@ def find_source(reference: str, registry: ModelRegistry) -> Source:
     if (path / MANIFEST_FILE).is_file():
         return _of_artifact(read_artifact(path), reference)
     if path.is_file():
-        return Source(reference, _renamed(read_checkpoint(path)))
+        return FinetuneSource(reference, _renamed(read_checkpoint(path)))
     version = registry.resolve(reference, int8=False)
     return _of_artifact(registry.open(version), str(version))
 
 
-def adopt(network: SegmentationNetwork, source: Source) -> Adoption:
+def adopt(network: SegmentationNetwork, source: FinetuneSource) -> AdoptedWeights:
     """Copy every weight that has a place of its own shape in the network.
 
     Args:
@@ -108,7 +108,7 @@ def adopt(network: SegmentationNetwork, source: Source) -> Adoption:
         raise FinetuneError(f"no weight of {source.origin} fits the network")
     for key, value in fitting.items():
         own[key].copy_(value)
-    return Adoption(
+    return AdoptedWeights(
         loaded=tuple(key for key in own if key in fitting),
         reinitialised=tuple(
             (key, _reason(value, source.state.get(key))) for key, value in own.items() if key not in fitting
@@ -117,10 +117,10 @@ def adopt(network: SegmentationNetwork, source: Source) -> Adoption:
     )
 
 
-def _of_artifact(artifact: Artifact, origin: str) -> Source:
+def _of_artifact(artifact: Artifact, origin: str) -> FinetuneSource:
     artifact.verify()
     state = unpacked(safetensors.torch.load(artifact.read(WEIGHTS_FILE)))
-    return Source(origin, state, (artifact.manifest.mean, artifact.manifest.std))
+    return FinetuneSource(origin, state, (artifact.manifest.mean, artifact.manifest.std))
 
 
 def _fits(value: Tensor, place: Tensor | None) -> bool:

@@ -55,7 +55,7 @@ from service.core.jobs.evaluation_job import (
     JobResult,
     JsonObject,
 )
-from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.model_host import LoadedModel, ModelHost
 
 _STEP_PIXELS = 16 << 20
 """Of the network's input; 2 to 5 seconds on the processors this was tried on."""
@@ -237,7 +237,7 @@ class HostedEvaluation:
         self._stopping.set()
 
     @contextmanager
-    def _working_with(self, version: ModelVersion) -> Iterator[ServedModel]:
+    def _working_with(self, version: ModelVersion) -> Iterator[LoadedModel]:
         """Have a version loaded; it stays so for the next call."""
         with self._working:
             if self._host is None:
@@ -274,7 +274,7 @@ class HostedEvaluation:
             return self._open(request)
         return data
 
-    def _pins(self, served: ServedModel, data: _Data) -> JsonObject:
+    def _pins(self, served: LoadedModel, data: _Data) -> JsonObject:
         engine = served.engine
         return {
             "engine": engine.engine,
@@ -285,7 +285,7 @@ class HostedEvaluation:
             **data.pins,
         }
 
-    def _check_pins(self, plan: JobPlan, served: ServedModel, data: _Data) -> None:
+    def _check_pins(self, plan: JobPlan, served: LoadedModel, data: _Data) -> None:
         for key, value in self._pins(served, data).items():
             if value != plan.pins.get(key):
                 _log.warning("job began elsewhere", pin=key, began_with=plan.pins.get(key), here=value)
@@ -301,7 +301,7 @@ class HostedEvaluation:
             reading = self._pool.submit(pictures.__getitem__, index + 1) if index + 1 in images else None
             yield index, pair
 
-    def _labels(self, image_HW3: UInt8Array, protocol: Protocol, served: ServedModel) -> UInt8Array:
+    def _labels(self, image_HW3: UInt8Array, protocol: Protocol, served: LoadedModel) -> UInt8Array:
         def infer(images_NHW3: PixelArray) -> Float32Array:
             if self._stopping.is_set():
                 raise JobInterruptedError
@@ -312,7 +312,7 @@ class HostedEvaluation:
         return segment(image_HW3, protocol, infer, served.manifest, executor=self._pool)
 
     def _shown(
-        self, index: int, pictures: LabeledImages, request: JobRequest, served: ServedModel
+        self, index: int, pictures: LabeledImages, request: JobRequest, served: LoadedModel
     ) -> ShownImage:
         image_HW3, truth_HW = pictures[index]
         guess_HW = self._labels(image_HW3, find_protocol(request.protocol), served)
@@ -341,7 +341,7 @@ def _job_errors() -> Iterator[None]:
         raise JobError(str(error)) from error
 
 
-def _check_classes(served: ServedModel, pictures: LabeledImages) -> None:
+def _check_classes(served: LoadedModel, pictures: LabeledImages) -> None:
     known, labelled = served.manifest.palette.names, pictures.spec.palette.names
     if len(known) != len(labelled):
         raise JobError(f"{served.version} has {len(known)} classes, {pictures.spec.name} has {len(labelled)}")
@@ -391,7 +391,7 @@ def _report(
     request: JobRequest,
     plan: JobPlan,
     counts: Sequence[JsonObject],
-    served: ServedModel,
+    served: LoadedModel,
     pictures: LabeledImages,
 ) -> EvaluationReport:
     evaluator = Evaluator(pictures.spec.palette, total=plan.images)
@@ -403,7 +403,7 @@ def _report(
     return evaluator.report(_context(request, plan, served))
 
 
-def _context(request: JobRequest, plan: JobPlan, served: ServedModel) -> EvaluationContext:
+def _context(request: JobRequest, plan: JobPlan, served: LoadedModel) -> EvaluationContext:
     return EvaluationContext(
         model=str(served.version),
         weights=plan.pins["weights"],

@@ -22,7 +22,7 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
 from service.core.errors import ConflictError, LoadingError, ModelNotFoundError, VersionNotFoundError
-from service.core.scheduling.dispatcher import Answer, InferenceWorker, Reservation
+from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
 from service.core.scheduling.scheduler import Lane
 from service.telemetry import Metrics, ModelLabels
 
@@ -33,7 +33,7 @@ _WARM_SIZES = 8
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class LoadedModel:
     """One version that is loaded and has proved itself."""
 
     version: ModelVersion
@@ -52,14 +52,14 @@ class ModelHost:
         metrics: told of versions that come and go.
     """
 
-    def __init__(self, worker: InferenceWorker, metrics: Metrics | None = None) -> None:
+    def __init__(self, worker: Dispatcher, metrics: Metrics | None = None) -> None:
         self._worker = worker
         self._metrics = metrics or Metrics()
         self._changed = threading.Condition(threading.RLock())
         self._loading = threading.Lock()  # one at a time: compilers take all cores
         self._meant: dict[str, ModelVersion] = {}  # by the bare name; the first is the default model
         self._expected: list[ModelVersion] = []
-        self._loaded: dict[ModelVersion, ServedModel] = {}
+        self._loaded: dict[ModelVersion, LoadedModel] = {}
         self._borrowed: set[ModelVersion] = set()  # of the loaded ones: those that nobody else asked for
         self._holders: Counter[ModelVersion] = Counter()
         self._sizes: dict[ImageSize, None] = {}  # the latest comes last
@@ -72,7 +72,7 @@ class ModelHost:
             return bool(self._loaded) and all_loaded and self._worker.is_ready
 
     @property
-    def models(self) -> tuple[ServedModel, ...]:
+    def models(self) -> tuple[LoadedModel, ...]:
         """What is loaded: the default model first, and of each model first what its bare name means."""
         with self._changed:
             rank = {name: i for i, name in enumerate(self._meant)}
@@ -86,7 +86,7 @@ class ModelHost:
             if version not in self._expected:
                 self._expected.append(version)
 
-    def load(self, version: ModelVersion, artifact: Artifact) -> ServedModel:
+    def load(self, version: ModelVersion, artifact: Artifact) -> LoadedModel:
         """Load a version beside those that are served; takes seconds, in which all go on being answered.
 
         Its engine is built, reproduces the golden sample, and runs once at each picture size in use. From
@@ -178,7 +178,7 @@ class ModelHost:
         self._metrics.model_unloaded(_labels(served))
         _log.info("model unloaded", model=str(version))
 
-    def find(self, name: str | None = None, number: int | None = None) -> ServedModel:
+    def find(self, name: str | None = None, number: int | None = None) -> LoadedModel:
         """Return the served version that a request means.
 
         Args:
@@ -204,7 +204,7 @@ class ModelHost:
             return self._served(version)
 
     @contextmanager
-    def hold(self, name: str | None = None, number: int | None = None) -> Iterator[ServedModel]:
+    def hold(self, name: str | None = None, number: int | None = None) -> Iterator[LoadedModel]:
         """Return what ``find`` returns, and keep it loaded until the context is left.
 
         Raises:
@@ -219,7 +219,7 @@ class ModelHost:
             self._let_go(served.version)
 
     @contextmanager
-    def hold_loaded(self, version: ModelVersion) -> Iterator[ServedModel]:
+    def hold_loaded(self, version: ModelVersion) -> Iterator[LoadedModel]:
         """Return a loaded version, borrowed or served, and keep it loaded until the context is left.
 
         Raises:
@@ -356,7 +356,7 @@ class ModelHost:
         """Answer what waits, then free the device."""
         self._worker.close()
 
-    def _load(self, version: ModelVersion, artifact: Artifact, *, is_borrowed: bool = False) -> ServedModel:
+    def _load(self, version: ModelVersion, artifact: Artifact, *, is_borrowed: bool = False) -> LoadedModel:
         with self._changed:
             if version in self._loaded:
                 if not is_borrowed:
@@ -366,7 +366,7 @@ class ModelHost:
         started_s = time.monotonic()
         engine = self._worker.load(version, artifact, sizes)
         seconds = time.monotonic() - started_s
-        served = ServedModel(version, artifact.manifest, engine)
+        served = LoadedModel(version, artifact.manifest, engine)
         with self._changed:
             self._loaded[version] = served
             if is_borrowed:
@@ -389,13 +389,13 @@ class ModelHost:
     def _is_meant(self, version: ModelVersion) -> bool:
         return self._meant.get(version.name) == version
 
-    def _served(self, version: ModelVersion) -> ServedModel:
+    def _served(self, version: ModelVersion) -> LoadedModel:
         if version not in self._loaded:
             raise VersionNotFoundError(f"{version} is not served")
         return self._loaded[version]
 
 
-def _labels(served: ServedModel) -> ModelLabels:
+def _labels(served: LoadedModel) -> ModelLabels:
     version, engine = served.version, served.engine
     return ModelLabels(version.name, version.number, engine.engine, engine.device, engine.precision)
 

@@ -22,10 +22,10 @@ from model.labels import LabelMap, UInt8Array
 from model.pictures.image import ImageHeader
 from model.pictures.preprocess import ImageSize, PreparedImage, size_of
 from service.core.errors import BusyError, DeadlineExceededError, DrainingError
-from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.model_host import LoadedModel, ModelHost
 from service.core.scheduling.dispatcher import Answer, Reservation
-from service.core.scheduling.latency_model import Pace
-from service.core.scheduling.memory_budget import MemoryBudget, Place
+from service.core.scheduling.latency_model import LatencyModel
+from service.core.scheduling.memory_budget import MemoryBudget, MemoryReservation
 from service.core.scheduling.scheduler import Lane
 from service.telemetry import CpuStage, Metrics, Stage
 
@@ -87,7 +87,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Order:
+class RequestOrder:
     """What a user wants of a picture.
 
     Attributes:
@@ -99,7 +99,7 @@ class Order:
         answered: called in the event loop with what the device made of it; None = nobody wants to know.
     """
 
-    served: ServedModel
+    served: LoadedModel
     deadline_s: float
     encode_bytes: int
     lane: Lane
@@ -107,11 +107,11 @@ class Order:
     answered: Callable[[Answer], None] | None = None
 
 
-class EncodingPace:
+class EncodingLatency:
     """How long before a deadline labels must be there, by how long encoding took lately; thread-safe."""
 
     def __init__(self) -> None:
-        self._pace = Pace()
+        self._pace = LatencyModel()
         self._lock = threading.Lock()
 
     def learn(self, *, pixels: int, duration_s: float) -> None:
@@ -141,7 +141,7 @@ def _at_most_half(encode_s: float, deadline_s: float) -> float:
 
 
 @dataclass(frozen=True)
-class PassageTools:
+class PictureRequestTools:
     """What all pictures share.
 
     Attributes:
@@ -158,7 +158,7 @@ class PassageTools:
     max_infer_pixels: int
     budget: MemoryBudget
     metrics: Metrics
-    encoding: EncodingPace
+    encoding: EncodingLatency
 
 
 @dataclass(eq=False)
@@ -166,7 +166,7 @@ class _Held:
     """What a picture has taken so far."""
 
     reservation: Reservation | None = None
-    place: Place | None = None
+    place: MemoryReservation | None = None
     picture: Picture | None = None
     answering: Future[Answer] | None = None
     answer: Answer | None = None
@@ -179,7 +179,7 @@ class _Held:
             self.answering.cancel()
 
 
-class Passage(Generic[EncodedT]):
+class PictureRequest(Generic[EncodedT]):
     """The way of one picture: its header is read, then all of it, it is answered, and the answer encoded.
 
     Whoever ends a step starts the next one, in whatever thread that is, without waking the event loop in
@@ -197,8 +197,8 @@ class Passage(Generic[EncodedT]):
 
     def __init__(
         self,
-        tools: PassageTools,
-        order: Order,
+        tools: PictureRequestTools,
+        order: RequestOrder,
         peek: Callable[[], ImageHeader],
         read: Callable[[], Picture],
         encode: Callable[[Segmentation], EncodedT],

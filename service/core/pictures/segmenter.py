@@ -25,14 +25,14 @@ from service.core.errors import (
     UndecodableImageError,
     UnsupportedMediaError,
 )
-from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.model_host import LoadedModel, ModelHost
 from service.core.pictures.picture_request import (
     EncodedT,
-    EncodingPace,
-    Order,
-    Passage,
-    PassageTools,
+    EncodingLatency,
     Picture,
+    PictureRequest,
+    PictureRequestTools,
+    RequestOrder,
     Segmentation,
 )
 from service.core.scheduling.dispatcher import Answer
@@ -99,13 +99,13 @@ class Segmenter:
     ) -> None:
         self._host = host
         self._limits = limits or SegmenterLimits()
-        self._tools = PassageTools(
+        self._tools = PictureRequestTools(
             host=host,
             pool=pool,
             max_infer_pixels=self._limits.max_infer_pixels,
             budget=MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT),
             metrics=metrics or Metrics(),
-            encoding=EncodingPace(),
+            encoding=EncodingLatency(),
         )
 
     def check(self, version: ModelVersion, *, deadline_s: float, source: str | None = None) -> None:
@@ -174,7 +174,7 @@ class Segmenter:
             InternalError: the engine failed.
         """
         with self._host.hold(model, version) as served:
-            order = Order(served, deadline_s, encode_bytes, lane, source, answered)
+            order = RequestOrder(served, deadline_s, encode_bytes, lane, source, answered)
             peek = partial(_peek_header, data, self._limits.image)
             read = partial(_read, data, self._limits.image, self._prepare(served))
             async with self._passage(order, peek, read, encode) as encoded:
@@ -222,7 +222,7 @@ class Segmenter:
         """
         with self._host.hold(model, version) as served:
             _check_pixels(data, size, self._limits.image)
-            order = Order(served, deadline_s, encode_bytes, lane, source, answered)
+            order = RequestOrder(served, deadline_s, encode_bytes, lane, source, answered)
             header = ImageHeader(size, _RAW_BYTES * size.pixels)
             read = partial(_wrap, data, size, self._prepare(served), bgr=bgr)
             async with self._passage(order, lambda: header, read, encode) as encoded:
@@ -231,18 +231,18 @@ class Segmenter:
     @asynccontextmanager
     async def _passage(
         self,
-        order: Order,
+        order: RequestOrder,
         peek: Callable[[], ImageHeader],
         read: Callable[[], Picture],
         encode: Callable[[Segmentation], EncodedT],
     ) -> AsyncIterator[EncodedT]:
-        passage = Passage(self._tools, order, peek, read, encode)
+        passage = PictureRequest(self._tools, order, peek, read, encode)
         try:
             yield await passage.encoded()
         finally:
             passage.leave()
 
-    def _prepare(self, served: ServedModel) -> _Prepare:
+    def _prepare(self, served: LoadedModel) -> _Prepare:
         preprocess, max_pixels = served.manifest.preprocess, self._limits.max_infer_pixels
         spec = dataclasses.replace(preprocess, max_infer_pixels=max_pixels)
         return partial(spec.prepare, canvas=self._host.canvas)

@@ -20,7 +20,15 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import Job, LabelJob, Outcome, Output, Report, Runner, ScoreJob
+from service.core.device.batch_job import (
+    BatchJob,
+    BatchOutput,
+    BatchReport,
+    LabelBatchJob,
+    Outcome,
+    Runner,
+    ScoreBatchJob,
+)
 from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
 from service.core.errors import (
     BusyError,
@@ -39,11 +47,11 @@ from service.core.scheduling.scheduler import (
     Batch,
     BatchKey,
     BatchLimits,
-    DynamicBatcher,
     Item,
     Lane,
+    Scheduler,
 )
-from service.core.scheduling.utilization import BusyMeter
+from service.core.scheduling.utilization import UtilizationMeter
 from service.telemetry import Metrics
 
 _MADE_OF_OUTCOME: Mapping[Outcome, Callable[[], ServiceError]] = MappingProxyType(
@@ -103,7 +111,7 @@ Reservation = _Item
 """A place for a picture that is still to be read; whoever cancels its future gives it back."""
 
 
-class InferenceWorker:
+class Dispatcher:
     """Queues pictures, hands batches to a runner, and settles what becomes of them; thread-safe.
 
     An item that fails fails alone. Cancelled and expired items never reach the engine. When the runner loses
@@ -130,7 +138,7 @@ class InferenceWorker:
         self._limits = limits or BatchLimits()
         self._metrics = metrics or Metrics()
         self._clock = clock
-        self._batcher: DynamicBatcher[_Work, Any] = DynamicBatcher(max_waiting)
+        self._batcher: Scheduler[_Work, Any] = Scheduler(max_waiting)
         self._quarantine = Quarantine()
         self._running: dict[int, _Batch] = {}
         self._outstanding: dict[ModelVersion, int] = {}  # items of each version that is loaded
@@ -140,7 +148,7 @@ class InferenceWorker:
         self._closing = False
         # Reentrant: whoever hears of an answer may ask the next question at once.
         self._changed = threading.Condition(threading.RLock())
-        self._busy = BusyMeter()
+        self._busy = UtilizationMeter()
         self._metrics.watch(queue_depth=lambda: len(self._batcher), busy_ratio=self._busy_ratio)
         runner.open(self)
 
@@ -305,7 +313,7 @@ class InferenceWorker:
             self._is_ready, self._outage_s = True, 0.0
             self._dispatch()
 
-    def done(self, token: int, report: Report, outputs: Sequence[Output]) -> None:
+    def done(self, token: int, report: BatchReport, outputs: Sequence[BatchOutput]) -> None:
         """Hear from the runner what became of a batch."""
         with self._changed:
             batch = self._end(token, report)
@@ -386,14 +394,14 @@ class InferenceWorker:
             self._running[token] = batch
             self._runner.run(token, _job(batch))
 
-    def _end(self, token: int, report: Report | None = None) -> _Batch:
+    def _end(self, token: int, report: BatchReport | None = None) -> _Batch:
         batch = self._running.pop(token)
         self._batcher.finish(batch, now_s=self._clock(), duration_s=_duration_s(report))
         self._changed.notify_all()
         return batch
 
 
-def _duration_s(report: Report | None) -> float | None:
+def _duration_s(report: BatchReport | None) -> float | None:
     """Return what can be learnt: a batch of which a part failed or was left out says nothing about time."""
     if report is None or any(outcome is not Outcome.ANSWERED for outcome in report.outcomes):
         return None
@@ -408,16 +416,16 @@ def _padding_ratio(batch: _Batch) -> float:
     return 1 - content / batch.pixels
 
 
-def _job(batch: _Batch) -> Job:
+def _job(batch: _Batch) -> BatchJob:
     work = batch.items[0].work
     deadlines_s = [item.deadline_s for item in batch.items]
     if isinstance(work, _Scores):
-        return ScoreJob(work.version, work.images_NHW3, work.raw_shape, deadlines_s[0], batch.expected_s)
+        return ScoreBatchJob(work.version, work.images_NHW3, work.raw_shape, deadlines_s[0], batch.expected_s)
     images = [item.work.image for item in batch.items if isinstance(item.work, _Picture)]
-    return LabelJob(work.version, images, deadlines_s, batch.expected_s)
+    return LabelBatchJob(work.version, images, deadlines_s, batch.expected_s)
 
 
-def _answer(item: _Item, report: Report, output: Any) -> Answer | Float32Array:
+def _answer(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Array:
     if isinstance(item.work, _Scores):
         scores: Float32Array = output
         return scores

@@ -18,7 +18,7 @@ _SLOWEST_SMOOTHING = 0.02
 """Weight of the newest deviation, once there are many."""
 
 
-class Pace:
+class LatencyModel:
     """Duration of a batch as ``a * pixels + b``, where a and b follow what was measured lately.
 
     For a size of batch that was measured itself, its own typical duration counts instead: no device is a

@@ -21,7 +21,7 @@ _SMALL_SHARE = 16
 
 
 @dataclass(eq=False)
-class Place:
+class MemoryReservation:
     """Room for one picture, taken or waited for.
 
     Attributes:
@@ -43,7 +43,7 @@ class _Lane:
 
     max_bytes: int
     taken_bytes: int = 0
-    line: deque[Place] = field(default_factory=deque)
+    line: deque[MemoryReservation] = field(default_factory=deque)
 
 
 class MemoryBudget:
@@ -66,7 +66,7 @@ class MemoryBudget:
         self._large = _Lane(max_bytes - self._reserved_bytes)
         self._lock = threading.Lock()
 
-    def ask(self, num_bytes: int, granted: Callable[[], None]) -> Place:
+    def ask(self, num_bytes: int, granted: Callable[[], None]) -> MemoryReservation:
         """Take room, or get in line for it.
 
         Args:
@@ -78,7 +78,7 @@ class MemoryBudget:
             What to give back to ``release``, be the room there or not.
         """
         lane = self._lane_of(num_bytes)
-        place = Place(min(num_bytes, lane.max_bytes), granted)
+        place = MemoryReservation(min(num_bytes, lane.max_bytes), granted)
         with self._lock:
             lane.line.append(place)
             others = [other for other in self._advance() if other is not place]
@@ -86,7 +86,7 @@ class MemoryBudget:
         _grant(others)
         return place
 
-    async def acquire(self, num_bytes: int, *, timeout_s: float) -> Place:
+    async def acquire(self, num_bytes: int, *, timeout_s: float) -> MemoryReservation:
         """Wait for room.
 
         Args:
@@ -110,7 +110,7 @@ class MemoryBudget:
                 raise
         return place
 
-    def release(self, place: Place) -> None:
+    def release(self, place: MemoryReservation) -> None:
         """Give room back, or leave the line; the next ones go ahead."""
         lane = self._lane_of(place.num_bytes)
         with self._lock:
@@ -129,10 +129,10 @@ class MemoryBudget:
     def _lane_of(self, num_bytes: int) -> _Lane:
         return self._small if num_bytes <= self._small_bytes else self._large
 
-    def _advance(self) -> list[Place]:
+    def _advance(self) -> list[MemoryReservation]:
         return [*self._advance_lane(self._large), *self._advance_lane(self._small)]
 
-    def _advance_lane(self, lane: _Lane) -> list[Place]:
+    def _advance_lane(self, lane: _Lane) -> list[MemoryReservation]:
         granted = []
         while lane.line and self._has_room(lane, lane.line[0].num_bytes):
             place = lane.line.popleft()
@@ -148,7 +148,7 @@ class MemoryBudget:
         return is_in_budget and lane.taken_bytes + num_bytes <= lane_bytes
 
 
-def _grant(places: list[Place]) -> None:
+def _grant(places: list[MemoryReservation]) -> None:
     for place in places:
         place.granted()
 

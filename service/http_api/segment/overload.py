@@ -27,7 +27,7 @@ _TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 _MILLISECONDS = re.compile(rb"[0-9]{1,6}")
 
 
-class Turnstile:
+class OverloadCheck:
     """Answers 429 to pictures that could not be answered in time, and hands the others on past the framework.
 
     At ten times what a device can do refusals are nine of ten requests, and what they take is missing to

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service.core.errors import ServiceError
-from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.model_host import LoadedModel, ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
 from service.http_api.documents import SegmentationDocument
@@ -24,7 +24,7 @@ from service.http_api.segment.body import BodyLimits, read_picture
 from service.http_api.segment.body_budget import (
     DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT,
     DEFAULT_MAX_BODY_BYTES_IN_FLIGHT,
-    BodyRoom,
+    BodyBudget,
 )
 from service.http_api.segment.form import FILE_FIELD
 from service.http_api.segment.negotiation import JPEG, NPY, PNG, RAW, negotiate
@@ -76,7 +76,7 @@ class SegmentEndpoint:
         self._segmenter = segmenter
         self._host = host
         self._options = options
-        self._room = BodyRoom(options.max_body_bytes_in_flight, options.body)
+        self._room = BodyBudget(options.max_body_bytes_in_flight, options.body)
         self._unsent = MemoryBudget(options.max_answer_bytes_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +116,7 @@ class SegmentEndpoint:
         with self._host.hold(model, version) as served:
             return await self._answer_with(served, request, query)
 
-    async def _answer_with(self, served: ServedModel, request: Request, query: SegmentQuery) -> Response:
+    async def _answer_with(self, served: LoadedModel, request: Request, query: SegmentQuery) -> Response:
         """Refuse by the head alone what can be; then receive the body, and stop when the client leaves."""
         refuse_repeats(request)
         exchange = Exchange.of(request.scope)

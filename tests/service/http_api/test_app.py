@@ -21,11 +21,11 @@ from structlog.testing import LogCapture
 
 from model.artifacts.manifest import ModelVersion
 from service.core.keys import key_digests
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.docs import docs_page
-from service.http_api.edge import Edge
+from service.http_api.edge import HttpEdge
 from service.http_api.problems import STATUS_OF_CODE
 from service.telemetry import Metrics, ModelLabels
 
@@ -98,7 +98,7 @@ async def test_a_defect_of_the_application_is_logged_once_and_survived(log: LogC
     async def broken(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise RuntimeError("broken")
 
-    await Edge(broken, Lifecycle(), Metrics())(
+    await HttpEdge(broken, Readiness(), Metrics())(
         {"type": "http", "method": "GET", "path": "/", "headers": []}, _never_called, _never_called
     )
     assert [entry["event"] for entry in log.entries] == ["request failed", "request"]
@@ -128,7 +128,7 @@ async def test_a_client_does_not_wait_for_the_log(log: LogCapture) -> None:
                 lambda: lines_at_the_end_of_the_turn.append(len(request_lines(log)))
             )
 
-    edge = Edge(Response("answer"), Lifecycle(), Metrics())
+    edge = HttpEdge(Response("answer"), Readiness(), Metrics())
     await edge({"type": "http", "method": "GET", "path": "/", "headers": []}, _never_called, send)
     assert lines_at_the_end_of_the_turn == [0]
     assert len(request_lines(log)) == 1

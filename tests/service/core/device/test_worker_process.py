@@ -27,7 +27,7 @@ from model.errors import GoldenMismatchError
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.engine import EngineUnavailableError
 from service.core.device.restart_policy import RestartPolicy
-from service.core.device.worker_connection import WorkerLife
+from service.core.device.worker_connection import WorkerConnection
 from service.core.errors import (
     BusyError,
     ModelOutputInvalidError,
@@ -170,7 +170,7 @@ def test_a_picture_that_kills_two_workers_is_not_tried_a_third_time(site: Worker
 def test_what_does_not_speak_like_a_worker_is_replaced(site: WorkerSite, kind: str) -> None:
     lives = len(site.lives)
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    impostor = WorkerLife("nonsense_worker", [kind], environment)
+    impostor = WorkerConnection("nonsense_worker", [kind], environment)
     site.before.append(lambda: impostor)
     site.kill()
     if kind == "silence":
@@ -182,7 +182,7 @@ def test_what_does_not_speak_like_a_worker_is_replaced(site: WorkerSite, kind: s
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(site: WorkerSite) -> None:
-    def fail() -> WorkerLife:
+    def fail() -> WorkerConnection:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     lives = len(site.lives)

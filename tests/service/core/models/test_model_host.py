@@ -17,7 +17,7 @@ from model.errors import GoldenMismatchError
 from model.pictures.preprocess import PreparedImage, size_of
 from service.core.device.device import Device
 from service.core.device.engine import EngineOptions
-from service.core.device.in_process import LocalRunner
+from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     ConflictError,
     DrainingError,
@@ -26,7 +26,7 @@ from service.core.errors import (
     VersionNotFoundError,
 )
 from service.core.models.model_host import ModelHost
-from service.core.scheduling.dispatcher import InferenceWorker
+from service.core.scheduling.dispatcher import Dispatcher
 
 ARTIFACT = Artifact(Path("nowhere"), FAKE_MANIFEST)
 CITY_1, CITY_2, ROAD_1 = ModelVersion("city", 1), ModelVersion("city", 2), ModelVersion("road", 1)
@@ -61,7 +61,7 @@ def builder() -> Builder:
 @pytest.fixture
 def host(builder: Builder, tmp_path: Path) -> Iterator[ModelHost]:
     device = Device(builder, EngineOptions("cpu", "auto", tmp_path / "cache"))
-    host = ModelHost(InferenceWorker(LocalRunner(device)))
+    host = ModelHost(Dispatcher(InProcessRunner(device)))
     yield host
     host.close()
 

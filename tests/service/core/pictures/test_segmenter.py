@@ -26,7 +26,7 @@ from model.pictures.image import ImageHeader, ImageLimits, decode_image
 from model.pictures.preprocess import ImageSize
 from service.core.device.device import Device
 from service.core.device.engine import EngineOptions
-from service.core.device.in_process import LocalRunner
+from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     BusyError,
     DeadlineExceededError,
@@ -44,7 +44,7 @@ from service.core.errors import (
 from service.core.models.model_host import ModelHost
 from service.core.pictures.picture_request import Segmentation, bytes_needed
 from service.core.pictures.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits
-from service.core.scheduling.dispatcher import Answer, InferenceWorker, Reservation
+from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
 
 CITY_1 = ModelVersion("city", 1)
 SHORT_S = 0.5  # long enough to read a small picture on a busy machine
@@ -80,7 +80,7 @@ def make(pool: ThreadPoolExecutor, tmp_path: Path) -> Iterator[MakeSegmenter]:
 
     def make(engine: FakeEngine, limits: SegmenterLimits | None = None) -> Segmenter:
         options = EngineOptions("cpu", "auto", tmp_path / "cache")
-        host = ModelHost(InferenceWorker(LocalRunner(Device(lambda *_: engine, options))))
+        host = ModelHost(Dispatcher(InProcessRunner(Device(lambda *_: engine, options))))
         host.load(CITY_1, Artifact(Path("nowhere"), FAKE_MANIFEST))
         hosts.append(host)
         return Segmenter(host, pool, limits)
@@ -188,7 +188,7 @@ async def test_an_unknown_model_is_refused_before_anything_is_read(
 
 async def test_a_model_that_is_not_loaded_yet_is_loading(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
     options = EngineOptions("cpu", "auto", tmp_path)
-    host = ModelHost(InferenceWorker(LocalRunner(Device(lambda *_: FakeEngine(), options))))
+    host = ModelHost(Dispatcher(InProcessRunner(Device(lambda *_: FakeEngine(), options))))
     with pytest.raises(LoadingError):
         async with Segmenter(host, pool).segment(png(32, 32), itself, deadline_s=soon()):
             pass

@@ -19,7 +19,7 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.device import Device
 from service.core.device.engine import EngineOptions, Float32Array, ImageBatch
-from service.core.device.in_process import LocalRunner
+from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -27,7 +27,7 @@ from service.core.errors import (
     ModelOutputInvalidError,
     QueueFullError,
 )
-from service.core.scheduling.dispatcher import Answer, InferenceWorker
+from service.core.scheduling.dispatcher import Answer, Dispatcher
 
 SIZE = ImageSize(32, 64)
 
@@ -39,7 +39,7 @@ class Crew:
         self.engines: dict[Path, FakeEngine] = {}
         options = EngineOptions("cpu", "f32", cache_folder)
         device = Device(lambda artifact, _: self.engines[artifact.folder], options, decode_threads=2)
-        self.worker = InferenceWorker(LocalRunner(device), max_waiting=max_waiting)
+        self.worker = Dispatcher(InProcessRunner(device), max_waiting=max_waiting)
 
     def submit(
         self, engine: FakeEngine, image: PreparedImage, *, within_s: float = PATIENCE_S

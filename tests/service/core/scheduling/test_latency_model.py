@@ -4,21 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.scheduling.latency_model import Pace
+from service.core.scheduling.latency_model import LatencyModel
 
 durations = st.floats(0.001, 10.0)
 
 
-def a_pace(*durations_s: float, pixels: int = 100) -> Pace:
-    pace = Pace()
+def a_pace(*durations_s: float, pixels: int = 100) -> LatencyModel:
+    pace = LatencyModel()
     for duration_s in durations_s:
         pace.learn(pixels=pixels, duration_s=duration_s)
     return pace
 
 
 def test_nothing_is_predicted_before_anything_is_known() -> None:
-    assert Pace().predict(10**6) == 0.0
-    assert Pace().spread == 0.0
+    assert LatencyModel().predict(10**6) == 0.0
+    assert LatencyModel().spread == 0.0
 
 
 def test_after_one_size_the_duration_goes_with_the_pixels() -> None:
@@ -29,7 +29,7 @@ def test_after_one_size_the_duration_goes_with_the_pixels() -> None:
 def test_a_device_that_is_a_straight_line_is_learnt_exactly(
     per_batch_s: float, per_pixel_s: float, sizes: set[int]
 ) -> None:
-    pace = Pace()
+    pace = LatencyModel()
     for pixels in sizes:
         pace.learn(pixels=pixels, duration_s=per_batch_s + per_pixel_s * pixels)
     expected_s = 3 * per_batch_s + per_pixel_s * 12_345_678
@@ -44,7 +44,7 @@ def test_a_prediction_lies_within_what_was_seen(durations_s: list[float]) -> Non
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), durations), min_size=1, max_size=60))
 def test_more_work_is_never_predicted_to_take_less_time(seen: list[tuple[int, float]]) -> None:
-    pace = Pace()
+    pace = LatencyModel()
     for pixels, duration_s in seen:
         pace.learn(pixels=pixels, duration_s=duration_s)
     assert 0.0 <= pace.predict(1000, batches=2) <= pace.predict(2000, batches=2) + 1e-9
@@ -81,7 +81,7 @@ def test_the_cost_of_a_batch_is_not_forgotten_while_all_batches_are_small() -> N
 
 
 def test_the_present_size_outweighs_what_others_took_long_ago() -> None:
-    pace = Pace()
+    pace = LatencyModel()
     for pixels in range(1, 11):
         pace.learn(pixels=pixels, duration_s=0.01 * pixels)
     for _ in range(300):
@@ -90,7 +90,7 @@ def test_the_present_size_outweighs_what_others_took_long_ago() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    pace = Pace()
+    pace = LatencyModel()
     for pixels in range(1, 1000):
         pace.learn(pixels=pixels, duration_s=0.01)
     assert len(pace._durations_s) == len(pace._typical_s) == len(pace._learnt_at) < 50

@@ -10,14 +10,14 @@ from service.core.errors import (
     QueueFullError,
     RateLimitedError,
 )
-from service.core.scheduling.scheduler import Batch, BatchKey, BatchLimits, DynamicBatcher, Item, Lane
+from service.core.scheduling.scheduler import Batch, BatchKey, BatchLimits, Item, Lane, Scheduler
 
 NEVER_S = 1e9
 KEY = BatchKey("model", ImageSize(10, 10))
 WIDE = BatchKey("model", ImageSize(10, 20))
 FOURS = BatchKey("model", ImageSize(10, 10), BatchLimits(max_items=4))
 
-Batcher = DynamicBatcher[str, int]
+Batcher = Scheduler[str, int]
 
 
 def an_item(
@@ -46,7 +46,7 @@ def next_up(batcher: Batcher, *, now_s: float = 0.0) -> str:
 
 def a_batcher(*items: Item[str, int], max_items: int = 256, batch_s: float | None = None) -> Batcher:
     """Return a batcher in which items wait, on a device that takes ``batch_s`` for ten by ten pixels."""
-    batcher: Batcher = DynamicBatcher(max_items)
+    batcher: Batcher = Scheduler(max_items)
     if batch_s is not None:
         batcher._paces[KEY.model].learn(pixels=100, duration_s=batch_s)
     for item in items:

@@ -21,7 +21,7 @@ from simulation import (
 )
 
 from model.pictures.preprocess import ImageSize
-from service.core.scheduling.scheduler import BatchKey, BatchLimits, DynamicBatcher, Lane
+from service.core.scheduling.scheduler import BatchKey, BatchLimits, Lane, Scheduler
 
 FULL_BATCH_S = 0.010 + 0.002 * 16
 PEAK = 16 / FULL_BATCH_S
@@ -168,7 +168,7 @@ def test_one_long_pause_does_not_turn_the_next_requests_away() -> None:
 
 
 def test_a_wrong_prediction_is_refuted_by_trying() -> None:
-    batcher: DynamicBatcher[Outcome, None] = DynamicBatcher()
+    batcher: Scheduler[Outcome, None] = Scheduler()
     for _ in range(16):
         batcher._paces[ALONE.model].learn(pixels=ALONE.size.pixels, duration_s=100.0)
     outcomes = serve(open_loop(7, load=0.5, count=500, noise=0.0, patience_s=0.2), batcher=batcher)
