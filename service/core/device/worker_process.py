@@ -19,7 +19,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import cast, get_args
 
 import numpy as np
 import structlog
@@ -29,7 +28,7 @@ from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, LabelBatchJob, Listener, Outcome
-from service.core.device.engine import EngineInfo, EngineUnavailableError, Precision
+from service.core.device.engine import EngineInfo, EngineUnavailableError
 from service.core.device.ipc import (
     LOAD_ERRORS,
     PROTOCOL,
@@ -155,12 +154,13 @@ class ProcessRunner:
             reply = self._request(
                 lambda request: LoadMessage(request, key, str(version), folder, tuple(sizes))
             )
-        values = _values(reply.result())
+        engine = _engine_of(reply.result())
+        assert engine is not None
         with self._changed:
             if life is not self._life:
                 raise NoWorkerError("the worker died after it had loaded the model")
             self._versions[version] = _Version(key, folder)
-        return _engine_info(values)
+        return engine
 
     def unload(self, version: ModelVersion) -> None:
         """Free an engine."""
@@ -170,7 +170,7 @@ class ProcessRunner:
                 return
             reply = self._request(lambda request: UnloadMessage(request, known.key))
         with suppress(NoWorkerError):  # gone with the worker
-            _values(reply.result())
+            _engine_of(reply.result())
 
     def close(self) -> None:
         """Let the worker go."""
@@ -324,7 +324,7 @@ class ProcessRunner:
         """Take up work, unless no model is left of those that were there before."""
         lost = [version for version, reply in reloads.items() if reply.result().error]
         for version in lost:
-            reason = reloads[version].result().values.get("message")
+            reason = reloads[version].result().reason
             _log.error("model cannot be loaded again", model=str(version), reason=reason)
         if lost and len(lost) == len(reloads):
             raise EOFError
@@ -379,15 +379,7 @@ def _load_frame(request: int, *, version: ModelVersion, known: _Version) -> Load
     return LoadMessage(request, known.key, str(version), known.folder)
 
 
-def _values(reply: ReplyMessage) -> Mapping[str, str]:
-    if not reply.error:
-        return reply.values
-    raise LOAD_ERRORS.get(reply.error, EngineUnavailableError)(reply.values.get("message", reply.error))
-
-
-def _engine_info(values: Mapping[str, str]) -> EngineInfo:
-    precision = values["precision"]
-    assert precision in get_args(Precision)
-    return EngineInfo(
-        values["engine"], values["device"], cast("Precision", precision), values.get("refused", "")
-    )
+def _engine_of(reply: ReplyMessage) -> EngineInfo | None:
+    if reply.error:
+        raise LOAD_ERRORS.get(reply.error, EngineUnavailableError)(reply.reason or reply.error)
+    return reply.engine
