@@ -17,8 +17,8 @@ from service.http_api.edge import HttpEdge
 from service.http_api.foundation import problem_app
 from service.http_api.health import health_router
 from service.http_api.models import models_router
-from service.http_api.segment.overload import OverloadCheck
-from service.http_api.segment.segment import SegmentEndpoint, SegmentOptions, segment_router
+from service.http_api.segment.openapi import describe_segment_routes
+from service.http_api.segment.segment import SegmentOptions, SegmentRoutes
 from service.telemetry import Metrics
 
 
@@ -55,21 +55,12 @@ def create_app(
         scoreboard: knows what evaluations found; None = nothing is known.
     """
     app = problem_app(title="BiSeNet segmentation service", description=_description())
-    # Before the model routes: there "{model}" would match "NAME:segment" and answer 404 for a wrong method.
-    endpoint = SegmentEndpoint(segmenter, host, options.segment)
-    app.include_router(segment_router(endpoint))
     app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
+    describe_segment_routes(app)
     add_docs(app)
-    turnstile = OverloadCheck(
-        app,
-        endpoint,
-        segmenter,
-        host,
-        default_timeout_s=options.segment.default_timeout_s,
-        access=options.access,
-    )
-    return HttpEdge(AccessCheck(turnstile, options.access), lifecycle, metrics)
+    routes = SegmentRoutes(app, segmenter, host, access=options.access, options=options.segment)
+    return HttpEdge(AccessCheck(routes, options.access), lifecycle, metrics)
 
 
 _INTRODUCTION = """

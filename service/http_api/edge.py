@@ -59,7 +59,7 @@ class HttpEdge:
             protocol="http", route=route, code=exchange.code, duration_s=duration_s, served=exchange.served
         )
         self._metrics.stages_done(exchange.stages_s)
-        if not exchange.received:
+        if not exchange.received_s:
             self._count_unreceived(exchange.code)
         quiet = scope["path"] in PROBE_PATHS and exchange.code == "ok"
         (_log.debug if quiet else _log.info)(

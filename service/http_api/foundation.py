@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from service.core.errors import ServiceError
 from service.http_api import problems
@@ -13,6 +13,14 @@ from service.http_api.documents import ProblemDocument
 
 INTERFACE_VERSION = "1"
 """Of the HTTP interfaces, whose paths contain it; not of the program."""
+
+ERROR_RESPONSE: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "An error.",
+        "content": {problems.PROBLEM_TYPE: {"schema": ProblemDocument.model_json_schema()}},
+    }
+}
+"""How the OpenAPI documents describe every error."""
 
 
 def problem_app(*, title: str, description: str) -> FastAPI:
@@ -32,14 +40,7 @@ def problem_app(*, title: str, description: str) -> FastAPI:
         exception_handlers={
             ServiceError: problems.service_error_response,
             HTTPException: problems.routing_error_response,
-            RequestValidationError: problems.invalid_query_response,
-            ClientDisconnect: problems.disconnected_response,
             Exception: problems.unexpected_error_response,
         },
-        responses={
-            "default": {
-                "description": "An error.",
-                "content": {problems.PROBLEM_TYPE: {"schema": ProblemDocument.model_json_schema()}},
-            }
-        },
+        responses=ERROR_RESPONSE,
     )

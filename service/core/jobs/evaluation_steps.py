@@ -55,7 +55,8 @@ from service.core.jobs.evaluation_job import (
     JobResult,
     JsonObject,
 )
-from service.core.models.model_host import LoadedModel, ModelHost
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 
 _STEP_PIXELS = 16 << 20
 """Of the network's input; 2 to 5 seconds on the processors this was tried on."""
@@ -306,8 +307,7 @@ class HostedEvaluation:
             if self._stopping.is_set():
                 raise JobInterruptedError
             deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
-            assert self._host is not None  # a call works with it
-            return self._host.infer(images_NHW3, version=served.version, deadline_s=deadline_s).result()
+            return served.infer(images_NHW3, deadline_s=deadline_s).result()
 
         return segment(image_HW3, protocol, infer, served.manifest, executor=self._pool)
 

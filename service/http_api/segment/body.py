@@ -165,7 +165,7 @@ async def _chunks(request: Request, limits: BodyLimits, hold: Hold) -> AsyncIter
     started_s = time.monotonic()
     while more:
         left_s = started_s + limits.patience_s(received, expected) - time.monotonic()
-        async with within(left_s, RequestTooSlowError, "the body arrives too slowly"):
+        async with within(left_s, _too_slow):
             message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -178,6 +178,10 @@ async def _chunks(request: Request, limits: BodyLimits, hold: Hold) -> AsyncIter
         await hold(received)
         started_s += time.monotonic() - arrived_s
         yield chunk
+
+
+def _too_slow() -> RequestTooSlowError:
+    return RequestTooSlowError("the body arrives too slowly")
 
 
 def _too_large(limits: BodyLimits) -> PayloadTooLargeError:
