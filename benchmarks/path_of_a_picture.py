@@ -184,7 +184,7 @@ def _way(events: Sequence[Event], at_rest: set[str]) -> Way:
 
 
 def _is_helper(event: Event) -> bool:
-    return not event.stack or any(name.startswith(HELPERS) for name in event.stack)
+    return any(name.startswith(HELPERS) for name in event.stack)
 
 
 def _show(events: Sequence[Event], way: Way) -> None:

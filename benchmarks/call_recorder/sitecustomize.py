@@ -18,12 +18,16 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import uvloop
+
 _ROOT = os.environ["RECORD_ROOT"]
 _FOLDER = Path(os.environ["RECORD_FOLDER"])
 _PROJECT = tuple(f"{_ROOT}/{package}/" for package in ("model", "service"))
 _FLUSH_S = 0.1
 
-# Calls into libraries that are recorded with their stack: threads that wake others, and work on pixels.
+# Calls of libraries that are recorded with their stack: threads that wake others or wait, work on pixels, and
+# the sending of the answer. Waking the event loop is added below.
+_PYTHON_CALLS = {"Condition.wait": "handoff", "RequestResponseCycle.send": "work"}
 _LIBRARY_CALLS = {
     "SimpleQueue.put": "handoff",  # to a thread of a pool, or of the worker
     "socket.sendmsg": "handoff",  # to the worker process
@@ -44,19 +48,10 @@ def _record(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
         if code.co_filename.startswith(_PROJECT):
             _note("call", (code,))
-        if kind := _kind_of_python_call(code):
+        if kind := _PYTHON_CALLS.get(code.co_qualname):
             _note(kind, _stack(frame))
     elif event == "c_call" and (kind := _kind_of_library_call(argument)):
         _note(kind, _stack(frame))
-
-
-def _kind_of_python_call(code: CodeType) -> str:
-    """Return whether a function wakes the event loop, waits for a thread, or sends an answer."""
-    if "call_soon_threadsafe" in code.co_names:
-        return "handoff"
-    if code.co_qualname == "Condition.wait":
-        return "handoff"
-    return "work" if code.co_qualname == "RequestResponseCycle.send" else ""
 
 
 def _kind_of_library_call(called: Any) -> str:
@@ -98,6 +93,15 @@ def _write() -> None:
             file.flush()
 
 
+def _call_soon_threadsafe(loop: uvloop.Loop, *arguments: Any, **keywords: Any) -> Any:
+    if _is_armed:
+        _note("handoff", _stack(sys._getframe(1)))  # noqa: SLF001 - there is no other way to the caller
+    return _wake(loop, *arguments, **keywords)
+
+
+# A method of an extension: profiling does not see it called.
+_wake = uvloop.Loop.call_soon_threadsafe
+uvloop.Loop.call_soon_threadsafe = _call_soon_threadsafe  # type: ignore[method-assign]
 threading.Thread(target=_write, daemon=True).start()
 threading.setprofile(_record)
 sys.setprofile(_record)

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from model.artifacts.manifest import ModelVersion
@@ -202,30 +203,29 @@ class Segmenter:
         try:
             with self._losses_counted(request):
                 async with within(deadline_s - time.monotonic(), lambda: _too_late(request)):
-                    await self._in_thread(request, self._reserve_and_submit)
-                    if request.labels is None:  # there was no memory for the pixels
+                    answer = await _labels(self._in_thread(request, self._reserve_and_submit))
+                    if answer is None:  # there was no memory for the pixels
                         request.memory = await self._budget.acquire(request.num_bytes)
-                        await self._in_thread(request, self._read_and_submit)
-                    assert request.labels is not None
-                    answer = await asyncio.wrap_future(request.labels)
+                        answer = await _labels(self._in_thread(request, self._read_and_submit))
+                assert answer is not None
                 request.stage, request.labelled_s = "encode", time.monotonic()
                 if labelled is not None:
                     labelled(answer)
-                rendered = await self._in_thread(request, self._render, answer, render)
+                rendered = await asyncio.wrap_future(self._in_thread(request, self._render, answer, render))
             yield rendered
         finally:
             self._give_back(request)
 
     # --- in the event loop
 
-    async def _in_thread(self, request: _Request, step: Callable[..., StepT], *arguments: object) -> StepT:
+    def _in_thread(self, request: _Request, step: Callable[..., StepT], *arguments: object) -> Future[StepT]:
         try:
-            request.step = self._pool.submit(step, request, *arguments)
+            taken = request.step = self._pool.submit(step, request, *arguments)
         except RuntimeError as error:
             if "shutdown" not in str(error):  # but out of threads
                 raise
             raise DrainingError("the service is about to stop") from None
-        return await asyncio.wrap_future(request.step)
+        return taken
 
     @contextmanager
     def _losses_counted(self, request: _Request) -> Iterator[None]:
@@ -245,6 +245,7 @@ class Segmenter:
         request.withdraw()
         step, request.step = request.step, None  # an error in it would refer to itself through the request
         if step is not None:
+            step.cancel()
             step.add_done_callback(lambda _: self._free(request))
 
     def _free(self, request: _Request) -> None:
@@ -256,8 +257,12 @@ class Segmenter:
 
     # --- in a thread of the pool
 
-    def _reserve_and_submit(self, request: _Request) -> None:
-        """Take a place in the queue or be refused, before anything is spent on reading the picture."""
+    def _reserve_and_submit(self, request: _Request) -> Future[Answer] | None:
+        """Take a place in the queue or be refused, before anything is spent on reading the picture.
+
+        Returns:
+            The labels to come; None = there is no memory for the pixels now.
+        """
         limits = self._limits
         with self._metrics.working("decode"):
             header = request.picture.header(limits.image)
@@ -270,19 +275,19 @@ class Segmenter:
         )
         request.num_bytes = bytes_needed(header, limits.max_infer_pixels, request.render_bytes)
         request.memory = self._budget.take(request.num_bytes)
-        if request.memory is not None:
-            self._read_and_submit(request)
+        return None if request.memory is None else self._read_and_submit(request)
 
-    def _read_and_submit(self, request: _Request) -> None:
+    def _read_and_submit(self, request: _Request) -> Future[Answer] | None:
         if not request.is_wanted():
-            return
+            return None
         with self._metrics.working("decode"):
             request.read = self._read(request.picture, request.model)
         if not request.is_wanted():
-            return
+            return None
         assert request.reservation is not None
         request.stage = "queue"
         request.labels = request.model.submit(request.read.prepared, request.reservation)
+        return request.labels
 
     def _read(self, picture: Picture, model: LoadedModel) -> _Read:
         spec = dataclasses.replace(model.manifest.preprocess, max_infer_pixels=self._limits.max_infer_pixels)
@@ -359,3 +364,36 @@ def _too_late(request: _Request) -> ServiceError:
         wait_s = max(1.0, request.model.expected_wait_s())
         return BusyError("no memory for another picture is free", retry_after_s=wait_s)
     return DeadlineExceededError("the deadline passed before the answer was there")
+
+
+async def _labels(step: Future[Future[Answer] | None]) -> Answer | None:
+    """Await the labels that a step in a thread submits.
+
+    The event loop is woken once, when the labels are there, and not also at the end of the step.
+    """
+    labels: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+    step.add_done_callback(partial(_pass_on, labels))
+    try:
+        return await labels
+    finally:
+        del step, labels  # an error in them would refer to itself through this frame
+
+
+def _pass_on(target: asyncio.Future[Any], source: Future[Any]) -> None:
+    """Give the result of a future to another one; if it is a future, then the result of that one."""
+    if not source.cancelled() and source.exception() is None and isinstance(source.result(), Future):
+        source.result().add_done_callback(partial(_pass_on, target))
+        return
+    with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        target.get_loop().call_soon_threadsafe(_settle, target, source)
+
+
+def _settle(target: asyncio.Future[Any], source: Future[Any]) -> None:
+    if target.done():
+        return
+    if source.cancelled():
+        target.cancel()
+    elif (error := source.exception()) is not None:
+        target.set_exception(error)
+    else:
+        target.set_result(source.result())
