@@ -197,7 +197,7 @@ def _pictures(
         if file is None:
             left_out.add("pictures that are missing", where)
         elif image.id not in labels and not keep_empty:
-            left_out.add("pictures without annotation", where)
+            left_out.add("pictures without annotation", where, file=file)
         else:
             drawn = labels.get(image.id, Shapes(()))
             yield ForeignPicture(file, where, drawn, split, _image_size(image, where))

@@ -88,7 +88,7 @@ def decode_mask(data: bytes, where: str, size: ImageSize | None) -> Image.Image:
             image.load()
             return image
     except _ERRORS as error:
-        raise InterchangeError(f"{where}: not a readable mask: {error}") from error
+        raise InterchangeError(f"{where}: not a readable mask ({', '.join(_FORMATS)})") from error
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class _Reader:
         if file is None:
             self._left_out.add("pictures that are missing", where)
         elif not shapes.shapes and not self._keep_empty:
-            self._left_out.add("pictures without a shape", where)
+            self._left_out.add("pictures without a shape", where, file=file)
         else:
             return ForeignPicture(file, where, shapes, split, _size(image, where))
         return None

@@ -132,6 +132,7 @@ class _Refused(NamedTuple):
 
     kind: str
     where: str
+    file: str
 
 
 def import_dataset(
@@ -196,7 +197,7 @@ class _Writer:
                     if isinstance(result, _Written):
                         yield result
                     else:
-                        left_out.add(result.kind, result.where)
+                        left_out.add(result.kind, result.where, file=result.file)
 
     def _write(self, picture: ForeignPicture, stem: str) -> _Written | _Refused:
         """Write one picture and its mask."""
@@ -204,9 +205,8 @@ class _Writer:
         try:
             size = peek_header(data).size
         except ImageError as error:
-            return _Refused(
-                "pictures that cannot be read (JPEG, PNG and WebP can)", f"{picture.name}: {error}"
-            )
+            kind = "pictures that cannot be read (JPEG, PNG and WebP can)"
+            return _Refused(kind, f"{picture.name}: {error}", picture.name)
         ids_HW = picture.labels.ids(_labelled_size(picture, size), self._classes)
         suffix = next((end for magic, end in _MAGIC.items() if data.startswith(magic)), "")
         pair = f"images/{stem}{suffix}", f"masks/{stem}.png"

@@ -192,7 +192,7 @@ class _Reader:
         if file is None:
             self._left_out.add("tasks whose picture is missing", where)
         elif not shapes and not self._options.keep_empty:
-            self._left_out.add("pictures without a shape", where)
+            self._left_out.add("pictures without a shape", where, file=file)
         else:
             return ForeignPicture(file, where, Shapes(shapes), split_of(file), size)
         return None

@@ -99,7 +99,7 @@ class _Reader:
         split = split_of(name)
         picture = self._source.find(file.imagePath, near=name, split=split) if file.imagePath else None
         if not shapes and not self._keep_empty:
-            self._left_out.add("pictures without a shape", name)
+            self._left_out.add("pictures without a shape", name, file=picture)
         elif picture is not None:
             yield ForeignPicture(picture, name, Shapes(shapes), split, _size(file, name))
         elif file.imageData:
@@ -153,6 +153,6 @@ def _size(file: _File, name: str) -> ImageSize | None:
 
 def _decoded(text: str, where: str) -> bytes:
     try:
-        return base64.b64decode(text)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InterchangeError(f"{where}: not base64: {error}") from error

@@ -10,16 +10,19 @@ class LeftOut:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.files: set[str] = set()
         self._first: dict[str, str] = {}
 
-    def add(self, kind: str, where: str) -> None:
+    def add(self, kind: str, where: str, *, file: str | None = None) -> None:
         """Count one record.
 
         Args:
             kind: in the plural, for example ``pictures without annotation``.
             where: file, and shape where there is one.
+            file: that is not taken because of this; None = ``where``.
         """
         self.counts[kind] += 1
+        self.files.add(file or where)
         self._first.setdefault(kind, where)
 
     def lines(self) -> list[str]:

@@ -217,13 +217,13 @@ class Source:
         return None
 
     def tell_unread(self, left_out: LeftOut, kind: Callable[[str], str]) -> None:
-        """Say which files had no part in the import.
+        """Say which files had no part in the import, except those of which it was said already.
 
         Args:
             left_out: is told.
             kind: what a file is called, by its name.
         """
-        for name in sorted(self._unread):
+        for name in sorted(self._unread - left_out.files):
             left_out.add(kind(name), name)
 
 

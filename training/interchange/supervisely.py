@@ -128,7 +128,7 @@ class _Reader:
         if picture is None:
             self._left_out.add("pictures that are missing", name)
         elif not shapes.shapes and not self._keep_empty:
-            self._left_out.add("pictures without an object", name)
+            self._left_out.add("pictures without an object", name, file=picture)
         else:
             return ForeignPicture(picture, name, shapes, _split(file, name), _size(file, name))
         return None
@@ -161,7 +161,7 @@ def _region(one: _Object, where: str) -> Region | None:
 def _decoded_bitmap(text: str, where: str) -> Image.Image:
     """Decode the PNG file of an object, which may be compressed once more; of RGBA the opacity counts."""
     try:
-        data = base64.b64decode(text)
+        data = base64.b64decode(text, validate=True)
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(data, _MAX_BITMAP_BYTES)
     except binascii.Error as error:
