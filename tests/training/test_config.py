@@ -126,7 +126,7 @@ def test_an_option_that_no_longer_exists_is_a_difference(config: TrainingConfig)
 
 
 def test_all_that_does_not_fit_is_named_at_once() -> None:
-    with pytest.raises(ConfigError, match="seed = 'x': .* integer; unknown key optimizer.rate"):
+    with pytest.raises(ConfigError, match=r"seed = 'x': .* integer; unknown key optimizer\.rate"):
         load_config("camvid-v2", ["optimizer.rate=1", "seed=x"])
 
 
