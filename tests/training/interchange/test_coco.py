@@ -22,7 +22,9 @@ ROAD_POLYGON = [0.0, 20.0, 60.0, 20.0, 60.0, 40.0, 0.0, 40.0]
 
 def instances(*annotations: dict[str, Any], names: tuple[str, ...] = ("a.jpg",), **keys: Any) -> str:
     """Return a file with instances; those without ``image_id`` are of the first picture."""
-    images = [{"id": 10 + k, "file_name": name, "height": HEIGHT, "width": WIDTH} for k, name in enumerate(names)]
+    images = [
+        {"id": 10 + k, "file_name": name, "height": HEIGHT, "width": WIDTH} for k, name in enumerate(names)
+    ]
     common = {"image_id": 10, "iscrowd": 0, "bbox": [0, 0, 1, 1], "area": 1}
     listed = [common | {"id": k} | annotation for k, annotation in enumerate(annotations, 1)]
     return json.dumps({"info": {}, "images": images, "annotations": listed, "categories": CATEGORIES} | keys)
@@ -47,7 +49,9 @@ def test_polygons_and_both_kinds_of_run_lengths_are_drawn_smaller_objects_above(
         {"category_id": 7, "segmentation": run_lengths(disc(12)), "iscrowd": 1},
         {"category_id": 3, "segmentation": [ROAD_POLYGON]},
     )
-    source = write(tmp_path / "coco", {"annotations/instances_default.json": text, "images/a.jpg": picture_bytes()})
+    source = write(
+        tmp_path / "coco", {"annotations/instances_default.json": text, "images/a.jpg": picture_bytes()}
+    )
     result = imported("coco", source, tmp_path / "data")
     assert result.spec.palette.names == ("background", "road", "car")
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -123,12 +127,30 @@ def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
         ({"category_id": 3, "segmentation": [[1, 2, 3, 4, 5]]}, "annotation 1: a polygon of 5 numbers"),
         ({"category_id": 3, "segmentation": [[1, 2, 3, 4, 5, 3e9]]}, "annotation 1: a point is not finite"),
         ({"category_id": 3, "segmentation": [["a"]]}, r"x.json: annotations.0.segmentation.* \(and 1 more\)"),
-        ({"category_id": 3, "segmentation": {"size": [40, 60], "counts": [5]}}, "annotation 1: run lengths do not"),
-        ({"category_id": 3, "segmentation": {"size": [40, 60], "counts": "0\x7f"}}, "annotation 1: run lengths hold"),
-        ({"category_id": 3, "segmentation": {"size": [40, 60], "counts": "n" * 99}}, "annotation 1: run lengths end"),
-        ({"category_id": 3, "segmentation": {"size": [0, 60], "counts": [5]}}, "annotation 1: an image has at least"),
-        ({"category_id": 3, "segmentation": {"size": [60, 60], "counts": [3600]}}, "is larger than its picture"),
-        ({"category_id": 3, "segmentation": {"size": [60, 40], "counts": [2400]}}, "does not lie within 40x60"),
+        (
+            {"category_id": 3, "segmentation": {"size": [40, 60], "counts": [5]}},
+            "annotation 1: run lengths do not",
+        ),
+        (
+            {"category_id": 3, "segmentation": {"size": [40, 60], "counts": "0\x7f"}},
+            "annotation 1: run lengths hold",
+        ),
+        (
+            {"category_id": 3, "segmentation": {"size": [40, 60], "counts": "n" * 99}},
+            "annotation 1: run lengths end",
+        ),
+        (
+            {"category_id": 3, "segmentation": {"size": [0, 60], "counts": [5]}},
+            "annotation 1: an image has at least",
+        ),
+        (
+            {"category_id": 3, "segmentation": {"size": [60, 60], "counts": [3600]}},
+            "is larger than its picture",
+        ),
+        (
+            {"category_id": 3, "segmentation": {"size": [60, 40], "counts": [2400]}},
+            "does not lie within 40x60",
+        ),
     ],
 )
 def test_a_malformed_annotation_is_named_and_nothing_remains(
@@ -142,7 +164,10 @@ def test_a_malformed_annotation_is_named_and_nothing_remains(
 
 def panoptic(segments: list[dict[str, Any]], *, name: str = "a.png") -> str:
     annotation = {"image_id": 10, "file_name": name, "segments_info": segments}
-    categories = [{"id": 3, "name": "road", "color": [9, 8, 7], "isthing": 0}, {"id": 7, "name": "car", "isthing": 1}]
+    categories = [
+        {"id": 3, "name": "road", "color": [9, 8, 7], "isthing": 0},
+        {"id": 7, "name": "car", "isthing": 1},
+    ]
     return instances(annotations=[annotation], categories=categories)
 
 
@@ -182,7 +207,11 @@ def test_panoptic_segments_have_the_classes_of_their_numbers(tmp_path: Path) -> 
         (panoptic(SEGMENTS, name="b.png"), segment_png(), "picture 10: 'b.png' is missing"),
         (panoptic(SEGMENTS), picture_bytes(kind="PNG", width=3), "p/a.png: the mask has 40x3 pixels"),
         (panoptic(SEGMENTS), b"", "p/a.png: not a readable mask"),
-        (instances(), segment_png(), r"no JSON file with panoptic of COCO \(the other kind is the format coco\)"),
+        (
+            instances(),
+            segment_png(),
+            r"no JSON file with panoptic of COCO \(the other kind is the format coco\)",
+        ),
     ],
 )
 def test_malformed_segments_are_named(tmp_path: Path, text: str, png: bytes, message: str) -> None:

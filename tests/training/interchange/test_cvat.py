@@ -72,8 +72,14 @@ def test_shapes_without_area_are_left_out_and_said(tmp_path: Path) -> None:
         '<tag label="road"></tag>',
     ]
     report = imported("cvat", export(tmp_path, *shapes), tmp_path / "data").report
-    assert report.left_out == {"shapes of kind polyline": 1, "shapes of kind points": 2, "shapes of kind tag": 1}
-    assert "shapes of kind points: 2 (first: annotations.xml, image 'a.jpg', shape 3)" in report.left_out_lines
+    assert report.left_out == {
+        "shapes of kind polyline": 1,
+        "shapes of kind points": 2,
+        "shapes of kind tag": 1,
+    }
+    assert (
+        "shapes of kind points: 2 (first: annotations.xml, image 'a.jpg', shape 3)" in report.left_out_lines
+    )
 
 
 def test_pictures_that_are_missing_or_without_a_shape_are_left_out_unless_asked_for(tmp_path: Path) -> None:
@@ -96,7 +102,9 @@ def test_the_subsets_of_a_project_are_its_splits(tmp_path: Path) -> None:
     images = [("0", "a.jpg", "Train"), ("1", "a.jpg", "Validation"), ("2", "b.jpg", "test")]
     text = HEAD + "".join(image.format(*one) for one in images) + "</annotations>"
     files = {f"images/{subset}/{name}": picture_bytes(int(number)) for number, name, subset in images}
-    result = imported("cvat", write(tmp_path / "export", {"annotations.xml": text, **files}), tmp_path / "data")
+    result = imported(
+        "cvat", write(tmp_path / "export", {"annotations.xml": text, **files}), tmp_path / "data"
+    )
     assert result.splits == {"train": ["a"], "val": ["a"], "test": ["b"]}
     assert not result.report.divided
 
@@ -120,9 +128,15 @@ def test_a_zip_file_without_pictures_takes_them_from_another_folder(tmp_path: Pa
         ('<polygon label="road" points="1,1;2,2;a,3" z_order="0"/>', "shape 1: could not convert"),
         ('<polygon points="1,1;2,2;3,3" z_order="0"/>', "shape 1: the attribute label is missing"),
         ('<polygon label="tram" points="1,1;2,9;9,9"/>', "shape 1: 'tram' is none of the classes"),
-        ('<mask label="road" rle="1,2" left="0" top="0" width="2" height="2"/>', "shape 1: run lengths do not"),
+        (
+            '<mask label="road" rle="1,2" left="0" top="0" width="2" height="2"/>',
+            "shape 1: run lengths do not",
+        ),
         ('<mask label="road" rle="0,4" left="59" top="0" width="2" height="2"/>', "shape 1: a mask of 2x2"),
-        ('<mask label="road" rle="0,4" left="0" top="0" width="0" height="2"/>', "shape 1: an image has at least"),
+        (
+            '<mask label="road" rle="0,4" left="0" top="0" width="0" height="2"/>',
+            "shape 1: an image has at least",
+        ),
     ],
 )
 def test_a_malformed_shape_is_named_and_nothing_remains(tmp_path: Path, shape: str, message: str) -> None:

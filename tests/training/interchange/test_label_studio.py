@@ -48,8 +48,14 @@ def result(
     }
 
 
-def task(number: int, *results: dict[str, Any], image: str = "/data/upload/1/0a1b2c3d-a.jpg", **keys: Any) -> dict[str, Any]:
-    return {"id": number, "data": {"image": image}, "annotations": [{"id": 1, "result": list(results)}]} | keys
+def task(
+    number: int, *results: dict[str, Any], image: str = "/data/upload/1/0a1b2c3d-a.jpg", **keys: Any
+) -> dict[str, Any]:
+    return {
+        "id": number,
+        "data": {"image": image},
+        "annotations": [{"id": 1, "result": list(results)}],
+    } | keys
 
 
 ROAD = result("polygonlabels", "road", points=[[0, 50], [100, 50], [100, 100], [0, 100]])
@@ -122,7 +128,12 @@ def test_the_newest_annotation_counts_and_everything_else_is_said(tmp_path: Path
     keypoint = result("keypointlabels", "eye", x=1, y=1, width=1)
     annotations[0]["result"].append(keypoint)  # type: ignore[attr-defined]
     export = [task(7, annotations=annotations), task(8, image="b.jpg"), task(9, ROAD, image="gone.jpg")]
-    files = {"p.json": json.dumps(export), "a.jpg": picture_bytes(0), "b.jpg": picture_bytes(1), "o.json": "{}"}
+    files = {
+        "p.json": json.dumps(export),
+        "a.jpg": picture_bytes(0),
+        "b.jpg": picture_bytes(1),
+        "o.json": "{}",
+    }
     report = imported("label-studio", write(tmp_path / "export", files), tmp_path / "data").report
     assert list(report.pixels) == ["background", "road"]
     assert report.left_out == {
@@ -139,7 +150,10 @@ def test_the_newest_annotation_counts_and_everything_else_is_said(tmp_path: Path
     ("results", "message"),
     [
         ([result("brushlabels", "a", rle=list(STROKES))], "task 7, result 1: brush strokes of 960 values"),
-        ([result("brushlabels", "a", of=(12, 20), rle=list(STROKES[:50]))], "result 1: the brush strokes end within"),
+        (
+            [result("brushlabels", "a", of=(12, 20), rle=list(STROKES[:50]))],
+            "result 1: the brush strokes end within",
+        ),
         ([result("brushlabels", "a", of=(12, 20), rle=[300])], "result 1: bytes must be in range"),
         ([result("polygonlabels", "a", points=[[1, 2]])], "result 1: 1 points"),
         ([ROAD | {"image_rotation": 90}], "was turned in Label Studio"),

@@ -83,7 +83,12 @@ def test_ignored_shapes_and_a_background_of_the_file_are_understood(tmp_path: Pa
 def test_masks_rectangles_and_circles_are_drawn(tmp_path: Path) -> None:
     mask = encoded(Image.fromarray(np.array([[True, False], [True, True]])))
     shapes = [
-        {"label": "b", "shape_type": "mask", "points": [[3, 4], [4, 5]], "mask": base64.b64encode(mask).decode()},
+        {
+            "label": "b",
+            "shape_type": "mask",
+            "points": [[3, 4], [4, 5]],
+            "mask": base64.b64encode(mask).decode(),
+        },
         {"label": "b", "shape_type": "rectangle", "points": [[20, 20], [11, 11]]},
         {"label": "b", "shape_type": "circle", "points": [[40, 20], [40, 25]]},
     ]
@@ -95,7 +100,10 @@ def test_masks_rectangles_and_circles_are_drawn(tmp_path: Path) -> None:
 
 
 def test_the_path_may_be_of_windows_and_the_picture_may_stand_elsewhere(tmp_path: Path) -> None:
-    files = {"train/json/a.json": labelme(ROAD, path="..\\images\\a.jpg"), "train/images/a.jpg": picture_bytes(0)}
+    files = {
+        "train/json/a.json": labelme(ROAD, path="..\\images\\a.jpg"),
+        "train/images/a.jpg": picture_bytes(0),
+    }
     files |= {"val/b.json": labelme(ROAD, path="C:\\work\\b.jpg"), "val/pictures/b.jpg": picture_bytes(1)}
     result = imported("labelme", write(tmp_path / "labels", files), tmp_path / "data")
     assert result.splits == {"train": ["a"], "val": ["b"]}
@@ -129,7 +137,9 @@ def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
         "pictures or masks that no annotation names": 1,
         "other files": 1,
     }
-    assert "pictures that are missing: 1 (first: c.json: 'c.jpg')" in (tmp_path / "data/import.txt").read_text()
+    assert (
+        "pictures that are missing: 1 (first: c.json: 'c.jpg')" in (tmp_path / "data/import.txt").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,13 +151,22 @@ def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
         ('{"shapes": [{"label": "a", "points": [[1, 1e999], [2, 3], [4, 5]]}]}', "a.json"),
         ("[" * 100_000 + '"shapes"', "a.json: Invalid JSON"),
         (labelme({"label": "a", "points": [[1, 2]]}), r"a\.json, shape 1 \(a\): 1 points"),
-        (labelme({"label": "a", "points": [[1, 2], [3, 9e9], [5, 5]]}), r"shape 1 \(a\): a point is not finite, or"),
+        (
+            labelme({"label": "a", "points": [[1, 2], [3, 9e9], [5, 5]]}),
+            r"shape 1 \(a\): a point is not finite, or",
+        ),
         (labelme({"label": "a", "points": [[1, 2]], "shape_type": "mask"}), "needs a mask"),
         (labelme({"label": "a", "points": [[1, 2]], "shape_type": "mask", "mask": "%%%"}), "not base64"),
-        (labelme({"label": "a", "points": [[1, 2]], "shape_type": "mask", "mask": "AAAA"}), "not a readable mask"),
+        (
+            labelme({"label": "a", "points": [[1, 2]], "shape_type": "mask", "mask": "AAAA"}),
+            "not a readable mask",
+        ),
         (labelme(ROAD, imageHeight=41), "was drawn on 41x60 pixels, but a.jpg has 40x60"),
         (labelme(ROAD, imageHeight=0), "a.json: an image has at least"),
-        (labelme(*({"label": str(k), "points": [[1, 2], [3, 4], [5, 9]]} for k in range(256))), r"1\.\.255 classes"),
+        (
+            labelme(*({"label": str(k), "points": [[1, 2], [3, 4], [5, 9]]} for k in range(256))),
+            r"1\.\.255 classes",
+        ),
     ],
 )
 def test_a_malformed_file_is_named_and_nothing_remains(tmp_path: Path, text: str, message: str) -> None:

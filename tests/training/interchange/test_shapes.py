@@ -154,7 +154,9 @@ def test_a_mask_outside_of_its_picture_is_refused() -> None:
         painted(RunLengths([100_000_000], ImageSize(10_000, 10_000)), 4, 4)
 
 
-@pytest.mark.parametrize(("text", "message"), [("\x7f", "means nothing"), ("o", "within a number"), ("é", "means")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("\x7f", "means nothing"), ("o", "within a number"), ("é", "means")]
+)
 def test_text_that_is_no_run_lengths_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         coco_counts(text)

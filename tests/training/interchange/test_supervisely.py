@@ -16,7 +16,12 @@ BITMAP = (
 )
 """What ``supervisely.Bitmap.data_2_base64`` makes of 6 rows of 9, with a frame of zeros and a hole at (2, 4)."""
 
-META = {"classes": [{"title": "road", "shape": "polygon", "color": "#804080"}, {"title": "car", "shape": "bitmap"}]}
+META = {
+    "classes": [
+        {"title": "road", "shape": "polygon", "color": "#804080"},
+        {"title": "car", "shape": "bitmap"},
+    ]
+}
 
 
 def drawn(kind: str, title: str, **geometry: Any) -> dict[str, Any]:
@@ -69,7 +74,9 @@ def test_polygons_with_holes_bitmaps_and_rectangles_are_drawn_later_ones_above(t
 
 def test_splits_are_data_sets_or_tags(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {}
-    for seed, (folder, name, tags) in enumerate([("ds", "a", ("train",)), ("ds", "b", ("val",)), ("test", "c", ())]):
+    for seed, (folder, name, tags) in enumerate(
+        [("ds", "a", ("train",)), ("ds", "b", ("val",)), ("test", "c", ())]
+    ):
         files[f"{folder}/ann/{name}.jpg.json"] = annotation(ROAD, tags=tags)
         files[f"{folder}/img/{name}.jpg"] = picture_bytes(seed)
     found = imported("supervisely", project(tmp_path, files), tmp_path / "data")
@@ -79,9 +86,18 @@ def test_splits_are_data_sets_or_tags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (annotation(drawn("bitmap", "car", bitmap={"data": "!", "origin": [0, 0]})), r"object 1 \(car\): not base64"),
-        (annotation(drawn("bitmap", "car", bitmap={"data": "AAAA", "origin": [0, 0]})), "not a readable mask"),
-        (annotation(drawn("bitmap", "car", bitmap={"data": BITMAP, "origin": [55, 0]})), "does not lie within 40x60"),
+        (
+            annotation(drawn("bitmap", "car", bitmap={"data": "!", "origin": [0, 0]})),
+            r"object 1 \(car\): not base64",
+        ),
+        (
+            annotation(drawn("bitmap", "car", bitmap={"data": "AAAA", "origin": [0, 0]})),
+            "not a readable mask",
+        ),
+        (
+            annotation(drawn("bitmap", "car", bitmap={"data": BITMAP, "origin": [55, 0]})),
+            "does not lie within 40x60",
+        ),
         (annotation(drawn("polygon", "car", points={"exterior": [[1, 1]]})), r"object 1 \(car\): 1 points"),
         (annotation(ROAD | {"classTitle": "tram"}), "'tram' is none of the classes"),
         (annotation(ROAD, size={"height": 1, "width": 1}), "was drawn on 1x1 pixels"),

@@ -48,7 +48,9 @@ def voc_files(mask: Image.Image) -> dict[str, str | bytes]:
 
 
 @pytest.mark.parametrize("kind", ["palette", "grey"])
-def test_the_masks_of_voc_have_its_21_classes_and_outlines_that_do_not_count(tmp_path: Path, kind: str) -> None:
+def test_the_masks_of_voc_have_its_21_classes_and_outlines_that_do_not_count(
+    tmp_path: Path, kind: str
+) -> None:
     mask = voc_mask() if kind == "palette" else Image.fromarray(voc_ids())
     result = imported("voc", write(tmp_path / "voc", voc_files(mask)), tmp_path / "data")
     assert len(result.spec.palette.names) == 21
@@ -67,7 +69,9 @@ def test_a_colour_of_no_class_is_named_with_the_way_out(tmp_path: Path) -> None:
     mask[0, :3] = (3, 3, 3)
     mask[1, 0] = (7, 0, 0)
     source = write(tmp_path / "voc", voc_files(Image.fromarray(mask)))
-    with pytest.raises(InterchangeError, match=r"a\.png: 4 pixels have colours of no class: \(3, 3, 3\), \(7, 0"):
+    with pytest.raises(
+        InterchangeError, match=r"a\.png: 4 pixels have colours of no class: \(3, 3, 3\), \(7, 0"
+    ):
         import_dataset("voc", source, tmp_path / "data", ImportOptions())
     result = imported("voc", source, tmp_path / "data", ImportOptions(ReadOptions(color_tolerance=10)))
     assert (result.ids["a"] == voc_ids()).all()
@@ -79,7 +83,9 @@ def test_a_list_of_labels_without_colours_means_those_of_voc(tmp_path: Path) -> 
         import_dataset("voc", write(tmp_path / "voc", files), tmp_path / "data", ImportOptions())
     plain = Image.fromarray(np.where(voc_ids() == VOID, 0, voc_ids()))
     plain.putpalette(voc_mask().getpalette() or [])
-    result = imported("voc", write(tmp_path / "plain", voc_files(plain) | files_of("VOC2012", 21)), tmp_path / "data")
+    result = imported(
+        "voc", write(tmp_path / "plain", voc_files(plain) | files_of("VOC2012", 21)), tmp_path / "data"
+    )
     assert result.spec.palette.names[DOG] == "class12"
     assert (result.ids["a"][30:] == DOG).all()
 
@@ -93,9 +99,18 @@ def files_of(folder: str, classes: int) -> dict[str, str | bytes]:
     [
         ({"labelmap.txt": "a:1,2::\n"}, r"labelmap.txt:1: not name:red,green,blue"),
         ({"labelmap.txt": "a:1,2,3::\nb:1,2,3::\n"}, "two classes share one colour"),
-        ({"SegmentationClass/a.png": picture_bytes(kind="PNG", width=9)}, "mask has 40x9 pixels, its picture 40x60"),
-        ({"SegmentationClass/a.png": b"\x89PNG\r\n\x1a\n broken"}, "SegmentationClass/a.png: not a readable mask"),
-        ({"SegmentationClass/a.png": encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 99, np.uint8)))}, r"values \[99"),
+        (
+            {"SegmentationClass/a.png": picture_bytes(kind="PNG", width=9)},
+            "mask has 40x9 pixels, its picture 40x60",
+        ),
+        (
+            {"SegmentationClass/a.png": b"\x89PNG\r\n\x1a\n broken"},
+            "SegmentationClass/a.png: not a readable mask",
+        ),
+        (
+            {"SegmentationClass/a.png": encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 99, np.uint8)))},
+            r"values \[99",
+        ),
     ],
 )
 def test_a_malformed_file_is_named(tmp_path: Path, files: dict[str, str | bytes], message: str) -> None:
