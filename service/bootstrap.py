@@ -333,6 +333,8 @@ def _http_options(settings: Settings) -> HttpOptions:
             max_answer_bytes_in_flight=limits.max_answer_bytes_in_flight,
             default_timeout_s=limits.default_timeout_s,
         ),
+        cors_origins=server.cors_origins,
+        root_path=server.root_path,
     )
 
 

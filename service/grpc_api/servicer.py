@@ -229,12 +229,13 @@ class Servicer:
         return message.open
 
     async def _first(self, context: Context, kind: type[MessageT]) -> MessageT:
-        async with within(self._options.receive_timeout_s, _too_slow):
+        limit_s = self._options.receive_timeout_s
+        async with within(limit_s, lambda: _too_slow(limit_s)):
             message = await next_message(context, kind)
         if message is None:
             raise InvalidArgumentError("there is no message")
         return message
 
 
-def _too_slow() -> RequestTooSlowError:
-    return RequestTooSlowError("no message came in time")
+def _too_slow(limit_s: float) -> RequestTooSlowError:
+    return RequestTooSlowError(f"no message came within {limit_s:g} s (limits.receive_timeout_s)")

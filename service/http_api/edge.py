@@ -17,7 +17,10 @@ from service.telemetry import Metrics
 
 _log = structlog.get_logger()
 
-PROBE_PATHS = frozenset({"/livez", "/readyz", "/startupz"})
+READY_PATHS = ("/readyz", "/healthz", "/health", "/ping")
+"""The first one is the service's own name; load balancers ask for the others by default."""
+
+PROBE_PATHS = frozenset({"/livez", "/startupz", *READY_PATHS})
 
 
 class HttpEdge:

@@ -23,17 +23,19 @@ ERROR_RESPONSE: dict[int | str, dict[str, Any]] = {
 """How the OpenAPI documents describe every error."""
 
 
-def problem_app(*, title: str, description: str) -> FastAPI:
+def problem_app(*, title: str, description: str, root_path: str = "") -> FastAPI:
     """Return an application without routes, without pages from the network, and without redirects.
 
     Args:
         title: of its OpenAPI document.
         description: text for people, paragraphs separated by empty lines.
+        root_path: prefix of the service's URLs in its OpenAPI document.
     """
     return FastAPI(
         title=title,
         version=INTERFACE_VERSION,
         description=description,
+        servers=[{"url": root_path}] if root_path else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

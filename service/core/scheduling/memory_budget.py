@@ -120,8 +120,10 @@ class MemoryBudget:
                 lane.taken_bytes -= place.num_bytes
             else:
                 lane.line.remove(place)
-            others = self._advance()
-        _grant(others)
+            if not (self._small.line or self._large.line):
+                return
+            granted = self._advance()
+        _grant(granted)
 
     @property
     def taken_bytes(self) -> int:

@@ -12,6 +12,7 @@ from service.http_api.foundation import ERROR_RESPONSE
 from service.http_api.segment.form import FILE_FIELD
 from service.http_api.segment.negotiation import JPEG, JSON, NPY, PNG, RAW
 from service.http_api.segment.parameters import SegmentQuery
+from service.http_api.segment.picture_body import JSON_KEY
 from service.http_api.segment.routes import ROUTES
 
 _SCHEMAS = "#/components/schemas/"
@@ -27,6 +28,16 @@ _BODY = {
         "image/jpeg": _PICTURE,
         "image/png": _PICTURE,
         "image/webp": _PICTURE,
+        JSON: {
+            "schema": {
+                "type": "object",
+                "required": [JSON_KEY],
+                "properties": {
+                    JSON_KEY: {"type": "string", "description": "The file as base64, or a data URL."}
+                },
+                "additionalProperties": False,
+            }
+        },
         "multipart/form-data": {
             "schema": {
                 "type": "object",

@@ -118,25 +118,20 @@ def rendering_request(request: Request, query: SegmentQuery, palette: ClassPalet
         output=query.output,
         alpha=query.alpha,
         mask=query.mask,
-        keep=class_ids(query.classes, palette),
+        keep=class_ids(query.classes, palette) if query.classes else None,
     )
 
 
-def class_ids(classes: Sequence[str], palette: ClassPalette) -> frozenset[int] | None:
-    """Resolve the classes to keep.
+def class_ids(classes: Sequence[str], palette: ClassPalette) -> frozenset[int]:
+    """Return the ids of the classes to keep, in ``[0, K)``.
 
     Args:
         classes: as the query has them; a name that contains a comma stands alone.
         palette: of the model that is asked.
 
-    Returns:
-        Ids in ``[0, K)``; None = keep all.
-
     Raises:
         InvalidArgumentError: one is neither a name nor an id of the palette.
     """
-    if not classes:
-        return None
     wanted = [name for text in classes for name in ([text] if text in palette.names else text.split(","))]
     try:
         return frozenset(palette.id_of(name.strip()) for name in wanted)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.core.errors import InternalError, ServiceError
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
-from service.core.pictures.picture import EncodedPicture
+from service.core.pictures.picture import Picture
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
 from service.http_api.access import AccessPolicy
@@ -27,6 +27,7 @@ from service.http_api.segment.body_budget import (
 )
 from service.http_api.segment.client_connection import PIECE_BYTES, PiecewiseResponse, while_connected
 from service.http_api.segment.parameters import rendering_request, segment_query, timeout_s
+from service.http_api.segment.picture_body import picture_of
 from service.http_api.segment.rendering import Rendering, RenderingRequest, render, render_bytes
 from service.http_api.segment.routes import SegmentTarget, target_of
 
@@ -111,18 +112,24 @@ class SegmentRoutes:
             async with self._bodies.holding(request, deadline_s=deadline_s) as hold:
                 data = await read_picture(request, self._options.body, hold)
                 exchange.received_s = time.monotonic() - exchange.started_s
-                work = self._rendering(model, data, exchange, wanted, deadline_s)
+                picture = picture_of(request.headers.get("content-type", ""), data)
+                work = self._rendering(model, picture, exchange, wanted, deadline_s)
                 rendering = await while_connected(request.receive, work)
         exchange.stages_s = rendering.stages_s
         exchange.notes.update(rendering.notes, bytes_in=len(data), bytes_out=len(rendering.body))
         return PiecewiseResponse(rendering.body, headers=rendering.headers, media_type=wanted.media_type)
 
     async def _rendering(
-        self, model: LoadedModel, data: bytes, exchange: Exchange, wanted: RenderingRequest, deadline_s: float
+        self,
+        model: LoadedModel,
+        picture: Picture,
+        exchange: Exchange,
+        wanted: RenderingRequest,
+        deadline_s: float,
     ) -> Rendering:
         async with self._segmenter.segment(
             model,
-            EncodedPicture(data),
+            picture,
             partial(render, wanted=wanted, receive_s=exchange.received_s),
             deadline_s=deadline_s,
             render_bytes=render_bytes(wanted),

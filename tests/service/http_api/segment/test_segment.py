@@ -305,7 +305,9 @@ async def test_a_body_that_does_not_arrive_is_given_up() -> None:
 
     options = HttpOptions(segment=SegmentOptions(body=BodyLimits(receive_timeout_s=0.001)))
     async with open_site(options=options) as site:
-        assert code_of(await site.client.post("/v1/segment", content=stuck())) == (408, "request_too_slow")
+        response = await site.client.post("/v1/segment", content=stuck())
+        assert code_of(response) == (408, "request_too_slow")
+        assert "limits.receive_timeout_s" in response.json()["detail"]
 
 
 async def test_a_compressed_body_is_refused(site: Site) -> None:
