@@ -335,6 +335,7 @@ def _http_options(settings: Settings) -> HttpOptions:
         ),
         cors_origins=server.cors_origins,
         root_path=server.root_path,
+        page=server.page == "on" or (server.page == "auto" and server.is_loopback),
     )
 
 

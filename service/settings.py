@@ -115,6 +115,7 @@ class ServerSettings(_Section):
             ``https://app.example.org``; ``*`` = any, none = no page of another origin.
         root_path: path prefix under which a proxy offers the HTTP port, such as ``/segmentation``; the proxy
             may take it off or leave it on.
+        page: serve the page for people at ``/`` of the HTTP port; auto = on loopback only.
         grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
         lame_duck_s: how long after SIGTERM new requests are still answered.
     """
@@ -127,6 +128,7 @@ class ServerSettings(_Section):
     allowed_hosts: Names = ()
     cors_origins: Annotated[tuple[_Origin, ...], _List] = ()
     root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    page: Literal["auto", "on", "off"] = "auto"
     grace_s: Count = 25
     lame_duck_s: Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)] = 5.0
 
