@@ -101,7 +101,7 @@ def test_the_pointer_reads_the_class_of_a_pixel(visit: Visit) -> None:
     visit.open()
     visit.page.set_input_files("#file", EXAMPLE)
     visit.answered()
-    visit.page.locator("#picture").hover()
+    visit.page.locator("#stage").hover()
     assert ":" in visit.page.locator("#readout").inner_text()
 
 
@@ -149,7 +149,7 @@ def test_a_class_whose_name_is_markup_stays_text(visit: Visit) -> None:
     visit.open()
     assert name in visit.page.locator("#legend").inner_text()
     visit.open("#models")
-    visit.page.get_by_text(name).first.wait_for()
+    visit.page.locator("#model-cards").get_by_text(name).wait_for()
     assert visit.page.title() == "Segmentation"
 
 
