@@ -33,7 +33,7 @@ from model.pictures.preprocess import ImageSize, size_of
 from model.quotas import usable_cores
 from service.assembly import engine_options
 from service.cli.local import local_settings, open_artifact
-from service.cli.scoring import Candidate, evaluate_split, open_candidate
+from service.cli.scoring import EvaluatedModel, evaluate_split, open_evaluated_model
 from service.core.device.engine import InferenceEngine
 from service.engines import engine_builder
 
@@ -60,7 +60,7 @@ def main() -> None:
     settings = local_settings({"models": {"precision": options.precision, "serve": [MODEL]}})
     _, artifact = open_artifact(settings)
     bare = engine_builder("openvino", "cpu")(artifact, engine_options(settings))
-    with open_candidate(settings) as candidate, closing(bare):
+    with open_evaluated_model(settings) as candidate, closing(bare):
         print(f"{candidate.version}, {bare.info.engine} {bare.info.precision}, load {load:.1f}")
         single_scale(candidate, bare, pictures, options.rounds)
         many_chips(artifact.manifest, bare, options.rounds)
@@ -78,7 +78,9 @@ def count_pixels(rounds: int) -> None:
         print(f"counting {LARGE}, {name}: {1e3 * median_s:.2f} ms")
 
 
-def single_scale(candidate: Candidate, engine: InferenceEngine, pictures: LabeledImages, rounds: int) -> None:
+def single_scale(
+    candidate: EvaluatedModel, engine: InferenceEngine, pictures: LabeledImages, rounds: int
+) -> None:
     """Evaluate a split, and run the engine alone on as many pictures of the same size."""
     protocol = find_protocol("ss")
     image_HW3, _ = pictures[0]

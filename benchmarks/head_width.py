@@ -20,7 +20,7 @@ from model.export.export import write_artifact
 from model.labels import ClassPalette
 from model.networks.segmentation_network import ARCHITECTURES, build
 from service.cli.bench.bench import noise, parse_size
-from service.cli.bench.engine_race import EngineContender, compete
+from service.cli.bench.engine_race import EngineEntry, race
 from service.core.device.engine import EngineOptions
 from service.engines.openvino import build as build_engine
 from service.engines.openvino import precisions
@@ -35,7 +35,7 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True, eq=False)
-class WidthContender(EngineContender):
+class WidthContender(EngineEntry):
     """An engine that is told apart by the width of its network's head."""
 
     width: int = 0
@@ -67,7 +67,7 @@ def main() -> None:
             for engine in engines.values():
                 stack.callback(engine.close)
             contenders = [WidthContender(engines[width], images_NHW3, width) for width in WIDTHS]
-            for figures in compete(contenders, rounds=ROUNDS, round_s=options.seconds / ROUNDS, batch=1):
+            for figures in race(contenders, rounds=ROUNDS, round_s=options.seconds / ROUNDS, batch=1):
                 print("{:<18}{:>6}{:>9}{:>9}{:>9}{:>9}   {}".format(*figures.cells()))
 
 

@@ -37,7 +37,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the ideal queue liv
 from simulation import Request, ideal_fifo
 
 from service.cli.bench.http_target import HttpTarget, RunningService, running_service
-from service.cli.bench.load import RefusedError, Shot, closed_loop, open_loop, poisson_arrivals
+from service.cli.bench.load import RefusedError, RequestRecord, closed_loop, open_loop, poisson_arrivals
 from service.cli.bench.load_bench import make_load
 from service.cli.bench.stream_bench import ServiceWatch
 from service.core.memory import frozen_objects
@@ -284,7 +284,7 @@ async def flood(
 
 
 def _flood(
-    shots: Sequence[Shot],
+    shots: Sequence[RequestRecord],
     *,
     times: float,
     peak: float,
@@ -310,7 +310,7 @@ def _flood(
     )
 
 
-async def _arrive(client: Client, rate: float, count: int) -> list[Shot]:
+async def _arrive(client: Client, rate: float, count: int) -> list[RequestRecord]:
     arrivals_s = poisson_arrivals(rate=rate, seconds=1.1 * count / rate + 10)[:count]
     client.busy_s.clear()
     return await open_loop(client.send, arrivals_s=arrivals_s)
@@ -332,7 +332,11 @@ async def _recovered_s(client: Client, last_s: float, rested_s: float) -> float:
 
 
 def _as_requests(
-    shots: Sequence[Shot], busy_s: dict[int, float], typical_s: float, *, patience_s: float = HOPELESS_S
+    shots: Sequence[RequestRecord],
+    busy_s: dict[int, float],
+    typical_s: float,
+    *,
+    patience_s: float = HOPELESS_S,
 ) -> list[Request]:
     """Return what was asked, for the ideal queue; what was refused would have taken as long as most."""
     began_s = shots[0].intended_s
@@ -342,7 +346,7 @@ def _as_requests(
     ]
 
 
-def _refusals(shots: Sequence[Shot]) -> dict[str, int]:
+def _refusals(shots: Sequence[RequestRecord]) -> dict[str, int]:
     return dict(Counter(shot.refusal for shot in shots if shot.refusal is not None))
 
 

@@ -37,7 +37,7 @@ from simulation import (
 )
 
 from model.pictures.preprocess import ImageSize
-from service.core.scheduling.scheduler import BatchKey, BatchLimits, DynamicBatcher, Item
+from service.core.scheduling.scheduler import BatchKey, BatchLimits, Item, Scheduler
 
 FULL_BATCH_S = 0.010 + 0.002 * 16
 PEAK = 16 / FULL_BATCH_S
@@ -85,7 +85,7 @@ def report_cost(items: int) -> None:
 
 def cost_us(items: int, *, waiting: int, full: int, sources: int, sizes: int) -> float:
     """Time admissions and batches with so many items waiting all the time; making them is left out."""
-    batcher: DynamicBatcher[None, None] = DynamicBatcher(1_000_000)
+    batcher: Scheduler[None, None] = Scheduler(1_000_000)
     keys = [BatchKey("model", ImageSize(512, 1024 + 32 * n), BatchLimits(full)) for n in range(sizes)]
     coming: list[Item[None, None]] = [
         Item(None, keys[n % sizes], n * 1e-3, 1e9, source=n % sources) for n in range(items + waiting + full)

@@ -37,7 +37,7 @@ from statistics import median
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import GRAPH_FILE
-from service.cli.bench.engine_race import BenchmarkApp
+from service.cli.bench.engine_race import BenchmarkAppEntry
 from service.cli.bench.http_target import HttpTarget
 from service.cli.bench.load import LoadFigures, RefusedError
 from service.cli.bench.load_bench import Load, make_load
@@ -192,7 +192,7 @@ def _player(server: Server, load: Load, in_flight: int) -> Play:
 
 def _benchmark_app(artifact: Artifact, precision: Precision, streams: int) -> Play:
     height, width = map(int, SIZE.split("x"))
-    program = BenchmarkApp(artifact.path(GRAPH_FILE), (1, height, width, 3), precision, streams)
+    program = BenchmarkAppEntry(artifact.path(GRAPH_FILE), (1, height, width, 3), precision, streams)
     return lambda seconds: Turn(1 / program.play(seconds)[0])
 
 

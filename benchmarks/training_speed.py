@@ -39,8 +39,8 @@ from training.data.inspection import SplitFacts
 from training.data.pictures import PackedPictures, Pair, ResidentPictures
 from training.data.splits import TrainingData
 from training.distributed import ALONE
-from training.run.batches import StepCrops
-from training.run.train_step import Learner
+from training.run.batches import StepBatches
+from training.run.train_step import TrainStep
 
 CLASSES = 19
 PAD = (83, 94, 82)
@@ -131,9 +131,9 @@ def report_step(options: argparse.Namespace) -> None:
     crop = tuple(options.crop or (256, 320))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config, data = scene(crop, options.batch, torch.device("cpu"))
-    crops = StepCrops(config, data, ALONE)
+    crops = StepBatches(config, data, ALONE)
     images, labels, _ = crops.cut(0, 0)
-    learner, plain = Learner(config, data, ALONE), plain_learner(config, data)
+    learner, plain = TrainStep(config, data, ALONE), plain_learner(config, data)
     print(
         f"step: BiSeNetV2 (128), {options.batch} crops of {crop[0]}x{crop[1]},"
         f" {torch.get_num_threads()} threads"
@@ -149,7 +149,7 @@ def report_step(options: argparse.Namespace) -> None:
 
 def plain_learner(config: TrainingConfig, data: TrainingData) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a step as it is usually written: float32, NCHW, nothing fused, losses through autograd."""
-    network = Learner(config, data, ALONE).network.to(memory_format=torch.contiguous_format).train()
+    network = TrainStep(config, data, ALONE).network.to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, foreach=False)
 
     def step(images_N3HW: Tensor, labels_NHW: Tensor) -> Tensor:
@@ -181,8 +181,8 @@ def report_gpu(options: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
     config, data = scene(crop, options.batch, device)
     on_host = scene(crop, options.batch, torch.device("cpu"))[1]
-    learner, crops = Learner(config, data, ALONE), StepCrops(config, data, ALONE)
-    plain, host_crops = plain_learner(config, data), StepCrops(config, on_host, ALONE)
+    learner, crops = TrainStep(config, data, ALONE), StepBatches(config, data, ALONE)
+    plain, host_crops = plain_learner(config, data), StepBatches(config, on_host, ALONE)
     waited_s: list[float] = []
 
     def ours(step: int) -> None:

@@ -20,9 +20,9 @@ import numpy as np
 from model.pictures.preprocess import PreprocessSpec
 from service.assembly import engine_options, worker_process
 from service.core.device.device import Device
-from service.core.device.in_process import LocalRunner
+from service.core.device.in_process import InProcessRunner
 from service.core.models.model_host import ModelHost
-from service.core.scheduling.dispatcher import Answer, InferenceWorker
+from service.core.scheduling.dispatcher import Answer, Dispatcher
 from service.engines import late_builder
 from service.machine import is_busy, this_machine
 from service.registry import open_registry
@@ -52,8 +52,8 @@ def main() -> None:
     device = Device(late_builder(arguments.engine), engine_options(settings))
     with ExitStack() as stack:
         hosts = {}
-        for name, runner in {"here": LocalRunner(device), "there": worker_process(settings)}.items():
-            hosts[name] = ModelHost(InferenceWorker(runner))
+        for name, runner in {"here": InProcessRunner(device), "there": worker_process(settings)}.items():
+            hosts[name] = ModelHost(Dispatcher(runner))
             stack.callback(hosts[name].close)
             served = hosts[name].load(version, registry.open(version))
         height, width = map(int, arguments.size.split("x"))
@@ -104,9 +104,10 @@ class Asker:
         return count / (time.perf_counter() - begun_s)
 
     def _submit(self) -> Future[Answer]:
-        prepared = self._spec.prepare(self._image_HW3, self._host.canvas)
-        version = self._host.find().version
-        return self._host.submit(prepared, version=version, deadline_s=time.monotonic() + 60)
+        model = self._host.find()
+        prepared = self._spec.prepare(self._image_HW3, model.canvas)
+        place = model.reserve(prepared.padded, deadline_s=time.monotonic() + 60)
+        return model.submit(prepared, place)
 
     def _look(self, future: Future[Answer]) -> None:
         future.result().labels_HW.max()

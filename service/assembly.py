@@ -14,12 +14,12 @@ from model.pictures.preprocess import ImageSize
 from model.quotas import usable_cores
 from service.core.device.batch_job import Runner
 from service.core.device.engine import EngineOptions
-from service.core.device.restart_policy import Patience
-from service.core.device.worker_connection import WorkerLife
+from service.core.device.restart_policy import WorkerTimeouts
+from service.core.device.worker_connection import WorkerConnection
 from service.core.device.worker_process import ProcessRunner
 from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter, SegmenterLimits
-from service.core.scheduling.dispatcher import InferenceWorker
+from service.core.scheduling.dispatcher import Dispatcher
 from service.core.scheduling.scheduler import BatchLimits
 from service.engines import resolve_device
 from service.settings import ModelsSettings, Settings
@@ -56,17 +56,17 @@ def open_core(settings: Settings, runner: Runner, metrics: Metrics | None = None
     limits = settings.limits
     batches = BatchLimits(max_items=engine_options(settings).max_batch)
     with ExitStack() as stack:
-        worker = InferenceWorker(runner, max_waiting=limits.max_waiting, limits=batches, metrics=metrics)
+        worker = Dispatcher(runner, max_waiting=limits.max_waiting, limits=batches, metrics=metrics)
         host = ModelHost(worker, metrics)
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
         images = ImageLimits(limits.max_pixels, limits.max_side)
         per_picture = SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
-        yield Core(host, Segmenter(host, pool, per_picture, metrics))
+        yield Core(host, Segmenter(pool, per_picture, metrics))
 
 
 def worker_process(
-    settings: Settings, *, niceness: int = 0, patience: Patience | None = None
+    settings: Settings, *, niceness: int = 0, patience: WorkerTimeouts | None = None
 ) -> ProcessRunner:
     """Return what runs models in a process of their own and starts that again when it dies.
 
@@ -77,7 +77,7 @@ def worker_process(
     """
     log = LogOptions(settings.log.level, settings.log.format)
     config = WorkerConfig(settings.models.engine, engine_options(settings), log, niceness)
-    start = partial(WorkerLife, WORKER_MODULE, [config.to_json()], os.environ)
+    start = partial(WorkerConnection, WORKER_MODULE, [config.to_json()], os.environ)
     return ProcessRunner(start, patience=patience)
 
 

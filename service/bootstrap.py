@@ -26,9 +26,10 @@ from service.core.errors import NoWorkerError
 from service.core.keys import key_digests
 from service.core.memory import frozen_objects, limit_heaps
 from service.core.models.live_versions import LiveVersions
-from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 from service.durable_jobs.errors import JobsUnavailableError
 from service.frontends import Frontends
 from service.grpc_api.limits import PeerLimits
@@ -71,7 +72,7 @@ class Ready:
     grpc_address: str
     admin_url: str
     admin_token_file: Path
-    models: tuple[ServedModel, ...]
+    models: tuple[LoadedModel, ...]
 
     def __str__(self) -> str:
         """Return one line for people."""
@@ -89,7 +90,7 @@ class Service:
     settings: Settings
     registry: ModelRegistry
     host: ModelHost
-    lifecycle: Lifecycle
+    lifecycle: Readiness
     metrics: Metrics
     scoreboard: Scoreboard
     jobs: JobsService | None
@@ -191,7 +192,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
     with ExitStack() as stack:
         metrics = Metrics()
         core = stack.enter_context(open_core(settings, worker_process(settings), metrics))
-        lifecycle = Lifecycle()
+        lifecycle = Readiness()
         scoreboard = Scoreboard(registry)
         jobs = stack.enter_context(open_jobs(settings, registry))
         app = create_app(
@@ -221,7 +222,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         )
 
 
-def _job_routers(jobs: JobsService | None, lifecycle: Lifecycle) -> list[APIRouter]:
+def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
     return [] if jobs is None else [evaluations_router(jobs.desk, jobs.pool, lifecycle)]
 
 
@@ -332,6 +333,8 @@ def _http_options(settings: Settings) -> HttpOptions:
             max_answer_bytes_in_flight=limits.max_answer_bytes_in_flight,
             default_timeout_s=limits.default_timeout_s,
         ),
+        cors_origins=server.cors_origins,
+        root_path=server.root_path,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 
 _log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ class Frontends:
         self,
         data: Sequence[Frontend],
         admin: Frontend,
-        lifecycle: Lifecycle,
+        lifecycle: Readiness,
         *,
         lame_duck_s: float,
         grace_s: float,

@@ -17,11 +17,11 @@ import structlog
 
 from model.artifacts.registry import ModelRegistry
 from service.assembly import engine_options, open_core, worker_process
-from service.core.device.restart_policy import Patience
+from service.core.device.restart_policy import WorkerTimeouts
 from service.core.errors import ServiceError
 from service.core.jobs.evaluation_job import EvaluationJobs, JsonObject
 from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
-from service.core.jobs.submission import EvaluationDesk
+from service.core.jobs.submission import EvaluationSubmission
 from service.core.memory import limit_heaps
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
@@ -62,7 +62,7 @@ class JobsService:
         self,
         settings: Settings,
         database: JobsDatabase,
-        desk: EvaluationDesk,
+        desk: EvaluationSubmission,
         pool: Executor,
         stack: ExitStack,
     ) -> None:
@@ -106,7 +106,7 @@ def open_jobs(settings: Settings, registry: ModelRegistry) -> Iterator[JobsServi
         client = stack.enter_context(open_client(database))
         pool = stack.enter_context(ThreadPoolExecutor(_DESK_THREADS, thread_name_prefix="desk"))
         jobs, int8 = DurableJobs(client), wants_int8(settings)
-        desk = EvaluationDesk(jobs, registry, settings.datasets.keys(), int8=int8)
+        desk = EvaluationSubmission(jobs, registry, settings.datasets.keys(), int8=int8)
         yield JobsService(settings, database, desk, pool, stack)
 
 
@@ -178,7 +178,7 @@ def _host_of_jobs(settings: Settings, served: ModelHost) -> Iterator[ModelHost]:
     if engine_options(settings).device != "cpu":
         yield served
         return
-    runner = worker_process(settings, niceness=_JOBS_NICENESS, patience=Patience(job_s=_STARVED_S))
+    runner = worker_process(settings, niceness=_JOBS_NICENESS, patience=WorkerTimeouts(job_s=_STARVED_S))
     with open_core(settings, runner) as core:
         yield core.host
 

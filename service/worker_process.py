@@ -18,8 +18,8 @@ import structlog
 
 from service.core.device.device import Device
 from service.core.device.engine import DeviceLostError
-from service.core.device.ipc import FrameError
-from service.core.device.worker_connection import JobMark
+from service.core.device.ipc import IpcError
+from service.core.device.worker_connection import BatchJobMark
 from service.core.device.worker_loop import WorkerLoop
 from service.core.memory import limit_heaps
 from service.engines import late_builder
@@ -46,17 +46,17 @@ def main() -> NoReturn:
     configure_logging(config.log)
     structlog.contextvars.bind_contextvars(worker=os.getpid())
     with socket.socket(fileno=int(link)) as connection:
-        code = _serve(config, connection, JobMark(int(mark)))
+        code = _serve(config, connection, BatchJobMark(int(mark)))
     sys.stderr.flush()
     os._exit(code)  # libraries of devices have been seen to hang in their last moments
 
 
-def _serve(config: WorkerConfig, connection: socket.socket, mark: JobMark) -> int:
+def _serve(config: WorkerConfig, connection: socket.socket, mark: BatchJobMark) -> int:
     device = Device(late_builder(config.engine), config.options)
     loop = WorkerLoop(connection, mark, device)
     try:
         loop.serve()
-    except FrameError as error:
+    except IpcError as error:
         _log.error("the service sent garbage", reason=str(error))
         return EXIT_GARBAGE
     except DeviceLostError as error:

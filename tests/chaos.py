@@ -21,7 +21,7 @@ from service.core.errors import (
     RateLimitedError,
     ServiceError,
 )
-from service.core.scheduling.scheduler import Batch, BatchKey, BatchLimits, DynamicBatcher, Item, Lane
+from service.core.scheduling.scheduler import Batch, BatchKey, BatchLimits, Item, Lane, Scheduler
 
 PLACES = {Lane.INTERACTIVE: 1.0, Lane.STREAM: 0.5, Lane.BULK: 0.25}
 SOURCE_PLACES = 0.25
@@ -35,7 +35,7 @@ SimItem = Item[int, int]
 SimBatch = Batch[int, int]
 
 
-class Referee(DynamicBatcher[int, int]):
+class Referee(Scheduler[int, int]):
     """The scheduler, and after each call whether it has kept the rules.
 
     Args:

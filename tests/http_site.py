@@ -22,11 +22,11 @@ from model.decoding import decode
 from model.labels import UInt8Array
 from service.core.device.device import Device
 from service.core.device.engine import EngineOptions
-from service.core.device.in_process import LocalRunner
+from service.core.device.in_process import InProcessRunner
 from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter, SegmenterLimits
-from service.core.readiness import Lifecycle
-from service.core.scheduling.dispatcher import InferenceWorker
+from service.core.readiness import Readiness
+from service.core.scheduling.dispatcher import Dispatcher
 from service.http_api.app import HttpOptions, create_app
 from service.telemetry import Metrics
 
@@ -42,7 +42,7 @@ class Site:
     client: httpx2.AsyncClient
     host: ModelHost
     engine: FakeEngine
-    lifecycle: Lifecycle
+    lifecycle: Readiness
     metrics: Metrics
 
     def load(self, version: ModelVersion) -> None:
@@ -61,17 +61,17 @@ async def open_site(
 ) -> AsyncIterator[Site]:
     """Serve a fake model; closed, everything that was accepted has been answered."""
     engine = engine or FakeEngine()
-    lifecycle = Lifecycle()
+    lifecycle = Readiness()
     decode.warm_up()  # where the test's own folder would be empty each time, this finds compiled kernels
     with ExitStack() as stack:
         cache_folder = Path(stack.enter_context(TemporaryDirectory()))
         engine_options = EngineOptions(device="cpu", precision="f32", cache_folder=cache_folder)
         device = Device(lambda _artifact, _options: engine, engine_options, decode_threads=1)
-        host = ModelHost(InferenceWorker(LocalRunner(device), max_waiting=max_waiting))
+        host = ModelHost(Dispatcher(InProcessRunner(device), max_waiting=max_waiting))
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(2))
         metrics = Metrics()
-        segmenter = Segmenter(host, pool, limits, metrics)
+        segmenter = Segmenter(pool, limits, metrics)
         app = create_app(
             segmenter, host, lifecycle=lifecycle, metrics=metrics, options=options or HttpOptions()
         )

@@ -18,9 +18,9 @@ from service.core.scheduling.scheduler import (
     Batch,
     BatchKey,
     BatchLimits,
-    DynamicBatcher,
     Item,
     Lane,
+    Scheduler,
 )
 
 NEVER_S = 1e9
@@ -120,7 +120,7 @@ class Device:
     def __init__(
         self,
         clock: Clock,
-        batcher: DynamicBatcher[Outcome, None],
+        batcher: Scheduler[Outcome, None],
         duration_s: Duration,
         *,
         depth: int = 1,
@@ -162,7 +162,7 @@ def serve(
     *,
     depth: int = 1,
     max_items: int = DEFAULT_MAX_WAITING,
-    batcher: DynamicBatcher[Outcome, None] | None = None,
+    batcher: Scheduler[Outcome, None] | None = None,
 ) -> list[Outcome]:
     """Let the scheduler answer requests, and return what became of each.
 
@@ -174,7 +174,7 @@ def serve(
         batcher: one that knows the device already, in place of a new one.
     """
     clock = Clock()
-    batcher = batcher or DynamicBatcher(max_items)
+    batcher = batcher or Scheduler(max_items)
     device = Device(clock, batcher, duration_s, depth=depth)
     outcomes = [Outcome(request) for request in requests]
 

@@ -18,10 +18,10 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.engine import EngineOptions
 from service.core.device.restart_policy import RestartPolicy
-from service.core.device.worker_connection import WorkerLife
+from service.core.device.worker_connection import WorkerConnection
 from service.core.device.worker_process import ProcessRunner
 from service.core.models.model_host import ModelHost
-from service.core.scheduling.dispatcher import Answer, InferenceWorker
+from service.core.scheduling.dispatcher import Answer, Dispatcher
 from service.engines.fault import MARK_RGB, cell_classes
 from service.telemetry import LogOptions
 from service.worker_config import WORKER_MODULE, WorkerConfig
@@ -43,25 +43,27 @@ class WorkerSite:
     def __init__(self, engine: str, cache_folder: Path, *, policy: RestartPolicy | None = None) -> None:
         options = EngineOptions("cpu", "auto", cache_folder, threads=1)
         self._config = WorkerConfig(engine, options, LogOptions(level="error"))
-        self.lives: list[WorkerLife] = []
-        self.before: list[Callable[[], WorkerLife]] = []  # started, the last one first, in place of workers
+        self.lives: list[WorkerConnection] = []
+        self.before: list[
+            Callable[[], WorkerConnection]
+        ] = []  # started, the last one first, in place of workers
         self._ahead_s = 0.0
         self.runner = ProcessRunner(
             self._start, policy=policy, clock=lambda: time.monotonic() + self._ahead_s
         )
-        self.worker = InferenceWorker(self.runner)
+        self.worker = Dispatcher(self.runner)
         self.host = ModelHost(self.worker)
 
-    def _start(self) -> WorkerLife:
+    def _start(self) -> WorkerConnection:
         if self.before:
             self.lives.append(self.before.pop()())
         else:
-            self.lives.append(WorkerLife(WORKER_MODULE, [self._config.to_json()], os.environ))
+            self.lives.append(WorkerConnection(WORKER_MODULE, [self._config.to_json()], os.environ))
         return self.lives[-1]
 
     def submit(self, image: PreparedImage, version: ModelVersion = VERSION) -> Future[Answer]:
         """Ask for the labels of a picture."""
-        return self.host.submit(image, version=version, deadline_s=time.monotonic() + PATIENCE_S)
+        return self.worker.submit(version, image, deadline_s=time.monotonic() + PATIENCE_S)
 
     def labels(self, image: PreparedImage, version: ModelVersion = VERSION) -> UInt8Array:
         """Return the labels of a picture."""
@@ -69,7 +71,7 @@ class WorkerSite:
 
     def picture(self, code: int, *, marked: bool = False) -> PreparedImage:
         """Return a picture whose cells spell a number, in shared memory."""
-        canvas = self.host.canvas(SIZE, SIZE)
+        canvas = self.worker.canvas(SIZE, SIZE)
         canvas[...] = np.kron(red_of(code), np.ones((8, 8), np.uint8))[..., np.newaxis]
         if marked:
             canvas[0, 0] = MARK_RGB
@@ -79,7 +81,7 @@ class WorkerSite:
         """End the present worker as the kernel would when there is no memory left."""
         self.lives[-1].kill()
 
-    def lose_patience(self, life: WorkerLife) -> None:
+    def lose_patience(self, life: WorkerConnection) -> None:
         """Let time pass for the supervisor alone, until it has given up a worker."""
         given_up_s = time.monotonic() + PATIENCE_S
         while not life.is_killed:

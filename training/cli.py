@@ -7,10 +7,13 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from training.interchange import commands
 
 app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Look at a data set before anything is learned from it.")
@@ -131,6 +134,14 @@ def check(
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
     if found["problems"]:
         raise typer.Exit(_FAILED)
+
+
+@dataset.command("import")
+@wraps(commands.import_)
+def import_(*args: Any, **options: Any) -> None:
+    """Run the command with its errors as one line."""
+    with _exit_on_errors():
+        commands.import_(*args, **options)
 
 
 @contextmanager

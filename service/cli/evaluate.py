@@ -23,7 +23,7 @@ from model.evaluation.evaluation import EvaluationReport
 from model.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
 from model.evaluation.report import ShownImage, render_html
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
-from service.cli.scoring import evaluate_split, open_candidate, show_worst
+from service.cli.scoring import evaluate_split, open_evaluated_model, show_worst
 from service.settings import Settings
 
 _WORST = 6
@@ -126,7 +126,7 @@ def _settings(choices: Choices, registry: str | None) -> Settings:
 def _evaluate(
     settings: Settings, pictures: LabeledImages, protocol: Protocol, *, skip_broken: bool, show: int = 0
 ) -> _Evaluation:
-    with open_candidate(settings) as candidate:
+    with open_evaluated_model(settings) as candidate:
         began_s = time.perf_counter()
         with _progress(str(candidate.version), len(pictures)) as advance:
             report = evaluate_split(

@@ -14,9 +14,9 @@ from model.errors import InvalidReferenceError, MissingRootError, ModelError, Re
 from service.assembly import engine_options, open_core
 from service.core.device.device import Device
 from service.core.device.engine import EngineUnavailableError
-from service.core.device.in_process import LocalRunner
+from service.core.device.in_process import InProcessRunner
 from service.core.errors import ServiceError
-from service.core.models.model_host import ServedModel
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures.segmenter import Segmenter
 from service.engines import engine_builder
 from service.registry import open_registry, wants_int8
@@ -74,7 +74,7 @@ def open_artifact(settings: Settings) -> tuple[ModelVersion, Artifact]:
 
 
 @contextmanager
-def open_segmenter(settings: Settings) -> Iterator[tuple[Segmenter, ServedModel]]:
+def open_segmenter(settings: Settings) -> Iterator[tuple[Segmenter, LoadedModel]]:
     """Load the first model of the settings; yields what answers pictures, and what was loaded.
 
     Raises:
@@ -84,5 +84,5 @@ def open_segmenter(settings: Settings) -> Iterator[tuple[Segmenter, ServedModel]
     version, artifact = open_artifact(settings)
     options = engine_options(settings)
     device = Device(engine_builder(settings.models.engine, options.device), options)
-    with open_core(settings, LocalRunner(device)) as core:
+    with open_core(settings, InProcessRunner(device)) as core:
         yield core.segmenter, core.host.load(version, artifact)

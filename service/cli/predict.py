@@ -22,10 +22,10 @@ from service.cli.extras import import_cameras
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
 from service.client.errors import SourceError
 from service.core.errors import InvalidArgumentError, ServiceError
-from service.core.models.model_host import ServedModel
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
-from service.core.pictures.picture_request import Segmentation
-from service.core.pictures.segmenter import Segmenter
+from service.core.pictures.picture import EncodedPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter
 
 Output = Literal["labels", "color", "overlay"]
 Entry = dict[str, Any]
@@ -45,7 +45,7 @@ _IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictTask:
     """One picture, and the file that its mask goes to."""
 
     source: Path
@@ -90,9 +90,9 @@ def predict(
             _progress(len(jobs) if film is None else None) as advance,
         ):
             if film is None:
-                entries = asyncio.run(_predict_all(segmenter, jobs, output, advance))
+                entries = asyncio.run(_predict_all(segmenter, served, jobs, output, advance))
             else:
-                entries = [_predict_film(segmenter, film, out, output, advance)]
+                entries = [_predict_film(segmenter, served, film, out, output, advance=advance)]
     _report(entries, served, as_json=as_json)
     if any("error" in entry for entry in entries):
         raise typer.Exit(EXIT_FAILED)
@@ -123,18 +123,26 @@ def _is_film(path: Path) -> bool:
 
 
 def _predict_film(
-    segmenter: Segmenter, film: Path, out: Path, output: Output, advance: Callable[[], None]
+    segmenter: Segmenter,
+    model: LoadedModel,
+    film: Path,
+    out: Path,
+    output: Output,
+    *,
+    advance: Callable[[], None],
 ) -> Entry:
     import_cameras()
     from service.cli.video import predict_film  # noqa: PLC0415 - PyAV is an extra
 
     try:
-        return asyncio.run(predict_film(segmenter, film, out, output, advance, as_film=_is_film(out)))
+        return asyncio.run(
+            predict_film(segmenter, model, film, out, output, advance=advance, as_film=_is_film(out))
+        )
     except SourceError as error:
         return {"input": str(film), "error": {"code": "undecodable_image", "message": str(error)}}
 
 
-def plan(inputs: Sequence[Path], out: Path) -> list[Job]:
+def plan(inputs: Sequence[Path], out: Path) -> list[PredictTask]:
     """Decide which mask goes where, before anything is done.
 
     Args:
@@ -149,9 +157,9 @@ def plan(inputs: Sequence[Path], out: Path) -> list[Job]:
     if not sources:
         raise typer.BadParameter(f"no pictures in {', '.join(map(str, inputs))}")
     if len(inputs) == 1 and inputs[0].is_file() and out.suffix and not out.is_dir():
-        jobs = [Job(sources[0], out)]
+        jobs = [PredictTask(sources[0], out)]
     else:
-        jobs = [Job(source, out / f"{source.stem}.png") for source in sources]
+        jobs = [PredictTask(source, out / f"{source.stem}.png") for source in sources]
     _check_targets(jobs)
     return jobs
 
@@ -162,7 +170,7 @@ def _pictures(path: Path) -> list[Path]:
     return [path]
 
 
-def _check_targets(jobs: Sequence[Job]) -> None:
+def _check_targets(jobs: Sequence[PredictTask]) -> None:
     pictures = {job.source.resolve() for job in jobs}
     owners: dict[Path, Path] = {}
     for job in jobs:
@@ -187,25 +195,30 @@ def _progress(total: int | None) -> Iterator[Callable[[], None]]:
 
 
 async def _predict_all(
-    segmenter: Segmenter, jobs: Sequence[Job], output: Output, advance: Callable[[], None]
+    segmenter: Segmenter,
+    model: LoadedModel,
+    jobs: Sequence[PredictTask],
+    output: Output,
+    advance: Callable[[], None],
 ) -> list[Entry]:
     entries: dict[int, Entry] = {}
     remaining = iter(enumerate(jobs))
 
     async def work() -> None:
         for index, job in remaining:
-            entries[index] = await _predict(segmenter, job, output)
+            entries[index] = await _predict(segmenter, model, job, output)
             advance()
 
     await asyncio.gather(*(work() for _ in range(_IN_FLIGHT)))
     return [entries[index] for index in range(len(jobs))]
 
 
-async def _predict(segmenter: Segmenter, job: Job, output: Output) -> Entry:
+async def _predict(segmenter: Segmenter, model: LoadedModel, job: PredictTask, output: Output) -> Entry:
     try:
         data = await asyncio.to_thread(_read, job.source)
         write = partial(_write, job=job, output=output)
-        async with segmenter.segment(data, write, deadline_s=time.monotonic() + _PATIENCE_S) as entry:
+        deadline_s = time.monotonic() + _PATIENCE_S
+        async with segmenter.segment(model, EncodedPicture(data), write, deadline_s=deadline_s) as entry:
             return entry
     except ServiceError as error:
         return {"input": str(job.source), "error": {"code": error.code, "message": str(error)}}
@@ -218,7 +231,7 @@ def _read(path: Path) -> bytes:
         raise InvalidArgumentError(f"cannot be read: {error.strerror}") from error
 
 
-def _write(segmentation: Segmentation, job: Job, output: Output) -> Entry:
+def _write(segmentation: Segmentation, job: PredictTask, output: Output) -> Entry:
     label_map = segmentation.label_map
     if output == "overlay":
         encoded = codec.encode_rgb_png(codec.overlay(segmentation.image_HW3, label_map))
@@ -240,7 +253,7 @@ def _write(segmentation: Segmentation, job: Job, output: Output) -> Entry:
     }
 
 
-def _report(entries: Sequence[Entry], served: ServedModel, *, as_json: bool) -> None:
+def _report(entries: Sequence[Entry], served: LoadedModel, *, as_json: bool) -> None:
     if as_json:
         model = {"model": str(served.version), **dataclasses.asdict(served.engine)}
         typer.echo(json.dumps({**model, "images": entries}, indent=2))

@@ -36,7 +36,7 @@ from service.client.answers import (
 from service.client.errors import ClientError, UnreachableError
 from service.client.grpc_client import AsyncGrpcClient
 from service.client.ledger import FrameLedger
-from service.client.reconnecting_stream import Follower, StreamWish
+from service.client.reconnecting_stream import ReconnectingStream, StreamOptions
 from service.core.errors import InvalidArgumentError
 from service.core.pictures import codec
 
@@ -91,7 +91,7 @@ def stream(
     try:
         cameras = import_cameras()
         policy = policy or ("latest" if cameras.is_camera(source) else "block")
-        wish = StreamWish(model=model, policy=policy, max_frame_age_s=max_age_ms / 1e3)
+        wish = StreamOptions(model=model, policy=policy, max_frame_age_s=max_age_ms / 1e3)
         with ExitStack() as stack:
             screens = _screens(stack, source, cameras.FilmWriter, out, show=show)
             feed_of = partial(cameras.CameraFeed, source, policy, seconds=seconds, on_lost=_warn_of_loss)
@@ -111,7 +111,7 @@ def _warn_of_loss(reason: str, delay_s: float) -> None:
 
 
 @dataclass
-class Report:
+class StreamSummary:
     """What became of a stream.
 
     Args:
@@ -209,15 +209,15 @@ def _screens(
 
 
 async def _follow(
-    feed_of: Callable[[], CameraFeed], connect: Connect, wish: StreamWish, screens: _Screens
-) -> Report:
+    feed_of: Callable[[], CameraFeed], connect: Connect, wish: StreamOptions, screens: _Screens
+) -> StreamSummary:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connect())
         feed = await stack.enter_async_context(feed_of())
-        follower = Follower(client, feed, wish)
+        follower = ReconnectingStream(client, feed, wish)
         viewer = _Viewer(client, feed, screens)
         events = await stack.enter_async_context(aclosing(follower.events()))
-        report = Report(follower.ledger)
+        report = StreamSummary(follower.ledger)
         await stack.enter_async_context(_live_line(report))
         async for event in events:
             report.take(event)
@@ -274,7 +274,7 @@ def _palette(classes: Sequence[ClassInfo]) -> ClassPalette:
 
 
 @asynccontextmanager
-async def _live_line(report: Report) -> AsyncIterator[None]:
+async def _live_line(report: StreamSummary) -> AsyncIterator[None]:
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -287,7 +287,7 @@ async def _live_line(report: Report) -> AsyncIterator[None]:
             drawing.cancel()
 
 
-async def _redraw(status: Status, report: Report) -> None:
+async def _redraw(status: Status, report: StreamSummary) -> None:
     """Show how it goes, also while nothing comes."""
     while True:
         await asyncio.sleep(_REDRAW_S)

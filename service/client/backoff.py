@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import uniform
 
 
-class Backoff:
+class ReconnectBackoff:
     """Doubles the wait after each failure, and spreads it, so that clients do not come back together.
 
     Args:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.client.answers import Frame, FramePolicy
-from service.client.backoff import Backoff
+from service.client.backoff import ReconnectBackoff
 from service.client.errors import SourceError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -46,7 +46,7 @@ OnLost = Callable[[str, float], object]
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
+class CameraFrame:
     """One picture of a source.
 
     Attributes:
@@ -65,7 +65,7 @@ def is_camera(source: str) -> bool:
     return source.isdigit() or "://" in source
 
 
-def shots(source: str) -> Iterator[Shot]:
+def source_frames(source: str) -> Iterator[CameraFrame]:
     """Read a source from its beginning to its end.
 
     Args:
@@ -82,7 +82,7 @@ def shots(source: str) -> Iterator[Shot]:
             for number, frame in enumerate(container.decode(video=0)):
                 shown_s = float(frame.time) if frame.time is not None else number / _DEFAULT_FPS
                 first_s = shown_s if first_s is None else first_s
-                yield Shot(frame.to_ndarray(format="rgb24"), shown_s - first_s, time.time())
+                yield CameraFrame(frame.to_ndarray(format="rgb24"), shown_s - first_s, time.time())
     except (av.error.FFmpegError, OSError) as error:
         raise SourceError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -96,17 +96,17 @@ def _opened(source: str) -> Any:
     return av.open(source, metadata_errors="replace")  # nobody reads a film's title
 
 
-def camera_shots(
+def camera_frames(
     source: str,
     *,
     pause: Callable[[float], object],
     on_lost: OnLost | None = None,
-    backoff: Backoff | None = None,
-) -> Iterator[Shot]:
+    backoff: ReconnectBackoff | None = None,
+) -> Iterator[CameraFrame]:
     """Read a camera for ever: when it breaks off, it is opened again.
 
     Args:
-        source: as for ``shots``.
+        source: as for ``source_frames``.
         pause: waits so many seconds; true = stop reading.
         on_lost: called each time it broke off, before the wait.
         backoff: how long to wait before the next attempt.
@@ -114,15 +114,15 @@ def camera_shots(
     Raises:
         SourceError: it cannot be opened the first time.
     """
-    backoff = backoff or Backoff()
+    backoff = backoff or ReconnectBackoff()
     started_s: float | None = None
     while True:
         reason = f"{source}: no more pictures come"
         try:
-            for shot in shots(source):
+            for shot in source_frames(source):
                 started_s = shot.captured_s if started_s is None else started_s
                 backoff.reset()
-                yield Shot(shot.image_HW3, shot.captured_s - started_s, shot.captured_s)
+                yield CameraFrame(shot.image_HW3, shot.captured_s - started_s, shot.captured_s)
         except SourceError as error:
             if started_s is None:
                 raise
@@ -135,13 +135,13 @@ def camera_shots(
 
 
 class CameraFeed:
-    """Numbers the pictures of a source and encodes them as JPEG, for ``Follower``.
+    """Numbers the pictures of a source and encodes them as JPEG, for ``ReconnectingStream``.
 
     With ``latest`` a picture that nobody took is replaced by the next one, and a film plays at its own speed;
     with ``block`` the source waits.
 
     Args:
-        source: see ``shots``.
+        source: see ``source_frames``.
         policy: as above.
         seconds: how much of it to read; None = all. While a camera is lost, time goes on.
         on_lost: called in the event loop each time a camera broke off.
@@ -164,10 +164,10 @@ class CameraFeed:
         self._seconds = math.inf if seconds is None else seconds
         self._on_lost = on_lost
         self._first_s: float | None = None
-        self._shots: dict[int, Shot] = {}
+        self._shots: dict[int, CameraFrame] = {}
         self._seq = 0
-        self._queue: asyncio.Queue[Shot | SourceError | None] = asyncio.Queue()
-        self._pending: Shot | SourceError | None = None
+        self._queue: asyncio.Queue[CameraFrame | SourceError | None] = asyncio.Queue()
+        self._pending: CameraFrame | SourceError | None = None
         self._room = threading.Semaphore(_AHEAD)
         self._closing = threading.Event()
         self._loop = asyncio.get_running_loop()
@@ -194,7 +194,7 @@ class CameraFeed:
         self._shots[self._seq] = shot
         return Frame(self._seq, data, shot.captured_s)
 
-    def shot(self, seq: int) -> Shot:
+    def shot(self, seq: int) -> CameraFrame:
         """Return the picture of a frame."""
         return self._shots[seq]
 
@@ -231,15 +231,15 @@ class CameraFeed:
         finally:
             self._hand_over(end)
 
-    def _paced(self) -> Iterator[Shot]:
+    def _paced(self) -> Iterator[CameraFrame]:
         if is_camera(self._source):
-            yield from camera_shots(self._source, pause=self._pause, on_lost=self._tell)
+            yield from camera_frames(self._source, pause=self._pause, on_lost=self._tell)
             return
         started_s = time.monotonic()
-        for shot in shots(self._source):
+        for shot in source_frames(self._source):
             if self._policy == "latest":
                 self._closing.wait(max(0.0, started_s + shot.position_s - time.monotonic()))
-            yield Shot(shot.image_HW3, shot.position_s, time.time())
+            yield CameraFrame(shot.image_HW3, shot.position_s, time.time())
 
     def _pause(self, delay_s: float) -> bool:
         """Wait before a camera is opened again; true = nobody wants its pictures any more."""
@@ -251,15 +251,15 @@ class CameraFeed:
         if self._on_lost is not None:
             self._call(self._on_lost, reason, delay_s)
 
-    def _hand_over(self, item: Shot | SourceError | None) -> None:
+    def _hand_over(self, item: CameraFrame | SourceError | None) -> None:
         self._call(self._put, item)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed, nobody waits
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _put(self, item: Shot | SourceError | None) -> None:
-        if self._policy == "latest" and isinstance(item, Shot):
+    def _put(self, item: CameraFrame | SourceError | None) -> None:
+        if self._policy == "latest" and isinstance(item, CameraFrame):
             while not self._queue.empty():
                 self._queue.get_nowait()
                 self.skipped += 1

@@ -20,7 +20,7 @@ from service.client.answers import (
     Result,
     StreamEvent,
 )
-from service.client.backoff import Backoff
+from service.client.backoff import ReconnectBackoff
 from service.client.errors import RefusedError, SourceError, UnreachableError
 from service.client.grpc_client import AsyncGrpcClient, FrameCall
 from service.client.ledger import FrameLedger
@@ -44,7 +44,7 @@ class FrameFeed(Protocol):
 
 
 @dataclass(frozen=True)
-class StreamWish:
+class StreamOptions:
     """How frames are to be answered; see ``AsyncGrpcClient.stream``."""
 
     model: str = ""
@@ -54,7 +54,7 @@ class StreamWish:
     max_frame_age_s: float = 0.0
 
 
-class Follower:
+class ReconnectingStream:
     """Sends what a feed yields and tells what becomes of it; connects again when the connection is lost.
 
     With ``latest`` the frames that were under way then are lost, as a camera has newer ones; with ``block``
@@ -75,16 +75,16 @@ class Follower:
         self,
         client: AsyncGrpcClient,
         feed: FrameFeed,
-        wish: StreamWish,
+        wish: StreamOptions,
         *,
-        backoff: Backoff | None = None,
+        backoff: ReconnectBackoff | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.ledger = FrameLedger()
         self._client = client
         self._feed = feed
         self._wish = wish
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff or ReconnectBackoff()
         self._pause = pause
         self._kept: dict[int, Frame] = {}
         self._again: deque[Frame] = deque()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Lifecycle:
+class Readiness:
     """Read at each probe and each answer; written by whoever runs the process.
 
     Attributes:

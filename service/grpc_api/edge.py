@@ -51,7 +51,7 @@ class Call:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class Edge:
+class GrpcEdge:
     """Wraps the methods of the service.
 
     Args:

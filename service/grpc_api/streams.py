@@ -22,22 +22,23 @@ from service.core.errors import (
     InvalidArgumentError,
     ServiceError,
 )
+from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.dispatcher import Answer as DeviceAnswer
-from service.core.scheduling.memory_budget import MemoryBudget, Place
+from service.core.scheduling.memory_budget import MemoryBudget, MemoryReservation
 from service.core.scheduling.scheduler import Lane
 from service.core.streams.frame_stream import (
     Answer,
-    Answered,
-    Dropped,
+    AnsweredFrame,
+    DroppedFrames,
     DropReason,
-    Failed,
+    FailedFrame,
     FramePolicy,
-    FrameTurns,
-    ModelChanged,
-    Started,
+    ModelSwitch,
+    StartedFrame,
     StreamRules,
     StreamSession,
+    StreamTurns,
 )
 from service.grpc_api.messages import MaskRequest, Target, segmented
 from service.grpc_api.status import status_number
@@ -104,6 +105,7 @@ class StreamTools:
 
     Args:
         segmenter: answers frames.
+        host: knows the served models.
         turns: which stream goes next.
         room: for the pictures that came and are not answered yet.
         metrics: counts frames.
@@ -111,7 +113,8 @@ class StreamTools:
     """
 
     segmenter: Segmenter
-    turns: FrameTurns
+    host: ModelHost
+    turns: StreamTurns
     room: MemoryBudget
     metrics: Metrics
     limits: StreamLimits
@@ -138,7 +141,7 @@ class _Received:
     """A frame and the room for its picture."""
 
     frame: wire.Frame
-    place: Place
+    place: MemoryReservation
 
 
 class FrameStream:
@@ -303,7 +306,7 @@ class FrameStream:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _answer(self, started: Started[_Received], turn: _Turn) -> None:
+    async def _answer(self, started: StartedFrame[_Received], turn: _Turn) -> None:
         try:
             result, version = await self._result(started, turn)
             self._tools.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
@@ -320,21 +323,22 @@ class FrameStream:
         finally:
             self._look_around()
 
-    async def _result(self, started: Started[_Received], turn: _Turn) -> tuple[wire.FrameResult, int]:
+    async def _result(self, started: StartedFrame[_Received], turn: _Turn) -> tuple[wire.FrameResult, int]:
         tools, frame = self._tools, started.frame.frame
-        answering = segmented(
-            tools.segmenter,
-            frame.image,
-            self._target,
-            self._wanted,
-            deadline_s=started.deadline_s,
-            max_bytes=tools.limits.max_frame_bytes,
-            lane=Lane.STREAM,
-            source=self._source,
-            answered=turn.leave_device,
-        )
-        async with answering as encoded:
-            tools.metrics.stages_done(encoded.stages_s)
+        with tools.host.hold(self._target.name, self._target.number) as model:
+            answering = segmented(
+                tools.segmenter,
+                model,
+                frame.image,
+                self._wanted,
+                deadline_s=started.deadline_s,
+                max_bytes=tools.limits.max_frame_bytes,
+                lane=Lane.STREAM,
+                source=self._source,
+                labelled=turn.leave_device,
+            )
+            async with answering as encoded:
+                tools.metrics.stages_done(encoded.stages_s)
         version = encoded.version.number
         result = wire.FrameResult(seq=frame.seq, mask=encoded.mask, version=version, timings=encoded.timings)
         if frame.HasField("capture_time"):
@@ -343,12 +347,12 @@ class FrameStream:
 
     def _count(self, answer: Answer[wire.FrameResult]) -> None:
         match answer:
-            case Answered():
+            case AnsweredFrame():
                 self.outcomes["answered"] += 1
-            case Failed():
+            case FailedFrame():
                 self.outcomes["failed"] += 1
                 self._tools.metrics.frame_done("failed")
-            case Dropped(count=count, reason=reason):
+            case DroppedFrames(count=count, reason=reason):
                 outcome = _OUTCOMES[reason]
                 self.outcomes[outcome] += count
                 self._tools.metrics.frame_done(outcome, count=count)
@@ -361,7 +365,7 @@ class _Turn:
         turns: that it is one of.
     """
 
-    def __init__(self, turns: FrameTurns) -> None:
+    def __init__(self, turns: StreamTurns) -> None:
         self._turns = turns
         self._began_s = time.monotonic()
         self._is_mine = True
@@ -385,15 +389,15 @@ class _Turn:
 
 def _response(answer: Answer[wire.FrameResult]) -> wire.StreamResponse:
     match answer:
-        case Answered(result=result):
+        case AnsweredFrame(result=result):
             return wire.StreamResponse(result=result)
-        case Failed(seq=seq, code=code):
+        case FailedFrame(seq=seq, code=code):
             failed = wire.FrameError(seq=seq, grpc_code=status_number(code), code=code)
             return wire.StreamResponse(error=failed)
-        case Dropped(first_seq=first, last_seq=last, count=count, reason=reason):
+        case DroppedFrames(first_seq=first, last_seq=last, count=count, reason=reason):
             dropped = wire.FramesDropped(first_seq=first, last_seq=last, count=count, reason=_REASONS[reason])
             return wire.StreamResponse(dropped=dropped)
-        case ModelChanged(version=version):
+        case ModelSwitch(version=version):
             notice = wire.StreamNotice(kind=wire.MODEL_CHANGED, version=version)
             return wire.StreamResponse(notice=notice)
         case _:

@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import BaseModel
 
 from model.artifacts.evaluation_records import StoredEvaluation
-from service.core.models.model_host import ServedModel
-from service.http_api.segment.parameters import MaskEncoding
+from service.core.models.loaded_model import LoadedModel
+
+MaskEncoding = Literal["png", "coco_rle", "none"]
 
 
 class ProblemDocument(BaseModel):
@@ -109,7 +110,7 @@ class SegmentationDocument(BaseModel):
     timings_ms: dict[str, float]
 
 
-def engine_document(served: ServedModel) -> EngineDocument:
+def engine_document(served: LoadedModel) -> EngineDocument:
     """Describe what runs a version."""
     return EngineDocument(
         name=served.version.name,
@@ -122,7 +123,7 @@ def engine_document(served: ServedModel) -> EngineDocument:
 
 
 def model_document(
-    served: ServedModel, *, default: bool, scores: Sequence[StoredEvaluation]
+    served: LoadedModel, *, default: bool, scores: Sequence[StoredEvaluation]
 ) -> ModelDocument:
     """Describe a version.
 

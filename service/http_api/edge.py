@@ -10,17 +10,20 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core.errors import DrainingError, RequestTooSlowError
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 from service.http_api.exchange import Exchange
 from service.http_api.problems import CLIENT_CLOSED_CODE, problem
 from service.telemetry import Metrics
 
 _log = structlog.get_logger()
 
-PROBE_PATHS = frozenset({"/livez", "/readyz", "/startupz"})
+READY_PATHS = ("/readyz", "/healthz", "/health", "/ping")
+"""The first one is the service's own name; load balancers ask for the others by default."""
+
+PROBE_PATHS = frozenset({"/livez", "/startupz", *READY_PATHS})
 
 
-class Edge:
+class HttpEdge:
     """Wraps an ASGI application; plain ASGI, so that a client that leaves is seen by the handler.
 
     Args:
@@ -29,7 +32,7 @@ class Edge:
         metrics: counts the answers.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Readiness, metrics: Metrics) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._metrics = metrics
@@ -59,7 +62,7 @@ class Edge:
             protocol="http", route=route, code=exchange.code, duration_s=duration_s, served=exchange.served
         )
         self._metrics.stages_done(exchange.stages_s)
-        if not exchange.received:
+        if not exchange.received_s:
             self._count_unreceived(exchange.code)
         quiet = scope["path"] in PROBE_PATHS and exchange.code == "ok"
         (_log.debug if quiet else _log.info)(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.http_api.documents import ModelDocument, ModelListDocument, model_document
 
@@ -18,7 +19,7 @@ def models_router(host: ModelHost, scoreboard: Scoreboard | None) -> APIRouter:
     """
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
-    def describe(served: ServedModel, *, default: bool) -> ModelDocument:
+    def describe(served: LoadedModel, *, default: bool) -> ModelDocument:
         scores = () if scoreboard is None else scoreboard.of(served.version)
         return model_document(served, default=default, scores=scores)
 

@@ -21,7 +21,7 @@ from http_site import picture_of
 
 pytest.importorskip("av", reason="the extra `client` is not installed")
 
-from service.client.cameras import FilmWriter, shots
+from service.client.cameras import FilmWriter, source_frames
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ async def test_a_film_comes_back_with_overlays_picture_by_picture(
     report = await report_of(clip, "--server", site.address, "--out", out)
     assert (report["sent"], report["answered"], report["lost"]) == (20, 20, 0)
     assert report["age_ms"]["p99"] > 0
-    overlays = list(shots(str(out)))
+    overlays = list(source_frames(str(out)))
     assert [round(25 * shot.position_s) for shot in overlays] == list(range(20))
     left, right = (overlays[5].image_HW3[16:48, columns].mean() for columns in (slice(4, 24), slice(40, 60)))
     assert abs(left - 85) < 12
@@ -151,7 +151,7 @@ async def test_three_rtsp_cameras_get_masks_at_their_own_rate(site: GrpcSite, tm
         assert outcomes == report["sent"]
         assert report["answered"] >= 0.5 * 6 * 15  # on a busy machine some are superseded
         assert report["failed"] == report["lost"] == 0
-        assert len(list(shots(str(film)))) == report["answered"]
+        assert len(list(source_frames(str(film)))) == report["answered"]
 
 
 @needs_openssl

@@ -18,11 +18,11 @@ from training.data.splits import TrainingData
 from training.distributed import ALONE
 from training.errors import NonFiniteLossError
 from training.optimisation.losses import LossConfig, SegmentationLoss
-from training.run.batches import StepCrops
+from training.run.batches import StepBatches
 from training.run.checkpoint import CheckpointFolder
 from training.run.progress import RunLog
 from training.run.stop_signals import StopRequest
-from training.run.train_step import Learner
+from training.run.train_step import TrainStep
 from training.run.trainer import Trainer
 
 if not torch.cuda.is_available():
@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_a_cpu(threshold: float) -> None:
 def test_a_step_never_makes_the_host_wait(config: TrainingConfig, *, compiled: bool) -> None:
     quick = dataclasses.replace(config, compute=dataclasses.replace(config.compute, compile=compiled))
     data = on_device(quick, "device")
-    learner, crops = Learner(quick, data, ALONE), StepCrops(quick, data, ALONE)
+    learner, crops = TrainStep(quick, data, ALONE), StepBatches(quick, data, ALONE)
     for step in range(3):  # kernels are chosen and compiled
         learner.step(step, 1e-3, lambda part, step=step: crops.cut(step, part)[:2])  # type: ignore[misc]
     torch.cuda.set_sync_debug_mode("error")
@@ -106,7 +106,7 @@ def test_a_deterministic_run_is_the_same_again(config: TrainingConfig, residency
     try:
         data = on_device(strict, residency)
         for _ in range(2):
-            learner, crops = Learner(strict, data, ALONE), StepCrops(strict, data, ALONE)
+            learner, crops = TrainStep(strict, data, ALONE), StepBatches(strict, data, ALONE)
             for step in range(3):
                 learner.step(step, 1e-3, lambda part, step=step, crops=crops: crops.cut(step, part)[:2])  # type: ignore[misc]
             found.append(learner.network.state_dict())

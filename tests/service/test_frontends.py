@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fakes import PATIENCE_S
 
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 from service.frontends import Frontends
 
 
@@ -47,9 +47,9 @@ def site(
     cut_off: bool = False,
     started: bool = True,
     stubborn_admin: bool = False,
-) -> tuple[Frontends, Lifecycle, list[str]]:
+) -> tuple[Frontends, Readiness, list[str]]:
     diary: list[str] = []
-    lifecycle = Lifecycle()
+    lifecycle = Readiness()
     lifecycle.started = started
     data = [FakeFrontend("http", diary, cut_off=cut_off), FakeFrontend("grpc", diary)]
     admin = FakeFrontend("admin", diary, stubborn=stubborn_admin)

@@ -19,9 +19,9 @@ from model.networks.segmentation_network import ARCHITECTURES
 from training.config import TrainingConfig, load_config, recipes
 from training.data.splits import TrainingData
 from training.distributed import ALONE
-from training.run.batches import StepCrops
+from training.run.batches import StepBatches
 from training.run.run import RunOptions, train
-from training.run.train_step import Learner
+from training.run.train_step import TrainStep
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -128,7 +128,7 @@ def served(artifact: Path, name: str, pictures: Path, folder: Path) -> tuple[int
 def test_a_recipe_takes_a_step_on_the_official_layout(recipe: str, trees: dict[str, Path]) -> None:
     config = tiny(recipe, trees[recipe.partition("-")[0]])
     data = TrainingData.load(config.data, torch.device("cpu"))
-    learner, crops = Learner(config, data, ALONE), StepCrops(config, data, ALONE)
+    learner, crops = TrainStep(config, data, ALONE), StepBatches(config, data, ALONE)
     assert 0 < learner.step(0, config.optimizer.lr, lambda part: crops.cut(0, part)[:2]) < math.inf
 
 

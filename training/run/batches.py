@@ -21,7 +21,7 @@ _STEPS_AHEAD = 3
 
 
 @dataclass(frozen=True, eq=False)
-class StepCrops:
+class StepBatches:
     """Cuts one process's parts of each batch: pure functions of (seed, step), whoever asks and when.
 
     Args:

@@ -38,7 +38,7 @@ _EFFICIENTNET_NORMALISATION: tuple[Rgb, Rgb] = ((127 / 255,) * 3, (128 / 255,) *
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class FinetuneSource:
     """Weights that a run may begin with.
 
     Attributes:
@@ -53,7 +53,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Adoption:
+class AdoptedWeights:
     """Which weights a network took over.
 
     Attributes:
@@ -90,7 +90,7 @@ def _by_part(keys: Iterable[str]) -> Mapping[str, int]:
     return Counter(".".join(key.split(".")[:2]) for key in keys)
 
 
-def find_source(reference: str, registry: ModelRegistry) -> Source:
+def find_source(reference: str, registry: ModelRegistry) -> FinetuneSource:
     """Read the weights that a user names.
 
     Args:
@@ -110,7 +110,7 @@ def find_source(reference: str, registry: ModelRegistry) -> Source:
     return _of_artifact(registry.open(version), str(version))
 
 
-def adopt(network: SegmentationNetwork, source: Source) -> Adoption:
+def adopt(network: SegmentationNetwork, source: FinetuneSource) -> AdoptedWeights:
     """Copy every weight that has a place of its own shape in the network.
 
     Args:
@@ -126,7 +126,7 @@ def adopt(network: SegmentationNetwork, source: Source) -> Adoption:
         raise FinetuneError(f"no weight of {source.origin} fits the network")
     for key, value in fitting.items():
         own[key].copy_(value)
-    return Adoption(
+    return AdoptedWeights(
         loaded=tuple(key for key in own if key in fitting),
         reinitialised=tuple(
             (key, _reason(value, source.state.get(key))) for key, value in own.items() if key not in fitting
@@ -135,10 +135,10 @@ def adopt(network: SegmentationNetwork, source: Source) -> Adoption:
     )
 
 
-def _of_artifact(artifact: Artifact, origin: str) -> Source:
+def _of_artifact(artifact: Artifact, origin: str) -> FinetuneSource:
     artifact.verify()
     state = unpacked(safetensors.torch.load(artifact.read(WEIGHTS_FILE)))
-    return Source(origin, state, (artifact.manifest.mean, artifact.manifest.std))
+    return FinetuneSource(origin, state, (artifact.manifest.mean, artifact.manifest.std))
 
 
 def _fits(value: Tensor, place: Tensor | None) -> bool:
@@ -151,12 +151,12 @@ def _reason(place: Tensor, value: Tensor | None) -> str:
     return f"{tuple(value.shape)} in the file, {tuple(place.shape)} here"
 
 
-def _of_checkpoint(state: Mapping[str, Tensor], reference: str) -> Source:
+def _of_checkpoint(state: Mapping[str, Tensor], reference: str) -> FinetuneSource:
     state = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
     if _EFFICIENTNET_STEM in state:
         origin = f"{reference}, an EfficientNet-Lite0 whose classifier is left out"
-        return Source(origin, _efficientnet(state), _EFFICIENTNET_NORMALISATION)
-    return Source(reference, _renamed(state))
+        return FinetuneSource(origin, _efficientnet(state), _EFFICIENTNET_NORMALISATION)
+    return FinetuneSource(reference, _renamed(state))
 
 
 def _efficientnet(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

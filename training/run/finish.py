@@ -14,7 +14,7 @@ from model.labels import UInt8Array
 from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork
 from training.errors import CheckpointError
 from training.run.progress import LOG_FILE
-from training.run.publish import Origin, build_manifest, publish
+from training.run.publish import RunProvenance, build_manifest, publish
 from training.run.report import Summary, read_events, versions
 from training.run.sample_grid import SAMPLE_COUNT, sample_grid, sample_indices, write_picture
 from training.run.trainer import Trainer
@@ -25,7 +25,7 @@ REPORT_FOLDER = "report"
 SAMPLE_FOLDER = "samples"
 
 
-def finish(trainer: Trainer, origin: Origin, out: Path) -> None:
+def finish(trainer: Trainer, origin: RunProvenance, out: Path) -> None:
     """Publish what was best as ``OUT/artifact`` and tell of it in ``OUT/report``.
 
     Every process of the run calls this; the first one writes.

@@ -23,7 +23,7 @@ _NONE_YET = -1
 _CLEAR = "\r\x1b[2K"  # to the start of the line, and clear it
 
 
-class PaceMeter:
+class RateMeter:
     """Measures the rate of the steps since it was last restarted; what happens between them does not count.
 
     The first step of all counts only until there is a second one: it compiles, and fills caches.
@@ -109,7 +109,7 @@ class LossMeter:
         return None if found == _NONE_YET else found
 
 
-class Board:
+class TensorBoardWriter:
     """Curves and pictures for TensorBoard.
 
     Args:
@@ -149,10 +149,10 @@ class Board:
         self._writer.close()
 
 
-def open_board(folder: Path) -> Board | None:
+def open_tensorboard(folder: Path) -> TensorBoardWriter | None:
     """Return a board in ``folder``; None where TensorBoard is not installed."""
     try:
-        return Board(folder / BOARD_FOLDER)
+        return TensorBoardWriter(folder / BOARD_FOLDER)
     except ImportError:
         return None
 
@@ -174,7 +174,7 @@ class RunLog:
         folder: Path,
         *,
         silent: bool = False,
-        board: Board | None = None,
+        board: TensorBoardWriter | None = None,
         stream: TextIO | None = None,
     ) -> None:
         self._path = folder / LOG_FILE

@@ -34,7 +34,7 @@ _DIGEST_DIGITS = 12
 
 
 @dataclass(frozen=True)
-class Origin:
+class RunProvenance:
     """What a run was made with.
 
     Attributes:
@@ -49,7 +49,7 @@ class Origin:
 
 
 def build_manifest(
-    config: TrainingConfig, data: TrainingData, *, origin: Origin, steps: int, matrix: ConfusionMatrix
+    config: TrainingConfig, data: TrainingData, *, origin: RunProvenance, steps: int, matrix: ConfusionMatrix
 ) -> ModelManifest:
     """Describe the model that a run made, and all that a reader needs to repeat and to judge it.
 

@@ -18,10 +18,10 @@ from training.data.splits import TrainingData
 from training.distributed import Ranks, joined, ranks_here
 from training.errors import ConfigError, ResumeError
 from training.run.checkpoint import CheckpointFolder
-from training.run.finetune import Source, adopt, find_source
+from training.run.finetune import FinetuneSource, adopt, find_source
 from training.run.finish import draw_samples, finish
-from training.run.progress import RunLog, open_board
-from training.run.publish import NO_OPENVINO, Origin, code_version
+from training.run.progress import RunLog, open_tensorboard
+from training.run.publish import NO_OPENVINO, RunProvenance, code_version
 from training.run.stop_signals import StopRequest
 from training.run.time_budget import TimeBudget
 from training.run.trainer import Trainer
@@ -116,7 +116,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def _open_log(out: Path, ranks: Ranks) -> Iterator[RunLog]:
-    log = RunLog(out, silent=not ranks.is_first, board=open_board(out) if ranks.is_first else None)
+    log = RunLog(out, silent=not ranks.is_first, board=open_tensorboard(out) if ranks.is_first else None)
     if log.board is None:
         log.say("tensorboard is not installed: curves are in the log and in the report only")
     try:
@@ -183,7 +183,7 @@ class _Start:
             trainer.started_from = self.options.finetune_from
         finished = trainer.run(stop)
         if finished:
-            finish(trainer, Origin(self.options.command, code, trainer.started_from), self.options.out)
+            finish(trainer, RunProvenance(self.options.command, code, trainer.started_from), self.options.out)
         return finished
 
     def _check_all_found_the_same(self, device: torch.device) -> None:
@@ -197,7 +197,7 @@ class _Start:
                 " all machines must share that folder"
             )
 
-    def _source(self) -> Source | None:
+    def _source(self) -> FinetuneSource | None:
         options = self.options
         if not options.finetune_from:
             return None
@@ -211,7 +211,7 @@ class _Start:
         )
         return find_source(options.finetune_from, registry)
 
-    def _adopt(self, trainer: Trainer, source: Source) -> None:
+    def _adopt(self, trainer: Trainer, source: FinetuneSource) -> None:
         adoption = adopt(trainer.learner.network, source)
         trainer.learner.restart_average()
         self.log.write(
@@ -222,7 +222,7 @@ class _Start:
         )
 
 
-def _normalisation(state: Mapping[str, Any] | None, source: Source | None) -> tuple[Rgb, Rgb] | None:
+def _normalisation(state: Mapping[str, Any] | None, source: FinetuneSource | None) -> tuple[Rgb, Rgb] | None:
     """Return the mean and deviation that come with the weights; the data's own where none do."""
     if state is not None:
         numbers = state["normalisation"]

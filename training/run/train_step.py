@@ -28,7 +28,7 @@ Cut = Callable[[int], tuple[Tensor, Tensor]]
 """Part of a batch -> images_NHW3, labels_NHW."""
 
 
-class Learner:
+class TrainStep:
     """The network of a run and everything that moves with it.
 
     Args:

@@ -18,12 +18,12 @@ from training.distributed import ALONE, Ranks
 from training.errors import NonFiniteLossError, ResumeError
 from training.optimisation.bn_calibration import calibrated
 from training.optimisation.optim import learning_rate
-from training.run.batches import StepCrops
+from training.run.batches import StepBatches
 from training.run.checkpoint import CheckpointFolder, CheckpointKind
-from training.run.progress import LossMeter, PaceMeter, RunLog, duration
+from training.run.progress import LossMeter, RateMeter, RunLog, duration
 from training.run.stop_signals import StopRequest
 from training.run.time_budget import TimeBudget
-from training.run.train_step import Learner
+from training.run.train_step import TrainStep
 from training.run.validation import Scores, validate
 
 _LOG_EVERY = 20
@@ -98,8 +98,8 @@ class Trainer:
         self.on_validation = on_validation
         self.position = Position(0, config.schedule.steps, frozen=budget is None)
         self.started_from = ""
-        self.learner = Learner(config, data, ranks)
-        self.crops = StepCrops(config, data, ranks)
+        self.learner = TrainStep(config, data, ranks)
+        self.crops = StepBatches(config, data, ranks)
         self._stop = StopRequest()
         self._losses = LossMeter(data.device)
         self._waited_s = 0.0
@@ -273,7 +273,7 @@ class Trainer:
 
     def _train(self) -> bool:
         position = self.position
-        pace = PaceMeter(self.config.schedule.batch_size)
+        pace = RateMeter(self.config.schedule.batch_size)
         if self._is_time_to_validate():  # the run was stopped while it did
             self._validate_and_save()
         while self._goes_on():
@@ -305,7 +305,7 @@ class Trainer:
         self._waited_s += waited_s
         return images_NHW3, labels_NHW
 
-    def _between_steps(self, pace: PaceMeter) -> None:
+    def _between_steps(self, pace: RateMeter) -> None:
         if self._is_time_to_report():
             self._freeze_when_measured(pace)
             self._report(pace)
@@ -351,7 +351,7 @@ class Trainer:
     def _is_time_to_report(self) -> bool:
         return self.position.step % _LOG_EVERY == 0 or self.position.step == self.position.total_steps
 
-    def _freeze_when_measured(self, pace: PaceMeter) -> None:
+    def _freeze_when_measured(self, pace: RateMeter) -> None:
         position, budget = self.position, self.budget
         if position.frozen or budget is None or not pace.is_settled:
             return
@@ -376,7 +376,7 @@ class Trainer:
         )
         self.save("last")  # or a run killed before the next one would choose another number
 
-    def _report(self, pace: PaceMeter) -> None:
+    def _report(self, pace: RateMeter) -> None:
         position = self.position
         loss = self._losses.mean()
         self.log.write(
@@ -390,7 +390,7 @@ class Trainer:
         )
         pace.restart()
 
-    def _line(self, pace: PaceMeter) -> str:
+    def _line(self, pace: RateMeter) -> str:
         position = self.position
         remaining_s = pace.step_s * (position.total_steps - position.step)
         return (

@@ -18,7 +18,7 @@ from model.artifacts.manifest import GRAPH_FILE, ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, size_of
 from service.assembly import engine_options
-from service.cli.bench.engine_race import BenchmarkApp, Contender, EngineContender, Figures, compete
+from service.cli.bench.engine_race import BenchmarkAppEntry, EngineEntry, EntryFigures, RaceEntry, race
 from service.cli.bench.load_bench import grpc, http, pipeline
 from service.cli.bench.pictures import parse_image_size
 from service.cli.bench.stream_bench import stream
@@ -94,12 +94,14 @@ def engine(
         options = engine_options(settings)
         choices = list(product(engines or ["auto"], wanted))
         with _engines(settings, choices, options) as built:
-            contenders: list[Contender] = [EngineContender(one.engine, images_NHW3) for one in built]
+            contenders: list[RaceEntry] = [EngineEntry(one.engine, images_NHW3) for one in built]
             if peer:
                 contenders += _peers(built, images_NHW3.shape)
-            results = compete(contenders, rounds=_ROUNDS, round_s=seconds / _ROUNDS, batch=batch)
+            results = race(contenders, rounds=_ROUNDS, round_s=seconds / _ROUNDS, batch=batch)
             versions = ", ".join(dict.fromkeys(str(one.version) for one in built))
-    report = Report(versions, str(size_of(images_NHW3[0])), batch, options.device, this_machine(), results)
+    report = EngineBenchReport(
+        versions, str(size_of(images_NHW3[0])), batch, options.device, this_machine(), results
+    )
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else str(report))
 
 
@@ -162,13 +164,13 @@ def _engines(
         yield list(built.values())
 
 
-def _peers(built: Sequence[_Built], shape_NHW3: tuple[int, ...]) -> list[Contender]:
+def _peers(built: Sequence[_Built], shape_NHW3: tuple[int, ...]) -> list[RaceEntry]:
     graphs = {one.engine.info.precision: one.artifact.path(GRAPH_FILE) for one in built}
-    return [BenchmarkApp(graph, shape_NHW3, precision) for precision, graph in graphs.items()]
+    return [BenchmarkAppEntry(graph, shape_NHW3, precision) for precision, graph in graphs.items()]
 
 
 @dataclass(frozen=True)
-class Report:
+class EngineBenchReport:
     """Figures and everything without which they mean nothing; as a string a table."""
 
     model: str
@@ -176,7 +178,7 @@ class Report:
     batch: int
     device: str
     machine: Machine
-    results: tuple[Figures, ...]
+    results: tuple[EntryFigures, ...]
 
     def __str__(self) -> str:
         """Return the table."""

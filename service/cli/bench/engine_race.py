@@ -29,7 +29,7 @@ _RUN_BENCHMARK_APP = (
 )
 
 
-class Contender(Protocol):
+class RaceEntry(Protocol):
     """Something that runs a batch again and again."""
 
     @property
@@ -52,7 +52,7 @@ class Contender(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class EngineContender:
+class EngineEntry:
     """One of our engines on one batch of noise.
 
     Attributes:
@@ -91,7 +91,7 @@ class EngineContender:
 
 
 @dataclass(frozen=True)
-class BenchmarkApp:
+class BenchmarkAppEntry:
     """OpenVINO's own benchmark on the same graph and a fixed shape.
 
     Attributes:
@@ -154,7 +154,7 @@ class BenchmarkApp:
 
 
 @dataclass(frozen=True)
-class Figures:
+class EntryFigures:
     """What one contender did.
 
     Attributes:
@@ -184,9 +184,9 @@ class Figures:
         return [self.name, str(self.runs), *numbers, f"{self.ratio:.3f} x {self.baseline}"]
 
 
-def compete(
-    contenders: Sequence[Contender], *, rounds: int, round_s: float, batch: int
-) -> tuple[Figures, ...]:
+def race(
+    contenders: Sequence[RaceEntry], *, rounds: int, round_s: float, batch: int
+) -> tuple[EntryFigures, ...]:
     """Let contenders take turns, and sum up each.
 
     The baseline of a contender is OpenVINO's own benchmark in the same precision where that takes part, else
@@ -202,17 +202,19 @@ def compete(
     for _ in range(rounds):
         for contender in contenders:
             played[contender.name].append(contender.play(round_s))
-    peers = {peer.precision: peer.name for peer in contenders if isinstance(peer, BenchmarkApp)}
+    peers = {peer.precision: peer.name for peer in contenders if isinstance(peer, BenchmarkAppEntry)}
     return tuple(
         _figures(c.name, played, baseline=peers.get(c.precision, contenders[0].name), batch=batch)
         for c in contenders
     )
 
 
-def _figures(name: str, played: Mapping[str, list[list[float]]], *, baseline: str, batch: int) -> Figures:
+def _figures(
+    name: str, played: Mapping[str, list[list[float]]], *, baseline: str, batch: int
+) -> EntryFigures:
     durations_s = [duration_s for one_round in played[name] for duration_s in one_round]
     pairs = zip(played[name], played[baseline], strict=True)
-    return Figures(
+    return EntryFigures(
         name=name,
         runs=len(durations_s),
         p50_ms=round(1e3 * median(durations_s), 3),

@@ -30,7 +30,7 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Shot:
+class RequestRecord:
     """One request.
 
     Attributes:
@@ -46,7 +46,7 @@ class Shot:
 
 async def closed_loop(
     send: Send, *, in_flight: int, seconds: float, clock: Clock = time.monotonic
-) -> list[Shot]:
+) -> list[RequestRecord]:
     """Send a request for each one that was answered, for about ``seconds``.
 
     Args:
@@ -56,7 +56,7 @@ async def closed_loop(
         clock: tells seconds; not the event loop's own, which may tell milliseconds only.
     """
     end_s = clock() + seconds
-    shots: list[Shot] = []
+    shots: list[RequestRecord] = []
     number = iter(range(1 << 62))
 
     async def keep_sending() -> None:
@@ -71,7 +71,9 @@ async def closed_loop(
     return shots
 
 
-async def open_loop(send: Send, *, arrivals_s: Sequence[float], clock: Clock = time.monotonic) -> list[Shot]:
+async def open_loop(
+    send: Send, *, arrivals_s: Sequence[float], clock: Clock = time.monotonic
+) -> list[RequestRecord]:
     """Send at given times, whatever is answered meanwhile.
 
     Args:
@@ -137,7 +139,7 @@ class LoadFigures:
         return "\n".join(lines)
 
 
-def figures_of(shots: Sequence[Shot]) -> LoadFigures:
+def figures_of(shots: Sequence[RequestRecord]) -> LoadFigures:
     """Sum up a load.
 
     Args:
@@ -164,9 +166,9 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return round(float(np.percentile(values, percent)), 3)
 
 
-async def _shot(send: Send, number: int, intended_s: float, clock: Clock) -> Shot:
+async def _shot(send: Send, number: int, intended_s: float, clock: Clock) -> RequestRecord:
     try:
         await send(number)
     except RefusedError as error:
-        return Shot(intended_s, clock(), str(error))
-    return Shot(intended_s, clock())
+        return RequestRecord(intended_s, clock(), str(error))
+    return RequestRecord(intended_s, clock())

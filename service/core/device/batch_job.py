@@ -29,7 +29,7 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True)
-class Report:
+class BatchReport:
     """What became of a batch.
 
     Attributes:
@@ -46,7 +46,7 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelJob:
+class LabelBatchJob:
     """Pictures of one padded size whose labels are wanted.
 
     Attributes:
@@ -63,15 +63,15 @@ class LabelJob:
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreJob:
+class ScoreBatchJob:
     """A batch whose raw scores are wanted.
 
     Attributes:
         version: whose engine.
         images_NHW3: uint8, or float32 of 0..255.
         raw_shape: of the answer, raw_NKhw.
-        deadline_s: as in ``LabelJob``.
-        expected_s: as in ``LabelJob``.
+        deadline_s: as in ``LabelBatchJob``.
+        expected_s: as in ``LabelBatchJob``.
     """
 
     version: ModelVersion
@@ -81,9 +81,9 @@ class ScoreJob:
     expected_s: float
 
 
-Job = LabelJob | ScoreJob
+BatchJob = LabelBatchJob | ScoreBatchJob
 
-Output = UInt8Array | Float32Array
+BatchOutput = UInt8Array | Float32Array
 """labels_HW of one picture, or raw_NKhw; what it holds has a meaning only if it was ``ANSWERED``."""
 
 
@@ -94,7 +94,7 @@ class Listener(Protocol):
         """Take note that jobs can be run from now on."""
         ...
 
-    def done(self, token: int, report: Report, outputs: Sequence[Output]) -> None:
+    def done(self, token: int, report: BatchReport, outputs: Sequence[BatchOutput]) -> None:
         """Take the answer to a job."""
         ...
 
@@ -127,7 +127,7 @@ class Runner(Protocol):
         """Return memory for a prepared picture from which it need not be copied again, uint8 HW3."""
         ...
 
-    def run(self, token: int, job: Job) -> None:
+    def run(self, token: int, job: BatchJob) -> None:
         """Run a job; ``token`` comes back with its answer."""
         ...
 

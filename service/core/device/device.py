@@ -21,7 +21,7 @@ from model.artifacts.manifest import ModelVersion
 from model.decoding import decode
 from model.pictures.preprocess import ImageSize
 from model.quotas import usable_cores
-from service.core.device.batch_job import Outcome, Report
+from service.core.device.batch_job import BatchReport, Outcome
 from service.core.device.engine import (
     DeviceLostError,
     DeviceMemoryError,
@@ -33,7 +33,7 @@ from service.core.device.engine import (
     InferenceEngine,
     private_folder,
 )
-from service.core.device.labeling import Attempts, Labeler, Pending, Work, labeler_of, makes_labels
+from service.core.device.labeling import Attempts, Labeler, LabelingWork, Pending, labeler_of, makes_labels
 
 _log = structlog.get_logger()
 
@@ -91,7 +91,7 @@ class Device:
         """Free an engine that nothing runs on any more."""
         self._engines.pop(version)[0].close()
 
-    def begin(self, work: Work, *, began: Callable[[], None] = lambda: None) -> Pending:
+    def begin(self, work: LabelingWork, *, began: Callable[[], None] = lambda: None) -> Pending:
         """Begin a batch: now if the engine can run one while another is waited for, else when it is.
 
         Args:
@@ -107,7 +107,7 @@ class Device:
 
     def score(
         self, version: ModelVersion, images_NHW3: ImageBatch, out_NKhw: Float32Array, deadline_s: float
-    ) -> Report:
+    ) -> BatchReport:
         """Run a batch and keep its raw scores.
 
         Args:
@@ -121,9 +121,9 @@ class Device:
         """
         begun_s = time.monotonic()
         if begun_s >= deadline_s:
-            return Report(begun_s, 0.0, 0.0, (Outcome.EXPIRED,))
+            return BatchReport(begun_s, 0.0, 0.0, (Outcome.EXPIRED,))
         outcome = _scored(self._engines[version][0], images_NHW3, out_NKhw)
-        return Report(begun_s, time.monotonic() - begun_s, 0.0, (outcome,))
+        return BatchReport(begun_s, time.monotonic() - begun_s, 0.0, (outcome,))
 
     def close(self) -> None:
         """Free all engines; nothing runs on them any more."""

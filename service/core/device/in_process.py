@@ -16,15 +16,15 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
-from service.core.device.batch_job import Job, Listener, Output, Report, ScoreJob
+from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, Listener, ScoreBatchJob
 from service.core.device.device import Device
 from service.core.device.engine import DeviceLostError, EngineInfo
-from service.core.device.labeling import Work
+from service.core.device.labeling import LabelingWork
 
 _log = structlog.get_logger()
 
 
-class LocalRunner:
+class InProcessRunner:
     """A runner without a process of its own.
 
     Args:
@@ -35,7 +35,7 @@ class LocalRunner:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._jobs: SimpleQueue[tuple[int, Job] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[int, BatchJob] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._listener: Listener
 
@@ -49,7 +49,7 @@ class LocalRunner:
         """Return an array."""
         return np.empty((padded.height, padded.width, 3), np.uint8)
 
-    def run(self, token: int, job: Job) -> None:
+    def run(self, token: int, job: BatchJob) -> None:
         """Run a job after those that came before."""
         self._jobs.put((token, job))
 
@@ -77,7 +77,7 @@ class LocalRunner:
             self._settle(*job)
             del job  # or its pixels would live until the next one comes
 
-    def _settle(self, token: int, job: Job) -> None:
+    def _settle(self, token: int, job: BatchJob) -> None:
         try:
             report, outputs = _carried_out(self._device, job)
         except DeviceLostError:
@@ -88,9 +88,9 @@ class LocalRunner:
             self._listener.done(token, report, outputs)
 
 
-def _carried_out(device: Device, job: Job) -> tuple[Report, Sequence[Output]]:
-    if isinstance(job, ScoreJob):
+def _carried_out(device: Device, job: BatchJob) -> tuple[BatchReport, Sequence[BatchOutput]]:
+    if isinstance(job, ScoreBatchJob):
         raw_NKhw = np.empty(job.raw_shape, np.float32)
         return device.score(job.version, job.images_NHW3, raw_NKhw, job.deadline_s), [raw_NKhw]
     labels = [np.empty(p.original.shape, np.uint8) for p in job.pictures]
-    return device.begin(Work(job.version, job.pictures, labels, job.deadlines_s))(), labels
+    return device.begin(LabelingWork(job.version, job.pictures, labels, job.deadlines_s))(), labels

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import model.errors as model_errors
 from model.pictures.preprocess import ImageSize
-from service.core.device.batch_job import Outcome, Report
+from service.core.device.batch_job import BatchReport, Outcome
 from service.core.device.engine import EngineUnavailableError
 
 PROTOCOL = 1
@@ -29,7 +29,7 @@ PixelName = Literal["uint8", "float32"]
 _PIXELS: tuple[PixelName, ...] = ("uint8", "float32")
 
 
-class FrameError(Exception):
+class IpcError(Exception):
     """These bytes are no frame of ours."""
 
 
@@ -64,17 +64,17 @@ class PictureEntry:
         slot, deadline_s, *sides = cls.layout.unpack(data)
         padded, content, original = (_size(*sides[i : i + 2]) for i in (0, 2, 4))
         if content.height > padded.height or content.width > padded.width:
-            raise FrameError(f"content {content} does not fit into {padded}")
+            raise IpcError(f"content {content} does not fit into {padded}")
         return cls(slot, deadline_s, padded, content, original)
 
 
 @dataclass(frozen=True)
-class LabelFrame:
+class LabelMessage:
     """To the worker: label pictures.
 
     Attributes:
         token: comes back with the answer.
-        version: number that ``LoadFrame`` gave.
+        version: number that ``LoadMessage`` gave.
         pictures: at least one, of one padded size.
     """
 
@@ -89,11 +89,11 @@ class LabelFrame:
         return self.layout.pack(self.token, self.version) + b"".join(p.pack() for p in self.pictures)
 
     @classmethod
-    def unpack(cls, data: bytes) -> LabelFrame:
+    def unpack(cls, data: bytes) -> LabelMessage:
         """Read what ``pack`` wrote."""
         entries = data[cls.layout.size :]
         if not entries or len(entries) % PictureEntry.layout.size:
-            raise FrameError(f"{len(entries)} bytes are no pictures")
+            raise IpcError(f"{len(entries)} bytes are no pictures")
         step = PictureEntry.layout.size
         pictures = [PictureEntry.unpack(entries[i : i + step]) for i in range(0, len(entries), step)]
         token, version = cls.layout.unpack(data[: cls.layout.size])
@@ -101,12 +101,12 @@ class LabelFrame:
 
 
 @dataclass(frozen=True)
-class ScoreFrame:
+class ScoreMessage:
     """To the worker: return the raw scores of a batch.
 
     Attributes:
         token: comes back with the answer.
-        version: number that ``LoadFrame`` gave.
+        version: number that ``LoadMessage`` gave.
         slot: number of the shared memory with the batch; its scores go behind it.
         deadline_s: when nobody waits for them any more.
         pixels: type of the batch.
@@ -130,18 +130,18 @@ class ScoreFrame:
         return self.layout.pack(*head, *self.batch, *self.raw)
 
     @classmethod
-    def unpack(cls, data: bytes) -> ScoreFrame:
+    def unpack(cls, data: bytes) -> ScoreMessage:
         """Read what ``pack`` wrote."""
         token, version, slot, deadline_s, pixels, *sides = cls.layout.unpack(data)
         if pixels >= len(_PIXELS):
-            raise FrameError(f"there are no pixels of type {pixels}")
+            raise IpcError(f"there are no pixels of type {pixels}")
         count, height, width, *raw = (_side(side) for side in sides)
         batch = count, height, width
         return cls(token, version, slot, deadline_s, _PIXELS[pixels], batch, (raw[0], raw[1], raw[2], raw[3]))
 
 
 @dataclass(frozen=True)
-class LoadFrame:
+class LoadMessage:
     """To the worker: build an engine.
 
     Attributes:
@@ -166,7 +166,7 @@ class LoadFrame:
         return self.layout.pack(self.request, self.version) + _packed_text(text)
 
     @classmethod
-    def unpack(cls, data: bytes) -> LoadFrame:
+    def unpack(cls, data: bytes) -> LoadMessage:
         """Read what ``pack`` wrote."""
         text = _text(data[cls.layout.size :], {"name": str, "folder": str, "sizes": list})
         sizes = tuple(_size(*sides) for sides in text["sizes"])
@@ -175,12 +175,12 @@ class LoadFrame:
 
 
 @dataclass(frozen=True)
-class UnloadFrame:
+class UnloadMessage:
     """To the worker: free an engine, after the jobs that came before.
 
     Attributes:
         request: comes back with the reply.
-        version: number that ``LoadFrame`` gave.
+        version: number that ``LoadMessage`` gave.
     """
 
     layout: ClassVar[struct.Struct] = struct.Struct("<QI")
@@ -193,13 +193,13 @@ class UnloadFrame:
         return self.layout.pack(self.request, self.version)
 
     @classmethod
-    def unpack(cls, data: bytes) -> UnloadFrame:
+    def unpack(cls, data: bytes) -> UnloadMessage:
         """Read what ``pack`` wrote."""
         return cls(*cls.layout.unpack(data))
 
 
 @dataclass(frozen=True)
-class ForgetFrame:
+class ForgetMessage:
     """To the worker: shared memory that will not be used again.
 
     Attributes:
@@ -215,13 +215,13 @@ class ForgetFrame:
         return b"".join(map(self.layout.pack, self.slots))
 
     @classmethod
-    def unpack(cls, data: bytes) -> ForgetFrame:
+    def unpack(cls, data: bytes) -> ForgetMessage:
         """Read what ``pack`` wrote."""
         return cls(tuple(slot for (slot,) in cls.layout.iter_unpack(data)))
 
 
 @dataclass(frozen=True)
-class HelloFrame:
+class HelloMessage:
     """From the worker: it is there.
 
     Attributes:
@@ -237,13 +237,13 @@ class HelloFrame:
         return self.layout.pack(self.protocol)
 
     @classmethod
-    def unpack(cls, data: bytes) -> HelloFrame:
+    def unpack(cls, data: bytes) -> HelloMessage:
         """Read what ``pack`` wrote."""
         return cls(*cls.layout.unpack(data))
 
 
 @dataclass(frozen=True)
-class DoneFrame:
+class DoneMessage:
     """From the worker: what became of a job.
 
     Attributes:
@@ -254,7 +254,7 @@ class DoneFrame:
     layout: ClassVar[struct.Struct] = struct.Struct("<Qddd")
 
     token: int
-    report: Report
+    report: BatchReport
 
     def pack(self) -> bytes:
         """Return the bytes behind the header."""
@@ -263,16 +263,16 @@ class DoneFrame:
         return head + bytes(report.outcomes)
 
     @classmethod
-    def unpack(cls, data: bytes) -> DoneFrame:
+    def unpack(cls, data: bytes) -> DoneMessage:
         """Read what ``pack`` wrote."""
         token, begun_s, infer_s, post_s = cls.layout.unpack(data[: cls.layout.size])
         outcomes = tuple(Outcome(code) for code in data[cls.layout.size :])
-        return cls(token, Report(begun_s, infer_s, post_s, outcomes))
+        return cls(token, BatchReport(begun_s, infer_s, post_s, outcomes))
 
 
 @dataclass(frozen=True)
-class ReplyFrame:
-    """From the worker: what became of a ``LoadFrame`` or an ``UnloadFrame``.
+class ReplyMessage:
+    """From the worker: what became of a ``LoadMessage`` or an ``UnloadMessage``.
 
     Attributes:
         request: of that frame.
@@ -293,11 +293,11 @@ class ReplyFrame:
         )
 
     @classmethod
-    def unpack(cls, data: bytes) -> ReplyFrame:
+    def unpack(cls, data: bytes) -> ReplyMessage:
         """Read what ``pack`` wrote."""
         text = _text(data[cls.layout.size :], {"error": str, "values": dict})
         if not all(isinstance(value, str) for value in text["values"].values()):
-            raise FrameError("a value is no text")
+            raise IpcError("a value is no text")
         (request,) = cls.layout.unpack(data[: cls.layout.size])
         return cls(request, text["error"], text["values"])
 
@@ -318,30 +318,39 @@ LOAD_ERRORS: Mapping[str, type[Exception]] = MappingProxyType(
 """What a worker may say of an engine that cannot be built; anything else counts as unavailable."""
 
 
-Frame = LabelFrame | ScoreFrame | LoadFrame | UnloadFrame | ForgetFrame | HelloFrame | DoneFrame | ReplyFrame
-_KINDS: Mapping[int, type[Frame]] = MappingProxyType(
+IpcMessage = (
+    LabelMessage
+    | ScoreMessage
+    | LoadMessage
+    | UnloadMessage
+    | ForgetMessage
+    | HelloMessage
+    | DoneMessage
+    | ReplyMessage
+)
+_KINDS: Mapping[int, type[IpcMessage]] = MappingProxyType(
     {
-        1: LabelFrame,
-        2: ScoreFrame,
-        3: LoadFrame,
-        4: UnloadFrame,
-        5: ForgetFrame,
-        16: HelloFrame,
-        17: DoneFrame,
-        18: ReplyFrame,
+        1: LabelMessage,
+        2: ScoreMessage,
+        3: LoadMessage,
+        4: UnloadMessage,
+        5: ForgetMessage,
+        16: HelloMessage,
+        17: DoneMessage,
+        18: ReplyMessage,
     }
 )
-_KIND_OF: Mapping[type[Frame], int] = MappingProxyType({frame: kind for kind, frame in _KINDS.items()})
+_KIND_OF: Mapping[type[IpcMessage], int] = MappingProxyType({frame: kind for kind, frame in _KINDS.items()})
 
 
-def packed(frame: Frame) -> bytes:
+def packed(frame: IpcMessage) -> bytes:
     """Return the bytes of a frame, at most ``MAX_FRAME_BYTES``."""
     data = _HEADER.pack(_MAGIC, _KIND_OF[type(frame)]) + frame.pack()
     assert len(data) <= MAX_FRAME_BYTES
     return data
 
 
-def unpacked(data: bytes) -> Frame:
+def unpacked(data: bytes) -> IpcMessage:
     """Read a frame.
 
     Raises:
@@ -350,15 +359,15 @@ def unpacked(data: bytes) -> Frame:
     try:
         magic, kind = _HEADER.unpack(data[: _HEADER.size])
         if magic != _MAGIC or kind not in _KINDS:
-            raise FrameError(f"no frame begins with {data[: _HEADER.size].hex()}")
+            raise IpcError(f"no frame begins with {data[: _HEADER.size].hex()}")
         return _KINDS[kind].unpack(data[_HEADER.size :])
     except (struct.error, ValueError, TypeError) as error:
-        raise FrameError(f"{len(data)} bytes are no frame: {error}") from error
+        raise IpcError(f"{len(data)} bytes are no frame: {error}") from error
 
 
 def _side(value: object) -> int:
     if not isinstance(value, int) or not 1 <= value <= _MAX_SIDE:
-        raise FrameError(f"no picture has a side of {value!r}")
+        raise IpcError(f"no picture has a side of {value!r}")
     return value
 
 
@@ -374,8 +383,8 @@ def _text(data: bytes, keys: Mapping[str, type]) -> dict[str, Any]:
     """Read a JSON object that must have just these keys, of these types."""
     values = json.loads(data)
     if not isinstance(values, dict) or values.keys() != keys.keys():
-        raise FrameError("the text of a frame has other keys")
+        raise IpcError("the text of a frame has other keys")
     for key, kind in keys.items():
         if not isinstance(values[key], kind):
-            raise FrameError(f"{key} is no {kind.__name__}")
+            raise IpcError(f"{key} is no {kind.__name__}")
     return values

@@ -23,7 +23,7 @@ from model.decoding import decode
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
 from model.pictures.preprocess import PreparedImage
-from service.core.device.batch_job import Outcome, Report
+from service.core.device.batch_job import BatchReport, Outcome
 from service.core.device.engine import (
     DeviceLostError,
     DeviceMemoryError,
@@ -38,7 +38,7 @@ _RAW_AXES = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class LabelingWork:
     """One batch of pictures of one version and one padded size.
 
     Attributes:
@@ -54,7 +54,7 @@ class Work:
     deadlines_s: Sequence[float]
 
 
-Pending = Callable[[], Report]
+Pending = Callable[[], BatchReport]
 """Waits for a batch that was begun; to be called once."""
 
 
@@ -174,7 +174,7 @@ class Attempts:
     """
 
     labeler: Labeler
-    work: Work
+    work: LabelingWork
     began: Callable[[], None]
     outcomes: list[Outcome] = field(default_factory=list)
     watch: _Stopwatch = field(default_factory=_Stopwatch)
@@ -185,7 +185,7 @@ class Attempts:
         begun_s, part = self._wanted()
         return partial(self._finish, begun_s, part, self._try_start(part))
 
-    def run(self) -> Report:
+    def run(self) -> BatchReport:
         """Do everything now."""
         return self.begin()()
 
@@ -211,9 +211,9 @@ class Attempts:
         pictures = [self.work.pictures[i] for i in part]
         return self.labeler.begin(pictures, [self.work.labels[i] for i in part], self.watch)
 
-    def _finish(self, begun_s: float, part: Sequence[int], flaws: _Flaws) -> Report:
+    def _finish(self, begun_s: float, part: Sequence[int], flaws: _Flaws) -> BatchReport:
         self._settle(part, flaws, may_retry=True)
-        return Report(begun_s, self.watch.infer_s, self.watch.post_s, tuple(self.outcomes))
+        return BatchReport(begun_s, self.watch.infer_s, self.watch.post_s, tuple(self.outcomes))
 
     def _settle(self, part: Sequence[int], flaws: _Flaws, *, may_retry: bool) -> None:
         failure = self._failure(part, flaws)

@@ -20,7 +20,7 @@ class RestartPolicy:
     stable_s: float = 5.0
 
 
-class Backoff:
+class RestartBackoff:
     """Decides when the next worker is started.
 
     Args:
@@ -53,7 +53,7 @@ class Backoff:
 
 
 @dataclass(frozen=True)
-class Patience:
+class WorkerTimeouts:
     """How long a worker may take before it counts as hanging.
 
     Args:
@@ -76,7 +76,7 @@ class Watchdog:
         patience: how long each answer may take.
     """
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: WorkerTimeouts) -> None:
         self._patience = patience
         self._expected_s: dict[int, float] = {}  # by token, in the order in which they were sent
         self._owed_since_s = 0.0

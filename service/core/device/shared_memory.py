@@ -14,10 +14,17 @@ import numpy as np
 
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import Job, LabelJob, Output, ScoreJob
-from service.core.device.ipc import ForgetFrame, Frame, LabelFrame, PictureEntry, PixelName, ScoreFrame
-from service.core.device.slots import AnyArray, Lease, SlotPool, behind
-from service.core.device.worker_connection import WorkerLife
+from service.core.device.batch_job import BatchJob, BatchOutput, LabelBatchJob, ScoreBatchJob
+from service.core.device.ipc import (
+    ForgetMessage,
+    IpcMessage,
+    LabelMessage,
+    PictureEntry,
+    PixelName,
+    ScoreMessage,
+)
+from service.core.device.slots import AnyArray, SlotLease, SlotPool, next_array_offset
+from service.core.device.worker_connection import WorkerConnection
 from service.core.errors import BusyError
 
 
@@ -41,7 +48,7 @@ class SharedMemory:
         shape = (padded.height, padded.width, 3)
         return self._lease(math.prod(shape), original.pixels).array(shape)
 
-    def send(self, life: WorkerLife, token: int, version: int, job: Job) -> Sequence[Output]:
+    def send(self, life: WorkerConnection, token: int, version: int, job: BatchJob) -> Sequence[BatchOutput]:
         """Send a job to a worker.
 
         Args:
@@ -56,16 +63,16 @@ class SharedMemory:
         Raises:
             BusyError: the system has no memory for what has to be copied.
         """
-        if isinstance(job, ScoreJob):
+        if isinstance(job, ScoreBatchJob):
             return self._send_scoring(life, token, version, job)
         return self._send_labelling(life, token, version, job)
 
-    def tidy(self, life: WorkerLife) -> None:
+    def tidy(self, life: WorkerConnection) -> None:
         """Give back what was not used for a while, on both sides."""
         forgotten = life.known_slots.intersection(self._slots.trim(now_s=self._clock()))
         life.known_slots -= forgotten
         if forgotten:
-            life.send(ForgetFrame(tuple(forgotten)))
+            life.send(ForgetMessage(tuple(forgotten)))
 
     def retire(self) -> None:
         """Use other memory for the next worker: descriptors that the last one had are closed."""
@@ -75,56 +82,60 @@ class SharedMemory:
         """Give back what is not in use."""
         self._slots.close()
 
-    def _send_labelling(self, life: WorkerLife, token: int, version: int, job: LabelJob) -> Sequence[Output]:
+    def _send_labelling(
+        self, life: WorkerConnection, token: int, version: int, job: LabelBatchJob
+    ) -> Sequence[BatchOutput]:
         leases = [self._slot_of(picture, life) for picture in job.pictures]
         entries = [
             PictureEntry(lease.slot.number, deadline_s, p.padded, p.content, p.original)
             for lease, deadline_s, p in zip(leases, job.deadlines_s, job.pictures, strict=True)
         ]
         labels = [
-            lease.array(p.original.shape, offset=behind(p.pixels_HW3.nbytes))
+            lease.array(p.original.shape, offset=next_array_offset(p.pixels_HW3.nbytes))
             for lease, p in zip(leases, job.pictures, strict=True)
         ]
-        _send(life, LabelFrame(token, version, tuple(entries)), leases)
-        return cast("list[Output]", labels)
+        _send(life, LabelMessage(token, version, tuple(entries)), leases)
+        return cast("list[BatchOutput]", labels)
 
-    def _send_scoring(self, life: WorkerLife, token: int, version: int, job: ScoreJob) -> Sequence[Output]:
+    def _send_scoring(
+        self, life: WorkerConnection, token: int, version: int, job: ScoreBatchJob
+    ) -> Sequence[BatchOutput]:
         lease = self._filled(job.images_NHW3, 4 * math.prod(job.raw_shape))
         count, height, width = job.images_NHW3.shape[:3]
         pixels: PixelName = "uint8" if job.images_NHW3.dtype == np.uint8 else "float32"
         batch = count, height, width
-        frame = ScoreFrame(token, version, lease.slot.number, job.deadline_s, pixels, batch, job.raw_shape)
+        frame = ScoreMessage(token, version, lease.slot.number, job.deadline_s, pixels, batch, job.raw_shape)
         _send(life, frame, [lease])
-        return [lease.array(job.raw_shape, np.float32, behind(job.images_NHW3.nbytes))]
+        return [lease.array(job.raw_shape, np.float32, next_array_offset(job.images_NHW3.nbytes))]
 
-    def _slot_of(self, picture: PreparedImage, life: WorkerLife) -> Lease:
+    def _slot_of(self, picture: PreparedImage, life: WorkerConnection) -> SlotLease:
         """Return where a picture lies; one that the worker cannot see, or was labelled before, is copied."""
         lease = self._slots.lease_of(picture.pixels_HW3)
-        needed = behind(picture.pixels_HW3.nbytes) + picture.original.pixels
+        needed = next_array_offset(picture.pixels_HW3.nbytes) + picture.original.pixels
         if lease is None or not _is_fresh(lease, life) or lease.slot.capacity < needed:
             lease = self._filled(picture.pixels_HW3, picture.original.pixels)
         lease.slot.holds_answer = True
         return lease
 
-    def _filled(self, images: AnyArray, answer_bytes: int) -> Lease:
+    def _filled(self, images: AnyArray, answer_bytes: int) -> SlotLease:
         lease = self._lease(images.nbytes, answer_bytes)
         lease.array(images.shape, images.dtype)[...] = images
         return lease
 
-    def _lease(self, first_bytes: int, second_bytes: int) -> Lease:
+    def _lease(self, first_bytes: int, second_bytes: int) -> SlotLease:
         try:
-            return self._slots.lease(behind(first_bytes) + second_bytes, now_s=self._clock())
+            return self._slots.lease(next_array_offset(first_bytes) + second_bytes, now_s=self._clock())
         except OSError as error:
             raise BusyError(f"no shared memory for a picture: {error.strerror}") from error
 
 
-def _is_fresh(lease: Lease, life: WorkerLife) -> bool:
+def _is_fresh(lease: SlotLease, life: WorkerConnection) -> bool:
     """Return whether a worker can be given a slot, and nobody's labels lie in it."""
     is_known = lease.slot.number in life.known_slots
     return not lease.slot.holds_answer and (is_known or lease.slot.descriptor is not None)
 
 
-def _send(life: WorkerLife, frame: Frame, leases: Sequence[Lease]) -> None:
+def _send(life: WorkerConnection, frame: IpcMessage, leases: Sequence[SlotLease]) -> None:
     slots = {lease.slot.number: lease.slot for lease in leases}
     new = [slot for number, slot in slots.items() if number not in life.known_slots]
     life.known_slots.update(slot.number for slot in new)

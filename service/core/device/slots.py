@@ -70,7 +70,7 @@ class Slot:
             self.descriptor = None
 
 
-class Lease:
+class SlotLease:
     """The use of a slot, from one picture to the next: ends when no array in it is left.
 
     Args:
@@ -87,7 +87,7 @@ class Lease:
         return np.ndarray(shape, dtype, buffer=self._anchor, offset=offset)
 
 
-def behind(num_bytes: int) -> int:
+def next_array_offset(num_bytes: int) -> int:
     """Return where the second array of a slot begins, if the first one has so many bytes."""
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
@@ -105,7 +105,7 @@ class SlotPool:
         self._slots: dict[int, Slot] = {}  # by address
         self._anchors: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # the same
 
-    def lease(self, num_bytes: int, *, now_s: float) -> Lease:
+    def lease(self, num_bytes: int, *, now_s: float) -> SlotLease:
         """Return the use of a slot.
 
         Args:
@@ -122,14 +122,14 @@ class SlotPool:
             slot.used_bytes = max(slot.used_bytes, num_bytes)
             anchor = self._anchors[slot.address] = _anchor(slot.memory)
         weakref.finalize(anchor, self._returned.append, slot).atexit = False
-        return Lease(slot, anchor)
+        return SlotLease(slot, anchor)
 
-    def lease_of(self, array: AnyArray) -> Lease | None:
+    def lease_of(self, array: AnyArray) -> SlotLease | None:
         """Return the lease whose slot an array begins with; None when it lies elsewhere."""
         address = array.__array_interface__["data"][0]
         with self._lock:
             anchor = self._anchors.get(address)
-            return None if anchor is None else Lease(self._slots[address], anchor)
+            return None if anchor is None else SlotLease(self._slots[address], anchor)
 
     def trim(self, *, now_s: float) -> list[int]:
         """Give back slots that nobody needs.

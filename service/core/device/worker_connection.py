@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from service.core.device.ipc import MAX_FRAME_BYTES, Frame, packed, unpacked
+from service.core.device.ipc import MAX_FRAME_BYTES, IpcMessage, packed, unpacked
 
 _CODE = Path(__file__).parents[3]
 _COUNT = struct.Struct("<Q")
@@ -28,7 +28,7 @@ _STDERR = 2
 MAX_LAST_WORDS = mmap.PAGESIZE // 4 - _WORDS.size
 
 
-class JobMark:
+class BatchJobMark:
     """Shared memory in which a worker notes which job it began last, and how the last ones ended.
 
     So it is known after its death, whatever it had no time to say.
@@ -75,7 +75,7 @@ class JobMark:
         return None
 
 
-class WorkerLife:
+class WorkerConnection:
     """A worker process that runs.
 
     Args:
@@ -99,7 +99,7 @@ class WorkerLife:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             os.ftruncate(page, mmap.PAGESIZE)
-            self._mark = JobMark(page)
+            self._mark = BatchJobMark(page)
             descriptors = theirs.fileno(), page
             self._process = subprocess.Popen(  # noqa: S603 - this Python, a module of ours
                 # -s and -P: no code from the user's home or from the folder that the service was started in.
@@ -125,7 +125,7 @@ class WorkerLife:
         """Return whether a job had begun; what has not can be given to another worker."""
         return self._mark.has_begun(token)
 
-    def last_words(self, token: int) -> Frame | None:
+    def last_words(self, token: int) -> IpcMessage | None:
         """Return how a job ended that the process had no time to tell about; None if it did not.
 
         Raises:
@@ -134,7 +134,7 @@ class WorkerLife:
         words = self._mark.words_of(token)
         return None if words is None else unpacked(words)
 
-    def send(self, frame: Frame, descriptors: Sequence[int] = ()) -> None:
+    def send(self, frame: IpcMessage, descriptors: Sequence[int] = ()) -> None:
         """Send a frame; one that cannot be sent is lost like the process, whose end ``receive`` tells."""
         try:
             # Not socket.send_fds: before Python 3.13 it takes flags and ignores them.
@@ -143,7 +143,7 @@ class WorkerLife:
         except OSError:
             self.kill()
 
-    def receive(self, wake: socket.socket, timeout_s: float) -> Frame | None:
+    def receive(self, wake: socket.socket, timeout_s: float) -> IpcMessage | None:
         """Wait for a frame.
 
         Args:

@@ -23,29 +23,29 @@ from model.artifacts.artifact import read_artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import PreparedImage
-from service.core.device.batch_job import Report
+from service.core.device.batch_job import BatchReport
 from service.core.device.device import Device
 from service.core.device.ipc import (
     LOAD_ERRORS,
     MAX_FRAME_BYTES,
-    DoneFrame,
-    ForgetFrame,
-    Frame,
-    FrameError,
-    HelloFrame,
-    LabelFrame,
-    LoadFrame,
+    DoneMessage,
+    ForgetMessage,
+    HelloMessage,
+    IpcError,
+    IpcMessage,
+    LabelMessage,
+    LoadMessage,
     PictureEntry,
     PixelName,
-    ReplyFrame,
-    ScoreFrame,
-    UnloadFrame,
+    ReplyMessage,
+    ScoreMessage,
+    UnloadMessage,
     packed,
     unpacked,
 )
-from service.core.device.labeling import Pending, Work
-from service.core.device.slots import AnyArray, SlotMap, behind
-from service.core.device.worker_connection import JobMark
+from service.core.device.labeling import LabelingWork, Pending
+from service.core.device.slots import AnyArray, SlotMap, next_array_offset
+from service.core.device.worker_connection import BatchJobMark
 from service.core.memory import release_free_memory
 
 _log = structlog.get_logger()
@@ -72,7 +72,7 @@ class WorkerLoop:
         device: what runs the jobs.
     """
 
-    def __init__(self, link: socket.socket, mark: JobMark, device: Device) -> None:
+    def __init__(self, link: socket.socket, mark: BatchJobMark, device: Device) -> None:
         self._link = link
         self._mark = mark
         self._device = device
@@ -97,7 +97,7 @@ class WorkerLoop:
         speaking = threading.Thread(target=self._speak, name="speak", daemon=True)
         speaking.start()
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
-        self._send(HelloFrame())
+        self._send(HelloMessage())
         try:
             while (task := self._next_task()) is not None:
                 task()
@@ -123,7 +123,7 @@ class WorkerLoop:
 
     def _finish_one(self) -> None:
         token, pending = self._begun.popleft()
-        words = packed(DoneFrame(token, pending()))
+        words = packed(DoneMessage(token, pending()))
         self._mark.end(token, words)  # before the next job is begun: that may kill this process
         self._unsent.append(words)
         if self._begun or not self._tasks.empty():
@@ -131,7 +131,7 @@ class WorkerLoop:
         else:  # nothing would be kept waiting, and to wake another thread takes time, too
             self._send_all()
 
-    def _send(self, frame: Frame) -> None:
+    def _send(self, frame: IpcMessage) -> None:
         self._unsent.append(packed(frame))
         self._is_unsent.put(True)
 
@@ -172,39 +172,39 @@ class WorkerLoop:
                 self._descriptors.extend(memoryview(content).cast("i"))
         return data
 
-    def _obey(self, frame: Frame) -> None:
+    def _obey(self, frame: IpcMessage) -> None:
         match frame:
-            case LabelFrame():
+            case LabelMessage():
                 self._tasks.put(partial(self._begin_labelling, frame.token, self._work(frame)))
-            case ScoreFrame():
+            case ScoreMessage():
                 self._tasks.put(partial(self._begin_scoring, frame.token, self._scoring(frame)))
-            case LoadFrame():
+            case LoadMessage():
                 # Behind the unloading that came before it: that may be of the version with this name.
                 self._tasks.put(partial(self._loader.submit, self._load, frame))
-            case UnloadFrame():
+            case UnloadMessage():
                 self._tasks.put(partial(self._unload, frame))
-            case ForgetFrame():
+            case ForgetMessage():
                 for slot in frame.slots:
                     self._slots.forget(slot)
             case _:
-                raise FrameError(f"the service does not say {frame}")
+                raise IpcError(f"the service does not say {frame}")
 
-    def _work(self, frame: LabelFrame) -> Work:
+    def _work(self, frame: LabelMessage) -> LabelingWork:
         self._map([entry.slot for entry in frame.pictures])
-        return Work(
+        return LabelingWork(
             self._version(frame.version),
             [self._picture(entry) for entry in frame.pictures],
             [self._labels(entry) for entry in frame.pictures],
             [entry.deadline_s for entry in frame.pictures],
         )
 
-    def _scoring(self, frame: ScoreFrame) -> Pending:
+    def _scoring(self, frame: ScoreMessage) -> Pending:
         self._map([frame.slot])
         version = self._version(frame.version)
         images_NHW3 = self._array(frame.slot, (*frame.batch, 3), frame.pixels)
-        raw_NKhw = self._array(frame.slot, frame.raw, "float32", behind(images_NHW3.nbytes))
+        raw_NKhw = self._array(frame.slot, frame.raw, "float32", next_array_offset(images_NHW3.nbytes))
 
-        def pending() -> Report:
+        def pending() -> BatchReport:
             self._mark.begin(frame.token)
             return self._device.score(version, images_NHW3, raw_NKhw, frame.deadline_s)
 
@@ -212,7 +212,7 @@ class WorkerLoop:
 
     def _version(self, key: int) -> ModelVersion:
         if key not in self._versions:
-            raise FrameError(f"no model has the number {key}")
+            raise IpcError(f"no model has the number {key}")
         return self._versions[key]
 
     def _map(self, numbers: Sequence[int]) -> None:
@@ -220,7 +220,7 @@ class WorkerLoop:
         for number in numbers:
             if number not in self._slots:
                 if not self._descriptors:
-                    raise FrameError(f"slot {number} came without its memory")
+                    raise IpcError(f"slot {number} came without its memory")
                 self._slots.add(number, self._descriptors.popleft())
 
     def _picture(self, entry: PictureEntry) -> PreparedImage:
@@ -228,30 +228,30 @@ class WorkerLoop:
         return PreparedImage(pixels_HW3, entry.content, entry.original)
 
     def _labels(self, entry: PictureEntry) -> UInt8Array:
-        offset = behind(3 * entry.padded.pixels)
+        offset = next_array_offset(3 * entry.padded.pixels)
         return self._array(entry.slot, entry.original.shape, "uint8", offset)
 
     def _array(self, slot: int, shape: tuple[int, ...], dtype: PixelName, offset: int = 0) -> AnyArray:
         try:
             return self._slots.array(slot, shape, dtype, offset)
         except TypeError as error:
-            raise FrameError(f"{shape} does not fit into slot {slot}") from error
+            raise IpcError(f"{shape} does not fit into slot {slot}") from error
 
     # --- the calling thread
 
-    def _begin_labelling(self, token: int, work: Work) -> None:
+    def _begin_labelling(self, token: int, work: LabelingWork) -> None:
         self._begun.append((token, self._device.begin(work, began=partial(self._mark.begin, token))))
 
     def _begin_scoring(self, token: int, pending: Pending) -> None:
         self._begun.append((token, pending))
 
-    def _unload(self, frame: UnloadFrame) -> None:
+    def _unload(self, frame: UnloadMessage) -> None:
         self._device.unload(self._versions.pop(frame.version))
-        self._send(ReplyFrame(frame.request))
+        self._send(ReplyMessage(frame.request))
 
     # --- the thread that loads
 
-    def _load(self, frame: LoadFrame) -> None:
+    def _load(self, frame: LoadMessage) -> None:
         try:
             version = ModelVersion.parse(frame.name)
             info = self._device.load(version, read_artifact(Path(frame.folder)), frame.sizes)
@@ -259,11 +259,11 @@ class WorkerLoop:
             if type(error).__name__ not in LOAD_ERRORS:
                 _log.exception("model cannot be loaded", model=frame.name)
             message = str(error) or type(error).__name__
-            self._send(ReplyFrame(frame.request, type(error).__name__, {"message": message}))
+            self._send(ReplyMessage(frame.request, type(error).__name__, {"message": message}))
         else:
             release_free_memory()  # of the compiler: 60 MB
             self._versions[frame.version] = version
-            self._send(ReplyFrame(frame.request, values=dataclasses.asdict(info)))
+            self._send(ReplyMessage(frame.request, values=dataclasses.asdict(info)))
 
 
 def _fail(error: Exception) -> None:

@@ -28,22 +28,22 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
-from service.core.device.batch_job import Job, LabelJob, Listener, Outcome, Output, Report
+from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, LabelBatchJob, Listener, Outcome
 from service.core.device.engine import EngineInfo, EngineUnavailableError, Precision
 from service.core.device.ipc import (
     LOAD_ERRORS,
     PROTOCOL,
-    DoneFrame,
-    Frame,
-    FrameError,
-    HelloFrame,
-    LoadFrame,
-    ReplyFrame,
-    UnloadFrame,
+    DoneMessage,
+    HelloMessage,
+    IpcError,
+    IpcMessage,
+    LoadMessage,
+    ReplyMessage,
+    UnloadMessage,
 )
-from service.core.device.restart_policy import Backoff, Patience, RestartPolicy, Watchdog
+from service.core.device.restart_policy import RestartBackoff, RestartPolicy, Watchdog, WorkerTimeouts
 from service.core.device.shared_memory import SharedMemory
-from service.core.device.worker_connection import WorkerLife
+from service.core.device.worker_connection import WorkerConnection
 from service.core.errors import BusyError, NoWorkerError
 
 _log = structlog.get_logger()
@@ -60,7 +60,7 @@ class _Version:
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    reply: Future[ReplyFrame]
+    reply: Future[ReplyMessage]
     due_s: float
 
 
@@ -78,25 +78,25 @@ class ProcessRunner:
 
     def __init__(
         self,
-        start: Callable[[], WorkerLife],
+        start: Callable[[], WorkerConnection],
         *,
         policy: RestartPolicy | None = None,
-        patience: Patience | None = None,
+        patience: WorkerTimeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._start = start
-        self._patience = patience or Patience()
+        self._patience = patience or WorkerTimeouts()
         self._clock = clock
-        self._backoff = Backoff(policy)
+        self._backoff = RestartBackoff(policy)
         self._memory = SharedMemory(clock)
         self._numbers = itertools.count()
         self._changed = threading.Condition(threading.RLock())
         self._versions: dict[ModelVersion, _Version] = {}
-        self._life: WorkerLife | None = None
+        self._life: WorkerConnection | None = None
         self._is_ready = False
         self._outage_s = 0.0
         self._closing = False
-        self._jobs: dict[int, Sequence[Output]] = {}
+        self._jobs: dict[int, Sequence[BatchOutput]] = {}
         self._requests: dict[int, _Request] = {}
         self._watchdog = Watchdog(self._patience)
         self._news: deque[Callable[[], None]] = deque()  # for the listener, from threads of its own
@@ -124,7 +124,7 @@ class ProcessRunner:
         """
         return self._memory.canvas(padded, original)
 
-    def run(self, token: int, job: Job) -> None:
+    def run(self, token: int, job: BatchJob) -> None:
         """Send a job to the worker."""
         with self._changed:
             if self._life is None or not self._is_ready:
@@ -152,7 +152,9 @@ class ProcessRunner:
         key, folder = next(self._numbers), str(artifact.folder)
         with self._changed:
             life = self._ready_life()
-            reply = self._request(lambda request: LoadFrame(request, key, str(version), folder, tuple(sizes)))
+            reply = self._request(
+                lambda request: LoadMessage(request, key, str(version), folder, tuple(sizes))
+            )
         values = _values(reply.result())
         with self._changed:
             if life is not self._life:
@@ -166,7 +168,7 @@ class ProcessRunner:
             known = self._versions.pop(version, None)
             if self._life is None or known is None:
                 return
-            reply = self._request(lambda request: UnloadFrame(request, known.key))
+            reply = self._request(lambda request: UnloadMessage(request, known.key))
         with suppress(NoWorkerError):  # gone with the worker
             _values(reply.result())
 
@@ -181,14 +183,14 @@ class ProcessRunner:
         self._alarm.close()
         self._memory.close()
 
-    def _request(self, frame_of: Callable[[int], Frame]) -> Future[ReplyFrame]:
+    def _request(self, frame_of: Callable[[int], IpcMessage]) -> Future[ReplyMessage]:
         assert self._life is not None
         request = next(self._numbers)
         sent = self._requests[request] = _Request(Future(), self._clock() + self._patience.load_s)
         self._life.send(frame_of(request))
         return sent.reply
 
-    def _ready_life(self) -> WorkerLife:
+    def _ready_life(self) -> WorkerConnection:
         self._changed.wait_for(lambda: self._is_ready or self._outage_s or self._closing)
         if self._life is None or not self._is_ready:
             raise NoWorkerError("no worker could be started", retry_after_s=max(1.0, self._outage_s))
@@ -204,10 +206,10 @@ class ProcessRunner:
         with suppress(BlockingIOError):  # it rings already
             self._alarm.send(b"!")
 
-    def _refuse(self, token: int, job: Job, outcome: Outcome) -> None:
-        count = len(job.pictures) if isinstance(job, LabelJob) else 1
+    def _refuse(self, token: int, job: BatchJob, outcome: Outcome) -> None:
+        count = len(job.pictures) if isinstance(job, LabelBatchJob) else 1
         nothing = np.empty((0, 0), np.uint8)
-        report = Report(self._clock(), 0.0, 0.0, (outcome,) * count)
+        report = BatchReport(self._clock(), 0.0, 0.0, (outcome,) * count)
         self._tell(partial(self._listener.done, token, report, [nothing] * count))
 
     # --- the supervisor
@@ -238,7 +240,7 @@ class ProcessRunner:
             self._accompany(life)
         except EOFError:
             pass
-        except FrameError as error:
+        except IpcError as error:
             _log.error("worker sent garbage", pid=life.pid, reason=str(error))
             life.kill()
         except Exception:  # noqa: BLE001 - the edge of the thread: without it nobody would be answered
@@ -250,7 +252,7 @@ class ProcessRunner:
         _log.error("worker died", pid=life.pid, exit_code=code)
         return self._note_death(life)
 
-    def _hear_last_words(self, life: WorkerLife) -> None:
+    def _hear_last_words(self, life: WorkerConnection) -> None:
         """Settle what a worker that died had done and had no time to tell."""
         with self._changed:
             self._is_ready = False
@@ -259,10 +261,10 @@ class ProcessRunner:
             try:
                 if (frame := life.last_words(token)) is not None:
                     self._hear(frame)
-            except FrameError as error:
+            except IpcError as error:
                 _log.error("worker left garbage", pid=life.pid, reason=str(error))
 
-    def _note_death(self, life: WorkerLife | None) -> float:
+    def _note_death(self, life: WorkerConnection | None) -> float:
         delay_s = self._backoff.died(self._clock())
         if life is not None:
             self._hear_last_words(life)
@@ -281,7 +283,7 @@ class ProcessRunner:
         self._tell_news()  # of jobs that came in before the listener knew
         return delay_s
 
-    def _accompany(self, life: WorkerLife) -> None:
+    def _accompany(self, life: WorkerConnection) -> None:
         """Stay with a worker until it is to be let go.
 
         Raises:
@@ -296,8 +298,8 @@ class ProcessRunner:
             if self._clock() >= hello_by_s and not life.is_killed:
                 _log.error("worker does not speak and is killed", pid=life.pid)
                 life.kill()
-        if frame != HelloFrame(PROTOCOL):
-            raise FrameError(f"expected a greeting, got {frame}")
+        if frame != HelloMessage(PROTOCOL):
+            raise IpcError(f"expected a greeting, got {frame}")
         reloads = self._reload(life)
         while not (self._closing and not self._jobs):
             if not self._is_ready and all(reply.done() for reply in reloads.values()):
@@ -310,7 +312,7 @@ class ProcessRunner:
             with self._changed:
                 self._memory.tidy(life)
 
-    def _reload(self, life: WorkerLife) -> dict[ModelVersion, Future[ReplyFrame]]:
+    def _reload(self, life: WorkerConnection) -> dict[ModelVersion, Future[ReplyMessage]]:
         with self._changed:
             self._life = life
             return {
@@ -318,7 +320,7 @@ class ProcessRunner:
                 for version, known in self._versions.items()
             }
 
-    def _become_ready(self, reloads: Mapping[ModelVersion, Future[ReplyFrame]]) -> None:
+    def _become_ready(self, reloads: Mapping[ModelVersion, Future[ReplyMessage]]) -> None:
         """Take up work, unless no model is left of those that were there before."""
         lost = [version for version, reply in reloads.items() if reply.result().error]
         for version in lost:
@@ -334,22 +336,22 @@ class ProcessRunner:
         self._backoff.became_ready(self._clock())
         self._listener.ready()
 
-    def _hear(self, frame: Frame) -> None:
-        if isinstance(frame, DoneFrame):
+    def _hear(self, frame: IpcMessage) -> None:
+        if isinstance(frame, DoneMessage):
             self._finish(frame)
-        elif isinstance(frame, ReplyFrame):
+        elif isinstance(frame, ReplyMessage):
             with self._changed:
                 request = self._requests.pop(frame.request, None)
             if request is None:
-                raise FrameError("a reply to no request")
+                raise IpcError("a reply to no request")
             request.reply.set_result(frame)
         else:
-            raise FrameError(f"a worker does not say {frame}")
+            raise IpcError(f"a worker does not say {frame}")
 
-    def _finish(self, frame: DoneFrame) -> None:
+    def _finish(self, frame: DoneMessage) -> None:
         with self._changed:
             if len(self._jobs.get(frame.token, ())) != len(frame.report.outcomes):
-                raise FrameError("an answer to no job")
+                raise IpcError("an answer to no job")
             outputs = self._jobs.pop(frame.token)
             self._watchdog.answered(frame.token, self._clock())
         self._listener.done(frame.token, frame.report, outputs)
@@ -362,7 +364,7 @@ class ProcessRunner:
                 due_s.append(job_due_s)
         return max(0.0, min([_TICK_S, *(due - now_s for due in due_s)]))
 
-    def _kill_if_it_hangs(self, life: WorkerLife) -> None:
+    def _kill_if_it_hangs(self, life: WorkerConnection) -> None:
         """Kill it; what it said before is still heard, then its end."""
         if self._until_due_s() <= 0 and not life.is_killed:
             _log.error("worker hangs and is killed", pid=life.pid)
@@ -373,11 +375,11 @@ class ProcessRunner:
             self._news.popleft()()
 
 
-def _load_frame(request: int, *, version: ModelVersion, known: _Version) -> LoadFrame:
-    return LoadFrame(request, known.key, str(version), known.folder)
+def _load_frame(request: int, *, version: ModelVersion, known: _Version) -> LoadMessage:
+    return LoadMessage(request, known.key, str(version), known.folder)
 
 
-def _values(reply: ReplyFrame) -> Mapping[str, str]:
+def _values(reply: ReplyMessage) -> Mapping[str, str]:
     if not reply.error:
         return reply.values
     raise LOAD_ERRORS.get(reply.error, EngineUnavailableError)(reply.values.get("message", reply.error))

@@ -23,7 +23,7 @@ _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _MAX_KEY = 255
 
 
-class EvaluationDesk:
+class EvaluationSubmission:
     """Takes evaluation jobs in; blocks, and may be called from any thread.
 
     Args:

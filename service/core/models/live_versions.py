@@ -25,7 +25,8 @@ from service.core.errors import (
     ServiceError,
     VersionNotFoundError,
 )
-from service.core.models.model_host import ModelHost, ServedModel
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 
 _log = structlog.get_logger()
 
@@ -55,7 +56,7 @@ class LiveVersions:
         self._references = references
         self._lock = threading.Lock()
 
-    def load(self, name: str, number: int) -> ServedModel:
+    def load(self, name: str, number: int) -> LoadedModel:
         """Serve a version under its number, beside whatever is served.
 
         Raises:
@@ -117,7 +118,7 @@ class LiveVersions:
     def _existing(self, name: str, number: int) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))
 
-    def _load(self, version: ModelVersion) -> ServedModel:
+    def _load(self, version: ModelVersion) -> LoadedModel:
         return self._host.load(version, self._registry.open(version))
 
     @contextmanager

@@ -20,7 +20,15 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import Job, LabelJob, Outcome, Output, Report, Runner, ScoreJob
+from service.core.device.batch_job import (
+    BatchJob,
+    BatchOutput,
+    BatchReport,
+    LabelBatchJob,
+    Outcome,
+    Runner,
+    ScoreBatchJob,
+)
 from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
 from service.core.errors import (
     BusyError,
@@ -39,12 +47,15 @@ from service.core.scheduling.scheduler import (
     Batch,
     BatchKey,
     BatchLimits,
-    DynamicBatcher,
     Item,
     Lane,
+    Scheduler,
 )
-from service.core.scheduling.utilization import BusyMeter
+from service.core.scheduling.utilization import UtilizationMeter
 from service.telemetry import Metrics
+
+_RECENT_SIZES = 8
+"""Sizes at which a new version is run once before it is served."""
 
 _MADE_OF_OUTCOME: Mapping[Outcome, Callable[[], ServiceError]] = MappingProxyType(
     {
@@ -103,7 +114,7 @@ Reservation = _Item
 """A place for a picture that is still to be read; whoever cancels its future gives it back."""
 
 
-class InferenceWorker:
+class Dispatcher:
     """Queues pictures, hands batches to a runner, and settles what becomes of them; thread-safe.
 
     An item that fails fails alone. Cancelled and expired items never reach the engine. When the runner loses
@@ -130,17 +141,18 @@ class InferenceWorker:
         self._limits = limits or BatchLimits()
         self._metrics = metrics or Metrics()
         self._clock = clock
-        self._batcher: DynamicBatcher[_Work, Any] = DynamicBatcher(max_waiting)
+        self._batcher: Scheduler[_Work, Any] = Scheduler(max_waiting)
         self._quarantine = Quarantine()
         self._running: dict[int, _Batch] = {}
         self._outstanding: dict[ModelVersion, int] = {}  # items of each version that is loaded
+        self._recent_sizes: dict[ImageSize, None] = {}
         self._tokens = itertools.count()
         self._is_ready = False
         self._outage_s = 0.0
         self._closing = False
         # Reentrant: whoever hears of an answer may ask the next question at once.
         self._changed = threading.Condition(threading.RLock())
-        self._busy = BusyMeter()
+        self._busy = UtilizationMeter()
         self._metrics.watch(queue_depth=lambda: len(self._batcher), busy_ratio=self._busy_ratio)
         runner.open(self)
 
@@ -148,6 +160,12 @@ class InferenceWorker:
     def is_ready(self) -> bool:
         """Whether batches are carried out at this moment."""
         return self._is_ready
+
+    @property
+    def recent_sizes(self) -> Sequence[ImageSize]:
+        """Padded sizes of the pictures that came last, at most 8; the latest comes last."""
+        with self._changed:
+            return list(self._recent_sizes)
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
         """Return memory for a prepared picture from which it need not be copied again, uint8 HW3."""
@@ -231,9 +249,8 @@ class InferenceWorker:
         deadline_s: float,
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
-        reservation: Reservation | None = None,
     ) -> Future[Answer]:
-        """Queue one picture.
+        """Queue one picture; ``reserve`` and ``redeem`` in one.
 
         Args:
             version: whose engine answers it.
@@ -241,7 +258,6 @@ class InferenceWorker:
             deadline_s: when nobody waits for the answer any more, on the clock.
             lane: how urgent it is.
             source: who asks, inside the lane: sources take turns.
-            reservation: its place, made with the same arguments; then it is not refused for want of one.
 
         Returns:
             The answer to come; cancelling it withdraws the picture unless the engine already has it.
@@ -255,15 +271,38 @@ class InferenceWorker:
             UndecodableImageError: two workers died of this picture.
             DrainingError: the worker is about to stop.
         """
-        key = BatchKey((version, "labels"), image.padded, self._limits)
+        place = self.reserve(version, image.padded, deadline_s=deadline_s, lane=lane, source=source)
+        return self.redeem(place, image)
+
+    def redeem(self, reservation: Reservation, image: PreparedImage) -> Future[Answer]:
+        """Queue one picture in its reserved place.
+
+        Args:
+            reservation: given back if the picture cannot take it: because it has another padded size, or must
+                be alone in its batch; then the picture asks for another place.
+            image: the prepared picture.
+
+        Returns:
+            The answer to come; cancelling it withdraws the picture unless the engine already has it.
+
+        Raises:
+            UndecodableImageError: two workers died of this picture.
+            ServiceError: the picture asks for another place: as ``submit``.
+        """
+        place, version = reservation, reservation.work.version
+        key = BatchKey(place.key.model, image.padded, self._limits)
         with self._changed:
+            self._note_size(key.size)
             if self._quarantine.is_banned(version, image):
+                place.future.cancel()
                 raise UndecodableImageError("two workers died of this picture")
             if self._quarantine.is_suspect(version, image):
                 key = key.alone()
-            if reservation is not None and reservation.key == key:
-                return self._redeem(reservation, _Picture(version, image))
-            return self._admit(Item(_Picture(version, image), key, self._clock(), deadline_s, lane, source))
+            picture = _Picture(version, image)
+            if place.key == key:
+                return self._redeem(place, picture)
+            place.future.cancel()
+            return self._admit(Item(picture, key, self._clock(), place.deadline_s, place.lane, place.source))
 
     def infer(
         self,
@@ -305,7 +344,7 @@ class InferenceWorker:
             self._is_ready, self._outage_s = True, 0.0
             self._dispatch()
 
-    def done(self, token: int, report: Report, outputs: Sequence[Output]) -> None:
+    def done(self, token: int, report: BatchReport, outputs: Sequence[BatchOutput]) -> None:
         """Hear from the runner what became of a batch."""
         with self._changed:
             batch = self._end(token, report)
@@ -339,6 +378,12 @@ class InferenceWorker:
             self._changed.notify_all()
         for item in dead:
             item.future.set_exception(NoWorkerError("the worker died while it worked on the request"))
+
+    def _note_size(self, padded: ImageSize) -> None:
+        self._recent_sizes.pop(padded, None)
+        self._recent_sizes[padded] = None
+        if len(self._recent_sizes) > _RECENT_SIZES:
+            del self._recent_sizes[next(iter(self._recent_sizes))]
 
     def _busy_ratio(self) -> float:
         with self._changed:
@@ -386,14 +431,14 @@ class InferenceWorker:
             self._running[token] = batch
             self._runner.run(token, _job(batch))
 
-    def _end(self, token: int, report: Report | None = None) -> _Batch:
+    def _end(self, token: int, report: BatchReport | None = None) -> _Batch:
         batch = self._running.pop(token)
         self._batcher.finish(batch, now_s=self._clock(), duration_s=_duration_s(report))
         self._changed.notify_all()
         return batch
 
 
-def _duration_s(report: Report | None) -> float | None:
+def _duration_s(report: BatchReport | None) -> float | None:
     """Return what can be learnt: a batch of which a part failed or was left out says nothing about time."""
     if report is None or any(outcome is not Outcome.ANSWERED for outcome in report.outcomes):
         return None
@@ -408,16 +453,16 @@ def _padding_ratio(batch: _Batch) -> float:
     return 1 - content / batch.pixels
 
 
-def _job(batch: _Batch) -> Job:
+def _job(batch: _Batch) -> BatchJob:
     work = batch.items[0].work
     deadlines_s = [item.deadline_s for item in batch.items]
     if isinstance(work, _Scores):
-        return ScoreJob(work.version, work.images_NHW3, work.raw_shape, deadlines_s[0], batch.expected_s)
+        return ScoreBatchJob(work.version, work.images_NHW3, work.raw_shape, deadlines_s[0], batch.expected_s)
     images = [item.work.image for item in batch.items if isinstance(item.work, _Picture)]
-    return LabelJob(work.version, images, deadlines_s, batch.expected_s)
+    return LabelBatchJob(work.version, images, deadlines_s, batch.expected_s)
 
 
-def _answer(item: _Item, report: Report, output: Any) -> Answer | Float32Array:
+def _answer(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Array:
     if isinstance(item.work, _Scores):
         scores: Float32Array = output
         return scores

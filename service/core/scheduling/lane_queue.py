@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from model.pictures.preprocess import ImageSize
 from service.core.errors import DeadlineExceededError
-from service.core.scheduling.latency_model import Pace
+from service.core.scheduling.latency_model import LatencyModel
 
 WorkT = TypeVar("WorkT")
 ResultT = TypeVar("ResultT")
@@ -202,13 +202,13 @@ class LaneQueue(Generic[WorkT, ResultT]):
         lines = [line[key] for line in self._lines.values() if key in line]
         return [item for turn in zip_longest(*lines) for item in turn if item is not None]
 
-    def work_s(self, paces: Mapping[Hashable, Pace]) -> float:
+    def work_s(self, paces: Mapping[Hashable, LatencyModel]) -> float:
         """Return how long all that waits or will wait keeps the device busy."""
         return sum(
             paces[model].predict(load.pixels, batches=load.batches) for model, load in self._loads.items()
         )
 
-    def work_until_s(self, item: Item[WorkT, ResultT], paces: Mapping[Hashable, Pace]) -> float:
+    def work_until_s(self, item: Item[WorkT, ResultT], paces: Mapping[Hashable, LatencyModel]) -> float:
         """Return how long the device will be busy until it has done an item that is not counted yet.
 
         Of other sources counts what their turns allow: as many items as this one's source would have. Behind
@@ -220,7 +220,7 @@ class LaneQueue(Generic[WorkT, ResultT]):
         own_s = paces[item.key.model].predict(pictures * item.key.size.pixels, batches=batches)
         return own_s + self.work_before_s(item.source, paces)
 
-    def work_before_s(self, source: Hashable, paces: Mapping[Hashable, Pace]) -> float:
+    def work_before_s(self, source: Hashable, paces: Mapping[Hashable, LatencyModel]) -> float:
         """Return how long the device will be busy with this lane before the next item of a source."""
         return self.work_s(paces) * self._share_before(source)
 

@@ -22,9 +22,9 @@ from service.core.errors import (
     ServiceError,
 )
 from service.core.scheduling.lane_queue import BatchKey, BatchLimits, Item, Lane, LaneQueue, ResultT, WorkT
-from service.core.scheduling.latency_model import Pace
+from service.core.scheduling.latency_model import LatencyModel
 
-__all__ = ["DEFAULT_MAX_WAITING", "Batch", "BatchKey", "BatchLimits", "DynamicBatcher", "Item", "Lane"]
+__all__ = ["DEFAULT_MAX_WAITING", "Batch", "BatchKey", "BatchLimits", "Item", "Lane", "Scheduler"]
 
 DEFAULT_MAX_WAITING = 256
 
@@ -70,7 +70,7 @@ class Batch(Generic[WorkT, ResultT]):
         return self.items[0].key
 
 
-class DynamicBatcher(Generic[WorkT, ResultT]):
+class Scheduler(Generic[WorkT, ResultT]):
     """Bounded waiting room that admits only what can be answered in time, and says what goes next.
 
     Each admitted item is answered exactly once: by the caller, once it is in a batch; by the batcher, when
@@ -91,7 +91,7 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
         self._passed_over_since_s = dict.fromkeys(Lane, 0.0)
         self._waiting: dict[Future[ResultT], Item[WorkT, ResultT]] = {}
         self._reserved: dict[Future[ResultT], Item[WorkT, ResultT]] = {}
-        self._paces: defaultdict[Hashable, Pace] = defaultdict(Pace)
+        self._paces: defaultdict[Hashable, LatencyModel] = defaultdict(LatencyModel)
         self._running: list[Batch[WorkT, ResultT]] = []
         self._free_at_s = 0.0
 
@@ -121,12 +121,12 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
             QueueFullError: as ``admit``.
             RateLimitedError: as ``admit``.
         """
-        pace = self._paces.get(model, Pace())
+        pace = self._paces.get(model, LatencyModel())
         wait_s = self._wait_s(lane, now_s) + self._lanes[lane].work_before_s(source, self._paces)
         ready_s = now_s + _with_margin(wait_s, pace.least_s(), pace)
         self._check_place(lane, source, now_s)
         if not (self._is_idle or ready_s <= deadline_s):
-            raise self._full(now_s)
+            raise self._too_late(now_s)
 
     def reserve(self, item: Item[WorkT, ResultT]) -> None:
         """Promise a place to an item whose picture is not ready for the device yet.
@@ -229,11 +229,14 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
             raise DeadlineExceededError("the deadline passed before the request was queued")
         self._check_place(item.lane, item.source, now_s)
         if not self._is_in_time(item):
-            raise self._full(now_s)
+            raise self._too_late(now_s)
 
-    def _full(self, now_s: float) -> QueueFullError:
-        wait_s = self.expected_wait_s(now_s=now_s)
-        return QueueFullError(f"{len(self)} requests are waiting", retry_after_s=wait_s)
+    def _too_late(self, now_s: float) -> QueueFullError:
+        queue = _are_waiting(len(self)) if len(self) else "the device is busy"
+        message = (
+            f"the answer would come after the deadline, because {queue}: try again later or allow more time"
+        )
+        return QueueFullError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
 
     @property
     def _is_idle(self) -> bool:
@@ -246,10 +249,11 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
         behind = sum(queue.places for other, queue in self._lanes.items() if other >= lane)
         share, more = self._share_of(lane, source)
         if len(self) >= self._max_items + more or behind >= max(1.0, _SHARES[lane] * self._max_items) + more:
-            raise self._full(now_s)
+            message = f"the queue is full, {_are_waiting(len(self))}: try again later"
+            raise QueueFullError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
         of_source = 0 if source is None else self._lanes[lane].places_of(source)
         if of_source >= max(1.0, share * self._max_items):
-            message = f"{of_source} requests of this client are waiting"
+            message = f"{_are_waiting(of_source)} from this client, and more may not: await an answer first"
             raise RateLimitedError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
 
     def _share_of(self, lane: Lane, source: Hashable) -> tuple[float, int]:
@@ -335,8 +339,12 @@ class DynamicBatcher(Generic[WorkT, ResultT]):
         self._lanes[item.lane].remove(item)
 
 
+def _are_waiting(count: int) -> str:
+    return "1 request is waiting" if count == 1 else f"{count} requests are waiting"
+
+
 def _choose(
-    items: Sequence[Item[WorkT, ResultT]], pace: Pace, starts_s: float
+    items: Sequence[Item[WorkT, ResultT]], pace: LatencyModel, starts_s: float
 ) -> Sequence[Item[WorkT, ResultT]]:
     """Return the next batch of items that share a key: the first ones, as many as can all be in time.
 
@@ -356,7 +364,7 @@ def _choose(
 
 
 def _as_many_as_fit(
-    items: Sequence[Item[WorkT, ResultT]], pace: Pace, starts_s: float
+    items: Sequence[Item[WorkT, ResultT]], pace: LatencyModel, starts_s: float
 ) -> Sequence[Item[WorkT, ResultT]]:
     """Return the longest beginning, at least one item, that is ready before the deadline of each."""
     until_s = math.inf
@@ -368,7 +376,7 @@ def _as_many_as_fit(
     return full
 
 
-def _with_margin(wait_s: float, own_s: float, pace: Pace) -> float:
+def _with_margin(wait_s: float, own_s: float, pace: LatencyModel) -> float:
     """Return when an item will be done: deviations of the many durations before it add up as squares."""
     done_s = wait_s + own_s
     return done_s + (_SPREADS * pace.spread * own_s * math.sqrt(done_s / own_s) if own_s else 0.0)

@@ -7,7 +7,7 @@ from collections import deque
 _WINDOW_S = 10.0
 
 
-class BusyMeter:
+class UtilizationMeter:
     """Knows which share of the last ten seconds a device was busy."""
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 A frame waits, is worked on, and is answered: by a result, as part of a dropped range, or by an error. Every
 frame has exactly one answer, and answers leave in the order in which frames came, so a finished frame may
-have to wait for an older one. ``StreamSession`` keeps the book of one stream, ``FrameTurns`` decides between
+have to wait for an older one. ``StreamSession`` keeps the book of one stream, ``StreamTurns`` decides between
 streams.
 
 A stream has at most one waiting frame. Which one is worked on is decided as late as possible, when the device
@@ -56,7 +56,7 @@ class StreamRules:
 
 
 @dataclass(frozen=True, eq=False)
-class Started(Generic[FrameT]):
+class StartedFrame(Generic[FrameT]):
     """A frame whose turn it is.
 
     Attributes:
@@ -73,7 +73,7 @@ class Started(Generic[FrameT]):
 
 
 @dataclass(frozen=True, eq=False)
-class Answered(Generic[ResultT]):
+class AnsweredFrame(Generic[ResultT]):
     """A frame's result."""
 
     seq: int
@@ -81,7 +81,7 @@ class Answered(Generic[ResultT]):
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedFrame:
     """A frame that could not be answered; of its error only the code is kept, not what it refers to."""
 
     seq: int
@@ -89,7 +89,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedFrames:
     """Frames that were not answered: ``count`` of them, numbered from ``first_seq`` to ``last_seq``."""
 
     first_seq: int
@@ -99,13 +99,13 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class ModelChanged:
+class ModelSwitch:
     """Results from here on come from another version; answers no frame."""
 
     version: int
 
 
-Answer = Answered[ResultT] | Failed | Dropped | ModelChanged
+Answer = AnsweredFrame[ResultT] | FailedFrame | DroppedFrames | ModelSwitch
 
 
 @dataclass(eq=False)
@@ -113,14 +113,14 @@ class _Entry(Generic[FrameT, ResultT]):
     """A frame in the book: it waits, is worked on, and has an answer, which is to be sent; then it goes."""
 
     seq: int
-    offered: Started[FrameT] | None = None
+    offered: StartedFrame[FrameT] | None = None
     version: int | None = None
-    answer: Answered[ResultT] | Failed | Dropped | None = None
+    answer: AnsweredFrame[ResultT] | FailedFrame | DroppedFrames | None = None
     was_refused: bool = False
 
     @property
     def is_dropped(self) -> bool:
-        return isinstance(self.answer, Dropped)
+        return isinstance(self.answer, DroppedFrames)
 
 
 class StreamSession(Generic[FrameT, ResultT]):
@@ -174,7 +174,7 @@ class StreamSession(Generic[FrameT, ResultT]):
             InvalidArgumentError: its number is not larger than that of the one before.
         """
         entry = self._entry(seq)
-        entry.offered = Started(seq, frame, now_s, now_s + self._rules.max_frame_age_s)
+        entry.offered = StartedFrame(seq, frame, now_s, now_s + self._rules.max_frame_age_s)
         if self._is_draining:
             self._book.append(entry)
             self._drop(entry, DropReason.DRAINING)
@@ -188,10 +188,10 @@ class StreamSession(Generic[FrameT, ResultT]):
     def refuse(self, seq: int, error: ServiceError) -> None:
         """Take note of a frame that came and was not kept; raises as ``offer``."""
         entry = self._entry(seq)
-        entry.answer, entry.was_refused = Failed(seq, error.code), True
+        entry.answer, entry.was_refused = FailedFrame(seq, error.code), True
         self._book.append(entry)
 
-    def start(self, *, now_s: float) -> Started[FrameT] | None:
+    def start(self, *, now_s: float) -> StartedFrame[FrameT] | None:
         """Take the waiting frame to work on it; None when there is none, or it is too old."""
         entry = self._waiting
         if entry is None or not self.can_start:
@@ -207,11 +207,11 @@ class StreamSession(Generic[FrameT, ResultT]):
         """Take the result of a started frame, and the number of the model version that made it."""
         entry = self._started(seq)
         entry.version = version
-        self._settle(entry, Answered(seq, result))
+        self._settle(entry, AnsweredFrame(seq, result))
 
     def fail(self, seq: int, error: ServiceError) -> None:
         """Take note that a started frame has no result; the stream goes on."""
-        self._settle(self._started(seq), Failed(seq, error.code))
+        self._settle(self._started(seq), FailedFrame(seq, error.code))
 
     def drop(self, seq: int, reason: DropReason) -> None:
         """Take note that a started frame was given up."""
@@ -239,7 +239,7 @@ class StreamSession(Generic[FrameT, ResultT]):
         if entry.version not in (None, self._version):
             assert entry.version is not None
             self._version = entry.version
-            return ModelChanged(entry.version)
+            return ModelSwitch(entry.version)
         self._book.popleft()
         return self._joined_with_followers(entry.answer) if entry.is_dropped else entry.answer
 
@@ -267,7 +267,9 @@ class StreamSession(Generic[FrameT, ResultT]):
             if entry.seq == seq and entry is not self._waiting and entry.answer is None
         )
 
-    def _settle(self, entry: _Entry[FrameT, ResultT], answer: Answered[ResultT] | Failed | Dropped) -> None:
+    def _settle(
+        self, entry: _Entry[FrameT, ResultT], answer: AnsweredFrame[ResultT] | FailedFrame | DroppedFrames
+    ) -> None:
         entry.answer = answer
         self._forget_frame(entry)
 
@@ -277,25 +279,31 @@ class StreamSession(Generic[FrameT, ResultT]):
             self._forget(offered.frame)
 
     def _drop(self, entry: _Entry[FrameT, ResultT], reason: DropReason) -> None:
-        self._settle(entry, Dropped(entry.seq, entry.seq, 1, reason))
+        self._settle(entry, DroppedFrames(entry.seq, entry.seq, 1, reason))
         before = self._book[-2] if entry is self._book[-1] and len(self._book) > 1 else None
         if before is not None and (joined := _joined(before.answer, entry.answer)):
             before.answer = joined
             self._book.pop()
 
-    def _joined_with_followers(self, answer: Answered[ResultT] | Failed | Dropped | None) -> Answer[ResultT]:
-        assert isinstance(answer, Dropped)
+    def _joined_with_followers(
+        self, answer: AnsweredFrame[ResultT] | FailedFrame | DroppedFrames | None
+    ) -> Answer[ResultT]:
+        assert isinstance(answer, DroppedFrames)
         while self._book and (joined := _joined(answer, self._book[0].answer)):
             answer = joined
             self._book.popleft()
         return answer
 
 
-def _joined(first: object, second: object) -> Dropped | None:
+def _joined(first: object, second: object) -> DroppedFrames | None:
     """Return the range that covers two neighbours, if they were dropped for the same reason."""
-    if not (isinstance(first, Dropped) and isinstance(second, Dropped) and first.reason is second.reason):
+    if not (
+        isinstance(first, DroppedFrames)
+        and isinstance(second, DroppedFrames)
+        and first.reason is second.reason
+    ):
         return None
-    return Dropped(first.first_seq, second.last_seq, first.count + second.count, first.reason)
+    return DroppedFrames(first.first_seq, second.last_seq, first.count + second.count, first.reason)
 
 
 _WINDOW = 32
@@ -305,7 +313,7 @@ _RARE = 3
 _MARGIN_S = 0.001
 
 
-class JustInTime:
+class FrameTiming:
     """How long to wait with the next live frame, so that it is ready when the device is, and hardly earlier.
 
     One that is taken when the last one leaves the device would be read in no time, and wait, and grow old,
@@ -340,7 +348,7 @@ TakeTurn = Callable[[], bool]
 """Starts a frame of one stream; False = it had none to start."""
 
 
-class FrameTurns:
+class StreamTurns:
     """Lets the streams take turns, and only as many frames at once as keep the device busy.
 
     Goes in rounds: a stream that has a frame to start asks for a turn of the round that is on, or of the next
@@ -363,7 +371,7 @@ class FrameTurns:
         self._films_at_once = max(at_once, films_at_once or 0)
         self._taken = 0
         self._resting = 0
-        self._just_in_time = JustInTime()
+        self._just_in_time = FrameTiming()
         self._live: set[TakeTurn] = set()
         self._round = 0
         self._next_round: dict[TakeTurn, int] = {}

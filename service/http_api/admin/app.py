@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from fastapi import APIRouter
 from starlette.types import ASGIApp
 
-from service.core.readiness import Lifecycle
-from service.http_api.access import Gate
+from service.core.readiness import Readiness
+from service.http_api.access import AccessCheck
 from service.http_api.admin.access import AdminPolicy
-from service.http_api.edge import Edge
+from service.http_api.edge import HttpEdge
 from service.http_api.foundation import problem_app
 from service.telemetry import Metrics
 
@@ -19,7 +19,7 @@ ADMIN_PREFIX = "/admin/v1"
 
 
 def create_admin_app(
-    routers: Iterable[APIRouter], *, policy: AdminPolicy, lifecycle: Lifecycle, metrics: Metrics
+    routers: Iterable[APIRouter], *, policy: AdminPolicy, lifecycle: Readiness, metrics: Metrics
 ) -> ASGIApp:
     """Return the application.
 
@@ -35,4 +35,4 @@ def create_admin_app(
     )
     for router in routers:
         app.include_router(router)
-    return Edge(Gate(app, policy), lifecycle, metrics)
+    return HttpEdge(AccessCheck(app, policy), lifecycle, metrics)

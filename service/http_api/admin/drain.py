@@ -8,7 +8,7 @@ import structlog
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from service.core.readiness import Lifecycle
+from service.core.readiness import Readiness
 
 _log = structlog.get_logger()
 
@@ -19,7 +19,7 @@ class DrainDocument(BaseModel):
     state: Literal["draining"] = "draining"
 
 
-def drain_router(lifecycle: Lifecycle) -> APIRouter:
+def drain_router(lifecycle: Readiness) -> APIRouter:
     """Return the route that begins to drain.
 
     Args:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from service.core.deadline import within
 from service.core.errors import BusyError, InvalidArgumentError
 from service.core.jobs.evaluation_job import EvaluationJob, JobState
-from service.core.jobs.submission import EvaluationDesk
-from service.core.readiness import Lifecycle
+from service.core.jobs.submission import EvaluationSubmission
+from service.core.readiness import Readiness
 from service.http_api.segment.body import read_document
 
 PREFIX = "/admin/v1/evaluations"
@@ -80,22 +80,22 @@ class EvaluationListDocument(BaseModel):
     evaluations: list[EvaluationDocument]
 
 
-class _Clerk:
+class _EvaluationHandlers:
     """Calls the desk, which blocks, without blocking the event loop."""
 
-    def __init__(self, desk: EvaluationDesk, pool: Executor) -> None:
+    def __init__(self, desk: EvaluationSubmission, pool: Executor) -> None:
         self.desk = desk
         self._pool = pool
 
     async def call(self, function: Callable[[], T]) -> T:
-        async with within(_PATIENCE_S, BusyError, "the jobs database does not answer"):
+        async with within(_PATIENCE_S, lambda: BusyError("the jobs database does not answer")):
             return await asyncio.wrap_future(self._pool.submit(function))
 
     async def get(self, job_id: str) -> EvaluationJob:
         return await self.call(lambda: self.desk.jobs.get(job_id))
 
 
-def evaluations_router(desk: EvaluationDesk, pool: Executor, lifecycle: Lifecycle) -> APIRouter:
+def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Readiness) -> APIRouter:
     """Return the routes of the evaluation jobs.
 
     Args:
@@ -104,7 +104,7 @@ def evaluations_router(desk: EvaluationDesk, pool: Executor, lifecycle: Lifecycl
         lifecycle: of the process; when it ends, so do event streams.
     """
     router = APIRouter(prefix=PREFIX, tags=["evaluations"])
-    clerk = _Clerk(desk, pool)
+    clerk = _EvaluationHandlers(desk, pool)
 
     @router.post(
         "",
@@ -191,7 +191,7 @@ def _idempotency_key(request: Request) -> str | None:
     return keys[0] if keys else None
 
 
-async def _events(clerk: _Clerk, job: EvaluationJob, lifecycle: Lifecycle) -> AsyncIterator[str]:
+async def _events(clerk: _EvaluationHandlers, job: EvaluationJob, lifecycle: Readiness) -> AsyncIterator[str]:
     yield _event(job)
     told_s = time.monotonic()
     while not (job.state.is_final or lifecycle.draining):
@@ -205,7 +205,7 @@ async def _events(clerk: _Clerk, job: EvaluationJob, lifecycle: Lifecycle) -> As
             told_s = time.monotonic()
 
 
-async def _look_again(clerk: _Clerk, job: EvaluationJob) -> EvaluationJob:
+async def _look_again(clerk: _EvaluationHandlers, job: EvaluationJob) -> EvaluationJob:
     try:
         return await clerk.get(job.id)
     except BusyError:

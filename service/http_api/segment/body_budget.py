@@ -19,7 +19,7 @@ _RESTS_SHARE = 2
 _MORE = 2
 
 
-class BodyRoom:
+class BodyBudget:
     """Bounds the bytes of all bodies together; of a body that has no room, no more is received.
 
     Room is taken by what has arrived, and at most for as much again: who only says how much he will send

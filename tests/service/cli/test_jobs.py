@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from model.artifacts.registry import ModelRegistry
 from service.cli.jobs import app
 from service.core.jobs.evaluation_job import JobResult, JobState
-from service.core.jobs.submission import EvaluationDesk
-from service.core.readiness import Lifecycle
+from service.core.jobs.submission import EvaluationSubmission
+from service.core.readiness import Readiness
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.evaluations import evaluations_router
@@ -50,10 +50,10 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     registry.publish(write_pooling_artifact(folder / "artifact").folder, "pool")
     token_file = folder / "token"
     token_file.write_text("secret\n")
-    jobs, lifecycle = FakeJobs(), Lifecycle()
+    jobs, lifecycle = FakeJobs(), Readiness()
     with ThreadPoolExecutor(2) as pool, listen("127.0.0.1", 0) as listener:
         admin = create_admin_app(
-            [evaluations_router(EvaluationDesk(jobs, registry, {"noise"}), pool, lifecycle)],
+            [evaluations_router(EvaluationSubmission(jobs, registry, {"noise"}), pool, lifecycle)],
             policy=AdminPolicy("secret", "scrape", None),
             lifecycle=lifecycle,
             metrics=Metrics(),

@@ -16,9 +16,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from service.cli.local import local_settings, open_segmenter
-from service.cli.predict import Job, plan, predict
+from service.cli.predict import PredictTask, plan, predict
 from service.core.pictures.codec import encode_palette_png
-from service.core.pictures.picture_request import Segmentation
+from service.core.pictures.segmenter import Segmentation
 from service.engines import NO_GPU
 
 Run = Callable[..., Result]
@@ -174,7 +174,9 @@ class TestPlan:
 
     def test_a_picture_that_is_named_twice_is_done_once(self, tmp_path: Path) -> None:
         source = picture(tmp_path / "in" / "a.png")
-        assert plan([source, tmp_path / "in"], tmp_path / "out") == [Job(source, tmp_path / "out" / "a.png")]
+        assert plan([source, tmp_path / "in"], tmp_path / "out") == [
+            PredictTask(source, tmp_path / "out" / "a.png")
+        ]
 
     def test_a_mask_is_a_png(self, tmp_path: Path) -> None:
         with pytest.raises(typer.BadParameter, match="PNG"):
@@ -183,7 +185,7 @@ class TestPlan:
     def test_a_folder_that_exists_is_a_folder_whatever_it_is_called(self, tmp_path: Path) -> None:
         source = picture(tmp_path / "a.png")
         (tmp_path / "v1.2").mkdir()
-        assert plan([source], tmp_path / "v1.2") == [Job(source, tmp_path / "v1.2" / "a.png")]
+        assert plan([source], tmp_path / "v1.2") == [PredictTask(source, tmp_path / "v1.2" / "a.png")]
 
     @given(st.sets(st.from_regex(r"[a-z]{1,3}\.(png|jpg|txt)", fullmatch=True), min_size=1, max_size=8))
     def test_each_picture_has_a_mask_of_its_own_or_nothing_is_done(

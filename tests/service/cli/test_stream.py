@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 pytest.importorskip("av", reason="the extra `client` is not installed")
 
 from service.cli import stream as module
-from service.cli.stream import Report, _Screens, _Viewer, stream
+from service.cli.stream import StreamSummary, _Screens, _Viewer, stream
 from service.client.answers import ClassInfo, Mask, Model, ModelChanged, Opened, Result
-from service.client.cameras import Shot
+from service.client.cameras import CameraFrame
 from service.client.errors import UnreachableError
 from service.client.ledger import FrameLedger
 
@@ -46,8 +46,8 @@ class Service:
 class Feed:
     """Remembers black pictures only."""
 
-    def shot(self, _: int) -> Shot:
-        return Shot(BLACK_HW3, 0.0, 0.0)
+    def shot(self, _: int) -> CameraFrame:
+        return CameraFrame(BLACK_HW3, 0.0, 0.0)
 
     def forget(self, _: int) -> None:
         pass
@@ -94,7 +94,7 @@ async def test_who_shows_nothing_asks_for_no_colours() -> None:
 
 
 def test_the_rate_falls_while_nothing_comes() -> None:
-    report = Report(FrameLedger())
+    report = StreamSummary(FrameLedger())
     report._recent_s.extend([time.monotonic() - 2 * module._FPS_WINDOW_S] * 20)
     assert report.line().strip().startswith("0.0 fps")
 

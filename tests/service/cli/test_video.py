@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 pytest.importorskip("av", reason="the extra `client` is not installed")
 
 from service.cli.predict import predict
-from service.client.cameras import FilmWriter, shots
+from service.client.cameras import FilmWriter, source_frames
 
 Run = Callable[..., Result]
 
@@ -47,7 +47,7 @@ def test_a_film_becomes_a_film_of_as_many_pictures(run: Run, clip: Path, tmp_pat
     assert result.exit_code == 0, result.output
     (entry,) = json.loads(result.stdout)["images"]
     assert entry == {"input": str(clip), "output": str(out), "frames": 7}
-    written = list(shots(str(out)))
+    written = list(source_frames(str(out)))
     assert [round(25 * shot.position_s) for shot in written] == list(range(7))
     assert written[0].image_HW3.shape == (64, 96, 3)
 
@@ -58,7 +58,7 @@ def test_a_film_becomes_a_folder_of_the_masks_that_its_pictures_get(
     assert run(clip, "--out", tmp_path / "masks", "--output", "labels").exit_code == 0
     names = sorted(path.name for path in (tmp_path / "masks").iterdir())
     assert names == [f"clip-{number:06}.png" for number in range(1, 8)]
-    third = list(shots(str(clip)))[2].image_HW3
+    third = list(source_frames(str(clip)))[2].image_HW3
     Image.fromarray(third).save(tmp_path / "third.png")
     assert run(tmp_path / "third.png", "--out", tmp_path / "mask.png").exit_code == 0
     assert (tmp_path / "mask.png").read_bytes() == (tmp_path / "masks" / "clip-000003.png").read_bytes()

@@ -17,8 +17,15 @@ import av
 
 from service.client import cameras
 from service.client.answers import Frame
-from service.client.backoff import Backoff
-from service.client.cameras import CameraFeed, FilmWriter, Shot, camera_shots, is_camera, shots
+from service.client.backoff import ReconnectBackoff
+from service.client.cameras import (
+    CameraFeed,
+    CameraFrame,
+    FilmWriter,
+    camera_frames,
+    is_camera,
+    source_frames,
+)
 from service.client.errors import SourceError
 
 SIZE = (48, 64)
@@ -41,7 +48,7 @@ async def all_of(feed: CameraFeed) -> list[Frame]:
 
 
 def test_a_film_is_read_as_it_was_written(tmp_path: Path) -> None:
-    read = list(shots(str(film(tmp_path / "clip.mp4", 20))))
+    read = list(source_frames(str(film(tmp_path / "clip.mp4", 20))))
     assert [round(shot.position_s * 25) for shot in read] == list(range(20))
     assert {shot.image_HW3.shape for shot in read} == {(*SIZE, 3)}
     levels = [float(shot.image_HW3.mean()) for shot in read]
@@ -53,7 +60,7 @@ def test_positions_are_counted_from_the_first_picture(tmp_path: Path) -> None:
     for number in range(3):
         writer.write(np.zeros((*SIZE, 3), np.uint8), 5.0 + number / 25)
     writer.close()
-    assert [round(shot.position_s * 25) for shot in shots(str(tmp_path / "cut.mkv"))] == [0, 1, 2]
+    assert [round(shot.position_s * 25) for shot in source_frames(str(tmp_path / "cut.mkv"))] == [0, 1, 2]
 
 
 def test_a_film_whose_title_is_no_utf8_is_read_all_the_same(tmp_path: Path) -> None:
@@ -67,7 +74,7 @@ def test_a_film_whose_title_is_no_utf8_is_read_all_the_same(tmp_path: Path) -> N
     content = (tmp_path / "clip.mp4").read_bytes()
     assert content.count(b"TITLE") == 1
     (tmp_path / "clip.mp4").write_bytes(content.replace(b"TITLE", "d\xe9j\xe0!".encode("latin-1")))
-    assert len(list(shots(str(tmp_path / "clip.mp4")))) == 1
+    assert len(list(source_frames(str(tmp_path / "clip.mp4")))) == 1
 
 
 @pytest.mark.parametrize("where", ["none/clip.mp4", "folder", "clip.txt", "locked/clip.mp4"])
@@ -95,7 +102,7 @@ def test_a_film_of_odd_size_loses_a_row_and_a_column(tmp_path: Path) -> None:
     writer = FilmWriter(tmp_path / "odd.mp4")
     writer.write(np.zeros((49, 65, 3), np.uint8), 0.0)
     writer.close()
-    (shot,) = shots(str(tmp_path / "odd.mp4"))
+    (shot,) = source_frames(str(tmp_path / "odd.mp4"))
     assert shot.image_HW3.shape == (*SIZE, 3)
 
 
@@ -104,7 +111,7 @@ def test_pictures_of_the_same_moment_keep_their_order(tmp_path: Path) -> None:
     for _ in range(3):
         writer.write(np.zeros((*SIZE, 3), np.uint8), 0.0)
     writer.close()
-    assert len(list(shots(str(tmp_path / "clip.mp4")))) == 3
+    assert len(list(source_frames(str(tmp_path / "clip.mp4")))) == 3
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no film at all"])
@@ -113,12 +120,12 @@ def test_what_is_no_film_is_told_by_name(tmp_path: Path, content: bytes | None) 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SourceError, match=r"clip\.mp4"):
-        list(shots(str(path)))
+        list(source_frames(str(path)))
 
 
 def test_a_camera_that_is_not_there_is_told_by_name() -> None:
     with pytest.raises(SourceError, match="77"):
-        list(shots("77"))
+        list(source_frames("77"))
 
 
 def test_numbers_and_urls_are_cameras_and_paths_are_not() -> None:
@@ -174,11 +181,11 @@ async def test_a_source_that_breaks_off_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_whatever_ends_the_reading_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: str) -> Iterator[Shot]:
+    def broken(_: str) -> Iterator[CameraFrame]:
         raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no title")
         yield
 
-    monkeypatch.setattr(cameras, "shots", broken)
+    monkeypatch.setattr(cameras, "source_frames", broken)
     async with CameraFeed(str(tmp_path / "clip.mp4"), "block") as feed:
         with pytest.raises(SourceError, match="no title"):
             await asyncio.wait_for(feed.next(), PATIENCE_S)
@@ -209,8 +216,8 @@ def test_a_camera_that_breaks_off_is_opened_again(tmp_path: Path) -> None:
             path.unlink()  # now it is gone for a while
         return len(waits) == 4
 
-    spread = Backoff(first_s=1.0, spread=lambda _, high: high)
-    lost = camera_shots(str(path), pause=pause, on_lost=lambda why, _: reasons.append(why), backoff=spread)
+    spread = ReconnectBackoff(first_s=1.0, spread=lambda _, high: high)
+    lost = camera_frames(str(path), pause=pause, on_lost=lambda why, _: reasons.append(why), backoff=spread)
     assert len(list(lost)) == 6
     assert len(reasons) == 4
     assert "No such file" in reasons[-1]

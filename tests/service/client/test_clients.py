@@ -21,11 +21,11 @@ from http_site import encoded, picture_of
 
 from service.client import grpc_client
 from service.client.answers import Dropped, Failed, Frame, Interrupted, Mask, ModelChanged, Opened, Result
-from service.client.backoff import Backoff
+from service.client.backoff import ReconnectBackoff
 from service.client.errors import ClientError, RefusedError, UnreachableError
 from service.client.grpc_client import AsyncGrpcClient, GrpcClient
 from service.client.http_client import AsyncHttpClient, HttpClient
-from service.client.reconnecting_stream import Follower, StreamWish
+from service.client.reconnecting_stream import ReconnectingStream, StreamOptions
 
 IDS_hw = np.array([[0, 0, 2, 2], [3, 3, 1, 1]], np.uint8)
 PICTURE = encoded(picture_of(np.repeat(np.repeat(IDS_hw, 16, 0), 8, 1)))
@@ -123,7 +123,7 @@ def test_nobody_there_is_an_error_of_its_own(kind: type[Any]) -> None:
 
 def test_a_channel_connects_again_sooner_than_its_user_asks() -> None:
     longest_ms = dict(grpc_client._OPTIONS)["grpc.max_reconnect_backoff_ms"]
-    assert longest_ms < 1e3 * Backoff(spread=lambda _, high: high)._max_s
+    assert longest_ms < 1e3 * ReconnectBackoff(spread=lambda _, high: high)._max_s
 
 
 async def test_a_service_that_has_no_model_yet_says_when_to_come_back() -> None:
@@ -150,7 +150,7 @@ async def no_pause(_: float) -> None:
 
 async def test_a_follower_tells_what_became_of_every_frame() -> None:
     async with open_grpc_site() as site, AsyncGrpcClient(site.address) as client:
-        follower = Follower(client, ListFeed(100), StreamWish(policy="block"))
+        follower = ReconnectingStream(client, ListFeed(100), StreamOptions(policy="block"))
         opened, *results = [event async for event in follower.events()]
         assert isinstance(opened, Opened)
         assert [e.seq for e in results if isinstance(e, Result)] == list(range(1, 101))
@@ -160,7 +160,7 @@ async def test_a_follower_tells_what_became_of_every_frame() -> None:
 
 async def test_latest_wins_and_the_rest_is_accounted_for() -> None:
     async with open_grpc_site() as site, AsyncGrpcClient(site.address) as client:
-        follower = Follower(client, ListFeed(200), StreamWish(policy="latest"))
+        follower = ReconnectingStream(client, ListFeed(200), StreamOptions(policy="latest"))
         events = [event async for event in follower.events()]
         assert not [event for event in events if isinstance(event, (Failed, ModelChanged))]
         outcomes = follower.ledger.outcomes
@@ -172,7 +172,7 @@ async def test_latest_wins_and_the_rest_is_accounted_for() -> None:
 async def test_a_follower_comes_back_after_a_drain(policy: Any) -> None:
     async with open_grpc_site() as first, open_grpc_site() as second:
         places = [AsyncGrpcClient(site.address) for site in (first, second)]
-        follower = Follower(places[0], ListFeed(60), StreamWish(policy=policy), pause=no_pause)
+        follower = ReconnectingStream(places[0], ListFeed(60), StreamOptions(policy=policy), pause=no_pause)
         interrupted: list[Interrupted] = []
         answered: list[int] = []
         async for event in follower.events():
@@ -240,7 +240,7 @@ def result(seq: int) -> Result:
 async def test_a_film_sends_again_in_order_what_a_draining_service_dropped(end: Exception | None) -> None:
     dropped = Dropped(2, 3, 2, "draining")
     client = ScriptedClient([OPENED, result(1), dropped, end], [OPENED, result(2), result(3), result(4)])
-    follower = Follower(client, ListFeed(4), StreamWish(policy="block"), pause=no_pause)  # type: ignore[arg-type]
+    follower = ReconnectingStream(client, ListFeed(4), StreamOptions(policy="block"), pause=no_pause)  # type: ignore[arg-type]
     if end is None:
         client._connections[0][2] = Dropped(2, 4, 3, "draining")
     events = [event async for event in follower.events()]
@@ -252,7 +252,7 @@ async def test_a_film_sends_again_in_order_what_a_draining_service_dropped(end: 
 @pytest.mark.parametrize("policy", ["block", "latest"])
 async def test_who_has_all_answers_does_not_come_back_after_a_loss(policy: Any) -> None:
     client = ScriptedClient([OPENED, result(1), UnreachableError("gone")])
-    follower = Follower(client, ListFeed(1), StreamWish(policy=policy), pause=no_pause)  # type: ignore[arg-type]
+    follower = ReconnectingStream(client, ListFeed(1), StreamOptions(policy=policy), pause=no_pause)  # type: ignore[arg-type]
     assert [type(event) async for event in follower.events()] == [Opened, Result]
     assert follower.ledger.outcomes == {"answered": 1}
 
@@ -260,7 +260,7 @@ async def test_who_has_all_answers_does_not_come_back_after_a_loss(policy: Any) 
 async def test_a_broken_connection_is_opened_again_and_a_film_loses_nothing() -> None:
     async with open_grpc_site() as first, open_grpc_site() as second:
         places = [AsyncGrpcClient(site.address) for site in (first, second)]
-        follower = Follower(places[0], ListFeed(60), StreamWish(policy="block"), pause=no_pause)
+        follower = ReconnectingStream(places[0], ListFeed(60), StreamOptions(policy="block"), pause=no_pause)
         answered: list[int] = []
         async for event in follower.events():
             if isinstance(event, Result):
@@ -278,7 +278,7 @@ async def test_a_broken_connection_is_opened_again_and_a_film_loses_nothing() ->
 
 async def test_who_will_never_be_answered_does_not_try_again() -> None:
     async with open_grpc_site() as site, AsyncGrpcClient(site.address) as client:
-        follower = Follower(client, ListFeed(3), StreamWish(model="nobody"))
+        follower = ReconnectingStream(client, ListFeed(3), StreamOptions(model="nobody"))
         with pytest.raises(RefusedError, match="model_not_found"):
             async for _ in follower.events():
                 pass

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.client.answers import Dropped, Failed, GoingAway, ModelChanged
-from service.client.backoff import Backoff
+from service.client.backoff import ReconnectBackoff
 from service.client.errors import ProtocolError
 from service.client.ledger import FrameLedger
 
@@ -83,13 +83,13 @@ def test_a_dropped_range_can_be_taken_back_and_counts_once() -> None:
 
 
 def test_the_wait_doubles_up_to_its_limit_and_starts_anew_after_a_success() -> None:
-    backoff = Backoff(first_s=1.0, max_s=5.0, spread=lambda _, high: high)
+    backoff = ReconnectBackoff(first_s=1.0, max_s=5.0, spread=lambda _, high: high)
     assert [backoff.next_s() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
     backoff.reset()
     assert backoff.next_s() == 1.0
 
 
 def test_the_wait_is_spread_from_nothing_and_never_before_the_advice() -> None:
-    low = Backoff(first_s=1.0, spread=lambda low, _: low)
+    low = ReconnectBackoff(first_s=1.0, spread=lambda low, _: low)
     assert low.next_s() == 0.0
     assert low.next_s(retry_after_s=3.0) == 3.0

@@ -23,7 +23,7 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.batch_job import Outcome
 from service.core.device.engine import DeviceMemoryError, EngineInfo, EngineOptions
-from service.core.device.labeling import Attempts, Pending, Work, labeler_of
+from service.core.device.labeling import Attempts, LabelingWork, Pending, labeler_of
 from service.engines.torch import on_gpu, recorded_engine
 
 SIZE = ImageSize(32, 32)
@@ -47,13 +47,13 @@ def pictures(*classes: int) -> list[PreparedImage]:
     return [PreparedImage(np.full((32, 32, 3), 85 * k, np.uint8), SIZE, SIZE) for k in classes]
 
 
-def begun(labeler: Any, work: Work) -> Pending:
+def begun(labeler: Any, work: LabelingWork) -> Pending:
     return Attempts(labeler, work, lambda: None).begin()
 
 
-def work_of(*classes: int) -> Work:
+def work_of(*classes: int) -> LabelingWork:
     labels = [np.full((32, 32), 99, np.uint8) for _ in classes]
-    return Work(ModelVersion("fake", 1), pictures(*classes), labels, [float("inf")] * len(classes))
+    return LabelingWork(ModelVersion("fake", 1), pictures(*classes), labels, [float("inf")] * len(classes))
 
 
 def ids(labels: Sequence[UInt8Array]) -> list[int]:

@@ -100,7 +100,7 @@ def test_some_faults_end_the_process(artifact: Artifact, fault: str, code: int) 
 import sys
 sys.path[:0] = {sys.path!r}
 from test_fault import engine, images
-from model.artifact import read_artifact
+from model.artifacts.artifact import read_artifact
 from pathlib import Path
 engine(read_artifact(Path({str(artifact.folder)!r})), {fault!r}).infer(images(1))
 """

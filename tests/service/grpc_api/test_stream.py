@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -18,7 +18,7 @@ from http_site import FAKE_VERSIONS, encoded, picture_of
 from model.artifacts.manifest import ModelVersion
 from service.core.scheduling.dispatcher import Answer as DeviceAnswer
 from service.core.scheduling.memory_budget import MemoryBudget
-from service.core.streams.frame_stream import FramePolicy, FrameTurns, StreamRules
+from service.core.streams.frame_stream import FramePolicy, StreamRules, StreamTurns
 from service.grpc_api.messages import MaskRequest, Target
 from service.grpc_api.servicer import ServicerOptions
 from service.grpc_api.streams import FrameStream, StreamLimits, StreamTools, _Turn
@@ -344,12 +344,12 @@ async def test_a_client_that_leaves_takes_its_frames_along(held: GrpcSite) -> No
 class ByHand:
     """A stream whose client is this test, and whose pictures nobody ever answers."""
 
-    def __init__(self, turns: FrameTurns, policy: FramePolicy, room: MemoryBudget | None = None) -> None:
+    def __init__(self, turns: StreamTurns, policy: FramePolicy, room: MemoryBudget | None = None) -> None:
         self.sent: asyncio.Queue[wire.StreamRequest] = asyncio.Queue()
         self.reads = 0
         self.under_way = 0
         room = room or MemoryBudget(1 << 30)
-        tools = StreamTools(self, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        tools = StreamTools(self, self, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
         rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
         stream = FrameStream(
             self,  # type: ignore[arg-type]
@@ -366,6 +366,9 @@ class ByHand:
         self.reads += 1
         return await self.sent.get()
 
+    def hold(self, *_: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
     @asynccontextmanager
     async def segment(self, *_: object, **__: object) -> AsyncIterator[None]:
         self.under_way += 1
@@ -381,7 +384,7 @@ class ByHand:
         await asyncio.gather(self.running, return_exceptions=True)
 
 
-def is_free(turns: FrameTurns) -> bool:
+def is_free(turns: StreamTurns) -> bool:
     """Return whether there is a turn left, and take it."""
     taken: list[bool] = []
 
@@ -395,7 +398,7 @@ def is_free(turns: FrameTurns) -> bool:
 
 
 async def test_a_stream_that_ends_in_the_moment_of_its_turn_gives_it_back() -> None:
-    turns = FrameTurns(1)
+    turns = StreamTurns(1)
     assert is_free(turns)
     stream = ByHand(turns, FramePolicy.LATEST_WINS)
     stream.send(1)
@@ -409,7 +412,7 @@ async def test_a_stream_that_ends_in_the_moment_of_its_turn_gives_it_back() -> N
 
 
 async def test_a_film_is_read_on_when_another_stream_gives_it_the_turn() -> None:
-    turns = FrameTurns(1)
+    turns = StreamTurns(1)
     assert is_free(turns)
     stream = ByHand(turns, FramePolicy.BLOCK)
     stream.send(1)
@@ -423,7 +426,7 @@ async def test_a_film_is_read_on_when_another_stream_gives_it_the_turn() -> None
 async def test_nothing_is_read_while_there_is_no_room_for_another_frame() -> None:
     room = MemoryBudget(4 * len(DARK))
     rest_of_it = await room.acquire(2 * len(DARK), timeout_s=0.0)
-    stream = ByHand(FrameTurns(2), FramePolicy.LATEST_WINS, room)
+    stream = ByHand(StreamTurns(2), FramePolicy.LATEST_WINS, room)
     stream.send(1)
     stream.send(2)
     await until(lambda: stream.under_way == 1)
@@ -476,7 +479,7 @@ async def test_a_client_that_never_reads_stops_the_work_and_not_the_reading(site
     call.cancel()
 
 
-class SlowTurns(FrameTurns):
+class SlowTurns(StreamTurns):
     """Has every turn rest, and remembers what it was told."""
 
     def __init__(self) -> None:

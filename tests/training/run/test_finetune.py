@@ -11,7 +11,7 @@ from model.artifacts.registry import ModelRegistry
 from model.errors import ModelError
 from model.networks.segmentation_network import SegmentationNetwork, build
 from training.errors import FinetuneError
-from training.run.finetune import Source, adopt, find_source
+from training.run.finetune import FinetuneSource, adopt, find_source
 
 
 def network(num_classes: int = 3, name: str = "bisenetv2", seed: int = 0) -> SegmentationNetwork:
@@ -136,7 +136,8 @@ def test_adopting_is_by_key_and_shape_alone() -> None:
     before = {key: value.clone() for key, value in learner.architecture.state_dict().items()}
     key, narrow = "detail.S1.0.conv.weight", "detail.S1.1.conv.weight"
     adoption = adopt(
-        learner, Source("x", {key: torch.ones_like(before[key]), narrow: torch.ones(1), "new": torch.ones(1)})
+        learner,
+        FinetuneSource("x", {key: torch.ones_like(before[key]), narrow: torch.ones(1), "new": torch.ones(1)}),
     )
     after = learner.architecture.state_dict()
     assert (adoption.loaded, adoption.unused) == ((key,), ("new",))

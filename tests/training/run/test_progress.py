@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from training.errors import CheckpointError
-from training.run.progress import BOARD_FOLDER, LOG_FILE, LossMeter, PaceMeter, RunLog, duration, open_board
+from training.run.progress import (
+    BOARD_FOLDER,
+    LOG_FILE,
+    LossMeter,
+    RateMeter,
+    RunLog,
+    duration,
+    open_tensorboard,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +30,7 @@ def test_durations_read_as_clocks_do(seconds: float, text: str) -> None:
 
 
 def test_the_pace_is_that_of_the_steps_since_the_restart() -> None:
-    pace = PaceMeter(8)
+    pace = RateMeter(8)
     assert (pace.step_s, pace.images_per_s) == (0, 0)
     pace.count(1)
     pace.count(100)
@@ -33,7 +41,7 @@ def test_the_pace_is_that_of_the_steps_since_the_restart() -> None:
 
 
 def test_the_first_step_of_all_counts_until_there_is_another() -> None:
-    pace = PaceMeter(8)
+    pace = RateMeter(8)
     pace.count(100)
     assert (pace.step_s, pace.is_settled) == (100, False)
     pace.count(2)
@@ -119,7 +127,7 @@ def test_the_first_loss_that_is_no_number_is_remembered() -> None:
 
 
 def test_waiting_for_pictures_is_a_share_of_the_steps() -> None:
-    pace = PaceMeter(8)
+    pace = RateMeter(8)
     pace.count(9.0, waited_s=9.0)
     pace.count(1.0, waited_s=0.25)
     pace.count(1.0, waited_s=0.0)
@@ -127,7 +135,7 @@ def test_waiting_for_pictures_is_a_share_of_the_steps() -> None:
 
 
 def test_a_board_draws_numbers_by_event_and_name(tmp_path: Path) -> None:
-    board = open_board(tmp_path)
+    board = open_tensorboard(tmp_path)
     assert board is not None
     log = RunLog(tmp_path, board=board, stream=io.StringIO())
     log.write("validation", "step 3", step=3, miou=0.5, iou={"sky": 0.25, "car": None})
@@ -143,7 +151,7 @@ def test_a_board_draws_numbers_by_event_and_name(tmp_path: Path) -> None:
 
 
 def test_steps_that_a_killed_run_takes_again_are_drawn_once(tmp_path: Path) -> None:
-    board = open_board(tmp_path)
+    board = open_tensorboard(tmp_path)
     assert board is not None
     for step in (1, 2, 3):
         board.add("step", {"step": step, "loss": 1.0})
@@ -158,4 +166,4 @@ def test_steps_that_a_killed_run_takes_again_are_drawn_once(tmp_path: Path) -> N
 
 def test_without_tensorboard_there_is_no_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert open_board(tmp_path) is None
+    assert open_tensorboard(tmp_path) is None

@@ -17,9 +17,9 @@ from model.export import export
 from model.networks.segmentation_network import SegmentationNetwork, blank_network
 from training.config import TrainingConfig
 from training.data.splits import TrainingData
-from training.run.publish import Origin, build_manifest, code_version, publish
+from training.run.publish import RunProvenance, build_manifest, code_version, publish
 
-ORIGIN = Origin(command="bisenet train x", code="1.0+sha256.0")
+ORIGIN = RunProvenance(command="bisenet train x", code="1.0+sha256.0")
 
 
 def test_the_manifest_of_a_run_survives_json(config: TrainingConfig, data: TrainingData) -> None:

@@ -10,7 +10,7 @@ from training.config import TrainingConfig
 from training.data.splits import TrainingData
 from training.distributed import ALONE
 from training.run.sample_grid import SAMPLE_COUNT, sample_grid, sample_indices, write_picture
-from training.run.train_step import Learner
+from training.run.train_step import TrainStep
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 101])
@@ -26,7 +26,7 @@ def test_a_row_shows_picture_truth_and_guess(
 ) -> None:
     from model.networks.segmentation_network import ARCHITECTURES  # noqa: PLC0415
 
-    network = Learner(config, data, ALONE).average.network
+    network = TrainStep(config, data, ALONE).average.network
     network.state_dict()["architecture.head.conv_out.1.bias"][2] = 1e4  # everything is blue
     grid_HW3 = sample_grid(
         network,

@@ -11,7 +11,7 @@ from training.config import TrainingConfig
 from training.data.splits import TrainingData
 from training.distributed import ALONE, Ranks
 from training.optimisation.precision import ComputeConfig
-from training.run.train_step import Learner, _is_compiled
+from training.run.train_step import TrainStep, _is_compiled
 
 
 class Recorder:
@@ -25,9 +25,9 @@ class Recorder:
         return torch.stack([head.float().mean() for head in heads]).sum() + 0 * labels_NHW.sum()
 
 
-def learner_of(config: TrainingConfig, data: TrainingData, *, accumulate: int) -> Learner:
+def learner_of(config: TrainingConfig, data: TrainingData, *, accumulate: int) -> TrainStep:
     schedule = dataclasses.replace(config.schedule, batch_size=2 * accumulate, accumulate=accumulate)
-    return Learner(dataclasses.replace(config, schedule=schedule), data, ALONE)
+    return TrainStep(dataclasses.replace(config, schedule=schedule), data, ALONE)
 
 
 def test_each_part_of_a_batch_drops_features_of_its_own(config: TrainingConfig, data: TrainingData) -> None:

@@ -21,7 +21,7 @@ from training.run.checkpoint import CheckpointFolder
 from training.run.progress import LOG_FILE, RunLog
 from training.run.stop_signals import StopRequest
 from training.run.time_budget import TimeBudget
-from training.run.train_step import Learner
+from training.run.train_step import TrainStep
 from training.run.trainer import Trainer
 
 
@@ -326,7 +326,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(config: TrainingConfig, data: T
     images = torch.rand((4, 32, 64, 3), generator=torch.Generator().manual_seed(1)) * 255
 
     def gradients(accumulate: int) -> list[torch.Tensor | None]:
-        learner = Learner(changed(plain_loss, "schedule", batch_size=4, accumulate=accumulate), data, ALONE)
+        learner = TrainStep(changed(plain_loss, "schedule", batch_size=4, accumulate=accumulate), data, ALONE)
         network, size = learner.network.eval(), 4 // accumulate
         network.train = lambda: network  # type: ignore[method-assign, misc, assignment]  # statistics are frozen
         learner.step(0, 0.0, lambda part: (images[part * size :][:size], labelled[part * size :][:size]))
@@ -337,7 +337,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(config: TrainingConfig, data: T
 
 
 def test_auxiliary_heads_without_weight_are_not_built(config: TrainingConfig, data: TrainingData) -> None:
-    learner = Learner(changed(config, "loss", auxiliary_weight=0.0), data, ALONE)
+    learner = TrainStep(changed(config, "loss", auxiliary_weight=0.0), data, ALONE)
     images_NHW3, labels_NHW = torch.rand((2, 32, 64, 3)) * 255, torch.ones((2, 32, 64), dtype=torch.uint8)
     learner.step(0, 0.0, lambda _: (images_NHW3, labels_NHW))
     assert not any(name.startswith("architecture.aux") for name, _ in learner.network.named_parameters())
@@ -348,7 +348,7 @@ def test_normalising_over_processes_without_gpus_is_refused_by_name(
     config: TrainingConfig, data: TrainingData
 ) -> None:
     with pytest.raises(ConfigError, match=r"compute\.sync_bn needs GPUs, and this run's device is cpu"):
-        Learner(changed(config, "compute", sync_bn=True), data, Ranks(0, 2, 0, 2))
+        TrainStep(changed(config, "compute", sync_bn=True), data, Ranks(0, 2, 0, 2))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeEngine, write_pooling_artifact
 
 from model.artifacts.manifest import GRAPH_FILE
-from service.cli.bench.engine_race import BenchmarkApp, EngineContender, compete
+from service.cli.bench.engine_race import BenchmarkAppEntry, EngineEntry, race
 from service.core.device.engine import EngineUnavailableError, Precision
 
 
@@ -29,12 +29,12 @@ class Scripted:
 def test_contenders_take_turns() -> None:
     log: list[str] = []
     contenders = [Scripted(name, [[1.0]] * 3, log) for name in "abc"]
-    compete(contenders, rounds=3, round_s=0.0, batch=1)
+    race(contenders, rounds=3, round_s=0.0, batch=1)
     assert log == list("abcabcabc")
 
 
 def test_figures_sum_up_all_rounds() -> None:
-    (figures,) = compete([Scripted("a", [[0.1, 0.2], [0.3]])], rounds=2, round_s=0.0, batch=3)
+    (figures,) = race([Scripted("a", [[0.1, 0.2], [0.3]])], rounds=2, round_s=0.0, batch=3)
     assert (figures.runs, figures.p50_ms) == (3, 200.0)
     assert figures.pictures_per_s == pytest.approx(3 * 3 / 0.6)
 
@@ -42,20 +42,20 @@ def test_figures_sum_up_all_rounds() -> None:
 def test_a_ratio_compares_rounds_that_lay_side_by_side() -> None:
     # The machine was three times slower in the second round, for both; a is always half as fast as b.
     a, b = Scripted("a", [[0.2], [0.6] * 5]), Scripted("b", [[0.1] * 5, [0.3]])
-    figures = {result.name: result for result in compete([b, a], rounds=2, round_s=0.0, batch=1)}
+    figures = {result.name: result for result in race([b, a], rounds=2, round_s=0.0, batch=1)}
     assert (figures["a"].ratio, figures["a"].baseline) == (2.0, "b")
     assert (figures["b"].ratio, figures["b"].baseline) == (1.0, "b")
 
 
 @pytest.mark.parametrize(("runs", "p95", "p99"), [(19, False, False), (20, True, False), (100, True, True)])
 def test_a_percentile_needs_a_run_in_its_tail(runs: int, *, p95: bool, p99: bool) -> None:
-    (figures,) = compete([Scripted("a", [[0.1] * runs])], rounds=1, round_s=0.0, batch=1)
+    (figures,) = race([Scripted("a", [[0.1] * runs])], rounds=1, round_s=0.0, batch=1)
     assert ((figures.p95_ms is not None), (figures.p99_ms is not None)) == (p95, p99)
 
 
 def test_an_engine_is_warmed_up_and_each_of_its_runs_timed() -> None:
     engine = FakeEngine()
-    contender = EngineContender(engine, np.zeros((2, 32, 32, 3), np.uint8))
+    contender = EngineEntry(engine, np.zeros((2, 32, 32, 3), np.uint8))
     durations_s = contender.play(0.0)
     assert contender.name == "fake f32"
     assert len(durations_s) == 1
@@ -65,11 +65,11 @@ def test_an_engine_is_warmed_up_and_each_of_its_runs_timed() -> None:
 
 def test_a_benchmark_app_with_streams_tells_the_time_between_batches(tmp_path: Path) -> None:
     graph = write_pooling_artifact(tmp_path / "artifact").path(GRAPH_FILE)
-    (between_s,) = BenchmarkApp(graph, (1, 32, 32, 3), "f32", streams=2).play(0.0)
+    (between_s,) = BenchmarkAppEntry(graph, (1, 32, 32, 3), "f32", streams=2).play(0.0)
     assert 0 < between_s < 1
 
 
 def test_a_benchmark_app_that_fails_says_why(tmp_path_factory: pytest.TempPathFactory) -> None:
     missing = tmp_path_factory.mktemp("empty") / "graph.xml"
     with pytest.raises(EngineUnavailableError, match="benchmark_app"):
-        BenchmarkApp(missing, (1, 32, 32, 3), "f32").play(0.0)
+        BenchmarkAppEntry(missing, (1, 32, 32, 3), "f32").play(0.0)

@@ -10,7 +10,7 @@ import pytest
 
 from service.cli.bench.load import (
     RefusedError,
-    Shot,
+    RequestRecord,
     closed_loop,
     figures_of,
     open_loop,
@@ -75,7 +75,7 @@ def test_an_open_loop_counts_what_a_stalled_service_makes_others_wait() -> None:
 
 
 def test_an_open_loop_counts_what_a_stalled_sender_delays() -> None:
-    async def main(clock: Callable[[], float]) -> list[Shot]:
+    async def main(clock: Callable[[], float]) -> list[RequestRecord]:
         skipped = iter([0.0])
 
         async def send(_: int) -> None:
@@ -124,7 +124,7 @@ def test_arrivals_are_those_of_independent_clients() -> None:
 
 
 def test_nothing_answered_has_no_latency() -> None:
-    figures = figures_of([Shot(0.0, 1.0, "busy")])
+    figures = figures_of([RequestRecord(0.0, 1.0, "busy")])
     assert (figures.answered, figures.p50_ms, figures.max_ms) == (0, None, None)
 
 

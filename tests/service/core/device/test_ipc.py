@@ -8,21 +8,21 @@ from hypothesis import strategies as st
 
 from model.errors import ArtifactError, ModelError
 from model.pictures.preprocess import ImageSize
-from service.core.device.batch_job import Outcome, Report
+from service.core.device.batch_job import BatchReport, Outcome
 from service.core.device.engine import EngineUnavailableError
 from service.core.device.ipc import (
     LOAD_ERRORS,
-    DoneFrame,
-    ForgetFrame,
-    Frame,
-    FrameError,
-    HelloFrame,
-    LabelFrame,
-    LoadFrame,
+    DoneMessage,
+    ForgetMessage,
+    HelloMessage,
+    IpcError,
+    IpcMessage,
+    LabelMessage,
+    LoadMessage,
     PictureEntry,
-    ReplyFrame,
-    ScoreFrame,
-    UnloadFrame,
+    ReplyMessage,
+    ScoreMessage,
+    UnloadMessage,
     packed,
     unpacked,
 )
@@ -36,10 +36,10 @@ ENTRIES = st.builds(
     lambda slot, deadline_s, size: PictureEntry(slot, deadline_s, size, size, size), NUMBERS, SECONDS, SIZES
 )
 TEXT = st.text(max_size=50)
-FRAMES: st.SearchStrategy[Frame] = st.one_of(
-    st.builds(LabelFrame, NUMBERS, KEYS, st.lists(ENTRIES, min_size=1, max_size=20).map(tuple)),
+FRAMES: st.SearchStrategy[IpcMessage] = st.one_of(
+    st.builds(LabelMessage, NUMBERS, KEYS, st.lists(ENTRIES, min_size=1, max_size=20).map(tuple)),
     st.builds(
-        ScoreFrame,
+        ScoreMessage,
         NUMBERS,
         KEYS,
         NUMBERS,
@@ -48,58 +48,58 @@ FRAMES: st.SearchStrategy[Frame] = st.one_of(
         st.tuples(SIDES, SIDES, SIDES),
         st.tuples(SIDES, SIDES, SIDES, SIDES),
     ),
-    st.builds(LoadFrame, NUMBERS, KEYS, TEXT, TEXT, st.lists(SIZES, max_size=8).map(tuple)),
-    st.builds(UnloadFrame, NUMBERS, KEYS),
-    st.builds(ForgetFrame, st.lists(NUMBERS, max_size=20).map(tuple)),
-    st.builds(HelloFrame, KEYS),
+    st.builds(LoadMessage, NUMBERS, KEYS, TEXT, TEXT, st.lists(SIZES, max_size=8).map(tuple)),
+    st.builds(UnloadMessage, NUMBERS, KEYS),
+    st.builds(ForgetMessage, st.lists(NUMBERS, max_size=20).map(tuple)),
+    st.builds(HelloMessage, KEYS),
     st.builds(
-        DoneFrame,
+        DoneMessage,
         NUMBERS,
         st.builds(
-            Report, SECONDS, SECONDS, SECONDS, st.lists(st.sampled_from(Outcome), max_size=20).map(tuple)
+            BatchReport, SECONDS, SECONDS, SECONDS, st.lists(st.sampled_from(Outcome), max_size=20).map(tuple)
         ),
     ),
-    st.builds(ReplyFrame, NUMBERS, TEXT, st.dictionaries(TEXT, TEXT, max_size=4)),
+    st.builds(ReplyMessage, NUMBERS, TEXT, st.dictionaries(TEXT, TEXT, max_size=4)),
 )
 
 
 @given(FRAMES)
-def test_what_was_packed_is_unpacked(frame: Frame) -> None:
+def test_what_was_packed_is_unpacked(frame: IpcMessage) -> None:
     assert unpacked(packed(frame)) == frame
 
 
 @given(st.binary(max_size=200))
 def test_bytes_of_somebody_else_are_no_frame(data: bytes) -> None:
-    with pytest.raises(FrameError):
+    with pytest.raises(IpcError):
         unpacked(data)
 
 
 @given(FRAMES, st.data())
 def test_a_damaged_frame_is_refused_or_is_another_frame_and_never_anything_else(
-    frame: Frame, data: st.DataObject
+    frame: IpcMessage, data: st.DataObject
 ) -> None:
     content = bytearray(packed(frame))
     at = data.draw(st.integers(0, len(content) - 1))
     content[at] = data.draw(st.integers(0, 255))
     end = data.draw(st.integers(0, len(content)))
-    with suppress(FrameError):
-        assert isinstance(unpacked(bytes(content[:end])), Frame)
+    with suppress(IpcError):
+        assert isinstance(unpacked(bytes(content[:end])), IpcMessage)
 
 
 def test_a_picture_is_not_larger_than_what_holds_it() -> None:
     entry = PictureEntry(1, 0.0, ImageSize(32, 32), ImageSize(33, 32), ImageSize(33, 32))
-    with pytest.raises(FrameError, match="33x32"):
-        unpacked(packed(LabelFrame(1, 1, (entry,))))
+    with pytest.raises(IpcError, match="33x32"):
+        unpacked(packed(LabelMessage(1, 1, (entry,))))
 
 
 def test_text_with_other_keys_is_no_frame() -> None:
-    data = packed(LoadFrame(1, 2, "city@1", "folder"))
+    data = packed(LoadMessage(1, 2, "city@1", "folder"))
     for wrong in (
         data.replace(b"folder", b"fodder"),
         data.replace(b"[]", b"{}"),
         data.replace(b"[]", b"[0]"),
     ):
-        with pytest.raises(FrameError):
+        with pytest.raises(IpcError):
             unpacked(wrong)
 
 

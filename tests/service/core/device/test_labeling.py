@@ -19,9 +19,9 @@ from model.decoding import decode
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import Outcome, Report
+from service.core.device.batch_job import BatchReport, Outcome
 from service.core.device.engine import DeviceLostError, DeviceMemoryError, Float32Array, ImageBatch
-from service.core.device.labeling import Attempts, Work, labeler_of
+from service.core.device.labeling import Attempts, LabelingWork, labeler_of
 from service.telemetry import LogOptions, configure_logging
 
 SIZE = ImageSize(32, 32)
@@ -42,15 +42,15 @@ def _plain_log() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def work_of(values: Sequence[int], *, late: Sequence[int] = ()) -> Work:
+def work_of(values: Sequence[int], *, late: Sequence[int] = ()) -> LabelingWork:
     pictures = [PreparedImage(np.full((32, 32, 3), value, np.uint8), SIZE, SIZE) for value in values]
     labels = [np.full((32, 32), 99, np.uint8) for _ in values]
     now_s = time.monotonic()
     deadlines_s = [now_s + (-1 if i in late else 60) for i in range(len(values))]
-    return Work(ModelVersion("fake", 1), pictures, labels, deadlines_s)
+    return LabelingWork(ModelVersion("fake", 1), pictures, labels, deadlines_s)
 
 
-def labelled(engine: FakeEngine, work: Work) -> Report:
+def labelled(engine: FakeEngine, work: LabelingWork) -> BatchReport:
     with ThreadPoolExecutor(1) as decoders:
         return Attempts(labeler_of(engine, FAKE_MANIFEST, decoders), work, lambda: None).run()
 

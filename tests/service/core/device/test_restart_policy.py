@@ -3,17 +3,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.device.restart_policy import Backoff, Patience, RestartPolicy, Watchdog
+from service.core.device.restart_policy import RestartBackoff, RestartPolicy, Watchdog, WorkerTimeouts
 
 
 def test_a_worker_that_dies_is_replaced_at_once_and_then_after_longer_and_longer_delays() -> None:
-    backoff = Backoff()
+    backoff = RestartBackoff()
     delays = [backoff.died(now_s) for now_s in range(10)]
     assert delays == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_a_worker_that_was_ready_for_a_while_is_forgiven_what_was_before() -> None:
-    backoff = Backoff(RestartPolicy(stable_s=5))
+    backoff = RestartBackoff(RestartPolicy(stable_s=5))
     for now_s in range(4):
         backoff.died(now_s)
     backoff.became_ready(10)
@@ -23,7 +23,7 @@ def test_a_worker_that_was_ready_for_a_while_is_forgiven_what_was_before() -> No
 
 
 def test_a_worker_that_never_became_ready_is_not_forgiven_however_long_it_tried() -> None:
-    backoff = Backoff()
+    backoff = RestartBackoff()
     assert backoff.died(0) == 0
     assert backoff.died(1e6) == 1
 
@@ -32,7 +32,7 @@ def test_a_worker_that_never_became_ready_is_not_forgiven_however_long_it_tried(
 def test_delays_stay_within_their_bounds_and_never_shrink_in_a_crash_loop(
     lives: list[tuple[float, bool]],
 ) -> None:
-    backoff, now_s, last_s = Backoff(), 0.0, 0.0
+    backoff, now_s, last_s = RestartBackoff(), 0.0, 0.0
     for duration_s, is_ready in lives:
         if is_ready:
             backoff.became_ready(now_s)
@@ -44,12 +44,12 @@ def test_delays_stay_within_their_bounds_and_never_shrink_in_a_crash_loop(
 
 
 def test_thousands_of_deaths_are_no_reason_to_fail() -> None:
-    backoff = Backoff()
+    backoff = RestartBackoff()
     assert {backoff.died(0) for _ in range(5000)} == {0, 1, 2, 4, 8, 16, 32, 60}
 
 
 def test_a_worker_that_owes_nothing_is_never_overdue() -> None:
-    watchdog = Watchdog(Patience())
+    watchdog = Watchdog(WorkerTimeouts())
     assert watchdog.due_s() is None
     watchdog.sent(1, expected_s=0, now_s=0)
     watchdog.answered(1, 1)
@@ -57,7 +57,7 @@ def test_a_worker_that_owes_nothing_is_never_overdue() -> None:
 
 
 def test_an_answer_is_due_after_ten_times_what_was_expected_but_never_before_the_floor() -> None:
-    watchdog = Watchdog(Patience(job_s=10, job_factor=10))
+    watchdog = Watchdog(WorkerTimeouts(job_s=10, job_factor=10))
     watchdog.sent(1, expected_s=0.02, now_s=100)
     assert watchdog.due_s() == 110
     watchdog.answered(1, 101)
@@ -66,7 +66,7 @@ def test_an_answer_is_due_after_ten_times_what_was_expected_but_never_before_the
 
 
 def test_a_job_that_waits_behind_another_has_its_time_from_the_moment_that_one_ends() -> None:
-    watchdog = Watchdog(Patience(job_s=10))
+    watchdog = Watchdog(WorkerTimeouts(job_s=10))
     watchdog.sent(1, expected_s=0, now_s=0)
     watchdog.sent(2, expected_s=0, now_s=1)
     watchdog.answered(1, 9)

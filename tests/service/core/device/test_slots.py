@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.device.slots import Lease, SlotMap, SlotPool, behind
+from service.core.device.slots import SlotLease, SlotMap, SlotPool, next_array_offset
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def open_slots() -> int:
     return sum("bisenet-slot" in str(link.readlink()) for link in links)
 
 
-def sent(lease: Lease) -> int:
+def sent(lease: SlotLease) -> int:
     """Return a descriptor as the other side gets it."""
     assert lease.slot.descriptor is not None
     return os.dup(lease.slot.descriptor)
@@ -47,8 +47,8 @@ def test_what_one_side_writes_the_other_side_reads(pool: SlotPool) -> None:
     theirs.add(lease.slot.number, sent(lease))
     ours[...] = 7
     assert (theirs.array(lease.slot.number, (10, 20, 3)) == 7).all()
-    theirs.array(lease.slot.number, (4,), "float32", behind(600))[...] = 2.5
-    assert (lease.array((4,), np.float32, behind(600)) == 2.5).all()
+    theirs.array(lease.slot.number, (4,), "float32", next_array_offset(600))[...] = 2.5
+    assert (lease.array((4,), np.float32, next_array_offset(600)) == 2.5).all()
 
 
 def test_a_slot_is_used_again_when_the_last_array_in_it_is_gone_and_not_before(pool: SlotPool) -> None:

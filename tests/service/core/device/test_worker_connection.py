@@ -7,36 +7,36 @@ import os
 
 import pytest
 
-from service.core.device.worker_connection import MAX_LAST_WORDS, JobMark
+from service.core.device.worker_connection import MAX_LAST_WORDS, BatchJobMark
 
 
 @pytest.fixture
-def mark() -> JobMark:
+def mark() -> BatchJobMark:
     page = os.memfd_create("mark")
     os.ftruncate(page, mmap.PAGESIZE)
-    mark = JobMark(page)
+    mark = BatchJobMark(page)
     os.close(page)
     return mark
 
 
-def test_of_an_empty_page_nothing_is_known(mark: JobMark) -> None:
+def test_of_an_empty_page_nothing_is_known(mark: BatchJobMark) -> None:
     assert not mark.has_begun(0)
     assert mark.words_of(0) is None
 
 
-def test_what_began_is_known(mark: JobMark) -> None:
+def test_what_began_is_known(mark: BatchJobMark) -> None:
     mark.begin(4)
     assert [mark.has_begun(token) for token in (0, 4, 5)] == [True, True, False]
 
 
-def test_the_last_two_that_ended_are_known(mark: JobMark) -> None:
+def test_the_last_two_that_ended_are_known(mark: BatchJobMark) -> None:
     for token in (0, 1, 3, 4, 9):
         mark.end(token, b"end of %d" % token)
     words = [mark.words_of(token) for token in range(11)]
     assert words == [None] * 4 + [b"end of 4"] + [None] * 4 + [b"end of 9", None]
 
 
-def test_neither_long_words_nor_their_neighbours_are_damaged(mark: JobMark) -> None:
+def test_neither_long_words_nor_their_neighbours_are_damaged(mark: BatchJobMark) -> None:
     mark.begin(2**40)
     first, second = bytes([1]) * MAX_LAST_WORDS, bytes([2]) * MAX_LAST_WORDS
     mark.end(7, first)
@@ -47,7 +47,7 @@ def test_neither_long_words_nor_their_neighbours_are_damaged(mark: JobMark) -> N
     assert (mark.words_of(9), mark.words_of(8)) == (b"", second)
 
 
-def test_words_that_a_process_could_not_finish_count_for_nothing(mark: JobMark) -> None:
+def test_words_that_a_process_could_not_finish_count_for_nothing(mark: BatchJobMark) -> None:
     for token in range(2):
         mark.end(token, b"whole")
 

@@ -23,22 +23,22 @@ from service.core.device.device import Device
 from service.core.device.engine import EngineOptions, EngineUnavailableError
 from service.core.device.ipc import (
     MAX_FRAME_BYTES,
-    DoneFrame,
-    ForgetFrame,
-    Frame,
-    FrameError,
-    HelloFrame,
-    LabelFrame,
-    LoadFrame,
+    DoneMessage,
+    ForgetMessage,
+    HelloMessage,
+    IpcError,
+    IpcMessage,
+    LabelMessage,
+    LoadMessage,
     PictureEntry,
-    ReplyFrame,
-    ScoreFrame,
-    UnloadFrame,
+    ReplyMessage,
+    ScoreMessage,
+    UnloadMessage,
     packed,
     unpacked,
 )
 from service.core.device.slots import SlotPool
-from service.core.device.worker_connection import JobMark
+from service.core.device.worker_connection import BatchJobMark
 from service.core.device.worker_loop import WorkerLoop
 
 SIZE = ImageSize(32, 32)
@@ -55,12 +55,12 @@ class Peer:
         self.pool = SlotPool()
         page = os.memfd_create("mark")
         os.ftruncate(page, 4096)
-        self.mark = JobMark(page)
+        self.mark = BatchJobMark(page)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(PATIENCE_S)
         self.error: BaseException | None = None
         options = EngineOptions("cpu", "auto", cache_folder)
-        self.loop = WorkerLoop(theirs, JobMark(page), Device(self._build, options, decode_threads=1))
+        self.loop = WorkerLoop(theirs, BatchJobMark(page), Device(self._build, options, decode_threads=1))
         self._theirs = theirs
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -75,22 +75,22 @@ class Peer:
     def _run(self) -> None:
         try:
             self.loop.serve()
-        except FrameError as error:
+        except IpcError as error:
             self.error = error
         self.loop.close()
         self._theirs.close()
 
-    def send(self, frame: Frame, *descriptors: int) -> None:
+    def send(self, frame: IpcMessage, *descriptors: int) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         self.socket.sendmsg([packed(frame)], rights)
 
-    def receive(self) -> Frame:
+    def receive(self) -> IpcMessage:
         return unpacked(self.socket.recv(MAX_FRAME_BYTES))
 
-    def load(self, artifact: Artifact) -> ReplyFrame:
-        self.send(LoadFrame(5, 1, "pooling@1", str(artifact.folder)))
+    def load(self, artifact: Artifact) -> ReplyMessage:
+        self.send(LoadMessage(5, 1, "pooling@1", str(artifact.folder)))
         reply = self.receive()
-        assert isinstance(reply, ReplyFrame)
+        assert isinstance(reply, ReplyMessage)
         return reply
 
     def slot(self) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture
 def peer(shared_cache: Path) -> Iterator[Peer]:
     peer = Peer(shared_cache)
-    assert peer.receive() == HelloFrame()
+    assert peer.receive() == HelloMessage()
     yield peer
     peer.end()
 
@@ -124,9 +124,9 @@ def entry(slot: int, *, within_s: float = PATIENCE_S) -> PictureEntry:
 def test_it_loads_labels_and_says_what_it_has_begun(peer: Peer, artifact: Artifact) -> None:
     assert peer.load(artifact).values["engine"] == "fake"
     number, descriptor = peer.slot()
-    peer.send(LabelFrame(7, 1, (entry(number),)), descriptor)
+    peer.send(LabelMessage(7, 1, (entry(number),)), descriptor)
     done = peer.receive()
-    assert isinstance(done, DoneFrame)
+    assert isinstance(done, DoneMessage)
     assert (done.token, done.report.outcomes) == (7, (Outcome.ANSWERED,))
     assert peer.mark.has_begun(7)
     assert not peer.mark.has_begun(8)
@@ -138,12 +138,12 @@ def test_it_loads_labels_and_says_what_it_has_begun(peer: Peer, artifact: Artifa
 def test_a_slot_comes_once_and_is_known_until_it_is_forgotten(peer: Peer, artifact: Artifact) -> None:
     peer.load(artifact)
     number, descriptor = peer.slot()
-    peer.send(LabelFrame(1, 1, (entry(number),)), descriptor)
+    peer.send(LabelMessage(1, 1, (entry(number),)), descriptor)
     peer.receive()
-    peer.send(LabelFrame(2, 1, (entry(number),)))
+    peer.send(LabelMessage(2, 1, (entry(number),)))
     peer.receive()
-    peer.send(ForgetFrame((number, 999)))
-    peer.send(LabelFrame(3, 1, (entry(number),)))
+    peer.send(ForgetMessage((number, 999)))
+    peer.send(LabelMessage(3, 1, (entry(number),)))
     peer.thread.join(PATIENCE_S)
     assert "without its memory" in str(peer.end())
 
@@ -151,9 +151,9 @@ def test_a_slot_comes_once_and_is_known_until_it_is_forgotten(peer: Peer, artifa
 def test_a_job_whose_time_is_up_when_it_is_its_turn_is_not_run(peer: Peer, artifact: Artifact) -> None:
     peer.load(artifact)
     number, descriptor = peer.slot()
-    peer.send(LabelFrame(1, 1, (entry(number, within_s=-1),)), descriptor)
+    peer.send(LabelMessage(1, 1, (entry(number, within_s=-1),)), descriptor)
     done = peer.receive()
-    assert isinstance(done, DoneFrame)
+    assert isinstance(done, DoneMessage)
     assert done.report.outcomes == (Outcome.EXPIRED,)
     assert peer.engine.seen == []
 
@@ -168,13 +168,13 @@ def held_peer(peer: Peer, artifact: Artifact) -> Peer:
 def tokens_of_two(peer: Peer) -> list[int]:
     """Label a picture that comes while the device has another; return the tokens as the answers come."""
     (first, first_memory), (second, second_memory) = peer.slot(), peer.slot()
-    peer.send(LabelFrame(1, 1, (entry(first),)), first_memory)
+    peer.send(LabelMessage(1, 1, (entry(first),)), first_memory)
     peer.engine.wait_until_busy()
-    peer.send(LabelFrame(2, 1, (entry(second),)), second_memory)
+    peer.send(LabelMessage(2, 1, (entry(second),)), second_memory)
     wait_until(lambda: peer.loop._tasks.qsize() == 1)
     assert not peer.mark.has_begun(2)
     peer.engine.go_on(2)
-    return [frame.token for frame in (peer.receive(), peer.receive()) if isinstance(frame, DoneFrame)]
+    return [frame.token for frame in (peer.receive(), peer.receive()) if isinstance(frame, DoneMessage)]
 
 
 def test_a_job_that_comes_while_another_runs_is_ready_for_the_device(held_peer: Peer) -> None:
@@ -193,30 +193,30 @@ def test_a_model_is_loaded_after_the_unloading_that_came_before(peer: Peer, arti
     old = peer.engine = FakeEngine(held=True)
     peer.load(artifact)
     number, descriptor = peer.slot()
-    peer.send(LabelFrame(1, 1, (entry(number),)), descriptor)
+    peer.send(LabelMessage(1, 1, (entry(number),)), descriptor)
     old.wait_until_busy()
     new = peer.engine = FakeEngine()
-    peer.send(UnloadFrame(6, 1))
-    peer.send(LoadFrame(7, 2, "pooling@1", str(artifact.folder)))
+    peer.send(UnloadMessage(6, 1))
+    peer.send(LoadMessage(7, 2, "pooling@1", str(artifact.folder)))
     old.go_on()
     done, unloaded, loaded = (peer.receive() for _ in range(3))
-    assert isinstance(done, DoneFrame)
-    assert (unloaded, type(loaded)) == (ReplyFrame(6), ReplyFrame)
+    assert isinstance(done, DoneMessage)
+    assert (unloaded, type(loaded)) == (ReplyMessage(6), ReplyMessage)
     assert (old.closed, new.closed) == (True, False)
-    peer.send(LabelFrame(2, 2, (entry(number),)))
-    assert isinstance(peer.receive(), DoneFrame)
+    peer.send(LabelMessage(2, 2, (entry(number),)))
+    assert isinstance(peer.receive(), DoneMessage)
     assert new.seen
 
 
 def test_jobs_run_while_a_model_is_loaded(peer: Peer, artifact: Artifact) -> None:
     peer.load(artifact)
     peer.may_build.clear()
-    peer.send(LoadFrame(6, 2, "pooling@2", str(artifact.folder)))
+    peer.send(LoadMessage(6, 2, "pooling@2", str(artifact.folder)))
     number, descriptor = peer.slot()
-    peer.send(LabelFrame(1, 1, (entry(number),)), descriptor)
-    assert isinstance(peer.receive(), DoneFrame)
+    peer.send(LabelMessage(1, 1, (entry(number),)), descriptor)
+    assert isinstance(peer.receive(), DoneMessage)
     peer.may_build.set()
-    assert isinstance(peer.receive(), ReplyFrame)
+    assert isinstance(peer.receive(), ReplyMessage)
 
 
 @pytest.mark.parametrize("refusal", [EngineUnavailableError("no GPU"), RuntimeError("a library failed")])
@@ -224,31 +224,31 @@ def test_an_engine_that_cannot_be_built_is_an_answer(
     peer: Peer, artifact: Artifact, refusal: Exception
 ) -> None:
     peer.refusal = refusal
-    assert peer.load(artifact) == ReplyFrame(5, type(refusal).__name__, {"message": str(refusal)})
+    assert peer.load(artifact) == ReplyMessage(5, type(refusal).__name__, {"message": str(refusal)})
 
 
 def test_an_artifact_that_is_not_there_is_an_answer(peer: Peer, tmp_path: Path) -> None:
-    peer.send(LoadFrame(5, 1, "pooling@1", str(tmp_path / "nowhere")))
+    peer.send(LoadMessage(5, 1, "pooling@1", str(tmp_path / "nowhere")))
     reply = peer.receive()
-    assert isinstance(reply, ReplyFrame)
+    assert isinstance(reply, ReplyMessage)
     assert reply.error == "ArtifactError"
 
 
 def test_an_unloaded_model_is_freed(peer: Peer, artifact: Artifact) -> None:
     peer.load(artifact)
-    peer.send(UnloadFrame(9, 1))
-    assert peer.receive() == ReplyFrame(9)
+    peer.send(UnloadMessage(9, 1))
+    assert peer.receive() == ReplyMessage(9)
     assert peer.engine.closed
 
 
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        (LabelFrame(1, 77, (entry(1),)), "memory"),
-        (HelloFrame(), "does not say"),
+        (LabelMessage(1, 77, (entry(1),)), "memory"),
+        (HelloMessage(), "does not say"),
     ],
 )
-def test_what_makes_no_sense_ends_the_loop(peer: Peer, frame: Frame, reason: str) -> None:
+def test_what_makes_no_sense_ends_the_loop(peer: Peer, frame: IpcMessage, reason: str) -> None:
     peer.send(frame)
     peer.thread.join(PATIENCE_S)
     assert reason in str(peer.end())
@@ -256,7 +256,7 @@ def test_what_makes_no_sense_ends_the_loop(peer: Peer, frame: Frame, reason: str
 
 def test_a_model_that_was_never_loaded_ends_the_loop(peer: Peer) -> None:
     number, descriptor = peer.slot()
-    peer.send(LabelFrame(1, 77, (entry(number),)), descriptor)
+    peer.send(LabelMessage(1, 77, (entry(number),)), descriptor)
     peer.thread.join(PATIENCE_S)
     assert "77" in str(peer.end())
 
@@ -265,7 +265,7 @@ def test_arrays_that_do_not_fit_into_their_slot_end_the_loop(peer: Peer, artifac
     peer.load(artifact)
     number, descriptor = peer.slot()
     deadline_s = time.monotonic() + PATIENCE_S
-    peer.send(ScoreFrame(1, 1, number, deadline_s, "uint8", (9, 999, 999), (9, 2, 4, 4)), descriptor)
+    peer.send(ScoreMessage(1, 1, number, deadline_s, "uint8", (9, 999, 999), (9, 2, 4, 4)), descriptor)
     peer.thread.join(PATIENCE_S)
     assert "does not fit" in str(peer.end())
 

@@ -27,7 +27,7 @@ from model.errors import GoldenMismatchError
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.engine import EngineUnavailableError
 from service.core.device.restart_policy import RestartPolicy
-from service.core.device.worker_connection import WorkerLife
+from service.core.device.worker_connection import WorkerConnection
 from service.core.errors import (
     BusyError,
     ModelOutputInvalidError,
@@ -102,7 +102,7 @@ def test_one_picture_for_two_versions_has_two_answers(site: WorkerSite) -> None:
 
 def test_labels_may_be_larger_than_what_the_network_saw(site: WorkerSite) -> None:
     original = ImageSize(700, 900)
-    canvas = site.host.canvas(SIZE, original)
+    canvas = site.worker.canvas(SIZE, original)
     canvas[...] = 255
     labels_HW = site.labels(PreparedImage(canvas, SIZE, original))
     assert labels_HW.shape == (700, 900)
@@ -115,7 +115,7 @@ def test_raw_scores_come_back_as_the_engine_returned_them(
 ) -> None:
     images_NHW3 = np.stack([site.picture(code).pixels_HW3 for code in (5, 0)]).astype(dtype)
     deadline_s = time.monotonic() + PATIENCE_S
-    raw_NKhw = site.host.infer(images_NHW3, version=VERSION, deadline_s=deadline_s).result(PATIENCE_S)
+    raw_NKhw = site.host.find().infer(images_NHW3, deadline_s=deadline_s).result(PATIENCE_S)
     assert raw_NKhw.shape == (2, 2, 8, 8)
     labels_Nhw = raw_NKhw.argmax(axis=1)
     assert [spelled(np.kron(ids, np.ones((8, 8))), artifacts[0]) for ids in labels_Nhw] == [5, 0]
@@ -170,7 +170,7 @@ def test_a_picture_that_kills_two_workers_is_not_tried_a_third_time(site: Worker
 def test_what_does_not_speak_like_a_worker_is_replaced(site: WorkerSite, kind: str) -> None:
     lives = len(site.lives)
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    impostor = WorkerLife("nonsense_worker", [kind], environment)
+    impostor = WorkerConnection("nonsense_worker", [kind], environment)
     site.before.append(lambda: impostor)
     site.kill()
     if kind == "silence":
@@ -182,7 +182,7 @@ def test_what_does_not_speak_like_a_worker_is_replaced(site: WorkerSite, kind: s
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(site: WorkerSite) -> None:
-    def fail() -> WorkerLife:
+    def fail() -> WorkerConnection:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     lives = len(site.lives)
@@ -347,7 +347,7 @@ ORPHAN = """
 import os, sys, time
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-from model.artifact import read_artifact
+from model.artifacts.artifact import read_artifact
 from worker_site import VERSION, WorkerSite
 site = WorkerSite("fault:hang:marked", Path(sys.argv[3]))
 site.host.load(VERSION, read_artifact(Path(sys.argv[4])))

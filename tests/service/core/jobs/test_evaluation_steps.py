@@ -27,7 +27,7 @@ from model.evaluation.network_passes import segment
 from model.evaluation.protocols import find_protocol
 from service.core.device.device import Device
 from service.core.device.engine import EngineOptions, InferenceEngine
-from service.core.device.in_process import LocalRunner
+from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
@@ -46,7 +46,7 @@ from service.core.jobs.evaluation_job import (
 )
 from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
 from service.core.models.model_host import ModelHost
-from service.core.scheduling.dispatcher import InferenceWorker
+from service.core.scheduling.dispatcher import Dispatcher
 from service.engines.fault import builder as fault_builder
 
 IMAGES = 12
@@ -74,7 +74,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def host(registry: ModelRegistry, tmp_path: Path) -> Iterator[ModelHost]:
     decode.warm_up()
     options = EngineOptions("cpu", "f32", tmp_path / "cache")
-    host = ModelHost(InferenceWorker(LocalRunner(Device(fault_builder("fault:slow:0"), options))))
+    host = ModelHost(Dispatcher(InProcessRunner(Device(fault_builder("fault:slow:0"), options))))
     host.load(POOL_1, registry.open(POOL_1))
     yield host
     host.close()
@@ -272,7 +272,7 @@ def test_which_of_several_gpus_a_worker_has_is_no_other_device(
 ) -> None:
     def work_on(device: str, pool: ThreadPoolExecutor, stack: ExitStack) -> HostedEvaluation:
         options = EngineOptions(device, "f32", tmp_path / device)
-        host = ModelHost(InferenceWorker(LocalRunner(Device(fault_builder("fault:slow:0"), options))))
+        host = ModelHost(Dispatcher(InProcessRunner(Device(fault_builder("fault:slow:0"), options))))
         stack.callback(host.close)
         return HostedEvaluation(
             lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
@@ -528,7 +528,7 @@ def test_a_model_that_produces_no_scores_fails_the_job(
     def build(_artifact: object, _options: object) -> InferenceEngine:
         return FakeEngine(answer=lambda images: np.full((len(images), 2, 4, 8), np.nan, np.float32))
 
-    host = ModelHost(InferenceWorker(LocalRunner(Device(build, EngineOptions("cpu", "f32", tmp_path)))))
+    host = ModelHost(Dispatcher(InProcessRunner(Device(build, EngineOptions("cpu", "f32", tmp_path)))))
     host.load(POOL_1, registry.open(POOL_1))
     with ThreadPoolExecutor(2) as pool:
         work = HostedEvaluation(

@@ -18,7 +18,7 @@ from model.decoding import decode
 from model.errors import GoldenMismatchError, StorageError
 from service.core.device.device import Device
 from service.core.device.engine import EngineOptions
-from service.core.device.in_process import LocalRunner
+from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     BusyError,
     ConflictError,
@@ -28,7 +28,7 @@ from service.core.errors import (
 )
 from service.core.models.live_versions import LiveVersions
 from service.core.models.model_host import ModelHost
-from service.core.scheduling.dispatcher import InferenceWorker
+from service.core.scheduling.dispatcher import Dispatcher
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def site(published: Path, tmp_path: Path) -> Iterator[Site]:
         return FakeEngine()
 
     device = Device(build, EngineOptions("cpu", "f32", tmp_path / "cache"), decode_threads=1)
-    host = ModelHost(InferenceWorker(LocalRunner(device)))
+    host = ModelHost(Dispatcher(InProcessRunner(device)))
     yield Site(ModelRegistry(folder), host, broken, folder)
     host.close()
 

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from model.pictures.preprocess import ImageSize
 from service.core.scheduling.lane_queue import BatchKey, BatchLimits, Item, LaneQueue
-from service.core.scheduling.latency_model import Pace
+from service.core.scheduling.latency_model import LatencyModel
 
 SIZE = ImageSize(10, 10)
 KEY = BatchKey("model", SIZE, BatchLimits(max_items=4))
 OTHER = BatchKey("model", ImageSize(10, 20), BatchLimits(max_items=4))
 
-A_PACE = Pace()
+A_PACE = LatencyModel()
 for _pixels in (100, 200):
     A_PACE.learn(pixels=_pixels, duration_s=1.0 + 0.01 * _pixels)
-PACES: Mapping[Hashable, Pace] = {"model": A_PACE}
+PACES: Mapping[Hashable, LatencyModel] = {"model": A_PACE}
 
 
 def an_item(

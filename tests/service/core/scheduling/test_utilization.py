@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from service.core.scheduling.utilization import BusyMeter
+from service.core.scheduling.utilization import UtilizationMeter
 
 
 def test_a_device_is_as_busy_as_its_last_ten_seconds() -> None:
-    meter = BusyMeter()
+    meter = UtilizationMeter()
     assert meter.ratio(now_s=100) == 0
     meter.add(2.0, now_s=101)
     meter.add(3.0, now_s=105)
@@ -14,6 +14,6 @@ def test_a_device_is_as_busy_as_its_last_ten_seconds() -> None:
 
 
 def test_no_device_is_busier_than_always() -> None:
-    meter = BusyMeter()
+    meter = UtilizationMeter()
     meter.add(60.0, now_s=1)
     assert meter.ratio(now_s=1) == 1

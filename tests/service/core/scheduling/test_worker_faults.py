@@ -20,7 +20,7 @@ from fakes import FAKE_MANIFEST
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import Job, LabelJob, Listener, Outcome, Report
+from service.core.device.batch_job import BatchJob, BatchReport, LabelBatchJob, Listener, Outcome
 from service.core.device.engine import EngineInfo
 from service.core.errors import (
     BusyError,
@@ -33,7 +33,7 @@ from service.core.errors import (
     UndecodableImageError,
     VersionNotFoundError,
 )
-from service.core.scheduling.dispatcher import Answer, InferenceWorker
+from service.core.scheduling.dispatcher import Answer, Dispatcher
 from service.core.scheduling.scheduler import BatchLimits
 from service.telemetry import Metrics
 
@@ -47,7 +47,7 @@ class ScriptedRunner:
     depth = 2
 
     def __init__(self) -> None:
-        self.jobs: dict[int, LabelJob] = {}
+        self.jobs: dict[int, LabelBatchJob] = {}
         self.listener: Listener
         self.closed = False
 
@@ -55,8 +55,8 @@ class ScriptedRunner:
         self.listener = listener
         listener.ready()
 
-    def run(self, token: int, job: Job) -> None:
-        assert isinstance(job, LabelJob)
+    def run(self, token: int, job: BatchJob) -> None:
+        assert isinstance(job, LabelBatchJob)
         self.jobs[token] = job
 
     def load(self, *_: object) -> EngineInfo:
@@ -74,7 +74,7 @@ class ScriptedRunner:
         job = self.jobs.pop(token)
         outcomes = outcomes or (Outcome.ANSWERED,) * len(job.pictures)
         labels = [picture.pixels_HW3[..., 0] for picture in job.pictures]
-        self.listener.done(token, Report(0.0, 0.01, 0.0, outcomes), labels)
+        self.listener.done(token, BatchReport(0.0, 0.01, 0.0, outcomes), labels)
 
     def die(self, *, begun: int, retry_after_s: float = 0.0) -> None:
         """Lose all jobs, of which so many had begun."""
@@ -89,7 +89,7 @@ class Crew:
     def __init__(self, **options: object) -> None:
         self.now_s = 0.0
         self.runner = ScriptedRunner()
-        self.worker = InferenceWorker(self.runner, clock=lambda: self.now_s, **options)  # type: ignore[arg-type]
+        self.worker = Dispatcher(self.runner, clock=lambda: self.now_s, **options)  # type: ignore[arg-type]
         for version in (CITY, ROAD):
             self.worker.load(version, Artifact(Path("nowhere"), FAKE_MANIFEST))
 

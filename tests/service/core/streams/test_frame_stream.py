@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 from service.core.errors import InvalidArgumentError, UndecodableImageError
 from service.core.streams.frame_stream import (
-    Answered,
-    Dropped,
+    AnsweredFrame,
+    DroppedFrames,
     DropReason,
-    Failed,
+    FailedFrame,
     FramePolicy,
-    FrameTurns,
-    JustInTime,
-    ModelChanged,
+    FrameTiming,
+    ModelSwitch,
     StreamRules,
     StreamSession,
+    StreamTurns,
 )
 
 LIVE = StreamRules(FramePolicy.LATEST_WINS, max_in_flight=2, max_frame_age_s=1.0)
@@ -58,7 +58,7 @@ def test_a_newer_frame_takes_the_place_of_the_one_that_waits() -> None:
     stream = offered(session(), 1, 2, 3, 5, start=2)
     stream.answer(1, "one", version=1)
     stream.answer(2, "two", version=1)
-    assert [a.seq for a in answers(stream) if isinstance(a, Answered)] == [1, 2]
+    assert [a.seq for a in answers(stream) if isinstance(a, AnsweredFrame)] == [1, 2]
     assert (started := stream.start(now_s=0.1)) is not None
     assert (started.seq, started.frame) == (5, "frame 5")
 
@@ -67,7 +67,7 @@ def test_frames_dropped_one_after_the_other_are_one_range() -> None:
     stream = offered(session(), 1, 2, 4, 8, 9, start=1)
     stream.answer(1, "one", version=1)
     _, dropped = answers(stream)
-    assert dropped == Dropped(2, 8, 3, DropReason.SUPERSEDED)
+    assert dropped == DroppedFrames(2, 8, 3, DropReason.SUPERSEDED)
 
 
 def test_a_result_waits_for_the_frames_before_it() -> None:
@@ -76,8 +76,8 @@ def test_a_result_waits_for_the_frames_before_it() -> None:
     assert not answers(stream)
     stream.fail(1, DAMAGED)
     failed, answered = answers(stream)
-    assert failed == Failed(1, "undecodable_image")
-    assert isinstance(answered, Answered)
+    assert failed == FailedFrame(1, "undecodable_image")
+    assert isinstance(answered, AnsweredFrame)
 
 
 def test_a_frame_that_is_refused_leaves_those_before_it_alone() -> None:
@@ -87,7 +87,7 @@ def test_a_frame_that_is_refused_leaves_those_before_it_alone() -> None:
     assert started is not None
     for seq in (1, started.seq):
         stream.answer(seq, "mask", version=1)
-    assert [a.seq for a in answers(stream) if isinstance(a, (Answered, Failed))] == [1, 2, 3]
+    assert [a.seq for a in answers(stream) if isinstance(a, (AnsweredFrame, FailedFrame))] == [1, 2, 3]
 
 
 def test_each_frame_is_forgotten_once_as_soon_as_it_has_its_answer() -> None:
@@ -158,21 +158,21 @@ def test_a_result_that_is_not_sent_keeps_its_place_in_flight() -> None:
 def test_a_frame_that_waited_too_long_is_not_started() -> None:
     stream = offered(session(), 1)
     assert stream.start(now_s=1.0) is None
-    assert answers(stream) == [Dropped(1, 1, 1, DropReason.TOO_OLD)]
+    assert answers(stream) == [DroppedFrames(1, 1, 1, DropReason.TOO_OLD)]
 
 
 def test_a_frame_may_be_given_up_while_it_is_worked_on() -> None:
     stream = offered(session(), 1, 2, start=2)
     stream.drop(1, DropReason.TOO_OLD)
     stream.drop(2, DropReason.TOO_OLD)
-    assert answers(stream) == [Dropped(1, 2, 2, DropReason.TOO_OLD)]
+    assert answers(stream) == [DroppedFrames(1, 2, 2, DropReason.TOO_OLD)]
 
 
 def test_neighbours_dropped_for_different_reasons_are_two_ranges() -> None:
     stream = offered(session(), 1, 2, start=1)
     offered(stream, 3)
     stream.drop(1, DropReason.TOO_OLD)
-    reasons = [a.reason for a in answers(stream) if isinstance(a, Dropped)]
+    reasons = [a.reason for a in answers(stream) if isinstance(a, DroppedFrames)]
     assert reasons == [DropReason.TOO_OLD, DropReason.SUPERSEDED]
 
 
@@ -181,9 +181,9 @@ def test_a_new_version_is_announced_before_its_first_result() -> None:
     stream.answer(1, "old", version=1)
     stream.answer(2, "new", version=4)
     old, notice, new = answers(stream)
-    assert notice == ModelChanged(4)
-    assert isinstance(old, Answered)
-    assert isinstance(new, Answered)
+    assert notice == ModelSwitch(4)
+    assert isinstance(old, AnsweredFrame)
+    assert isinstance(new, AnsweredFrame)
 
 
 def test_what_was_accepted_before_the_drain_is_answered_and_what_comes_later_is_dropped() -> None:
@@ -194,9 +194,9 @@ def test_what_was_accepted_before_the_drain_is_answered_and_what_comes_later_is_
     stream.answer(1, "one", version=1)
     stream.answer(2, "two", version=1)
     one, two, dropped = answers(stream)
-    assert isinstance(one, Answered)
-    assert isinstance(two, Answered)
-    assert dropped == Dropped(3, 4, 2, DropReason.DRAINING)
+    assert isinstance(one, AnsweredFrame)
+    assert isinstance(two, AnsweredFrame)
+    assert dropped == DroppedFrames(3, 4, 2, DropReason.DRAINING)
     assert stream.is_finished
 
 
@@ -231,9 +231,9 @@ class Ledger:
     def take(self, answer: object) -> None:
         """Count an answer; a range stands for the frames that were sent with its numbers."""
         match answer:
-            case Answered(seq=seq) | Failed(seq=seq):
+            case AnsweredFrame(seq=seq) | FailedFrame(seq=seq):
                 self.answered.append(seq)
-            case Dropped(first, last, number, _):
+            case DroppedFrames(first, last, number, _):
                 covered = [seq for seq in self.sent if first <= seq <= last]
                 assert len(covered) == number
                 assert (covered[0], covered[-1]) == (first, last)
@@ -294,7 +294,7 @@ def settle(stream: Session, seq: int, data: st.DataObject) -> None:
 
 
 def test_turns_go_round() -> None:
-    turns = FrameTurns(at_once=1)
+    turns = StreamTurns(at_once=1)
     order: list[str] = []
 
     def taker(name: str) -> Callable[[], bool]:
@@ -316,7 +316,7 @@ def test_turns_go_round() -> None:
 
 
 def test_a_turn_that_is_not_used_goes_to_the_next() -> None:
-    turns = FrameTurns(at_once=1)
+    turns = StreamTurns(at_once=1)
     taken: list[str] = []
     turns.ask(lambda: False)
     turns.ask(lambda: not taken.append("used"))
@@ -325,7 +325,7 @@ def test_a_turn_that_is_not_used_goes_to_the_next() -> None:
 
 
 def test_films_have_more_turns_while_no_live_stream_is_there() -> None:
-    turns = FrameTurns(at_once=1, films_at_once=3)
+    turns = StreamTurns(at_once=1, films_at_once=3)
     taken: Counter[str] = Counter()
 
     def film() -> bool:
@@ -351,7 +351,7 @@ def test_films_have_more_turns_while_no_live_stream_is_there() -> None:
 
 
 def test_who_left_the_line_gets_no_turn() -> None:
-    turns = FrameTurns(at_once=1)
+    turns = StreamTurns(at_once=1)
     taken: list[str] = []
     turns.ask(lambda: not taken.append("first"))
 
@@ -392,7 +392,7 @@ class Simulation:
         self, seed: int, *, cameras: int, frame_s: float, jitter: float = 0.0, just_in_time: bool = False
     ) -> None:
         self.random = random.Random(seed)
-        self.turns = FrameTurns(at_once=2)
+        self.turns = StreamTurns(at_once=2)
         self.frame_s = frame_s
         self.jitter = jitter
         self.just_in_time = just_in_time
@@ -432,7 +432,7 @@ class Simulation:
     def _pump(self, camera: Camera) -> None:
         for answer in iter(camera.stream.next_answer, None):
             camera.ledger.take(answer)
-            if isinstance(answer, Answered) and self.now_s < self._until_s:  # then nothing fresher comes
+            if isinstance(answer, AnsweredFrame) and self.now_s < self._until_s:  # then nothing fresher comes
                 camera.ages_s.append(self.now_s - camera.captured_s[answer.seq])
         if camera.stream.can_start:
             self.turns.ask(camera.take)
@@ -496,7 +496,7 @@ def test_frames_taken_just_in_time_are_younger_and_the_device_is_as_busy(jitter:
 
 
 def test_nothing_is_awaited_before_anything_is_known() -> None:
-    pace = JustInTime()
+    pace = FrameTiming()
     pace.learn(lead_s=0.05, busy_s=1.0)  # the first of a size
     for _ in range(14):
         pace.learn(lead_s=0.001, busy_s=0.02)
@@ -506,7 +506,7 @@ def test_nothing_is_awaited_before_anything_is_known() -> None:
 
 
 def test_a_pause_of_the_machine_does_not_make_frames_older() -> None:
-    pace = JustInTime()
+    pace = FrameTiming()
     for _ in range(50):
         pace.learn(lead_s=0.001, busy_s=0.02)
     before_s = pace.delay_s
@@ -518,13 +518,13 @@ def test_a_pause_of_the_machine_does_not_make_frames_older() -> None:
 
 
 def test_a_frame_that_takes_longer_than_the_device_is_never_awaited() -> None:
-    pace = JustInTime()
+    pace = FrameTiming()
     for _ in range(50):
         pace.learn(lead_s=0.03, busy_s=0.02)
     assert pace.delay_s == 0
 
 
-def experienced(turns: FrameTurns) -> FrameTurns:
+def experienced(turns: StreamTurns) -> StreamTurns:
     """Let the turns know that a frame takes 20 ms in the device, and 1 ms before."""
     for _ in range(32):
         turns.ask(yes)
@@ -538,7 +538,7 @@ def yes() -> bool:
 
 
 def test_a_turn_rests_only_while_the_device_has_another_frame_and_a_live_stream_is_there() -> None:
-    turns = experienced(FrameTurns(at_once=2))
+    turns = experienced(StreamTurns(at_once=2))
 
     def film() -> bool:
         return True
@@ -555,7 +555,7 @@ def test_a_turn_rests_only_while_the_device_has_another_frame_and_a_live_stream_
 
 
 def test_a_turn_that_rests_is_nobodys_until_it_is_given_back() -> None:
-    turns = experienced(FrameTurns(at_once=2))
+    turns = experienced(StreamTurns(at_once=2))
     taken: list[str] = []
     for name in "abc":
         turns.ask(lambda name=name: not taken.append(name))  # type: ignore[misc]

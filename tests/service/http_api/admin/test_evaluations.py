@@ -18,8 +18,8 @@ from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
 from service.core.errors import BusyError, ConflictError, StorageFullError
 from service.core.jobs.evaluation_job import JobResult, JobState
-from service.core.jobs.submission import EvaluationDesk
-from service.core.readiness import Lifecycle
+from service.core.jobs.submission import EvaluationSubmission
+from service.core.readiness import Readiness
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.evaluations import evaluations_router
@@ -37,7 +37,7 @@ class Office:
     client: httpx2.AsyncClient
     jobs: FakeJobs
     registry: ModelRegistry
-    lifecycle: Lifecycle
+    lifecycle: Readiness
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
 
 @pytest.fixture
 async def office(registry: ModelRegistry) -> AsyncIterator[Office]:
-    jobs, lifecycle = FakeJobs(), Lifecycle()
+    jobs, lifecycle = FakeJobs(), Readiness()
     with ThreadPoolExecutor(2) as pool:
-        desk = EvaluationDesk(jobs, registry, {"noise"})
+        desk = EvaluationSubmission(jobs, registry, {"noise"})
         app = create_admin_app(
             [evaluations_router(desk, pool, lifecycle)],
             policy=AdminPolicy("admin", "scrape", None),
@@ -117,11 +117,11 @@ async def test_a_key_gives_its_job_whatever_has_become_of_what_it_names(tmp_path
         registry.publish(write_pooling_artifact(tmp_path / str(seed), seed=seed).folder, "pool")
     registry.promote(ModelVersion("pool", 1))
     jobs, body = FakeJobs(), {"model": "pool", "dataset": "noise", "split": "val", "protocol": "ss"}
-    first = EvaluationDesk(jobs, registry, {"noise"}).submit(**body, key="mine")
+    first = EvaluationSubmission(jobs, registry, {"noise"}).submit(**body, key="mine")
     assert first.request.version == ModelVersion("pool", 1)
     registry.promote(ModelVersion("pool", 2))
     registry.delete(ModelVersion("pool", 1))
-    without_data = EvaluationDesk(jobs, registry, ())
+    without_data = EvaluationSubmission(jobs, registry, ())
     assert without_data.submit(**body, key="mine") == first
     for other in ({"model": "pool@1"}, {"split": "train"}):
         with pytest.raises(ConflictError):

@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from service.core.errors import BusyError, PayloadTooLargeError
 from service.http_api.segment.body import BodyLimits, Hold
-from service.http_api.segment.body_budget import BodyRoom
+from service.http_api.segment.body_budget import BodyBudget
 
 LIMITS = BodyLimits(max_bytes=100)
 
@@ -38,7 +38,7 @@ def late() -> float:
 
 
 @asynccontextmanager
-async def full(room: BodyRoom, count: int) -> AsyncIterator[list[AsyncExitStack]]:
+async def full(room: BodyBudget, count: int) -> AsyncIterator[list[AsyncExitStack]]:
     """Hold some bodies of 100 bytes that are all here."""
     async with AsyncExitStack() as all_of_them:
         held = [await all_of_them.enter_async_context(AsyncExitStack()) for _ in range(count)]
@@ -49,7 +49,7 @@ async def full(room: BodyRoom, count: int) -> AsyncIterator[list[AsyncExitStack]
 
 
 async def test_what_does_not_fit_waits_until_there_is_room() -> None:
-    room = BodyRoom(600, LIMITS)
+    room = BodyBudget(600, LIMITS)
     async with full(room, 4) as held, room.holding(request(100), deadline_s=late()) as hold:
         waiting = asyncio.create_task(hold_all(hold))
         async with room.holding(request(100), deadline_s=soon()) as too_late:
@@ -66,7 +66,7 @@ async def hold_all(hold: Hold) -> None:
 
 @pytest.mark.parametrize("length", [100, None])
 async def test_who_only_announces_a_body_keeps_nobody_out(length: int | None) -> None:
-    room = BodyRoom(600, LIMITS)
+    room = BodyBudget(600, LIMITS)
     async with AsyncExitStack() as held:
         for _ in range(500):
             silent = await held.enter_async_context(room.holding(request(length), deadline_s=late()))
@@ -76,7 +76,7 @@ async def test_who_only_announces_a_body_keeps_nobody_out(length: int | None) ->
 
 
 async def test_who_sends_little_holds_little() -> None:
-    room = BodyRoom(600, LIMITS)
+    room = BodyBudget(600, LIMITS)
     async with AsyncExitStack() as held:
         for _ in range(100):
             slow = await held.enter_async_context(room.holding(request(100), deadline_s=late()))
@@ -86,7 +86,7 @@ async def test_who_sends_little_holds_little() -> None:
 
 
 async def test_nobody_waits_for_room_longer_than_a_body_may_take() -> None:
-    room = BodyRoom(600, BodyLimits(max_bytes=100, receive_timeout_s=0.01))
+    room = BodyBudget(600, BodyLimits(max_bytes=100, receive_timeout_s=0.01))
     async with full(room, 4), room.holding(request(100), deadline_s=late()) as hold:
         with pytest.raises(BusyError):
             await hold(100)
@@ -95,7 +95,7 @@ async def test_nobody_waits_for_room_longer_than_a_body_may_take() -> None:
 @pytest.mark.parametrize("seed", range(20))
 async def test_bodies_that_are_half_here_do_not_wait_for_each_other(seed: int) -> None:
     rng = random.Random(seed)
-    room = BodyRoom(600, LIMITS)
+    room = BodyBudget(600, LIMITS)
 
     async def send() -> None:
         async with room.holding(request(rng.choice((100, 100, None))), deadline_s=late()) as hold:
@@ -110,24 +110,24 @@ async def test_bodies_that_are_half_here_do_not_wait_for_each_other(seed: int) -
 
 
 async def test_small_ones_pass_by_large_ones() -> None:
-    room = BodyRoom(600, LIMITS)
+    room = BodyBudget(600, LIMITS)
     async with full(room, 4), room.holding(request(10), deadline_s=late()) as hold:
         await hold(10)
 
 
 async def test_a_body_that_says_it_is_too_large_is_refused_at_once() -> None:
     with pytest.raises(PayloadTooLargeError):
-        async with BodyRoom(600, LIMITS).holding(request(101), deadline_s=late()):
+        async with BodyBudget(600, LIMITS).holding(request(101), deadline_s=late()):
             pass
 
 
 async def test_room_is_given_back_whatever_happens() -> None:
-    async def fail(room: BodyRoom) -> None:
+    async def fail(room: BodyBudget) -> None:
         async with room.holding(request(None), deadline_s=late()) as hold:
             await hold(60)
             raise RuntimeError
 
-    room = BodyRoom(600, LIMITS)
+    room = BodyBudget(600, LIMITS)
     for _ in range(20):
         with pytest.raises(RuntimeError):
             await fail(room)
