@@ -62,7 +62,7 @@ def open_core(settings: Settings, runner: Runner, metrics: Metrics | None = None
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
         images = ImageLimits(limits.max_pixels, limits.max_side)
         per_picture = SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
-        yield Core(host, Segmenter(host, pool, per_picture, metrics))
+        yield Core(host, Segmenter(pool, per_picture, metrics))
 
 
 def worker_process(

@@ -6,13 +6,15 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from training.command_errors import FAILED, exit_on_errors
 from training.dataset_check import check
+from training.interchange import commands
 
 app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Look at a data set before anything is learned from it.")
@@ -95,6 +97,14 @@ def train(
         finished = run(load_config(config, set_ or []), options)
     if not finished:
         typer.echo(f"stopped; the state is in {out}: repeat the same command with --resume", err=True)
+
+
+@dataset.command("import")
+@wraps(commands.import_)
+def import_(*args: Any, **options: Any) -> None:
+    """Run the command with its errors as one line."""
+    with exit_on_errors():
+        commands.import_(*args, **options)
 
 
 @contextmanager

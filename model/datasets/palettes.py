@@ -94,7 +94,7 @@ def load_preset(name: PresetName) -> Preset:
     """Return the classes and the normalisation of a well-known data set."""
     mean, std = NORMALISATIONS[name]
     text = (files("model") / "presets" / f"{name}.txt").read_text("utf-8")
-    return Preset(_parse_class_list(text, name).palette(IGNORE_ID, name), mean, std)
+    return Preset(parse_class_list(text, name).palette(IGNORE_ID, name), mean, std)
 
 
 def read_palette(path: Path) -> ClassPalette:
@@ -123,7 +123,25 @@ def read_class_list(path: Path) -> ClassList:
         text = decode_text(path.read_bytes())
     except (OSError, ValueError) as error:
         raise PaletteError(f"{origin}: cannot be read: {error}") from error
-    return _parse_class_list(text, origin)
+    return parse_class_list(text, origin)
+
+
+def parse_class_list(text: str, origin: str) -> ClassList:
+    """Read the text of a class list.
+
+    Args:
+        text: the whole file.
+        origin: its name in messages.
+
+    Raises:
+        PaletteError: a line names no class.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    rows = [(number, _split_row(line)) for number, line in lines if line and not line.startswith("#")]
+    if rows and [value.lower() for value in rows[0][1][1:]] in _HEADER_COLORS:
+        del rows[0]
+    colors = [_parse_color(color, f"{origin}:{number}") for number, (_, *color) in rows]
+    return ClassList(tuple(row[0] for _, row in rows), tuple(colors))
 
 
 def parse_classes(raw: object, origin: str, root: Path) -> ClassList:
@@ -177,15 +195,6 @@ def _parse_class(item: object, origin: str) -> tuple[str, Color | None]:
     if not isinstance(name, str) or not (is_color or color is None):
         raise DatasetError(f"{origin}: a class needs a name, and its color is [r, g, b]: {item}")
     return name, None if color is None else cast("Color", tuple(color))
-
-
-def _parse_class_list(text: str, origin: str) -> ClassList:
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    rows = [(number, _split_row(line)) for number, line in lines if line and not line.startswith("#")]
-    if rows and [value.lower() for value in rows[0][1][1:]] in _HEADER_COLORS:
-        del rows[0]
-    colors = [_parse_color(color, f"{origin}:{number}") for number, (_, *color) in rows]
-    return ClassList(tuple(row[0] for _, row in rows), tuple(colors))
 
 
 def _split_row(line: str) -> list[str]:

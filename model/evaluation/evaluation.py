@@ -150,24 +150,18 @@ class Evaluator:
         self._images: dict[int, ScoredImage] = {}
         self._skipped: dict[int, SkippedImage] = {}
 
-    def add(self, image: ScoredImage) -> None:
-        """Add what a picture counts.
+    def add(self, image: ScoredImage | SkippedImage) -> None:
+        """Add the counts of a picture, or note that it was left out.
 
         Raises:
             EvaluationError: it is no picture of this split, or was added before.
         """
         self._check_new(image.index)
-        image.matrix(self._palette.num_classes)
-        self._images[image.index] = image
-
-    def skip(self, image: SkippedImage) -> None:
-        """Leave a picture out; the report says so.
-
-        Raises:
-            EvaluationError: it is no picture of this split, or was added before.
-        """
-        self._check_new(image.index)
-        self._skipped[image.index] = image
+        if isinstance(image, SkippedImage):
+            self._skipped[image.index] = image
+        else:
+            image.matrix(self._palette.num_classes)
+            self._images[image.index] = image
 
     def report(self, context: EvaluationContext) -> EvaluationReport:
         """Sum up.

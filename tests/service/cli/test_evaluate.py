@@ -201,11 +201,11 @@ def test_a_model_of_other_classes_is_refused(run: Run, dataset: Path) -> None:
     dataset.write_text(DATASET.replace('"bright"', '"light"'))
     result = run("evaluate", "--dataset", dataset)
     assert result.exit_code == 1
-    assert "class 1 of pooling@1 is 'bright', of the labels 'light'" in result.stderr
+    assert "class 1 of pooling@1 is 'bright', of halves 'light'" in result.stderr
     dataset.write_text(DATASET + '[[classes]]\nname = "gray"\ncolor = [1, 1, 1]\n')
     result = run("evaluate", "--dataset", dataset)
     assert result.exit_code == 1
-    assert "pooling@1 has 2 classes, the labels 3" in result.stderr
+    assert "pooling@1 has 2 classes, halves has 3" in result.stderr
 
 
 @pytest.mark.parametrize(
