@@ -24,6 +24,7 @@ from model.artifacts.manifest import WEIGHTS_FILE, ModelVersion
 from model.artifacts.registry import ModelRegistry
 from model.datasets.confined_paths import ConfinedReader
 from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.datasets.text import printable
 from model.decoding.score_grid import Float32Array
 from model.errors import DatasetError, ModelError, StorageError
 from model.evaluation.evaluation import (
@@ -93,7 +94,7 @@ class Datasets:
         except DatasetError as error:
             raise DatasetError(str(error).replace(str(file), file.name)) from error
         try:
-            return LabeledImages(spec, split, read=ConfinedReader(spec.root))
+            return LabeledImages(spec, split, read=ConfinedReader(spec.root, spec.folders_elsewhere))
         except DatasetError as error:
             raise DatasetError(_relative(error, spec)) from error
 
@@ -335,19 +336,16 @@ def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
 
 
 def _data_pins(pictures: LabeledImages) -> JsonObject:
-    palette, label_map = pictures.spec.palette, pictures.spec.label_map
-    labelling = {
-        "names": list(palette.names),
-        "ignore_id": palette.ignore_id,
-        "label_map": [list(pair) for pair in sorted(label_map.items())],
-    }
-    return {"list": _list_digest(pictures), "labelling": labelling}
+    return {"list": _list_digest(pictures), "labelling": pictures.spec.labelling}
 
 
 def _list_digest(pictures: LabeledImages) -> str:
     # Each worker may have the data set elsewhere.
     root = pictures.spec.root
-    lines = [f"{relpath(pair.image, root)}\n{relpath(pair.label, root)}\n" for pair in pictures.pairs]
+    lines = [
+        f"{relpath(pair.image, root)}\n{relpath(pair.label, root) if pair.label else ''}\n"
+        for pair in pictures.pairs
+    ]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -398,7 +396,7 @@ def _result(report: EvaluationReport) -> JobResult:
 def _name(pictures: LabeledImages, index: int) -> str:
     """Return what reports call a picture: its path below the root of its data set."""
     image, root = pictures.pairs[index].image, pictures.spec.root
-    return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.name
+    return printable(image.relative_to(root) if image.is_relative_to(root) else image.name)
 
 
 def _relative(error: DatasetError, spec: DatasetSpec) -> str:
@@ -406,4 +404,5 @@ def _relative(error: DatasetError, spec: DatasetSpec) -> str:
     root = spec.root
     if not (root.is_absolute() and root.name):
         return str(error)
-    return str(error).replace(f"{root}/", "").replace(str(root), root.name)
+    shown = printable(root)
+    return str(error).replace(f"{shown}/", "").replace(shown, printable(root.name))
