@@ -11,7 +11,7 @@ from functools import partial
 
 from model.pictures.image import ImageLimits
 from model.pictures.preprocess import ImageSize
-from model.quotas import usable_cores
+from model.quotas import passive_threads, usable_cores
 from service.core.device.batch_job import Runner
 from service.core.device.engine import EngineOptions
 from service.core.device.restart_policy import WorkerTimeouts
@@ -77,7 +77,7 @@ def worker_process(
     """
     log = LogOptions(settings.log.level, settings.log.format)
     config = WorkerConfig(settings.models.engine, engine_options(settings), log, niceness)
-    start = partial(WorkerConnection, WORKER_MODULE, [config.to_json()], os.environ)
+    start = partial(WorkerConnection, WORKER_MODULE, [config.to_json()], passive_threads(os.environ))
     return ProcessRunner(start, patience=patience)
 
 
