@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from model.artifacts.manifest import ModelManifest, ModelVersion
@@ -71,7 +70,7 @@ def open_evaluated_model(settings: Settings) -> Iterator[EvaluatedModel]:
 def _side_by_side(options: EngineOptions) -> list[EngineOptions]:
     if options.device != "cpu" or options.threads is not None:
         return [options]
-    return [dataclasses.replace(options, threads=1)] * usable_cores()
+    return [replace(options, threads=1)] * usable_cores()
 
 
 def evaluate_split(
@@ -80,6 +79,7 @@ def evaluate_split(
     protocol: Protocol,
     *,
     command: str,
+    absent_as_zero: bool = False,
     skip_broken: bool = False,
     advance: Callable[[], None] = lambda: None,
 ) -> EvaluationReport:
@@ -90,6 +90,7 @@ def evaluate_split(
         pictures: with labels.
         protocol: how pictures are evaluated.
         command: the command line, for the report.
+        absent_as_zero: classes that occur nowhere count in the mean (``ConfusionMatrix``).
         skip_broken: leave pairs out whose files are broken; the report counts them.
         advance: called once a picture.
 
@@ -113,7 +114,8 @@ def evaluate_split(
         for outcome in outcomes:
             evaluator.add(outcome)
             advance()
-    return evaluator.report(_context(candidate, pictures, protocol, fingerprint, command))
+    context = _context(candidate, pictures, protocol, fingerprint, command)
+    return evaluator.report(replace(context, absent_as_zero=absent_as_zero))
 
 
 def show_worst(
