@@ -151,11 +151,15 @@ class ModelsSettings(_Section):
         engine: ``auto`` takes the fastest that this machine has.
         allow_fault_engine: let the engine be ``fault:...``, which fails on purpose: for tests.
         device: ``auto`` takes what the engine prefers.
-        precision: ``auto`` takes the fastest that reproduces the golden sample; a model that is named without
-            a version runs as its int8 version, if it has one and the processor has instructions for it.
+        precision: ``auto`` times the precisions of a model on this processor at its first start, those of its
+            int8 version among them if it is named without a number, and takes the fastest that reproduces the
+            golden sample. Replicas that must all answer alike need another value than ``auto``.
         sizes: ``HEIGHTxWIDTH`` of pictures for which a GPU's engines are compiled at the start; all others
             run as well.
-        threads: of the network; none = all cores that this process may keep busy.
+        threads: of the network on a CPU; none = timed with precision ``auto``, else all cores that this
+            process may keep busy.
+        streams: pictures of a batch that run side by side on a CPU, 1 or 2; none = timed with precision
+            ``auto``, else 2.
         cache_folder: for compiled graphs.
     """
 
@@ -166,6 +170,7 @@ class ModelsSettings(_Section):
     precision: PrecisionChoice = "auto"
     sizes: Annotated[tuple[_Size, ...], _List] = ()
     threads: Count | None = None
+    streams: Annotated[int, _Number, Field(ge=1, le=2)] | None = None
     cache_folder: UserPath = Field(default_factory=lambda: _user_folder("XDG_CACHE_HOME", ".cache"))
 
     @field_validator("serve")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +20,15 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelManifest, ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.device.engine import (
+    DEFAULT_TUNING,
+    EngineChoice,
+    EngineInfo,
+    EngineTuning,
+    Float32Array,
+    ImageBatch,
+    Precision,
+)
 from service.core.errors import ConflictError, LoadingError, ModelNotFoundError, VersionNotFoundError
 from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
 from service.core.scheduling.scheduler import Lane
@@ -34,11 +42,27 @@ _WARM_SIZES = 8
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """One version that is loaded and has proved itself."""
+    """One version that is loaded and has proved itself.
+
+    Attributes:
+        version: which one.
+        manifest: of its artifact.
+        engine: what runs it.
+        choice: what was timed before this engine was chosen, the chosen one first; empty if nothing was.
+    """
 
     version: ModelVersion
     manifest: ModelManifest
     engine: EngineInfo
+    choice: tuple[EngineChoice, ...] = ()
+
+
+TuningOf = Callable[[ModelVersion, ModelManifest], EngineTuning]
+"""Says how the engine of a version is built."""
+
+
+def _default_tuning(_: ModelVersion, __: ModelManifest) -> EngineTuning:
+    return DEFAULT_TUNING
 
 
 class ModelHost:
@@ -50,11 +74,15 @@ class ModelHost:
     Args:
         worker: runs them; closed with the host.
         metrics: told of versions that come and go.
+        tuning_of: says how the engine of a version is built.
     """
 
-    def __init__(self, worker: Dispatcher, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, worker: Dispatcher, metrics: Metrics | None = None, *, tuning_of: TuningOf = _default_tuning
+    ) -> None:
         self._worker = worker
         self._metrics = metrics or Metrics()
+        self._tuning_of = tuning_of
         self._changed = threading.Condition(threading.RLock())
         self._loading = threading.Lock()  # one at a time: compilers take all cores
         self._meant: dict[str, ModelVersion] = {}  # by the bare name; the first is the default model
@@ -105,7 +133,9 @@ class ModelHost:
         with self._loading:
             return self._load(version, artifact)
 
-    def borrow(self, version: ModelVersion, artifact: Artifact) -> None:
+    def borrow(
+        self, version: ModelVersion, artifact: Artifact, *, precision: Precision | None = None
+    ) -> None:
         """Load a version for somebody who will ``give_back``.
 
         As long as nobody else asks for it, it is not among ``models``, and no request means it.
@@ -113,6 +143,7 @@ class ModelHost:
         Args:
             version: one that is loaded already is not loaded again.
             artifact: as in ``load``.
+            precision: what its engine computes in; None = what was chosen for this machine.
 
         Raises:
             EngineUnavailableError: as ``load``.
@@ -120,7 +151,7 @@ class ModelHost:
             NoWorkerError: as ``load``.
         """
         with self._loading:
-            self._load(version, artifact, is_borrowed=True)
+            self._load(version, artifact, is_borrowed=True, precision=precision)
 
     def give_back(self, version: ModelVersion) -> None:
         """Free a borrowed version, unless it came to be served meanwhile, or somebody unloaded it."""
@@ -356,7 +387,14 @@ class ModelHost:
         """Answer what waits, then free the device."""
         self._worker.close()
 
-    def _load(self, version: ModelVersion, artifact: Artifact, *, is_borrowed: bool = False) -> LoadedModel:
+    def _load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        *,
+        is_borrowed: bool = False,
+        precision: Precision | None = None,
+    ) -> LoadedModel:
         with self._changed:
             if version in self._loaded:
                 if not is_borrowed:
@@ -364,9 +402,12 @@ class ModelHost:
                 return self._loaded[version]
             sizes = list(self._sizes)
         started_s = time.monotonic()
-        engine = self._worker.load(version, artifact, sizes)
+        tuning = self._tuning_of(version, artifact.manifest)
+        if precision not in (None, tuning.precision):
+            tuning = EngineTuning(precision)
+        engine = self._worker.load(version, artifact, sizes, tuning)
         seconds = time.monotonic() - started_s
-        served = LoadedModel(version, artifact.manifest, engine)
+        served = LoadedModel(version, artifact.manifest, engine, tuning.choice)
         with self._changed:
             self._loaded[version] = served
             if is_borrowed:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from job_site import MODEL, write_dataset
 from PIL import Image
 
+from model.artifacts.artifact import Artifact
 from model.artifacts.evaluation_records import EvaluationStore
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
@@ -26,7 +27,7 @@ from model.evaluation.metrics import ConfusionMatrix, confusion_matrix
 from model.evaluation.network_passes import segment
 from model.evaluation.protocols import find_protocol
 from service.core.device.device import Device
-from service.core.device.engine import EngineOptions, InferenceEngine
+from service.core.device.engine import EngineInfo, EngineOptions, InferenceEngine, Precision
 from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     DeadlineExceededError,
@@ -47,6 +48,7 @@ from service.core.jobs.evaluation_job import (
 from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
+from service.engines.fault import FaultEngine
 from service.engines.fault import builder as fault_builder
 
 IMAGES = 12
@@ -212,9 +214,7 @@ def test_a_model_of_other_classes_is_refused(
         open_work(other).plan(REQUEST)
 
 
-@pytest.mark.parametrize(
-    "pin", ["engine", "device", "precision", "weights", "environment", "list", "labelling"]
-)
+@pytest.mark.parametrize("pin", ["engine", "device", "weights", "environment", "list", "labelling"])
 def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: HostedEvaluation, pin: str) -> None:
     plan = work.plan(REQUEST)
     other = replace(plan, pins=plan.pins | {pin: "other"})
@@ -284,6 +284,71 @@ def test_which_of_several_gpus_a_worker_has_is_no_other_device(
         assert second.count(REQUEST, plan, range(1)) == first.count(REQUEST, plan, range(1))
         with pytest.raises(JobError, match="another device"):
             cpu.count(REQUEST, plan, range(1))
+
+
+class PrecisionBuilder:
+    """Builds engines of any precision and keeps it."""
+
+    def __init__(self) -> None:
+        self.precisions: list[str] = []
+
+    def __call__(self, artifact: Artifact, options: EngineOptions) -> InferenceEngine:
+        assert options.precision != "int8"
+        precision: Precision = "bf16" if options.precision == "auto" else options.precision
+        self.precisions.append(precision)
+        return FaultEngine(artifact.manifest, (), EngineInfo("fault", "cpu", precision))
+
+
+@pytest.fixture
+def other_precisions(
+    registry: ModelRegistry, dataset: Path, tmp_path: Path
+) -> Iterator[tuple[HostedEvaluation, ModelHost, PrecisionBuilder]]:
+    build = PrecisionBuilder()
+    options = EngineOptions("cpu", "auto", tmp_path / "cache")
+    host = ModelHost(Dispatcher(InProcessRunner(Device(build, options))))
+    with ThreadPoolExecutor(2) as pool:
+        datasets = Datasets({"noise": dataset})
+        work = HostedEvaluation(lambda: nullcontext(host), registry, datasets, pool, environment=ENVIRONMENT)
+        yield work, host, build
+    host.close()
+
+
+def test_every_worker_computes_in_the_precision_of_the_request(
+    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder],
+) -> None:
+    work, _, build = other_precisions
+    request = replace(REQUEST, precision="f16")
+    plan = work.plan(request)
+    work.count(request, plan, range(1))
+    assert (plan.pins["precision"], build.precisions) == ("f16", ["f16"])
+
+
+def test_of_a_request_without_precision_all_workers_take_that_of_the_first(
+    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder], work: HostedEvaluation
+) -> None:
+    another_worker, _, build = other_precisions
+    plan = work.plan(REQUEST)
+    assert plan.pins["precision"] == "f32"
+    another_worker.count(REQUEST, plan, range(1))
+    assert build.precisions == ["f32"]
+
+
+def test_two_jobs_on_one_version_have_each_its_own_precision(
+    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder],
+) -> None:
+    work, _, build = other_precisions
+    work.plan(replace(REQUEST, precision="f16"))
+    work.plan(replace(REQUEST, precision="f32"))
+    assert build.precisions == ["f16", "f32"]
+
+
+def test_a_version_that_is_served_in_another_precision_fails_the_job(
+    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder], registry: ModelRegistry
+) -> None:
+    work, host, _ = other_precisions
+    host.load(POOL_1, registry.open(POOL_1))
+    with pytest.raises(JobError, match=f"needs {POOL_1} in f32, and this worker serves it in bf16"):
+        work.plan(replace(REQUEST, precision="f32"))
 
 
 def test_a_step_is_a_few_seconds_of_work(work: HostedEvaluation) -> None:
