@@ -141,6 +141,23 @@ class ModelLabels:
     precision: str
 
 
+@dataclass(frozen=True, order=True)
+class MetricDescription:
+    """What the documentation says of a metric.
+
+    Attributes:
+        name: as Prometheus shows it; counters end in ``_total``.
+        kind: ``counter``, ``gauge`` or ``histogram``.
+        labels: names of its labels.
+        meaning: its help text.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
 class Metrics:
     """Every instrument of the service; its methods may be called from any thread.
 
@@ -151,6 +168,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._versions: set[tuple[str, int]] = set()
+        self._descriptions: list[MetricDescription] = []
         self._create_request_instruments()
         self._create_device_instruments()
         self._create_stream_instruments()
@@ -300,6 +318,10 @@ class Metrics:
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
 
+    def descriptions(self) -> tuple[MetricDescription, ...]:
+        """Return the description of every instrument of the service, sorted by name."""
+        return tuple(sorted(self._descriptions))
+
     def _version_labels(self, served: tuple[str, int] | None) -> tuple[str, str]:
         if served is None:
             return "", ""
@@ -361,13 +383,21 @@ class Metrics:
         _begin_at_zero(self._eval_jobs, JobStateName)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(f"bisenet_{name}", meaning, labels, registry=self._registry)
+        full_name = self._describe(f"{name}_total", "counter", labels, meaning)
+        return Counter(full_name, meaning, labels, registry=self._registry)
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        return Gauge(f"bisenet_{name}", meaning, labels, registry=self._registry)
+        full_name = self._describe(name, "gauge", labels, meaning)
+        return Gauge(full_name, meaning, labels, registry=self._registry)
 
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"bisenet_{name}", meaning, labels, buckets=buckets, registry=self._registry)
+        full_name = self._describe(name, "histogram", labels, meaning)
+        return Histogram(full_name, meaning, labels, buckets=buckets, registry=self._registry)
+
+    def _describe(self, name: str, kind: str, labels: tuple[str, ...], meaning: str) -> str:
+        full_name = f"bisenet_{name}"
+        self._descriptions.append(MetricDescription(full_name, kind, labels, meaning))
+        return full_name
 
 
 def _begin_at_zero(instrument: Counter | Gauge | Histogram, values: object) -> None:

@@ -347,7 +347,7 @@ ORPHAN = """
 import os, sys, time
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-from model.artifact import read_artifact
+from model.artifacts.artifact import read_artifact
 from worker_site import VERSION, WorkerSite
 site = WorkerSite("fault:hang:marked", Path(sys.argv[3]))
 site.host.load(VERSION, read_artifact(Path(sys.argv[4])))

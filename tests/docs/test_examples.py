@@ -13,7 +13,7 @@ from PIL import Image
 from model.datasets.dataset import DatasetSpec, LabeledImages
 from service.settings import load_settings
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_configuration_states_every_key_and_its_default(
