@@ -214,7 +214,7 @@ def worker_environment(settings: Settings) -> JsonObject:
     """
     models = settings.models
     chosen = {
-        "engine": models.engine.partition(":")[0],  # the faults of a fault engine come after its name
+        "engine": models.engine.partition(":")[0],  # without the arguments of a plug-in
         "device": resolve_device(models.device, models.engine).partition(":")[0],
     }
     plain: JsonObject = json.loads(json.dumps(asdict(this_machine())))  # as it comes back from the database

@@ -100,11 +100,17 @@ def doctor(
 
 def examine(settings: Settings) -> Diagnosis:
     """Look at everything that serving under these settings needs."""
-    engines = [_advised(_finding(name, partial(_precisions, name))) for name in ENGINES]
+    names = dict.fromkeys([*ENGINES, *_plug_ins(settings)])
+    engines = [_advised(_finding(name, partial(_precisions, name))) for name in names]
     checks = {"cache folder": _cache_folder, "registry": _registry}
     found = [_finding(name, partial(check, settings)) for name, check in checks.items()]
     model, choice = _model(settings)
     return Diagnosis(this_machine(), tuple(engines), (*found, model), choice)
+
+
+def _plug_ins(settings: Settings) -> list[str]:
+    name = settings.models.engine.partition(":")[0]
+    return [] if name == "auto" else [name]
 
 
 def _finding(name: str, look: Callable[[], str]) -> Finding:

@@ -162,7 +162,7 @@ def test_a_choice_of_another_program_version_is_made_again(site: Site, races: Ra
         ({"precision": "int8"}, POOL_2),
         ({"engine": "torch"}, POOL_1),
         ({"device": "cuda:0"}, POOL_1),
-        ({"engine": "fault:slow:1", "allow_fault_engine": True}, POOL_1),
+        ({"engine": "fault_engine:slow:1"}, POOL_1),
     ],
 )
 def test_where_the_settings_decide_nothing_is_timed(

@@ -75,7 +75,7 @@ def test_only_workers_with_the_same_engine_share_a_job(tmp_path: Path) -> None:
     assert environment("torch", "cuda:1") == first
     assert environment("torch", "cuda:1", "bf16") == first  # the job says in which precision it runs
     assert all(environment(*other) != first for other in (("torch", "cpu"), ("auto", "cuda:0")))
-    assert environment("fault:hang", "cpu") == environment("fault:slow:1", "cpu")
+    assert environment("fault_engine:hang", "cpu") == environment("fault_engine:slow:1", "cpu")
     assert json.loads(json.dumps(first)) == first
 
 

@@ -98,6 +98,7 @@ class EngineOptions:
         sizes: padded sizes that are compiled for, where a library gains by that; all others run as well.
         refused: why better engines are not built, for ``EngineInfo``.
         streams: pictures of a batch that run side by side, 1 or 2; None = 2 where there are cores for it.
+        arguments: for an engine that is a plug-in: the text behind its name and a colon.
     """
 
     device: str
@@ -108,6 +109,7 @@ class EngineOptions:
     sizes: tuple[ImageSize, ...] = ()
     refused: str = ""
     streams: int | None = None
+    arguments: str = ""
 
     def tuned(self, tuning: EngineTuning) -> EngineOptions:
         """Return these options for one version: what its tuning leaves open stays as it is."""

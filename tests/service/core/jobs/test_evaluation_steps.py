@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeEngine, write_pooling_artifact
+from fault_engine import FaultEngine
+from fault_engine import build as build_faulty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from job_site import MODEL, write_dataset
@@ -48,8 +50,6 @@ from service.core.jobs.evaluation_job import (
 from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
-from service.engines.fault import FaultEngine
-from service.engines.fault import builder as fault_builder
 
 IMAGES = 12
 ENVIRONMENT: JsonObject = {"processor": "made up", "versions": {"numpy": "1"}}
@@ -75,8 +75,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def host(registry: ModelRegistry, tmp_path: Path) -> Iterator[ModelHost]:
     decode.warm_up()
-    options = EngineOptions("cpu", "f32", tmp_path / "cache")
-    host = ModelHost(Dispatcher(InProcessRunner(Device(fault_builder("fault:slow:0"), options))))
+    options = EngineOptions("cpu", "f32", tmp_path / "cache", arguments="slow:0")
+    host = ModelHost(Dispatcher(InProcessRunner(Device(build_faulty, options))))
     host.load(POOL_1, registry.open(POOL_1))
     yield host
     host.close()
@@ -115,7 +115,7 @@ def test_a_job_counts_what_the_protocol_says(
     counted = matrix_of([work.count(request, plan, range(IMAGES))])
 
     artifact = registry.open(POOL_1)
-    engine = fault_builder("fault:slow:0")(artifact, EngineOptions("cpu", "f32", tmp_path))
+    engine = build_faulty(artifact, EngineOptions("cpu", "f32", tmp_path, arguments="slow:0"))
     expected = ConfusionMatrix.zeros(2)
     for index in range(IMAGES):
         image_HW3 = np.asarray(Image.open(dataset.parent / f"{index}.png"))
@@ -271,8 +271,8 @@ def test_which_of_several_gpus_a_worker_has_is_no_other_device(
     registry: ModelRegistry, dataset: Path, tmp_path: Path
 ) -> None:
     def work_on(device: str, pool: ThreadPoolExecutor, stack: ExitStack) -> HostedEvaluation:
-        options = EngineOptions(device, "f32", tmp_path / device)
-        host = ModelHost(Dispatcher(InProcessRunner(Device(fault_builder("fault:slow:0"), options))))
+        options = EngineOptions(device, "f32", tmp_path / device, arguments="slow:0")
+        host = ModelHost(Dispatcher(InProcessRunner(Device(build_faulty, options))))
         stack.callback(host.close)
         return HostedEvaluation(
             lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
