@@ -14,7 +14,7 @@ import msgspec
 import model.errors as model_errors
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchReport
-from service.core.device.engine import EngineInfo, EngineUnavailableError
+from service.core.device.engine import DEFAULT_TUNING, EngineInfo, EngineTuning, EngineUnavailableError
 
 PROTOCOL = 2
 MAX_MESSAGE_BYTES = 65_536
@@ -99,6 +99,7 @@ class LoadMessage(_Message, frozen=True):
         name: of the model version, ``NAME@NUMBER``.
         folder: of the artifact.
         sizes: padded sizes at which the engine runs once.
+        tuning: how the engine is built.
     """
 
     request: int
@@ -106,6 +107,7 @@ class LoadMessage(_Message, frozen=True):
     name: str
     folder: str
     sizes: tuple[ImageSize, ...] = ()
+    tuning: EngineTuning = DEFAULT_TUNING
 
 
 class UnloadMessage(_Message, frozen=True):

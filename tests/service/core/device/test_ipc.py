@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import get_args
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from model.errors import ArtifactError, ModelError
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchReport, Outcome
-from service.core.device.engine import EngineInfo, EngineUnavailableError
+from service.core.device.engine import EngineInfo, EngineTuning, EngineUnavailableError, PrecisionChoice
 from service.core.device.ipc import (
     LOAD_ERRORS,
     DoneMessage,
@@ -37,6 +38,8 @@ ENTRIES = st.builds(
     lambda slot, deadline_s, size: PictureEntry(slot, deadline_s, size, size, size), NUMBERS, SECONDS, SIZES
 )
 TEXT = st.text(max_size=50)
+COUNTS = st.none() | st.integers(1, 1000)
+TUNINGS = st.builds(EngineTuning, st.sampled_from(get_args(PrecisionChoice)), COUNTS, COUNTS)
 MESSAGES: st.SearchStrategy[IpcMessage] = st.one_of(
     st.builds(LabelMessage, NUMBERS, KEYS, st.lists(ENTRIES, min_size=1, max_size=20).map(tuple)),
     st.builds(
@@ -49,7 +52,7 @@ MESSAGES: st.SearchStrategy[IpcMessage] = st.one_of(
         st.tuples(SIDES, SIDES, SIDES),
         st.tuples(SIDES, SIDES, SIDES, SIDES),
     ),
-    st.builds(LoadMessage, NUMBERS, KEYS, TEXT, TEXT, st.lists(SIZES, max_size=8).map(tuple)),
+    st.builds(LoadMessage, NUMBERS, KEYS, TEXT, TEXT, st.lists(SIZES, max_size=8).map(tuple), TUNINGS),
     st.builds(UnloadMessage, NUMBERS, KEYS),
     st.builds(ForgetMessage, st.lists(NUMBERS, max_size=20).map(tuple)),
     st.builds(HelloMessage, KEYS),
@@ -116,6 +119,9 @@ def test_fields_are_encoded_in_their_order() -> None:
         ["LoadMessage", 1, 2, "city@1", 3, []],
         ["LoadMessage", 1, 2, "city@1", "folder", {}],
         ["LoadMessage", 1, 2, "city@1", "folder", [], 5],
+        ["LoadMessage", 1, 2, "city@1", "folder", [], {"precision": "f64"}],
+        ["LoadMessage", 1, 2, "city@1", "folder", [], {"threads": "2"}],
+        ["LoadMessage", 1, 2, "city@1", "folder", [], {}, 5],
         ["DoneMessage", 1, {"begun_s": 0.0, "infer_s": 0.0, "post_s": 0.0, "outcomes": [9]}],
         ["OtherMessage"],
         [],
