@@ -188,7 +188,7 @@ def _host_of_jobs(settings: Settings, chooser: EngineChooser, served: ModelHost)
     if engine_options(settings).device != "cpu":
         yield served
         return
-    runner = worker_process(settings, niceness=_JOBS_NICENESS, patience=WorkerTimeouts(job_s=_STARVED_S))
+    runner = worker_process(settings, niceness=_JOBS_NICENESS, timeouts=WorkerTimeouts(batch_s=_STARVED_S))
     with open_core(settings, runner, chooser.tuning) as core:
         yield core.host
 
