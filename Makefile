@@ -67,7 +67,7 @@ reference: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python .ci/generate_reference.py
 
 docs: reference
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 images:
 	docker/check.sh images
