@@ -5,7 +5,9 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
-from model.datasets.palettes import _parsed as parse_class_list
+from model.datasets.palettes import parse_class_list
+from model.datasets.text import decode_text
+from model.labels import IGNORE_ID
 from training.errors import InterchangeError
 from training.interchange.foreign import ForeignClass, ReadOptions
 from training.interchange.source import Source
@@ -31,5 +33,6 @@ def find_class_list(source: Source, options: ReadOptions) -> Sequence[ForeignCla
         raise InterchangeError(
             "which class has which colour? Give --classes FILE, one name,red,green,blue a line"
         )
-    palette = parse_class_list(source.read(found[0]).decode("utf-8-sig"), found[0])
+    classes = parse_class_list(decode_text(source.read(found[0])), found[0])
+    palette = classes.palette(IGNORE_ID, found[0])
     return list(map(ForeignClass, palette.names, palette.colors))
