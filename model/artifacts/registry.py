@@ -62,8 +62,8 @@ from model.errors import (
 
 RETIRED_MODELS: Mapping[str, str] = MappingProxyType(
     {
-        "bisenetv2-camvid": "it is no longer shipped; use camvid, which has the same classes, or train it again"
-        " with the recipe camvid-v2",
+        "bisenetv2-camvid": "it is no longer shipped; use camvid, which has the same classes, or train it"
+        " again with the recipe camvid-v2",
     }
 )
 """Models that earlier releases shipped, and what to do instead."""
