@@ -4,6 +4,7 @@
 #   make test             install everything for development, run the tests (TESTS=tests/model to choose)
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
+#   make browser          the page in a real browser (needs Debian's chromium)
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
 #   make proto            write service/wire from proto/
@@ -28,16 +29,20 @@ BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak fuzz bench proto reference docs images compose-test train-camvid quantize-camvid clean
+.PHONY: serve test check format soak browser fuzz bench proto reference docs images compose-test train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
+	$(BIN)/python -m pytest -m "not soak and not browser" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(TESTS)
+
+browser: $(VENV)/.installed-dev
+	$(PIP) -e ".[browser]"
+	$(BIN)/python -m pytest -m browser tests/page
 
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python tests/fuzz_image.py $(N)

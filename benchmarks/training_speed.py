@@ -35,8 +35,8 @@ from model.datasets.palettes import distinct_colors
 from model.labels import ClassPalette, UInt8Array
 from training.config import TrainingConfig, load_config
 from training.data.augment import AugmentConfig, AugmentPlan, augment, draw_plan
-from training.data.inspection import SplitFacts
 from training.data.pictures import PackedPictures, Pair, ResidentPictures
+from training.data.split_facts import SplitFacts
 from training.data.splits import TrainingData
 from training.distributed import ALONE
 from training.run.batches import StepBatches

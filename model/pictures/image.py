@@ -133,8 +133,45 @@ def decode_image(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS)
         TooManyPixelsError: the header declares more than ``limits``.
         UndecodableImageError: anything else is wrong with the file.
     """
+    return decode_with_orientation(data, limits)[0]
+
+
+def decode_with_orientation(
+    data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[UInt8Array, int]:
+    """Decode a picture and say how it was stored.
+
+    Args:
+        data: the whole file.
+        limits: checked before any pixel is decoded.
+
+    Returns:
+        image_HW3: as ``decode_image`` returns it.
+        orientation: 1..8 as EXIF counts; ``turn_upright`` applies it to an array of the stored size.
+
+    Raises:
+        ImageError: as ``decode_image``.
+    """
     picture = _open(bytes(data), limits)
-    return _upright_pixels(picture, _orientation(picture))
+    orientation = _orientation(picture)
+    return _upright_pixels(picture, orientation), orientation
+
+
+def turn_upright(stored_HW: UInt8Array, orientation: int) -> UInt8Array:
+    """Return an array that was drawn on the stored pixels of a picture as it lies on the upright ones.
+
+    Args:
+        stored_HW: one value a stored pixel; further axes are kept.
+        orientation: 1..8 as EXIF counts.
+    """
+    row_step, column_step, is_swapped = _TURNS[orientation]
+    turned = stored_HW[::row_step, ::column_step]
+    return np.ascontiguousarray(turned.swapaxes(0, 1) if is_swapped else turned)
+
+
+def stored_size(upright: ImageSize, orientation: int) -> ImageSize:
+    """Return the size in which the file of a picture stores its pixels."""
+    return _turned(upright, orientation)
 
 
 def peek_header(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeader:

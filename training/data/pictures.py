@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.datasets.dataset import LabeledImages
 from model.labels import UInt8Array
 from model.quotas import free_memory
 
@@ -290,7 +289,7 @@ def free_bytes(device: torch.device, processes: int) -> tuple[int | None, int]:
 
 def names_of(splits: Sequence[LabeledImages]) -> tuple[str, ...]:
     """Return the path of each picture below its data set's root."""
-    return tuple(_below(split.spec, pair.image) for split in splits for pair in split.pairs)
+    return tuple(split.name(index) for split in splits for index in range(len(split)))
 
 
 def fingerprint_of(splits: Sequence[LabeledImages]) -> str:
@@ -298,7 +297,3 @@ def fingerprint_of(splits: Sequence[LabeledImages]) -> str:
     if len(splits) == 1:
         return splits[0].fingerprint
     return hashlib.sha256("".join(split.fingerprint for split in splits).encode()).hexdigest()
-
-
-def _below(spec: DatasetSpec, path: Path) -> str:
-    return path.relative_to(spec.root).as_posix() if path.is_relative_to(spec.root) else str(path)

@@ -13,17 +13,15 @@ from typing import Literal, get_args
 
 import torch
 
+from model.datasets.coverage import describe_untaken, files_not_taken
 from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.errors import DatasetError
 from model.pictures.preprocess import PreprocessSpec, Rgb
 from model.quotas import usable_cores
-from training.data.inspection import (
-    SplitFacts,
-    class_frequencies,
-    color_statistics,
-    inspect_split,
-    refuse_problems,
-)
+from training.data.findings import notes, refuse_problems
+from training.data.inspection import inspect_split
 from training.data.pictures import PictureSource, Residency, choose_residency, free_bytes, load_pictures
+from training.data.split_facts import SplitFacts, class_frequencies, color_statistics
 from training.errors import ConfigError
 
 ResidencyChoice = Literal["auto", "device", "host", "files"]
@@ -31,16 +29,17 @@ ResidencyChoice = Literal["auto", "device", "host", "files"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set is learned and which is looked at meanwhile.
+    """The data set of a run.
 
     Args:
         dataset: a preset (``camvid``) or the path of a data-set TOML.
-        train_splits: learned from, all together.
-        val_split: validated on.
+        train_splits: splits to learn from, all together.
+        val_split: split to validate on.
         root: replaces the root of the data set; a preset needs it; empty = as the file says.
         residency: where the decoded pictures are: on the ``device``, on the ``host``, or decoded from their
             ``files`` as steps need them; ``auto`` = the first of these that holds them.
         workers: threads that decode; 0 = one a core.
+        skip_broken: leave out pairs whose files are broken, and say which; otherwise they end the run.
 
     Raises:
         ConfigError: there is no training split, or a value is out of range.
@@ -52,9 +51,10 @@ class DataConfig:
     root: str = ""
     residency: ResidencyChoice = "auto"
     workers: int = 0
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a run that would learn from nothing."""
+        """Refuse a run without training pictures, and values out of range."""
         if not self.train_splits:
             raise ConfigError("data.train_splits names no split")
         if self.residency not in get_args(ResidencyChoice):
@@ -113,30 +113,32 @@ class TrainingData:
         *,
         cache_folder: Path | None = None,
         processes: int = 1,
-        progress: Callable[[str], None] = lambda line: None,  # noqa: ARG005 - nobody watches
+        progress: Callable[[str], None] = lambda line: None,  # noqa: ARG005 - nothing is shown
     ) -> TrainingData:
         """Check every pair, then bring the pictures as near to the device as they fit.
 
         Args:
-            config: which data set.
+            config: the data set.
             device: where crops are cut.
-            cache_folder: of ``inspect_split``.
-            processes: of this run on this machine; they share its memory.
-            progress: is told what is happening.
+            cache_folder: keeps the facts of sound splits; None = nowhere.
+            processes: number of processes of this run that share the memory of this machine.
+            progress: called with a line on each thing that is done or left out.
 
         Raises:
-            model.errors.DatasetError: a list, a file or an id is unusable: which, and where that is said.
+            model.errors.DatasetError: a list, a file or an id is unusable; the message names it.
         """
         spec = config.spec()
-        splits = {name: LabeledImages(spec, name) for name in (*config.train_splits, config.val_split)}
-        progress(f"{spec.name}: looking at {sum(map(len, splits.values()))} pairs")
-        facts = {
-            name: inspect_split(split, workers=config.threads, cache_folder=cache_folder)
-            for name, split in splits.items()
-        }
-        refuse_problems(list(facts.values()))
-        of_train = tuple(facts[name] for name in config.train_splits)
-        mean, std = color_statistics(of_train)
+        names = (*config.train_splits, config.val_split)
+        opened = [LabeledImages(spec, name) for name in dict.fromkeys(names)]
+        progress(f"{spec.name}: reading {sum(map(len, opened))} pairs")
+        for untaken in files_not_taken(spec):
+            progress(f"not taken: {describe_untaken(untaken, spec)}")
+        checked = [
+            _check_split(split, config, cache_folder=cache_folder, progress=progress) for split in opened
+        ]
+        refuse_problems([facts for _, facts in checked], spec)
+        splits = {facts.split: split for split, facts in checked}
+        facts = {facts.split: facts for _, facts in checked}
 
         def source(*names: str) -> PictureSource:
             pixels = sum(facts[name].pixels for name in names)
@@ -150,6 +152,8 @@ class TrainingData:
                 device=device,
             )
 
+        of_train = tuple(facts[name] for name in config.train_splits)
+        mean, std = color_statistics(of_train)
         train, val = source(*config.train_splits), source(config.val_split)
         return cls(spec, train, val, of_train, device, mean, std)
 
@@ -185,6 +189,32 @@ class TrainingData:
             f"{self.spec.name}: {len(self.train.names)} pictures to learn from, {len(self.val.names)} to"
             f" validate on, {self.device}; mean {self.mean}, std {self.std}"
         )
+
+
+def _check_split(
+    split: LabeledImages,
+    config: DataConfig,
+    *,
+    cache_folder: Path | None,
+    progress: Callable[[str], None],
+) -> tuple[LabeledImages, SplitFacts]:
+    """Read a split, and leave its broken pairs out where the configuration allows it.
+
+    Raises:
+        model.errors.DatasetError: every pair is broken.
+    """
+    facts = inspect_split(split, workers=config.threads, cache_folder=cache_folder)
+    for note in notes(facts, split):
+        progress(note)
+    if not (config.skip_broken and facts.broken):
+        return split, facts
+    if len(facts.broken) == len(split):
+        raise DatasetError(f"split {split.split}: every pair is broken, first {facts.broken[0].message}")
+    progress(f"split {split.split}: {len(facts.broken)} of {len(split)} pairs are broken and left out")
+    for pair in facts.broken.values():
+        progress(f"left out: {pair.message}")
+    kept = LabeledImages(split.spec, split.split, leave_out=facts.broken.keys())
+    return kept, replace(facts, broken={}, pictures=len(kept))
 
 
 def _residency(choice: ResidencyChoice, pixels: int, device: torch.device, processes: int) -> Residency:

@@ -11,12 +11,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import model.errors as model_errors
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchReport, Outcome
-from service.core.device.engine import EngineUnavailableError
+from service.core.device.engine import DEFAULT_TUNING, EngineTuning, EngineUnavailableError, PrecisionChoice
 
 PROTOCOL = 1
 MAX_FRAME_BYTES = 65_536
@@ -150,6 +150,7 @@ class LoadMessage:
         name: of the version, as people write it.
         folder: of the artifact.
         sizes: padded sizes at which it is run once.
+        tuning: how the engine is built, without the measurements.
     """
 
     layout: ClassVar[struct.Struct] = struct.Struct("<QI")
@@ -159,19 +160,23 @@ class LoadMessage:
     name: str
     folder: str
     sizes: tuple[ImageSize, ...] = ()
+    tuning: EngineTuning = DEFAULT_TUNING
 
     def pack(self) -> bytes:
         """Return the bytes behind the header."""
-        text = {"name": self.name, "folder": self.folder, "sizes": [size.shape for size in self.sizes]}
+        tuning = [self.tuning.precision, self.tuning.streams, self.tuning.threads]
+        sizes = [size.shape for size in self.sizes]
+        text = {"name": self.name, "folder": self.folder, "sizes": sizes, "tuning": tuning}
         return self.layout.pack(self.request, self.version) + _packed_text(text)
 
     @classmethod
     def unpack(cls, data: bytes) -> LoadMessage:
         """Read what ``pack`` wrote."""
-        text = _text(data[cls.layout.size :], {"name": str, "folder": str, "sizes": list})
+        keys = {"name": str, "folder": str, "sizes": list, "tuning": list}
+        text = _text(data[cls.layout.size :], keys)
         sizes = tuple(_size(*sides) for sides in text["sizes"])
         request, version = cls.layout.unpack(data[: cls.layout.size])
-        return cls(request, version, text["name"], text["folder"], sizes)
+        return cls(request, version, text["name"], text["folder"], sizes, _tuning(*text["tuning"]))
 
 
 @dataclass(frozen=True)
@@ -373,6 +378,17 @@ def _side(value: object) -> int:
 
 def _size(height: object, width: object) -> ImageSize:
     return ImageSize(_side(height), _side(width))
+
+
+def _tuning(precision: object, streams: object, threads: object) -> EngineTuning:
+    if precision not in get_args(PrecisionChoice):
+        raise IpcError(f"no engine computes in {precision!r}")
+    for count in (streams, threads):
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise IpcError(f"{count!r} is no number of streams or threads")
+    return EngineTuning(
+        cast("PrecisionChoice", precision), cast("int | None", streams), cast("int | None", threads)
+    )
 
 
 def _packed_text(values: Mapping[str, Any]) -> bytes:

@@ -12,14 +12,12 @@ import select
 import socket
 import struct
 import subprocess
-import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from service.core.child_process import program, with_code
 from service.core.device.ipc import MAX_FRAME_BYTES, IpcMessage, packed, unpacked
 
-_CODE = Path(__file__).parents[3]
 _COUNT = struct.Struct("<Q")
 _WORDS = struct.Struct("<QI")
 _PLACES = (mmap.PAGESIZE // 4, mmap.PAGESIZE // 2)
@@ -102,11 +100,10 @@ class WorkerConnection:
             self._mark = BatchJobMark(page)
             descriptors = theirs.fileno(), page
             self._process = subprocess.Popen(  # noqa: S603 - this Python, a module of ours
-                # -s and -P: no code from the user's home or from the folder that the service was started in.
-                [sys.executable, "-s", "-P", "-m", module, *arguments, *map(str, descriptors)],
+                program(module, *arguments, *map(str, descriptors)),
                 stdin=subprocess.DEVNULL,
                 stdout=_STDERR,  # stdout belongs to the service
-                env=_with_code(environment),
+                env=with_code(environment),
                 pass_fds=descriptors,
             )
         except OSError:
@@ -190,8 +187,3 @@ class WorkerConnection:
         except subprocess.TimeoutExpired:
             self.kill()
             return self._process.wait()
-
-
-def _with_code(environment: Mapping[str, str]) -> dict[str, str]:
-    folders = [str(_CODE), *filter(None, [environment.get("PYTHONPATH")])]
-    return {**environment, "PYTHONPATH": os.pathsep.join(folders)}

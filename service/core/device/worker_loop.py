@@ -254,7 +254,7 @@ class WorkerLoop:
     def _load(self, frame: LoadMessage) -> None:
         try:
             version = ModelVersion.parse(frame.name)
-            info = self._device.load(version, read_artifact(Path(frame.folder)), frame.sizes)
+            info = self._device.load(version, read_artifact(Path(frame.folder)), frame.sizes, frame.tuning)
         except Exception as error:  # noqa: BLE001 - the edge of the thread: whatever a library raises
             if type(error).__name__ not in LOAD_ERRORS:
                 _log.exception("model cannot be loaded", model=frame.name)

@@ -29,7 +29,13 @@ from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, LabelBatchJob, Listener, Outcome
-from service.core.device.engine import EngineInfo, EngineUnavailableError, Precision
+from service.core.device.engine import (
+    DEFAULT_TUNING,
+    EngineInfo,
+    EngineTuning,
+    EngineUnavailableError,
+    Precision,
+)
 from service.core.device.ipc import (
     LOAD_ERRORS,
     PROTOCOL,
@@ -56,6 +62,7 @@ _FAREWELL_S = 5.0
 class _Version:
     key: int
     folder: str
+    tuning: EngineTuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +148,13 @@ class ProcessRunner:
             self._jobs[token] = outputs
             self._watchdog.sent(token, expected_s=job.expected_s, now_s=self._clock())
 
-    def load(self, version: ModelVersion, artifact: Artifact, sizes: Sequence[ImageSize] = ()) -> EngineInfo:
+    def load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        sizes: Sequence[ImageSize] = (),
+        tuning: EngineTuning = DEFAULT_TUNING,
+    ) -> EngineInfo:
         """Have an engine built in the worker, and in each that follows.
 
         Raises:
@@ -149,17 +162,15 @@ class ProcessRunner:
             model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
             NoWorkerError: there is no worker, or it died of it.
         """
-        key, folder = next(self._numbers), str(artifact.folder)
+        known = _Version(next(self._numbers), str(artifact.folder), tuning)
         with self._changed:
             life = self._ready_life()
-            reply = self._request(
-                lambda request: LoadMessage(request, key, str(version), folder, tuple(sizes))
-            )
+            reply = self._request(partial(_load_frame, version=version, known=known, sizes=sizes))
         values = _values(reply.result())
         with self._changed:
             if life is not self._life:
                 raise NoWorkerError("the worker died after it had loaded the model")
-            self._versions[version] = _Version(key, folder)
+            self._versions[version] = known
         return _engine_info(values)
 
     def unload(self, version: ModelVersion) -> None:
@@ -375,8 +386,10 @@ class ProcessRunner:
             self._news.popleft()()
 
 
-def _load_frame(request: int, *, version: ModelVersion, known: _Version) -> LoadMessage:
-    return LoadMessage(request, known.key, str(version), known.folder)
+def _load_frame(
+    request: int, *, version: ModelVersion, known: _Version, sizes: Sequence[ImageSize] = ()
+) -> LoadMessage:
+    return LoadMessage(request, known.key, str(version), known.folder, tuple(sizes), known.tuning)
 
 
 def _values(reply: ReplyMessage) -> Mapping[str, str]:

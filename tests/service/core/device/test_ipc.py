@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from model.errors import ArtifactError, ModelError
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchReport, Outcome
-from service.core.device.engine import EngineUnavailableError
+from service.core.device.engine import EngineTuning, EngineUnavailableError, PrecisionChoice
 from service.core.device.ipc import (
     LOAD_ERRORS,
     DoneMessage,
@@ -36,6 +37,8 @@ ENTRIES = st.builds(
     lambda slot, deadline_s, size: PictureEntry(slot, deadline_s, size, size, size), NUMBERS, SECONDS, SIZES
 )
 TEXT = st.text(max_size=50)
+COUNTS = st.none() | st.integers(1, 1000)
+TUNINGS = st.builds(EngineTuning, st.sampled_from(get_args(PrecisionChoice)), COUNTS, COUNTS)
 FRAMES: st.SearchStrategy[IpcMessage] = st.one_of(
     st.builds(LabelMessage, NUMBERS, KEYS, st.lists(ENTRIES, min_size=1, max_size=20).map(tuple)),
     st.builds(
@@ -48,7 +51,7 @@ FRAMES: st.SearchStrategy[IpcMessage] = st.one_of(
         st.tuples(SIDES, SIDES, SIDES),
         st.tuples(SIDES, SIDES, SIDES, SIDES),
     ),
-    st.builds(LoadMessage, NUMBERS, KEYS, TEXT, TEXT, st.lists(SIZES, max_size=8).map(tuple)),
+    st.builds(LoadMessage, NUMBERS, KEYS, TEXT, TEXT, st.lists(SIZES, max_size=8).map(tuple), TUNINGS),
     st.builds(UnloadMessage, NUMBERS, KEYS),
     st.builds(ForgetMessage, st.lists(NUMBERS, max_size=20).map(tuple)),
     st.builds(HelloMessage, KEYS),
@@ -101,6 +104,16 @@ def test_text_with_other_keys_is_no_frame() -> None:
     ):
         with pytest.raises(IpcError):
             unpacked(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [b'["f64", null, 2]', b'["bf16", 0, 2]', b'["bf16", null, "2"]', b'["bf16"]']
+)
+def test_an_engine_of_no_precision_or_no_threads_is_no_frame(wrong: bytes) -> None:
+    data = packed(LoadMessage(1, 2, "city@1", "folder", tuning=EngineTuning("bf16", None, 2)))
+    assert b'["bf16", null, 2]' in data
+    with pytest.raises(IpcError):
+        unpacked(data.replace(b'["bf16", null, 2]', wrong))
 
 
 def test_every_error_of_an_artifact_that_is_loaded_keeps_its_name() -> None:

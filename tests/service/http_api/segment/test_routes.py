@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 import httpx2
 import numpy as np
 import pytest
-from fakes import FakeEngine
+from fakes import FakeEngine, red_scores, until
 from http_site import Site, encoded, open_site, picture_of
 from starlette.types import Scope
 
 from model.pictures.preprocess import ImageSize
+from service.core.device.engine import Float32Array, ImageBatch
 from service.core.errors import VersionNotFoundError
 from service.core.keys import key_digests
 from service.http_api.access import AccessPolicy
@@ -166,3 +167,28 @@ async def test_another_method_than_post_is_told_which_one_is_allowed() -> None:
         for method in ("GET", "HEAD", "PUT", "DELETE"):
             response = await site.client.request(method, "/v1/models/fake:segment")
             assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+async def test_after_three_tiny_pictures_as_many_large_ones_are_all_answered() -> None:
+    tiny, large = (encoded(np.zeros((side, side, 3), np.uint8)) for side in (16, 2048))
+
+    def scores(images_NHW3: ImageBatch) -> Float32Array:
+        if images_NHW3.shape[1] < 2048:
+            time.sleep(0.05)  # of which 2048x2048 pixels would take 3 minutes, if pixels were all that counts
+        return red_scores(images_NHW3)
+
+    engine = FakeEngine(held=True, answer=scores)
+    async with open_site(engine) as site:
+
+        def ask(picture: bytes) -> asyncio.Task[httpx2.Response]:
+            return asyncio.create_task(site.client.post("/v1/segment?timeout_ms=30000", content=picture))
+
+        for _ in range(3):
+            engine.go_on()
+            assert (await ask(tiny)).status_code == 200
+        tasks = [ask(large)]
+        await until(lambda: engine.seen[-1][1] == 2048)
+        tasks += [ask(large), ask(large)]
+        await until(lambda: any(task.done() for task in tasks) or len(site.host._worker._batcher) == 2)
+        engine.go_on(3)
+        assert [(await task).status_code for task in tasks] == [200, 200, 200]
