@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if is_busy() and not arguments.force:
         parser.error("the machine is busy with other work; wait, or measure with --force")
-    models = {"engine": arguments.engine, "precision": arguments.precision, "allow_fault_engine": True}
+    models = {"engine": arguments.engine, "precision": arguments.precision}
     settings = load_settings(flags={"models": models})
     registry = open_registry(settings)
     version = registry.resolve(settings.models.serve[0])

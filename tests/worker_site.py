@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from fakes import PATIENCE_S, write_pooling_artifact
+from fault_engine import MARK_RGB, cell_classes
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
@@ -22,13 +23,16 @@ from service.core.device.worker_connection import WorkerConnection
 from service.core.device.worker_process import ProcessRunner
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Answer, Dispatcher
-from service.engines.fault import MARK_RGB, cell_classes
 from service.telemetry import LogOptions
 from service.worker_config import WORKER_MODULE, WorkerConfig
 
 SIZE = ImageSize(64, 64)
 CELLS = (8, 8)
 VERSION = ModelVersion("pooling", 1)
+
+
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+"""Of workers: they find the fault engine."""
 
 
 class WorkerSite:
@@ -58,7 +62,7 @@ class WorkerSite:
         if self.before:
             self.lives.append(self.before.pop()())
         else:
-            self.lives.append(WorkerConnection(WORKER_MODULE, [self._config.to_json()], os.environ))
+            self.lives.append(WorkerConnection(WORKER_MODULE, [self._config.to_json()], _ENVIRONMENT))
         return self.lives[-1]
 
     def submit(self, image: PreparedImage, version: ModelVersion = VERSION) -> Future[Answer]:

@@ -73,7 +73,7 @@ def train(
 
       bisenet train camvid-v2 --set data.root=/data/camvid --out runs/short --max-minutes 50
 
-      bisenet train custom --set data.dataset=mine.toml --finetune-from bisenetv2-camvid --out runs/mine
+      bisenet train custom --set data.dataset=mine.toml --finetune-from camvid --out runs/mine
 
       torchrun --standalone --nproc-per-node=8 --max-restarts=3 -m training train cityscapes-v2
       --set data.root=/data/cityscapes --out runs/city --resume

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from model.artifacts.manifest import ModelManifest, ModelVersion
@@ -18,8 +17,8 @@ from model.evaluation.protocols import Protocol
 from model.evaluation.report import ShownImage
 from model.quotas import usable_cores
 from service.assembly import engine_options
-from service.cli.local import open_artifact
-from service.core.device.engine import EngineOptions, InferenceEngine, private_folder
+from service.cli.local import choose_model
+from service.core.device.engine import EngineOptions, EngineTuning, InferenceEngine, private_folder
 from service.engines import engine_builder
 from service.machine import this_machine
 from service.settings import Settings
@@ -56,22 +55,22 @@ def open_evaluated_model(settings: Settings) -> Iterator[EvaluatedModel]:
         ModelError: the model is not there, or must not be used.
         EngineUnavailableError: this machine cannot run the engine.
     """
-    version, artifact = open_artifact(settings)
-    options = engine_options(settings)
+    model = choose_model(settings)
+    options = engine_options(settings).tuned(EngineTuning(model.tuning.precision))
     network_passes.warm_up(private_folder(options.cache_folder / "numba"))
-    build = partial(engine_builder(settings.models.engine, options.device), artifact)
+    build = partial(engine_builder(settings.models.engine, options.device), model.artifact)
     with ExitStack() as stack:
         engines = []
         for one in _side_by_side(options):
             engines.append(build(one))
             stack.callback(engines[-1].close)
-        yield EvaluatedModel(version, artifact.manifest, tuple(engines))
+        yield EvaluatedModel(model.version, model.artifact.manifest, tuple(engines))
 
 
 def _side_by_side(options: EngineOptions) -> list[EngineOptions]:
     if options.device != "cpu" or options.threads is not None:
         return [options]
-    return [dataclasses.replace(options, threads=1)] * usable_cores()
+    return [replace(options, threads=1)] * usable_cores()
 
 
 def evaluate_split(
@@ -80,6 +79,7 @@ def evaluate_split(
     protocol: Protocol,
     *,
     command: str,
+    absent_as_zero: bool = False,
     skip_broken: bool = False,
     advance: Callable[[], None] = lambda: None,
 ) -> EvaluationReport:
@@ -90,6 +90,7 @@ def evaluate_split(
         pictures: with labels.
         protocol: how pictures are evaluated.
         command: the command line, for the report.
+        absent_as_zero: classes that occur nowhere count in the mean (``ConfusionMatrix``).
         skip_broken: leave pairs out whose files are broken; the report counts them.
         advance: called once a picture.
 
@@ -113,7 +114,8 @@ def evaluate_split(
         for outcome in outcomes:
             evaluator.add(outcome)
             advance()
-    return evaluator.report(_context(candidate, pictures, protocol, fingerprint, command))
+    context = _context(candidate, pictures, protocol, fingerprint, command)
+    return evaluator.report(replace(context, absent_as_zero=absent_as_zero))
 
 
 def show_worst(

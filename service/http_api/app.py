@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from service.core.models.model_host import ModelHost
@@ -33,12 +34,14 @@ class HttpOptions:
         segment: limits of a segmentation request.
         cors_origins: whose pages may use the service from a browser; ``*`` = any.
         root_path: prefix under which a proxy offers the service; empty = none.
+        page: serve the page for people at ``/``.
     """
 
     access: AccessPolicy = field(default_factory=AccessPolicy)
     segment: SegmentOptions = field(default_factory=SegmentOptions)
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""
+    page: bool = False
 
 
 def create_app(
@@ -67,10 +70,22 @@ def create_app(
     app.include_router(health_router(host, lifecycle))
     describe_segment_routes(app)
     add_docs(app)
-    routes = SegmentRoutes(app, segmenter, host, access=options.access, options=options.segment)
-    guarded = allow_origins(AccessCheck(routes, options.access), options.cors_origins)
+    access = options.access
+    if options.page:
+        access = _add_page(app, access)
+    routes = SegmentRoutes(app, segmenter, host, access=access, options=options.segment)
+    guarded = allow_origins(AccessCheck(routes, access), options.cors_origins)
     edge = HttpEdge(guarded, lifecycle, metrics)
     return RootPath(edge, options.root_path) if options.root_path else edge
+
+
+def _add_page(app: FastAPI, access: AccessPolicy) -> AccessPolicy:
+    """Serve the page, and return the policy that lets it be loaded without a key."""
+    from service.http_api.page import Page  # noqa: PLC0415  # a service without the page does not load it
+
+    page = Page()
+    app.include_router(page.router())
+    return replace(access, open_paths=access.open_paths | page.paths)
 
 
 _INTRODUCTION = """

@@ -160,6 +160,7 @@ def test_an_underscore_too_few_is_no_setting_that_is_silently_ignored(slip: str,
         ("[models]\nserve = ['A b']", "models.serve"),
         ("[models]\nserve = ['a@0']", "models.serve"),
         ("[models]\nengine = 'tflite'", "models.engine"),
+        ("[models]\nengine = 'openvino:fast'", "models.engine"),
         ("[models]\ndevice = 'gpu'", "models.device"),
         ("[models]\nprecision = 'f64'", "models.precision"),
         ("[models]\ncache_folder = 1", "models.cache_folder"),
@@ -301,6 +302,15 @@ def test_settings_of_jobs_that_cannot_be_used_are_named(
 def test_the_password_of_the_jobs_database_is_never_printed() -> None:
     settings = load_settings(flags={"jobs": {"database": "postgresql://a:secret@db/jobs"}}, environment={})
     assert "secret" not in repr(settings)
+
+
+def test_a_python_module_is_an_engine() -> None:
+    assert load(flags={"models": {"engine": "fault_engine:slow:20"}}).models.engine == "fault_engine:slow:20"
+
+
+def test_a_file_of_version_0_1_may_still_allow_the_fault_engine(tmp_path: Path) -> None:
+    (tmp_path / "bisenet.toml").write_text("[models]\nallow_fault_engine = false\n")
+    assert load_settings(tmp_path / "bisenet.toml", environment={}) == load_settings(environment={})
 
 
 def test_sizes_of_pictures_are_compiled_for_padded() -> None:

@@ -37,6 +37,19 @@ def test_help_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
+def test_threads_of_a_run_sleep_while_they_wait(tmp_path: Path) -> None:
+    for command in ("-m", "training"), ("-m", "bisenet"):
+        result = subprocess.run(
+            [sys.executable, *command, "train", "camvid-v2", "--set", f"data.root={tmp_path}/missing"],
+            cwd=ROOT,
+            env=os.environ | {"OMP_DISPLAY_ENV": "TRUE"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "OMP_WAIT_POLICY = 'PASSIVE'" in result.stderr, result.stderr
+
+
 def test_sigterm_saves_the_state_and_exits_with_zero(config_file: Path, tmp_path: Path) -> None:
     arguments = [str(config_file), "--set", "schedule.steps=1000000", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "training", "train", *arguments]

@@ -64,6 +64,7 @@ class StepBatches:
             crop=config.augment.crop,
             pad_color=self.data.pad_color,
             ignore_id=self.data.spec.palette.ignore_id,
+            rare_ids=config.augment.rare.ids(self.data.spec.palette.names),
         )
         return images_NHW3, labels_NHW, waited_s
 

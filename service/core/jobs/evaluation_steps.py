@@ -39,7 +39,7 @@ from model.evaluation.protocols import Protocol, find_protocol, make_plan
 from model.evaluation.report import render_html
 from model.evaluation.resampling import PixelArray
 from model.pictures.preprocess import size_of
-from service.core.device.engine import EngineUnavailableError
+from service.core.device.engine import EngineUnavailableError, Precision
 from service.core.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -146,12 +146,12 @@ class HostedEvaluation:
         self._working = threading.Lock()
         self._opened = ExitStack()
         self._host: ModelHost | None = None
-        self._borrowed: ModelVersion | None = None
+        self._borrowed: tuple[ModelVersion, Precision | None] | None = None
         self._data: _Data | None = None
 
     def plan(self, request: JobRequest) -> JobPlan:
         """Look at the data set and at this machine."""
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, request.precision) as served:
             protocol = find_protocol(request.protocol)
             data = self._open(request)
             pictures = data.pictures
@@ -166,7 +166,7 @@ class HostedEvaluation:
     def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
         """Evaluate some of the pictures."""
         counts: JsonObject = {"images": [], "skipped": []}
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, plan.pins["precision"]) as served:
             data = self._planned_data(request, plan)
             self._check_pins(plan, served, data)
             pictures = data.pictures
@@ -198,7 +198,7 @@ class HostedEvaluation:
         confirm: Callable[[], None],
     ) -> JobResult:
         """Add up, and store the report beside the model."""
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, plan.pins["precision"]) as served:
             data = self._open(request)
             self._check_pins(plan, served, data)
             pictures = data.pictures
@@ -237,22 +237,31 @@ class HostedEvaluation:
         self._stopping.set()
 
     @contextmanager
-    def _working_with(self, version: ModelVersion) -> Iterator[LoadedModel]:
-        """Have a version loaded; it stays so for the next call."""
+    def _working_with(self, version: ModelVersion, precision: Precision | None) -> Iterator[LoadedModel]:
+        """Have a version loaded in a precision; it stays so for the next call.
+
+        Raises:
+            JobError: the host serves the version in another precision.
+        """
         with self._working:
             if self._host is None:
                 self._host = self._opened.enter_context(self._open_host())
-            if self._borrowed != version:
+            if self._borrowed is not None and self._borrowed != (version, precision):
                 self._give_back()
             if not self._host.has(version):
-                self._host.borrow(version, self._registry.open(version))
-                self._borrowed = version
+                self._host.borrow(version, self._registry.open(version), precision=precision)
+                self._borrowed = version, precision
             with self._host.hold_loaded(version) as served:
+                if precision not in (None, served.engine.precision):
+                    raise JobError(
+                        f"the job needs {version} in {precision}, and this worker serves it in "
+                        f"{served.engine.precision}: submit it again"
+                    )
                 yield served
 
     def _give_back(self) -> None:
         if self._borrowed is not None and self._host is not None:
-            self._host.give_back(self._borrowed)
+            self._host.give_back(self._borrowed[0])
         self._borrowed = None
 
     def _close_host(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from model.artifacts.manifest import ModelManifest, ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.device.engine import EngineChoice, EngineInfo, Float32Array, ImageBatch
 from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
 from service.core.scheduling.scheduler import Lane
 
@@ -26,12 +26,14 @@ class LoadedModel:
         manifest: what its artifact says about it.
         engine: what runs it.
         dispatcher: queues its pictures.
+        choice: what was timed before this engine was chosen, the chosen one first; empty if nothing was.
     """
 
     version: ModelVersion
     manifest: ModelManifest
     engine: EngineInfo
     dispatcher: Dispatcher = field(repr=False)
+    choice: tuple[EngineChoice, ...] = ()
 
     def refuse_early(self, *, deadline_s: float, source: str | None = None) -> None:
         """Refuse an interactive picture before it is received, if there is no place for it.

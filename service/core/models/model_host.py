@@ -5,19 +5,27 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import structlog
 
 from model.artifacts.artifact import Artifact
-from model.artifacts.manifest import ModelVersion
+from model.artifacts.manifest import ModelManifest, ModelVersion
+from service.core.device.engine import DEFAULT_TUNING, EngineTuning, Precision
 from service.core.errors import ConflictError, LoadingError, ModelNotFoundError, VersionNotFoundError
 from service.core.models.loaded_model import LoadedModel
 from service.core.scheduling.dispatcher import Dispatcher
 from service.telemetry import Metrics, ModelLabels
 
 _log = structlog.get_logger()
+
+TuningOf = Callable[[ModelVersion, ModelManifest], EngineTuning]
+"""Says how the engine of a version is built."""
+
+
+def _default_tuning(_: ModelVersion, __: ModelManifest) -> EngineTuning:
+    return DEFAULT_TUNING
 
 
 class ModelHost:
@@ -29,11 +37,15 @@ class ModelHost:
     Args:
         worker: runs them; closed with the host.
         metrics: told of versions that come and go.
+        tuning_of: says how the engine of a version is built.
     """
 
-    def __init__(self, worker: Dispatcher, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, worker: Dispatcher, metrics: Metrics | None = None, *, tuning_of: TuningOf = _default_tuning
+    ) -> None:
         self._worker = worker
         self._metrics = metrics or Metrics()
+        self._tuning_of = tuning_of
         self._changed = threading.Condition(threading.RLock())
         self._loading = threading.Lock()  # one at a time: compilers take all cores
         self._meant: dict[str, ModelVersion] = {}  # by the bare name; the first is the default model
@@ -83,7 +95,9 @@ class ModelHost:
         with self._loading:
             return self._load(version, artifact)
 
-    def borrow(self, version: ModelVersion, artifact: Artifact) -> None:
+    def borrow(
+        self, version: ModelVersion, artifact: Artifact, *, precision: Precision | None = None
+    ) -> None:
         """Load a version for somebody who will ``give_back``.
 
         As long as nobody else asks for it, it is not among ``models``, and no request means it.
@@ -91,6 +105,7 @@ class ModelHost:
         Args:
             version: one that is loaded already is not loaded again.
             artifact: as in ``load``.
+            precision: what its engine computes in; None = what was chosen for this machine.
 
         Raises:
             EngineUnavailableError: as ``load``.
@@ -98,7 +113,7 @@ class ModelHost:
             NoWorkerError: as ``load``.
         """
         with self._loading:
-            self._load(version, artifact, is_borrowed=True)
+            self._load(version, artifact, is_borrowed=True, precision=precision)
 
     def give_back(self, version: ModelVersion) -> None:
         """Free a borrowed version, unless it came to be served meanwhile, or somebody unloaded it."""
@@ -215,16 +230,26 @@ class ModelHost:
         """Answer what waits, then free the device."""
         self._worker.close()
 
-    def _load(self, version: ModelVersion, artifact: Artifact, *, is_borrowed: bool = False) -> LoadedModel:
+    def _load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        *,
+        is_borrowed: bool = False,
+        precision: Precision | None = None,
+    ) -> LoadedModel:
         with self._changed:
             if version in self._loaded:
                 if not is_borrowed:
                     self._want(version)
                 return self._loaded[version]
         started_s = time.monotonic()
-        engine = self._worker.load(version, artifact, self._worker.recent_sizes)
+        tuning = self._tuning_of(version, artifact.manifest)
+        if precision not in (None, tuning.precision):
+            tuning = EngineTuning(precision)
+        engine = self._worker.load(version, artifact, self._worker.recent_sizes, tuning)
         seconds = time.monotonic() - started_s
-        served = LoadedModel(version, artifact.manifest, engine, self._worker)
+        served = LoadedModel(version, artifact.manifest, engine, self._worker, tuning.choice)
         with self._changed:
             self._loaded[version] = served
             if is_borrowed:

@@ -29,7 +29,13 @@ from service.core.device.batch_job import (
     Runner,
     ScoreBatchJob,
 )
-from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.device.engine import (
+    DEFAULT_TUNING,
+    EngineInfo,
+    EngineTuning,
+    Float32Array,
+    ImageBatch,
+)
 from service.core.errors import (
     BusyError,
     DeadlineExceededError,
@@ -171,9 +177,15 @@ class Dispatcher:
         """Return memory for a prepared picture from which it need not be copied again, uint8 HW3."""
         return self._runner.canvas(padded, original)
 
-    def load(self, version: ModelVersion, artifact: Artifact, sizes: Sequence[ImageSize] = ()) -> EngineInfo:
+    def load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        sizes: Sequence[ImageSize] = (),
+        tuning: EngineTuning = DEFAULT_TUNING,
+    ) -> EngineInfo:
         """Build an engine beside those that run, so that its version can be submitted to: see ``Runner``."""
-        info = self._runner.load(version, artifact, sizes)
+        info = self._runner.load(version, artifact, sizes, tuning)
         with self._changed:
             self._outstanding[version] = 0
         return info

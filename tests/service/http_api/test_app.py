@@ -195,7 +195,7 @@ async def test_a_probe_that_fails_is_a_503_that_says_when_to_come_back() -> None
 
 async def test_readiness_tells_what_runs(site: Site) -> None:
     document = (await site.client.get("/readyz")).json()
-    engine = {"engine": "fake", "device": "cpu", "precision": "f32", "refused": ""}
+    engine = {"engine": "fake", "device": "cpu", "precision": "f32", "refused": "", "choice": []}
     assert document == {
         "status": "ready",
         "models": [{"name": "fake", "version": 3, **engine}, {"name": "other", "version": 1, **engine}],

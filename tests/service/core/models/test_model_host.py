@@ -16,7 +16,7 @@ from model.decoding import decode
 from model.errors import GoldenMismatchError
 from model.pictures.preprocess import PreparedImage, size_of
 from service.core.device.device import Device
-from service.core.device.engine import EngineOptions
+from service.core.device.engine import EngineChoice, EngineOptions, EngineTuning, Precision
 from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     ConflictError,
@@ -43,6 +43,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.built: list[FakeEngine] = []
+        self.options: list[EngineOptions] = []
         self.error: Exception | None = None
 
     def __call__(self, artifact: Artifact, options: EngineOptions) -> FakeEngine:
@@ -50,6 +51,7 @@ class Builder:
         assert options.device == "cpu"
         if self.error:
             raise self.error
+        self.options.append(options)
         self.built.append(FakeEngine())
         return self.built[-1]
 
@@ -91,6 +93,37 @@ def test_a_loaded_model_is_served_and_answers(host: ModelHost, builder: Builder)
     assert served.manifest is FAKE_MANIFEST
     future = submit(served, picture(255))
     assert (future.result(PATIENCE_S).labels_HW == 3).all()
+
+
+TUNING = EngineTuning("int8", streams=1, threads=3, choice=(EngineChoice("int8", 1, 3, 128.0),))
+
+
+@pytest.fixture
+def tuned_host(builder: Builder, tmp_path: Path) -> Iterator[ModelHost]:
+    device = Device(builder, EngineOptions("cpu", "auto", tmp_path / "cache"))
+    host = ModelHost(
+        Dispatcher(InProcessRunner(device)),
+        tuning_of=lambda version, _: TUNING if version == CITY_1 else EngineTuning(),
+    )
+    yield host
+    host.close()
+
+
+def test_each_version_is_built_as_was_chosen_for_it_and_says_what_was_measured(
+    tuned_host: ModelHost, builder: Builder
+) -> None:
+    assert tuned_host.load(CITY_1, ARTIFACT).choice == TUNING.choice
+    assert tuned_host.load(CITY_2, ARTIFACT).choice == ()
+    built = [(options.precision, options.streams, options.threads) for options in builder.options]
+    assert built == [("int8", 1, 3), ("auto", None, None)]
+
+
+@pytest.mark.parametrize(("precision", "threads"), [("bf16", None), ("int8", 3)])
+def test_a_borrower_says_the_precision(
+    tuned_host: ModelHost, builder: Builder, precision: Precision, threads: int | None
+) -> None:
+    tuned_host.borrow(CITY_1, ARTIFACT, precision=precision)
+    assert (builder.options[0].precision, builder.options[0].threads) == (precision, threads)
 
 
 def test_each_version_is_answered_by_its_own_engine(host: ModelHost, builder: Builder) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pytest
 from chaos import Chaos
-from simulation import (
+
+from benchmarks.simulation import (
     ALONE,
     BATCHED,
     Outcome,
@@ -19,7 +20,6 @@ from simulation import (
     serve,
     ten_plus_two,
 )
-
 from model.pictures.preprocess import ImageSize
 from service.core.scheduling.scheduler import BatchKey, BatchLimits, Lane, Scheduler
 

@@ -1,9 +1,10 @@
-"""An engine that fails on purpose, to test everything above it; never without leave of the configuration.
+"""An engine that fails on purpose, to test everything above it: ``--engine fault_engine:FAULTS``.
 
-``fault:slow:20`` takes 20 ms for each picture; ``fault:slow:20+segv:marked`` also crashes on marked pictures.
-What it answers needs no network and tells pictures and versions apart: each cell of the output has the class
+``fault_engine:slow:20`` takes 20 ms for each picture; ``fault_engine:slow:20+segv:marked`` also crashes on
+marked pictures. Its scores need no network and tell pictures and versions apart: a cell of the output has the
+class
 
-    (red value in the middle of the cell * K / 256 + a number of the version's own) mod K
+    (red value in the middle of the cell * K / 256 + the shift of the version) mod K
 
 Axes: N images in a batch, K classes, H height, W width, h w = H/stride W/stride.
 """
@@ -27,16 +28,15 @@ from model.labels import UInt8Array
 from service.core.device.engine import (
     DeviceLostError,
     DeviceMemoryError,
-    EngineBuilder,
     EngineInfo,
     EngineOptions,
     EngineUnavailableError,
     Float32Array,
     ImageBatch,
     InferenceEngine,
+    Precision,
 )
 
-PREFIX = "fault:"
 MARK_RGB = (255, 0, 255)
 """Colour of the first pixel of a picture that makes a fault ``:marked`` happen."""
 
@@ -45,12 +45,12 @@ EXIT_CODE = 9
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong.
+    """One fault.
 
     Attributes:
         kind: key of ``KINDS``, or ``slow``.
-        only_marked: with marked pictures only.
-        ms: how slow.
+        only_marked: whether it happens with marked pictures only.
+        ms: time for each picture of ``slow``, in milliseconds.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Fault:
 
 
 def parse_faults(text: str) -> tuple[Fault, ...]:
-    """Read what follows ``fault:``: ``KIND[:marked]`` or ``slow:MS``, joined by ``+``.
+    """Read faults: ``KIND[:marked]`` or ``slow:MS``, joined by ``+``.
 
     Raises:
         EngineUnavailableError: there is no such fault.
@@ -79,35 +79,36 @@ def _parse_fault(text: str) -> Fault:
     raise EngineUnavailableError(f"there is no fault {text!r}: {', '.join(KINDS)} or slow:MS, with :marked")
 
 
-def builder(text: str) -> EngineBuilder:
-    """Return what builds an engine with faults; it is not proved, for it computes nothing.
+def precisions(_device: str) -> tuple[Precision, ...]:
+    """Return the one precision that it claims."""
+    return ("f32",)
+
+
+def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
+    """Build an engine with the faults of ``options.arguments``.
 
     Raises:
         EngineUnavailableError: there is no such fault.
     """
-    faults = parse_faults(text.removeprefix(PREFIX))
-
-    def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
-        if any(fault.kind == "exit_at_load" for fault in faults):
-            os._exit(EXIT_CODE)
-        return FaultEngine(artifact.manifest, faults, EngineInfo("fault", options.device, "f32"))
-
-    return build
+    faults = parse_faults(options.arguments)
+    if any(fault.kind == "exit_at_load" for fault in faults):
+        os._exit(EXIT_CODE)
+    return FaultEngine(artifact.manifest, faults, EngineInfo("fault", options.device, "f32"))
 
 
 def shift_of(manifest: ModelManifest) -> int:
-    """Return the number of a version's own, 0..K-1, by which its classes are shifted."""
+    """Return the shift of a version's classes, 0..K-1."""
     digest = hashlib.sha256(manifest.files[WEIGHTS_FILE].encode()).digest()
     return digest[0] % manifest.palette.num_classes
 
 
 class FaultEngine:
-    """Answers by arithmetic, unless a fault happens first.
+    """Computes scores from red values, unless a fault happens.
 
     Args:
         manifest: of the version.
-        faults: what goes wrong.
-        info: what this engine is.
+        faults: that happen, in their order.
+        info: of this engine.
     """
 
     def __init__(self, manifest: ModelManifest, faults: tuple[Fault, ...], info: EngineInfo) -> None:
@@ -118,7 +119,7 @@ class FaultEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """Name, device and precision."""
         return self._info
 
     def infer(self, images_NHW3: ImageBatch) -> Float32Array:
@@ -131,7 +132,7 @@ class FaultEngine:
         return raw_NKhw
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Free nothing."""
 
     def _scores(self, images_NHW3: ImageBatch) -> Float32Array:
         stride, num_classes = self._manifest.stride, self._manifest.palette.num_classes
@@ -151,7 +152,7 @@ class FaultEngine:
 
 
 def cell_classes(red: UInt8Array, manifest: ModelManifest) -> UInt8Array:
-    """Return the class of cells with these red values in their middle."""
+    """Return the class of cells that have these red values in their middle."""
     num_classes = manifest.palette.num_classes
     ids = (red.astype(np.int64) * num_classes // 256 + shift_of(manifest)) % num_classes
     return ids.astype(np.uint8)
@@ -200,4 +201,4 @@ KINDS: Mapping[str, Callable[[Float32Array], Float32Array]] = MappingProxyType(
         "wrong_shape": _wrong_shape,
     }
 )
-"""What each fault does with the scores."""
+"""Each fault, and its effect on the scores."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import write_pooling_artifact
+from fault_engine import KINDS, MARK_RGB, Fault, cell_classes, parse_faults
 
 from model.artifacts.artifact import Artifact
 from service.core.device.engine import (
@@ -19,8 +20,6 @@ from service.core.device.engine import (
     InferenceEngine,
 )
 from service.engines import engine_builder
-from service.engines.fault import KINDS, MARK_RGB, Fault, cell_classes, parse_faults
-from service.settings import SettingsError, load_settings
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def engine(artifact: Artifact, name: str) -> InferenceEngine:
-    return engine_builder(f"fault:{name}", "cpu")(artifact, EngineOptions("cpu", "auto", Path("nowhere")))
+    return engine_builder(f"fault_engine:{name}", "cpu")(
+        artifact, EngineOptions("cpu", "auto", Path("nowhere"))
+    )
 
 
 def images(*reds: int, marked: bool = False) -> np.ndarray:
@@ -37,14 +38,6 @@ def images(*reds: int, marked: bool = False) -> np.ndarray:
     if marked:
         images_NHW3[-1, 0, 0] = MARK_RGB
     return images_NHW3
-
-
-def test_it_needs_leave() -> None:
-    for engine_name in ("fault:nan", "fault:slow:20"):
-        with pytest.raises(SettingsError, match="allow_fault_engine"):
-            load_settings(flags={"models": {"engine": engine_name}}, environment={})
-        allowed = {"models": {"engine": engine_name, "allow_fault_engine": True}}
-        assert load_settings(flags=allowed, environment={}).models.engine == engine_name
 
 
 @pytest.mark.parametrize("text", ["", "slow", "slow:fast", "broken", "nan:always", "nan+"])
@@ -99,7 +92,7 @@ def test_some_faults_end_the_process(artifact: Artifact, fault: str, code: int) 
     program = f"""
 import sys
 sys.path[:0] = {sys.path!r}
-from test_fault import engine, images
+from test_fault_engine import engine, images
 from model.artifacts.artifact import read_artifact
 from pathlib import Path
 engine(read_artifact(Path({str(artifact.folder)!r})), {fault!r}).infer(images(1))
