@@ -68,7 +68,8 @@ def _counter(name: str, total: int) -> Callable[[int], None]:
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     for split in found["splits"]:
         sizes = ", ".join(f"{size}: {count}" for size, count in split["sizes"].items())
-        yield f"{split['name']}: {split['pictures']} pictures ({sizes or 'none can be read'})"
+        pictures = "1 picture" if split["pictures"] == 1 else f"{split['pictures']} pictures"
+        yield f"{split['name']}: {pictures} ({sizes or 'none can be read'})"
         yield f"  fingerprint {split['fingerprint'] or 'unknown: files are missing'}"
         if split["unseen"]:
             yield f"  classes without a pixel: {', '.join(split['unseen'])}"

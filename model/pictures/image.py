@@ -2,8 +2,8 @@
 
 Policy: the first bytes decide between JPEG (the first picture of an MPO), PNG and WebP. Size limits are
 checked against the header, before any pixel is decoded. The first frame counts. EXIF orientation is applied,
-all other metadata is dropped. 16-bit gray keeps its high byte, transparency is dropped, other modes become RGB
-as Pillow converts them.
+all other metadata is dropped. 16-bit gray keeps its high byte, transparency is dropped, other modes become
+RGB as Pillow converts them.
 
 This is not ``Image.open(...).convert("RGB")``, because the bytes are hostile and several threads decode:
 
@@ -12,7 +12,7 @@ This is not ``Image.open(...).convert("RGB")``, because the bytes are hostile an
   libjpeg adds 2 to 8 for pictures in several scans; libwebp needs 12 in all. The header tells which.
 - Warnings. ``warnings.catch_warnings`` changes the whole process, and two threads undo each other's filters.
   So the code of Pillow that warns (EXIF and MPO directories, odd APNG headers, bombs) is never reached.
-- Time. Pillow parses markers and chunks in Python, and each scan of a JPEG visits all pixels: both are bounded.
+- Time. Pillow parses markers and chunks in Python, and each scan of a JPEG visits all pixels: both end.
 
 Axes: H height, W width, 3 = red green blue.
 """
