@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from model.progress import ProgressDisplay
 
 app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Look at a data set before anything is learned from it.")
@@ -76,8 +79,9 @@ def train(
       torchrun --standalone --nproc-per-node=8 --max-restarts=3 -m training train cityscapes-v2
       --set data.root=/data/cityscapes --out runs/city --resume
     """
+    started_s = time.monotonic()
     # Only a run needs torch, and importing it takes seconds: --help does not wait.
-    with _exit_without_torch():
+    with _exit_without_torch(), ProgressDisplay().task("loading torch"):
         from training.config import load_config  # noqa: PLC0415
         from training.run.run import RunOptions  # noqa: PLC0415
         from training.run.run import train as run  # noqa: PLC0415
@@ -90,6 +94,7 @@ def train(
         registry=registry or str(_user_folder(".local", "share", "bisenet", "registry") or ""),
         cache_folder=_user_folder(".cache", "bisenet"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        started_s=started_s,
     )
     with _exit_on_errors(root_option="--set data.root=DIR"):
         finished = run(load_config(config, set_ or []), options)

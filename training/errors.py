@@ -5,6 +5,7 @@ TrainingError                     a run that cannot start or go on
 ├── ResumeError                   the state in the output folder does not belong to this run
 ├── FinetuneError                 weights to begin with of which none fits
 ├── CheckpointError               a checkpoint is missing, damaged or cannot be written
+├── TimeLimitError                the run does not fit into its time limit
 └── NonFiniteLossError            the loss is no number any more
 """
 
@@ -29,6 +30,10 @@ class FinetuneError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged or cannot be written."""
+
+
+class TimeLimitError(TrainingError):
+    """The run does not fit into its time limit; the message says what takes how long."""
 
 
 class NonFiniteLossError(TrainingError):

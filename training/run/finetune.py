@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,17 +60,29 @@ class AdoptedWeights:
     unused: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Return the whole list for people, what was loaded by part of the network."""
-        parts: dict[str, int] = {}
-        for key in self.loaded:
-            part = ".".join(key.split(".")[:2])
-            parts[part] = parts.get(part, 0) + 1
+        """Return a few sentences for people."""
+        absent = [key for key, reason in self.reinitialised if reason == _ABSENT]
+        others = [f"{key} begins anew: {reason}" for key, reason in self.reinitialised if reason != _ABSENT]
+        found = len(self.loaded) + len(self.reinitialised)
         return [
-            f"loaded {len(self.loaded)} tensors",
-            *(f"  loaded          {part}: {count}" for part, count in parts.items()),
-            *(f"  re-initialised  {key}: {reason}" for key, reason in self.reinitialised),
-            *(f"  unused          {key}" for key in self.unused),
+            f"{len(self.loaded)} of {found} tensors are taken over: {_parts(self.loaded)}",
+            *([f"{len(absent)} are not in the file and begin anew: {_parts(absent)}"] if absent else []),
+            *others,
+            *(
+                [f"{len(self.unused)} of the file have no place: {_parts(self.unused)}"]
+                if self.unused
+                else []
+            ),
         ]
+
+
+_ABSENT = "not in the file"
+
+
+def _parts(keys: Sequence[str]) -> str:
+    """Return the parts of the network that tensors belong to, and how many in each."""
+    counts = Counter(key.partition(".")[0] for key in keys)
+    return ", ".join(f"{part} ({count})" for part, count in counts.items())
 
 
 def find_source(reference: str, registry: ModelRegistry) -> FinetuneSource:
@@ -129,7 +142,7 @@ def _fits(value: Tensor, place: Tensor | None) -> bool:
 
 def _reason(place: Tensor, value: Tensor | None) -> str:
     if value is None:
-        return "not in the file"
+        return _ABSENT
     return f"{tuple(value.shape)} in the file, {tuple(place.shape)} here"
 
 
