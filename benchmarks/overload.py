@@ -6,7 +6,7 @@
     python benchmarks/overload.py flood --engine openvino --times 2 --deadline-ms 2000
 
 Requests come at random times (Poisson) whatever is answered, and latency counts from the moment at which a
-request was meant to be sent. ``fault:slow:20`` takes 20 ms a picture and no processor. A load of 100 % is
+request was meant to be sent. ``slow_engine:20`` takes 20 ms a picture and no processor. A load of 100 % is
 what the device can do: one picture in the median time that the service says a picture keeps it busy.
 
 The ideal is replayed on the same arrivals and the busy times of the same answers, without any cost of HTTP,
@@ -18,8 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
-import tempfile
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,9 +30,6 @@ from statistics import median
 
 import numpy as np
 import uvloop
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the ideal queue lives with its tests
-
 from simulation import Request, ideal_fifo
 
 from service.cli.bench.http_target import HttpTarget, RunningService, running_service
@@ -43,8 +39,8 @@ from service.cli.bench.stream_bench import ServiceWatch
 from service.core.memory import frozen_objects
 from service.machine import is_busy, this_machine
 
+HERE = Path(__file__).parent
 PATH = "/v1/segment?mask=none"
-SETTINGS = "[models]\nallow_fault_engine = true\n"
 SATURATED = 8
 RESTED = 2.0
 """A service has recovered when an answer takes no more than so many times what it took before."""
@@ -181,7 +177,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["waiting", "deadlines", "flood"])
-    parser.add_argument("--engine", default="fault:slow:20")
+    parser.add_argument("--engine", default="slow_engine:20")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--model", default="bisenetv2-camvid@1")
     parser.add_argument("--size", default="512x1024", metavar="HxW")
@@ -198,12 +194,10 @@ def _options() -> argparse.Namespace:
 
 @contextmanager
 def _service(options: argparse.Namespace) -> Iterator[RunningService]:
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "bisenet.toml"
-        config.write_text(SETTINGS, encoding="utf-8")
-        flags = ["--engine", options.engine, "--precision", options.precision, "--model", options.model]
-        with running_service([*flags, "--config", str(config)]) as service:
-            yield service
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])  # the service finds slow_engine
+    flags = ["--engine", options.engine, "--precision", options.precision, "--model", options.model]
+    with running_service(flags) as service:
+        yield service
 
 
 def _target(service: RunningService, *, deadline_s: float | None = None) -> HttpTarget:

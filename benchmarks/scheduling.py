@@ -18,12 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the simulated world lives with its tests
-
 from simulation import (
     BATCHED,
     Outcome,

@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if is_busy() and not arguments.force:
         parser.error("the machine is busy with other work; wait, or measure with --force")
-    models = {"engine": arguments.engine, "precision": arguments.precision, "allow_fault_engine": True}
+    models = {"engine": arguments.engine, "precision": arguments.precision}
     settings = load_settings(flags={"models": models})
     registry = open_registry(settings)
     version = registry.resolve(settings.models.serve[0])
@@ -104,9 +104,10 @@ class Asker:
         return count / (time.perf_counter() - begun_s)
 
     def _submit(self) -> Future[Answer]:
-        prepared = self._spec.prepare(self._image_HW3, self._host.canvas)
-        version = self._host.find().version
-        return self._host.submit(prepared, version=version, deadline_s=time.monotonic() + 60)
+        model = self._host.find()
+        prepared = self._spec.prepare(self._image_HW3, model.canvas)
+        place = model.reserve(prepared.padded, deadline_s=time.monotonic() + 60)
+        return model.submit(prepared, place)
 
     def _look(self, future: Future[Answer]) -> None:
         future.result().labels_HW.max()

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _MIN_PART = 2  # batch normalisation of the pooled features needs two values a channel
 
 # What a run computes does not depend on these: data are compared by content.
-_FREE_KEYS = frozenset({"device", "data.root", "data.residency", "data.workers", "schedule.keep_every"})
+_FREE_KEYS = frozenset(
+    {"device", "data.root", "data.residency", "data.skip_broken", "data.workers", "schedule.keep_every"}
+)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from service.cli.extras import import_cameras
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
 from service.client.errors import SourceError
 from service.core.errors import InvalidArgumentError, ServiceError
-from service.core.models.model_host import LoadedModel
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
-from service.core.pictures.picture_request import Segmentation
-from service.core.pictures.segmenter import Segmenter
+from service.core.pictures.picture import EncodedPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter
 
 Output = Literal["labels", "color", "overlay"]
 Entry = dict[str, Any]
@@ -90,9 +90,9 @@ def predict(
             _progress(len(jobs) if film is None else None) as advance,
         ):
             if film is None:
-                entries = asyncio.run(_predict_all(segmenter, jobs, output, advance))
+                entries = asyncio.run(_predict_all(segmenter, served, jobs, output, advance))
             else:
-                entries = [_predict_film(segmenter, film, out, output, advance)]
+                entries = [_predict_film(segmenter, served, film, out, output, advance=advance)]
     _report(entries, served, as_json=as_json)
     if any("error" in entry for entry in entries):
         raise typer.Exit(EXIT_FAILED)
@@ -123,13 +123,21 @@ def _is_film(path: Path) -> bool:
 
 
 def _predict_film(
-    segmenter: Segmenter, film: Path, out: Path, output: Output, advance: Callable[[], None]
+    segmenter: Segmenter,
+    model: LoadedModel,
+    film: Path,
+    out: Path,
+    output: Output,
+    *,
+    advance: Callable[[], None],
 ) -> Entry:
     import_cameras()
     from service.cli.video import predict_film  # noqa: PLC0415 - PyAV is an extra
 
     try:
-        return asyncio.run(predict_film(segmenter, film, out, output, advance, as_film=_is_film(out)))
+        return asyncio.run(
+            predict_film(segmenter, model, film, out, output, advance=advance, as_film=_is_film(out))
+        )
     except SourceError as error:
         return {"input": str(film), "error": {"code": "undecodable_image", "message": str(error)}}
 
@@ -187,25 +195,30 @@ def _progress(total: int | None) -> Iterator[Callable[[], None]]:
 
 
 async def _predict_all(
-    segmenter: Segmenter, jobs: Sequence[PredictTask], output: Output, advance: Callable[[], None]
+    segmenter: Segmenter,
+    model: LoadedModel,
+    jobs: Sequence[PredictTask],
+    output: Output,
+    advance: Callable[[], None],
 ) -> list[Entry]:
     entries: dict[int, Entry] = {}
     remaining = iter(enumerate(jobs))
 
     async def work() -> None:
         for index, job in remaining:
-            entries[index] = await _predict(segmenter, job, output)
+            entries[index] = await _predict(segmenter, model, job, output)
             advance()
 
     await asyncio.gather(*(work() for _ in range(_IN_FLIGHT)))
     return [entries[index] for index in range(len(jobs))]
 
 
-async def _predict(segmenter: Segmenter, job: PredictTask, output: Output) -> Entry:
+async def _predict(segmenter: Segmenter, model: LoadedModel, job: PredictTask, output: Output) -> Entry:
     try:
         data = await asyncio.to_thread(_read, job.source)
         write = partial(_write, job=job, output=output)
-        async with segmenter.segment(data, write, deadline_s=time.monotonic() + _PATIENCE_S) as entry:
+        deadline_s = time.monotonic() + _PATIENCE_S
+        async with segmenter.segment(model, EncodedPicture(data), write, deadline_s=deadline_s) as entry:
             return entry
     except ServiceError as error:
         return {"input": str(job.source), "error": {"code": error.code, "message": str(error)}}

@@ -17,8 +17,8 @@ from model.evaluation.protocols import Protocol
 from model.evaluation.report import ShownImage
 from model.quotas import usable_cores
 from service.assembly import engine_options
-from service.cli.local import open_artifact
-from service.core.device.engine import EngineOptions, InferenceEngine, private_folder
+from service.cli.local import choose_model
+from service.core.device.engine import EngineOptions, EngineTuning, InferenceEngine, private_folder
 from service.engines import engine_builder
 from service.machine import this_machine
 from service.settings import Settings
@@ -55,16 +55,16 @@ def open_evaluated_model(settings: Settings) -> Iterator[EvaluatedModel]:
         ModelError: the model is not there, or must not be used.
         EngineUnavailableError: this machine cannot run the engine.
     """
-    version, artifact = open_artifact(settings)
-    options = engine_options(settings)
+    model = choose_model(settings)
+    options = engine_options(settings).tuned(EngineTuning(model.tuning.precision))
     network_passes.warm_up(private_folder(options.cache_folder / "numba"))
-    build = partial(engine_builder(settings.models.engine, options.device), artifact)
+    build = partial(engine_builder(settings.models.engine, options.device), model.artifact)
     with ExitStack() as stack:
         engines = []
         for one in _side_by_side(options):
             engines.append(build(one))
             stack.callback(engines[-1].close)
-        yield EvaluatedModel(version, artifact.manifest, tuple(engines))
+        yield EvaluatedModel(model.version, model.artifact.manifest, tuple(engines))
 
 
 def _side_by_side(options: EngineOptions) -> list[EngineOptions]:

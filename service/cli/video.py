@@ -15,9 +15,10 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import size_of
 from service.client.cameras import CameraFrame, FilmWriter, source_frames
 from service.client.errors import SourceError
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
-from service.core.pictures.picture_request import Segmentation
-from service.core.pictures.segmenter import Segmenter
+from service.core.pictures.picture import RawPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter
 
 _IN_FLIGHT = 3
 """While one picture is in the engine, others are prepared and written."""
@@ -27,17 +28,19 @@ _PATIENCE_S = 3600.0
 
 async def predict_film(
     segmenter: Segmenter,
+    model: LoadedModel,
     source: Path,
     out: Path,
     output: Literal["labels", "color", "overlay"],
-    advance: Callable[[], None],
     *,
+    advance: Callable[[], None],
     as_film: bool,
 ) -> dict[str, Any]:
     """Segment every picture of a film, in order.
 
     Args:
         segmenter: answers pictures.
+        model: labels them.
         source: the film.
         out: where to.
         output: what is written.
@@ -56,7 +59,7 @@ async def predict_film(
         await asyncio.to_thread(out.mkdir, parents=True, exist_ok=True)
     count = 0
     with closing(writer) if writer is not None else nullcontext():
-        async for shot, encoded in _answers(segmenter, source, output, as_pixels=writer is not None):
+        async for shot, encoded in _answers(segmenter, model, source, output, as_pixels=writer is not None):
             count += 1
             if writer is not None:
                 await asyncio.to_thread(writer.write, encoded, shot.position_s)
@@ -70,14 +73,14 @@ async def predict_film(
 
 
 async def _answers(
-    segmenter: Segmenter, source: Path, output: str, *, as_pixels: bool
+    segmenter: Segmenter, model: LoadedModel, source: Path, output: str, *, as_pixels: bool
 ) -> AsyncIterator[tuple[CameraFrame, Any]]:
     """Yield each picture with what becomes of it, in order, a few of them under way at the same time."""
     film = source_frames(str(source))
     under_way: deque[tuple[CameraFrame, asyncio.Task[Any]]] = deque()
     try:
         while (shot := await asyncio.to_thread(next, film, None)) is not None:
-            task = asyncio.create_task(_answer(segmenter, shot, output, as_pixels=as_pixels))
+            task = asyncio.create_task(_answer(segmenter, model, shot, output, as_pixels=as_pixels))
             under_way.append((shot, task))
             if len(under_way) >= _IN_FLIGHT:
                 oldest, answering = under_way.popleft()
@@ -90,12 +93,13 @@ async def _answers(
             answering.cancel()
 
 
-async def _answer(segmenter: Segmenter, shot: CameraFrame, output: str, *, as_pixels: bool) -> Any:
+async def _answer(
+    segmenter: Segmenter, model: LoadedModel, shot: CameraFrame, output: str, *, as_pixels: bool
+) -> Any:
     deadline_s = time.monotonic() + _PATIENCE_S
-    pixels = shot.image_HW3.tobytes()
+    picture = RawPicture(shot.image_HW3.tobytes(), size_of(shot.image_HW3))
     encode = partial(_painted if as_pixels else _png, output=output)
-    size = size_of(shot.image_HW3)
-    async with segmenter.segment_pixels(pixels, size, encode, deadline_s=deadline_s) as encoded:
+    async with segmenter.segment(model, picture, encode, deadline_s=deadline_s) as encoded:
         return encoded
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.networks.segmentation_network import SegmentationNetwork
 from model.pictures.preprocess import PAD_MULTIPLE, ImageSize
-from training.data.pictures import PictureSource, walk
+from training.data.pictures import PictureSource, iterate_pictures
 from training.optimisation.precision import ComputeConfig
 
 _MAX_PICTURES = 512
@@ -67,7 +67,7 @@ def calibrated(
     sample = calibration_sample(len(pictures.names)) if sample is None else sample
     # Neighbours in a list are often frames of one film, which hardly vary: hence a random order.
     order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
-    pairs = walk(pictures, [sample[index] for index in order], before_each)
+    pairs = iterate_pictures(pictures, [sample[index] for index in order], before_each)
     for images_NHW3 in _batches((image_HW3 for image_HW3, _ in pairs), batch_size, max_pixels, pad_color):
         with compute.autocast(images_NHW3.device):
             network(images_NHW3)

@@ -113,7 +113,7 @@ def draw_samples(trainer: Trainer, out: Path, step: int, network: SegmentationNe
 
 def _best(trainer: Trainer) -> Validated:
     """Return the network to publish, with its scores."""
-    is_last = trainer.config.data.validates_on_learned
+    is_last = trainer.config.data.validates_on_training_pictures
     kept = trainer.last_validated if is_last else trainer.best_validated
     if kept is not None:
         return kept

@@ -30,8 +30,8 @@ from service.core.device.engine import (
     InferenceEngine,
     PrecisionChoice,
 )
+from service.engine_choice import EngineChooser
 from service.engines import engine_builder
-from service.engines.int8 import prefers_int8
 from service.machine import Machine, is_busy, this_machine
 from service.registry import open_registry
 from service.settings import Settings
@@ -94,7 +94,9 @@ def engine(
         options = engine_options(settings)
         choices = list(product(engines or ["auto"], wanted))
         with _engines(settings, choices, options) as built:
-            contenders: list[RaceEntry] = [EngineEntry(one.engine, images_NHW3) for one in built]
+            contenders: list[RaceEntry] = [
+                EngineEntry(one.engine, images_NHW3, is_auto=one.is_auto) for one in built
+            ]
             if peer:
                 contenders += _peers(built, images_NHW3.shape)
             results = race(contenders, rounds=_ROUNDS, round_s=seconds / _ROUNDS, batch=batch)
@@ -135,6 +137,7 @@ class _Built:
     version: ModelVersion
     artifact: Artifact
     engine: InferenceEngine
+    is_auto: bool
 
 
 @contextmanager
@@ -142,23 +145,27 @@ def _engines(
     settings: Settings, choices: Sequence[tuple[str, PrecisionChoice]], options: EngineOptions
 ) -> Iterator[list[_Built]]:
     registry = open_registry(settings)
-    built: dict[EngineInfo, _Built] = {}
+    built: dict[tuple[EngineInfo, bool], _Built] = {}
     with ExitStack() as stack:
         for choice, precision in choices:
-            int8 = prefers_int8(choice, options.device, precision)
-            version = registry.resolve(settings.models.serve[0], int8=int8)
+            models = settings.models.model_copy(update={"engine": choice, "precision": precision})
+            chooser = EngineChooser(settings.model_copy(update={"models": models}), registry)
+            version = chooser.version(settings.models.serve[0])
             artifact, build = registry.open(version), engine_builder(choice, options.device)
+            tuned = dataclasses.replace(options, precision=precision).tuned(
+                chooser.tuning(version, artifact.manifest)
+            )
             try:
-                engine = build(artifact, dataclasses.replace(options, precision=precision))
+                engine = build(artifact, tuned)
             except EngineUnavailableError as error:
                 if len(choices) == 1:
                     raise
                 typer.echo(f"left out: {choice} {precision}: {error}", err=True)
                 continue
             stack.callback(engine.close)
-            # auto and its meaning, asked for by name, are one contender
-            same = dataclasses.replace(engine.info, refused="")
-            built.setdefault(same, _Built(version, artifact, engine))
+            # The engine that auto means and the one of that name are the same, of equal precision.
+            same = dataclasses.replace(engine.info, refused=""), precision == "auto"
+            built.setdefault(same, _Built(version, artifact, engine, precision == "auto"))
         if not built:
             raise EngineUnavailableError("none of the contenders can run here")
         yield list(built.values())

@@ -58,15 +58,17 @@ class EngineEntry:
     Attributes:
         engine: what runs.
         images_NHW3: what it runs on.
+        is_auto: its precision, threads and streams were chosen and not asked for.
     """
 
     engine: InferenceEngine
     images_NHW3: UInt8Array
+    is_auto: bool = False
 
     @property
     def name(self) -> str:
         """Engine and precision."""
-        return f"{self.engine.info.engine} {self.precision}"
+        return f"{self.engine.info.engine} {self.precision}{' (auto)' if self.is_auto else ''}"
 
     @property
     def precision(self) -> Precision:

@@ -31,9 +31,10 @@ from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_
 from service.client.errors import ClientError
 from service.core.errors import ServiceError
 from service.core.memory import frozen_objects
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
-from service.core.pictures.picture_request import Segmentation
-from service.core.pictures.segmenter import Segmenter
+from service.core.pictures.picture import EncodedPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter
 from service.machine import Machine, is_busy, this_machine
 
 _PATIENCE_S = 30.0
@@ -174,7 +175,7 @@ def pipeline(
     with exit_on_errors(), _exit_on_refusal("the model"):
         settings = local_settings({"models": models, "registry": {"url": registry}})
         with open_segmenter(settings) as (segmenter, served):
-            figures = _run(_measure_pipeline(segmenter, load))
+            figures = _run(_measure_pipeline(segmenter, served, load))
     answering = {
         "name": served.version.name,
         "version": served.version.number,
@@ -310,11 +311,12 @@ def _run(measuring: Coroutine[Any, Any, _Result]) -> _Result:
         return runner.run(measuring)
 
 
-async def _measure_pipeline(segmenter: Segmenter, load: Load) -> LoadFigures:
+async def _measure_pipeline(segmenter: Segmenter, model: LoadedModel, load: Load) -> LoadFigures:
     async def send(number: int) -> None:
-        picture = load.pictures[number % len(load.pictures)]
+        picture = EncodedPicture(load.pictures[number % len(load.pictures)])
         try:
-            async with segmenter.segment(picture, _png, deadline_s=time.monotonic() + _PATIENCE_S):
+            deadline_s = time.monotonic() + _PATIENCE_S
+            async with segmenter.segment(model, picture, _png, deadline_s=deadline_s):
                 pass
         except ServiceError as error:
             raise RefusedError(error.code) from error

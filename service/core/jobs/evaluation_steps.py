@@ -24,6 +24,7 @@ from model.artifacts.manifest import WEIGHTS_FILE, ModelVersion
 from model.artifacts.registry import ModelRegistry
 from model.datasets.confined_paths import ConfinedReader
 from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.datasets.text import printable
 from model.decoding.score_grid import Float32Array
 from model.errors import DatasetError, ModelError, StorageError
 from model.evaluation.evaluation import (
@@ -38,7 +39,7 @@ from model.evaluation.protocols import Protocol, find_protocol, make_plan
 from model.evaluation.report import render_html
 from model.evaluation.resampling import PixelArray
 from model.pictures.preprocess import size_of
-from service.core.device.engine import EngineUnavailableError
+from service.core.device.engine import EngineUnavailableError, Precision
 from service.core.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -55,7 +56,8 @@ from service.core.jobs.evaluation_job import (
     JobResult,
     JsonObject,
 )
-from service.core.models.model_host import LoadedModel, ModelHost
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 
 _STEP_PIXELS = 16 << 20
 """Of the network's input; 2 to 5 seconds on the processors this was tried on."""
@@ -92,7 +94,7 @@ class Datasets:
         except DatasetError as error:
             raise DatasetError(str(error).replace(str(file), file.name)) from error
         try:
-            return LabeledImages(spec, split, read=ConfinedReader(spec.root))
+            return LabeledImages(spec, split, read=ConfinedReader(spec.root, spec.folders_elsewhere))
         except DatasetError as error:
             raise DatasetError(_relative(error, spec)) from error
 
@@ -144,12 +146,12 @@ class HostedEvaluation:
         self._working = threading.Lock()
         self._opened = ExitStack()
         self._host: ModelHost | None = None
-        self._borrowed: ModelVersion | None = None
+        self._borrowed: tuple[ModelVersion, Precision | None] | None = None
         self._data: _Data | None = None
 
     def plan(self, request: JobRequest) -> JobPlan:
         """Look at the data set and at this machine."""
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, request.precision) as served:
             protocol = find_protocol(request.protocol)
             data = self._open(request)
             pictures = data.pictures
@@ -164,7 +166,7 @@ class HostedEvaluation:
     def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
         """Evaluate some of the pictures."""
         counts: JsonObject = {"images": [], "skipped": []}
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, plan.pins["precision"]) as served:
             data = self._planned_data(request, plan)
             self._check_pins(plan, served, data)
             pictures = data.pictures
@@ -196,7 +198,7 @@ class HostedEvaluation:
         confirm: Callable[[], None],
     ) -> JobResult:
         """Add up, and store the report beside the model."""
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, plan.pins["precision"]) as served:
             data = self._open(request)
             self._check_pins(plan, served, data)
             pictures = data.pictures
@@ -235,22 +237,31 @@ class HostedEvaluation:
         self._stopping.set()
 
     @contextmanager
-    def _working_with(self, version: ModelVersion) -> Iterator[LoadedModel]:
-        """Have a version loaded; it stays so for the next call."""
+    def _working_with(self, version: ModelVersion, precision: Precision | None) -> Iterator[LoadedModel]:
+        """Have a version loaded in a precision; it stays so for the next call.
+
+        Raises:
+            JobError: the host serves the version in another precision.
+        """
         with self._working:
             if self._host is None:
                 self._host = self._opened.enter_context(self._open_host())
-            if self._borrowed != version:
+            if self._borrowed is not None and self._borrowed != (version, precision):
                 self._give_back()
             if not self._host.has(version):
-                self._host.borrow(version, self._registry.open(version))
-                self._borrowed = version
+                self._host.borrow(version, self._registry.open(version), precision=precision)
+                self._borrowed = version, precision
             with self._host.hold_loaded(version) as served:
+                if precision not in (None, served.engine.precision):
+                    raise JobError(
+                        f"the job needs {version} in {precision}, and this worker serves it in "
+                        f"{served.engine.precision}: submit it again"
+                    )
                 yield served
 
     def _give_back(self) -> None:
         if self._borrowed is not None and self._host is not None:
-            self._host.give_back(self._borrowed)
+            self._host.give_back(self._borrowed[0])
         self._borrowed = None
 
     def _close_host(self) -> None:
@@ -294,8 +305,7 @@ class HostedEvaluation:
             if self._stopping.is_set():
                 raise JobInterruptedError
             deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
-            assert self._host is not None  # a call works with it
-            return self._host.infer(images_NHW3, version=served.version, deadline_s=deadline_s).result()
+            return served.infer(images_NHW3, deadline_s=deadline_s).result()
 
         protocol = find_protocol(request.protocol)
         return PictureScorer(served.manifest, protocol, pictures.spec.palette, [infer])
@@ -335,19 +345,16 @@ def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
 
 
 def _data_pins(pictures: LabeledImages) -> JsonObject:
-    palette, label_map = pictures.spec.palette, pictures.spec.label_map
-    labelling = {
-        "names": list(palette.names),
-        "ignore_id": palette.ignore_id,
-        "label_map": [list(pair) for pair in sorted(label_map.items())],
-    }
-    return {"list": _list_digest(pictures), "labelling": labelling}
+    return {"list": _list_digest(pictures), "labelling": pictures.spec.labelling}
 
 
 def _list_digest(pictures: LabeledImages) -> str:
     # Each worker may have the data set elsewhere.
     root = pictures.spec.root
-    lines = [f"{relpath(pair.image, root)}\n{relpath(pair.label, root)}\n" for pair in pictures.pairs]
+    lines = [
+        f"{relpath(pair.image, root)}\n{relpath(pair.label, root) if pair.label else ''}\n"
+        for pair in pictures.pairs
+    ]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -398,7 +405,7 @@ def _result(report: EvaluationReport) -> JobResult:
 def _name(pictures: LabeledImages, index: int) -> str:
     """Return what reports call a picture: its path below the root of its data set."""
     image, root = pictures.pairs[index].image, pictures.spec.root
-    return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.name
+    return printable(image.relative_to(root) if image.is_relative_to(root) else image.name)
 
 
 def _relative(error: DatasetError, spec: DatasetSpec) -> str:
@@ -406,4 +413,5 @@ def _relative(error: DatasetError, spec: DatasetSpec) -> str:
     root = spec.root
     if not (root.is_absolute() and root.name):
         return str(error)
-    return str(error).replace(f"{root}/", "").replace(str(root), root.name)
+    shown = printable(root)
+    return str(error).replace(f"{shown}/", "").replace(shown, printable(root.name))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from service.cli.local import local_settings, open_segmenter
 from service.cli.predict import PredictTask, plan, predict
 from service.core.pictures.codec import encode_palette_png
-from service.core.pictures.picture_request import Segmentation
+from service.core.pictures.segmenter import Segmentation
 from service.engines import NO_GPU
 
 Run = Callable[..., Result]

@@ -185,7 +185,7 @@ async def test_whatever_ends_the_reading_is_told(tmp_path: Path, monkeypatch: py
         raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no title")
         yield
 
-    monkeypatch.setattr(cameras, "shots", broken)
+    monkeypatch.setattr(cameras, "source_frames", broken)
     async with CameraFeed(str(tmp_path / "clip.mp4"), "block") as feed:
         with pytest.raises(SourceError, match="no title"):
             await asyncio.wait_for(feed.next(), PATIENCE_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -349,7 +349,7 @@ class ByHand:
         self.reads = 0
         self.under_way = 0
         room = room or MemoryBudget(1 << 30)
-        tools = StreamTools(self, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        tools = StreamTools(self, self, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
         rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
         stream = FrameStream(
             self,  # type: ignore[arg-type]
@@ -365,6 +365,9 @@ class ByHand:
     async def read(self) -> wire.StreamRequest:
         self.reads += 1
         return await self.sent.get()
+
+    def hold(self, *_: object) -> AbstractContextManager[None]:
+        return nullcontext()
 
     @asynccontextmanager
     async def segment(self, *_: object, **__: object) -> AsyncIterator[None]:

@@ -138,8 +138,8 @@ def test_a_run_says_what_it_began_with_whoever_resumes_it(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    with pytest.raises(ResumeError, match="the run began with random weights, not with bisenetv2-camvid"):
-        train(config, RunOptions(run, resume=True, finetune_from="bisenetv2-camvid"))
+    with pytest.raises(ResumeError, match="the run began with random weights, not with camvid"):
+        train(config, RunOptions(run, resume=True, finetune_from="camvid"))
     folder = CheckpointFolder(run / "checkpoints")
     last = folder.load("last")
     assert last is not None
@@ -268,7 +268,7 @@ def test_a_run_may_begin_with_a_published_model_and_says_what_fitted(
     assert train(still, RunOptions(tmp_path, finetune_from="tiny@1", registry=str(tiny_registry)))
     said = capsys.readouterr().err
     assert "weights of tiny@1:" in said
-    assert "head.conv_out.1.weight begins anew: (4, 16, 1, 1) in the file, (3, 8, 1, 1) here" in said
+    assert "re-initialised  head.conv_out.1.weight: (4, 16, 1, 1) in the file, (3, 8, 1, 1) here" in said
     artifact = read_artifact(tmp_path / "artifact")
     assert artifact.manifest.mean == (0.25, 0.5, 0.75)  # the weights' own, not the data's
     assert artifact.manifest.provenance["started_from"] == "tiny@1"
