@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from model.progress import ProgressDisplay
 from training.command_errors import FAILED, exit_on_training_errors
 from training.dataset_check import check_dataset
 from training.interchange import commands
@@ -78,8 +80,9 @@ def train(
       torchrun --standalone --nproc-per-node=8 --max-restarts=3 -m training train cityscapes-v2
       --set data.root=/data/cityscapes --out runs/city --resume
     """
+    started_s = time.monotonic()
     # Only a run needs torch, and importing it takes seconds: --help does not wait.
-    with _exit_without_torch():
+    with _exit_without_torch(), ProgressDisplay().task("loading torch"):
         from training.config import load_config  # noqa: PLC0415
         from training.run.run import RunOptions  # noqa: PLC0415
         from training.run.run import train as run  # noqa: PLC0415
@@ -92,6 +95,7 @@ def train(
         registry=registry or str(_user_folder(".local", "share", "bisenet", "registry") or ""),
         cache_folder=_user_folder(".cache", "bisenet"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        started_s=started_s,
     )
     with exit_on_training_errors(root_option="--set data.root=DIR"):
         finished = run(load_config(config, set_ or []), options)
