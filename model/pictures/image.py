@@ -111,10 +111,12 @@ class ImageHeader:
     Attributes:
         size: upright.
         decode_bytes: memory that ``decode_image`` takes at most, its result included.
+        orientation: 1..8 as EXIF counts.
     """
 
     size: ImageSize
     decode_bytes: int
+    orientation: int = 1
 
 
 def decode_image(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> UInt8Array:
@@ -192,6 +194,7 @@ def peek_header(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) 
     return ImageHeader(
         size=_turned(ImageSize(height, width), orientation),
         decode_bytes=height * width * max(moving_bytes, depth + picture.library_bytes()),
+        orientation=orientation,
     )
 
 
