@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="bisenetv2-camvid@2", help="name@version")
+    parser.add_argument("--model", default="camvid@2", help="name@version")
     parser.add_argument("--precision", default="int8", help="of that version")
     parser.add_argument("--size", default="512x1024", metavar="HxW", help="of the pictures")
     parser.add_argument("--pictures", type=Path, help="a folder of pictures; else made-up ones")

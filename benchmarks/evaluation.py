@@ -39,7 +39,7 @@ from service.engines import engine_builder
 
 LARGE = ImageSize(1024, 2048)
 NUM_CLASSES = 19
-MODEL = "bisenetv2-camvid@1"
+MODEL = "camvid@1"
 
 
 def main() -> None:

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from training.command_errors import FAILED, exit_on_errors
-from training.dataset_check import check
+from training.command_errors import FAILED, exit_on_training_errors
+from training.dataset_check import check_dataset
 from training.interchange import commands
 
 app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Look at a data set before anything is learned from it.")
 app.add_typer(dataset, name="dataset")
-dataset.command()(check)
+dataset.command("check")(check_dataset)
 
 
 @app.callback()
@@ -73,7 +73,7 @@ def train(
 
       bisenet train camvid-v2 --set data.root=/data/camvid --out runs/short --max-minutes 50
 
-      bisenet train custom --set data.dataset=mine.toml --finetune-from bisenetv2-camvid --out runs/mine
+      bisenet train custom --set data.dataset=mine.toml --finetune-from camvid --out runs/mine
 
       torchrun --standalone --nproc-per-node=8 --max-restarts=3 -m training train cityscapes-v2
       --set data.root=/data/cityscapes --out runs/city --resume
@@ -93,7 +93,7 @@ def train(
         cache_folder=_user_folder(".cache", "bisenet"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
-    with exit_on_errors(root_option="--set data.root=DIR"):
+    with exit_on_training_errors(root_option="--set data.root=DIR"):
         finished = run(load_config(config, set_ or []), options)
     if not finished:
         typer.echo(f"stopped; the state is in {out}: repeat the same command with --resume", err=True)
@@ -103,7 +103,7 @@ def train(
 @wraps(commands.import_)
 def import_(*args: Any, **options: Any) -> None:
     """Run the command with its errors as one line."""
-    with exit_on_errors():
+    with exit_on_training_errors():
         commands.import_(*args, **options)
 
 

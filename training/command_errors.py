@@ -12,7 +12,7 @@ USAGE_ERROR = 2
 
 
 @contextmanager
-def exit_on_errors(*, root_option: str = "--root DIR") -> Iterator[None]:
+def exit_on_training_errors(*, root_option: str = "--root DIR") -> Iterator[None]:
     """Print what a user can mend and exit; a defect of this program keeps its traceback.
 
     Args:

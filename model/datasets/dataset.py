@@ -22,7 +22,7 @@ import numpy as np
 from model.datasets.dataset_file import ReadingRules, parse_dataset_file
 from model.datasets.dataset_lines import TOP, Addition, path_map_addition, with_additions
 from model.datasets.lists import ListRules, moved_start, parse_list
-from model.datasets.masks import Mask, MaskError, MaskReader, mask_size, name_format
+from model.datasets.masks import DecodedMask, MaskError, MaskReader, mask_size, name_format
 from model.datasets.orientation import OrientationError, is_drawn_on_stored
 from model.datasets.pairs import ListedPair
 from model.datasets.patterns import PatternSplit
@@ -174,7 +174,7 @@ class LabeledPicture:
     image_HW3: UInt8Array
     label_HW: UInt8Array
     orientation: int
-    mask: Mask | None
+    mask: DecodedMask | None
     is_turned: bool = False
 
 
@@ -222,10 +222,10 @@ class LabeledImages:
             LabelError: the labels have another size than their picture, or a value that is no class.
             PairError: a file is missing, or the picture is none. The message names file and list line.
         """
-        picture = self.read(index)
+        picture = self.read_pair(index)
         return picture.image_HW3, picture.label_HW
 
-    def read(self, index: int) -> LabeledPicture:
+    def read_pair(self, index: int) -> LabeledPicture:
         """Read one pair, and tell how it was read.
 
         Raises:
@@ -244,7 +244,7 @@ class LabeledImages:
             return LabeledPicture(image_HW3, label_HW, orientation, None)
         try:
             is_turned = is_drawn_on_stored(mask_size(mask_data), size, orientation, rules.exif)
-            mask = self.spec.mask_reader.read(mask_data)
+            mask = self.spec.mask_reader.read_mask(mask_data)
         except OrientationError as error:
             raise LabelError(pair.origin, printable(pair.image), str(error)) from error
         except MaskError as error:

@@ -136,7 +136,7 @@ def color_statistics(facts: Sequence[SplitFacts]) -> tuple[Rgb, Rgb]:
     return _rounded(mean), _rounded(std)
 
 
-def class_frequencies(facts: Sequence[SplitFacts], num_classes: int) -> list[float]:
+def class_shares(facts: Sequence[SplitFacts], num_classes: int) -> list[float]:
     """Measure the share of each class among the labelled pixels; sums to 1, or is 0 throughout."""
     counts = [sum(each.ids.get(class_id, 0) for each in facts) for class_id in range(num_classes)]
     return [count / max(1, sum(counts)) for count in counts]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.networks.segmentation_network import SegmentationNetwork
 from model.pictures.preprocess import PAD_MULTIPLE, ImageSize
-from training.data.pictures import PictureSource, walk
+from training.data.pictures import PictureSource, iterate_pictures
 from training.optimisation.precision import ComputeConfig
 
 _MAX_PICTURES = 512
@@ -81,7 +81,7 @@ def _batches(
     sample = range(0, len(pictures.names), -(-len(pictures.names) // _MAX_PICTURES))
     order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
     waiting: dict[ImageSize, list[Tensor]] = {}
-    for image_HW3, _ in walk(pictures, [sample[index] for index in order], before_each):
+    for image_HW3, _ in iterate_pictures(pictures, [sample[index] for index in order], before_each):
         size = ImageSize(*image_HW3.shape[:2]).padded()
         batch = waiting.setdefault(size, [])
         batch.append(image_HW3)

@@ -75,7 +75,7 @@ def draw_samples(trainer: Trainer, out: Path, step: int, network: SegmentationNe
 
 def _take_up_the_best(trainer: Trainer) -> int:
     """Let the average be the one to publish; return after how many steps it was made."""
-    if trainer.config.data.validates_on_learned:
+    if trainer.config.data.validates_on_training_pictures:
         return trainer.position.step
     best = trainer.checkpoints.load("best") if trainer.ranks.is_first else None
     if best is None:

@@ -155,7 +155,7 @@ class _Start:
         self._check_all_found_the_same(data.device)
         source = self._source() if state is None else None
         if normalisation := _normalisation(state, source):
-            data = data.normalised_by(*normalisation)
+            data = data.with_normalisation(*normalisation)
         trainer = Trainer(
             self.config,
             data,

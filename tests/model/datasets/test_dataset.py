@@ -164,7 +164,7 @@ def test_missing_labels_mean_a_class_if_the_file_says_so(file: Path) -> None:
     file.write_text('missing_label = "car"\n' + TOML)
     images = LabeledImages(DatasetSpec.from_toml(file), "train")
     assert (images[0][1] == 1).all()
-    assert images.read(0).mask is None
+    assert images.read_pair(0).mask is None
     assert len(images.fingerprint) == 64
 
 
@@ -204,7 +204,7 @@ def test_labels_of_a_quarter_turn_are_recognised_by_their_size(file: Path) -> No
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(IMAGE).save(file.with_name("image.png"), exif=exif)
-    picture = LabeledImages(DatasetSpec.from_toml(file), "train").read(0)
+    picture = LabeledImages(DatasetSpec.from_toml(file), "train").read_pair(0)
     assert (picture.orientation, picture.is_turned) == (6, True)
     assert np.array_equal(picture.label_HW, np.rot90(np.where(LABEL == 9, 255, LABEL), -1))
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from model.datasets.masks import Mask, MaskError, MaskReader, MaskRules, mask_size
+from model.datasets.masks import DecodedMask, MaskError, MaskReader, MaskRules, mask_size
 from model.labels import ClassPalette, Color, UInt8Array
 from model.pictures.preprocess import ImageSize
 
@@ -60,15 +60,15 @@ def gray_png(values: np.ndarray, depth: int) -> bytes:
     )
 
 
-def read(data: bytes, palette: ClassPalette = TWO, label_map: dict[int, int] | None = None) -> Mask:
+def read(data: bytes, palette: ClassPalette = TWO, label_map: dict[int, int] | None = None) -> DecodedMask:
     """Read a mask as a data-set file without ``masks`` does."""
     colors = dict(zip(palette.colors, range(palette.num_classes), strict=True))
-    return MaskReader(palette, label_map or {}, MaskRules(colors=colors)).read(data)
+    return MaskReader(palette, label_map or {}, MaskRules(colors=colors)).read_mask(data)
 
 
-def read_colors(data: bytes, *, tolerance: int = 0, colors: dict[Color, int] | None = None) -> Mask:
+def read_colors(data: bytes, *, tolerance: int = 0, colors: dict[Color, int] | None = None) -> DecodedMask:
     rules = MaskRules("colors", OWN_COLORS if colors is None else colors, tolerance)
-    return MaskReader(TWO, {}, rules).read(data)
+    return MaskReader(TWO, {}, rules).read_mask(data)
 
 
 def refusal(data: bytes, palette: ClassPalette = TWO, label_map: dict[int, int] | None = None) -> str:
@@ -255,7 +255,7 @@ def test_a_png_without_pixels_is_broken() -> None:
 def test_indices_with_the_colour_of_another_class_are_refused_unless_the_file_says_which_count() -> None:
     swapped = indexed(IDS, [ROAD, (0, 0, 0)])
     assert 'masks = "ids" if the indices are right' in refusal(swapped)
-    by_index = MaskReader(TWO, {}, MaskRules("ids", OWN_COLORS)).read(swapped)
+    by_index = MaskReader(TWO, {}, MaskRules("ids", OWN_COLORS)).read_mask(swapped)
     assert np.array_equal(by_index.ids_HW, IDS)
     assert np.array_equal(read_colors(swapped).ids_HW, 1 - IDS)
 

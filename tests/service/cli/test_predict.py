@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from service.cli.local import local_settings, open_segmenter
 from service.cli.predict import PredictTask, plan, predict
 from service.core.pictures.codec import encode_palette_png
+from service.core.pictures.picture import EncodedPicture
 from service.core.pictures.segmenter import Segmentation
 from service.engines import NO_GPU
 
@@ -73,9 +74,9 @@ def test_the_mask_is_what_the_segmenter_and_the_codec_make_of_the_same_bytes(
         monkeypatch.setenv(name, value)
 
     async def encoded() -> bytes:
-        with open_segmenter(local_settings({})) as (segmenter, _):
-            deadline_s = time.monotonic() + 30
-            async with segmenter.segment(source.read_bytes(), _png, deadline_s=deadline_s) as encoded:
+        with open_segmenter(local_settings({})) as (segmenter, model):
+            picture, deadline_s = EncodedPicture(source.read_bytes()), time.monotonic() + 30
+            async with segmenter.segment(model, picture, _png, deadline_s=deadline_s) as encoded:
                 return encoded
 
     assert target.read_bytes() == asyncio.run(encoded())

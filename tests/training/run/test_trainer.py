@@ -114,11 +114,11 @@ def test_a_stop_request_leaves_a_validation_which_is_made_up_for(
     stop = StopRequest()
     stopping = copy.copy(getattr(data, part))
 
-    def take(indices: Sequence[int]) -> Any:
+    def fetch(indices: Sequence[int]) -> Any:
         stop.requested = trainer.position.step == 3
-        return getattr(data, part).take(indices)
+        return getattr(data, part).fetch(indices)
 
-    stopping.take = take
+    stopping.fetch = fetch
     trainer = trainer_in(tmp_path, config, dataclasses.replace(data, **{part: stopping}))
     assert not trainer.run(stop)
     assert (trainer.position.step, trainer.position.validated_step) == (3, 0)

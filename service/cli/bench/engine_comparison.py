@@ -1,4 +1,4 @@
-"""Measuring contenders side by side: they take turns, so that whatever disturbs the machine disturbs all.
+"""Engines side by side: they take turns, so that other work on the machine disturbs all of them alike.
 
 Axes: N images in a batch, H height, W width.
 """
@@ -16,9 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-import numpy as np
-
 from model.labels import UInt8Array
+from service.cli.bench.percentile import percentile
 from service.core.device.engine import EngineUnavailableError, InferenceEngine, Precision
 
 _WARM_UP_RUNS = 3
@@ -29,36 +28,36 @@ _RUN_BENCHMARK_APP = (
 )
 
 
-class RaceEntry(Protocol):
-    """Something that runs a batch again and again."""
+class ComparedEngine(Protocol):
+    """Something that runs one batch again and again."""
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """Its name in the report."""
         ...
 
     @property
     def precision(self) -> Precision:
-        """What it computes in."""
+        """The precision that it computes in."""
         ...
 
-    def play(self, round_s: float) -> list[float]:
-        """Run for about ``round_s`` seconds.
+    def run_for(self, seconds: float) -> list[float]:
+        """Run for about so many seconds.
 
         Returns:
-            How many seconds each run took; at least one.
+            The time of each run, in seconds; at least one.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class EngineEntry:
-    """One of our engines on one batch of noise.
+class ServiceEngine:
+    """An engine of the service.
 
     Attributes:
-        engine: what runs.
-        images_NHW3: what it runs on.
-        is_auto: its precision, threads and streams were chosen and not asked for.
+        engine: runs the batch.
+        images_NHW3: the batch.
+        is_auto: whether its precision, threads and streams were chosen by the engine race.
     """
 
     engine: InferenceEngine
@@ -72,14 +71,14 @@ class EngineEntry:
 
     @property
     def precision(self) -> Precision:
-        """What the engine computes in."""
+        """The precision that it computes in."""
         return self.engine.info.precision
 
-    def play(self, round_s: float) -> list[float]:
-        """Run for about ``round_s`` seconds; each run is timed for itself."""
+    def run_for(self, seconds: float) -> list[float]:
+        """Run for about so many seconds; returns the time of each run, in seconds."""
         for _ in range(_WARM_UP_RUNS):
             self.engine.infer(self.images_NHW3)
-        return list(self._runs(time.perf_counter() + round_s))
+        return list(self._runs(time.perf_counter() + seconds))
 
     def _runs(self, end_s: float) -> Iterator[float]:
         began_s = time.perf_counter()
@@ -93,14 +92,14 @@ class EngineEntry:
 
 
 @dataclass(frozen=True)
-class BenchmarkAppEntry:
-    """OpenVINO's own benchmark on the same graph and a fixed shape.
+class BenchmarkApp:
+    """OpenVINO's own benchmark on the same graph, with a fixed shape.
 
     Attributes:
         graph: an artifact's ``graph.xml``.
         shape_NHW3: of the batch.
-        precision: what it computes in.
-        streams: batches that run side by side; None = at its best for latency, one after the other.
+        precision: that it computes in.
+        streams: batches that run side by side; None = one after the other, tuned for latency.
     """
 
     graph: Path
@@ -113,17 +112,17 @@ class BenchmarkAppEntry:
         """The program and the precision."""
         return f"benchmark_app {self.precision}"
 
-    def play(self, round_s: float) -> list[float]:
-        """Run the program for about ``round_s`` seconds; it tells its median only, or its throughput.
+    def run_for(self, seconds: float) -> list[float]:
+        """Run the program for about so many seconds; it reports its median only, or its throughput.
 
         Returns:
-            One value, in seconds: how long a batch took, or, with streams, how long it was between batches.
+            One value, in seconds: the median time of a batch or, with streams, the time between batches.
 
         Raises:
-            EngineUnavailableError: it failed; the message is the end of what it printed.
+            EngineUnavailableError: the program failed; the message is the end of its output.
         """
         with tempfile.TemporaryDirectory() as folder:
-            arguments = [*self._arguments(round_s), "-report_folder", folder]
+            arguments = [*self._arguments(seconds), "-report_folder", folder]
             command = [sys.executable, "-c", _RUN_BENCHMARK_APP, *arguments]
             run = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - our own
             if run.returncode:
@@ -134,7 +133,7 @@ class BenchmarkAppEntry:
             return [float(results["latency (ms)"]) / 1e3]
         return [self.shape_NHW3[0] / float(results["throughput"])]
 
-    def _arguments(self, round_s: float) -> list[str]:
+    def _arguments(self, seconds: float) -> list[str]:
         shape = ",".join(map(str, self.shape_NHW3))
         options = {
             "-m": str(self.graph),
@@ -142,10 +141,12 @@ class BenchmarkAppEntry:
             **self._order(),
             "-ip": "u8",
             "-shape": f"[{shape}]",
-            "-t": str(max(1, round(round_s))),
+            "-t": str(max(1, round(seconds))),
             "-report_type": "no_counters",
         }
-        if self.precision != "int8":  # which lies in the graph; the rest runs in the processor's own choice
+        if (
+            self.precision != "int8"
+        ):  # int8 is part of the graph; its other operations run in OpenVINO's choice
             options["-infer_precision"] = self.precision
         return [*(word for pair in options.items() for word in pair), "-json_stats"]
 
@@ -156,18 +157,18 @@ class BenchmarkAppEntry:
 
 
 @dataclass(frozen=True)
-class EntryFigures:
-    """What one contender did.
+class EngineFigures:
+    """The figures of one engine.
 
     Attributes:
-        name: of the contender.
-        runs: how many were timed; of a program that tells medians only, how many medians.
-        p50_ms: of the time that a batch took.
-        p95_ms: the same; None where the runs are too few.
-        p99_ms: the same.
+        name: of the engine.
+        runs: number of timed runs; of a program that reports medians, number of medians.
+        p50_ms: of the time of a batch.
+        p95_ms: of the time of a batch; None where the runs are too few.
+        p99_ms: of the time of a batch; None where the runs are too few.
         pictures_per_s: pictures through the engine alone.
         ratio: median over the rounds of p50 / the baseline's p50 in the same round; below 1 is faster.
-        baseline: whose p50.
+        baseline: name of the engine that ``ratio`` compares with.
     """
 
     name: str
@@ -180,56 +181,50 @@ class EntryFigures:
     baseline: str
 
     def cells(self) -> list[str]:
-        """Return the values for people, in the order of the attributes."""
+        """Return the values as text, in the order of the attributes."""
         shown = [self.p50_ms, self.p95_ms, self.p99_ms, self.pictures_per_s]
         numbers = ["-" if value is None else f"{value:.2f}" for value in shown]
         return [self.name, str(self.runs), *numbers, f"{self.ratio:.3f} x {self.baseline}"]
 
 
-def race(
-    contenders: Sequence[RaceEntry], *, rounds: int, round_s: float, batch: int
-) -> tuple[EntryFigures, ...]:
-    """Let contenders take turns, and sum up each.
+def compare(
+    engines: Sequence[ComparedEngine], *, rounds: int, round_s: float, batch: int
+) -> tuple[EngineFigures, ...]:
+    """Run engines in turns and return the figures of each.
 
-    The baseline of a contender is OpenVINO's own benchmark in the same precision where that takes part, else
-    the first contender.
+    The baseline of an engine is OpenVINO's own benchmark in the same precision where that takes part, else
+    the first engine.
 
     Args:
-        contenders: of different names.
-        rounds: how often each has its turn.
-        round_s: how long a turn is.
+        engines: with different names.
+        rounds: number of turns of each.
+        round_s: length of a turn, in seconds.
         batch: pictures in one run.
     """
-    played: dict[str, list[list[float]]] = {contender.name: [] for contender in contenders}
+    times_s: dict[str, list[list[float]]] = {engine.name: [] for engine in engines}
     for _ in range(rounds):
-        for contender in contenders:
-            played[contender.name].append(contender.play(round_s))
-    peers = {peer.precision: peer.name for peer in contenders if isinstance(peer, BenchmarkAppEntry)}
+        for engine in engines:
+            times_s[engine.name].append(engine.run_for(round_s))
+    peers = {peer.precision: peer.name for peer in engines if isinstance(peer, BenchmarkApp)}
     return tuple(
-        _figures(c.name, played, baseline=peers.get(c.precision, contenders[0].name), batch=batch)
-        for c in contenders
+        _figures(engine.name, times_s, baseline=peers.get(engine.precision, engines[0].name), batch=batch)
+        for engine in engines
     )
 
 
 def _figures(
-    name: str, played: Mapping[str, list[list[float]]], *, baseline: str, batch: int
-) -> EntryFigures:
-    durations_s = [duration_s for one_round in played[name] for duration_s in one_round]
-    pairs = zip(played[name], played[baseline], strict=True)
-    return EntryFigures(
+    name: str, times_s: Mapping[str, list[list[float]]], *, baseline: str, batch: int
+) -> EngineFigures:
+    runs_s = [run_s for one_round in times_s[name] for run_s in one_round]
+    runs_ms = [1e3 * run_s for run_s in runs_s]
+    pairs = zip(times_s[name], times_s[baseline], strict=True)
+    return EngineFigures(
         name=name,
-        runs=len(durations_s),
-        p50_ms=round(1e3 * median(durations_s), 3),
-        p95_ms=_percentile_ms(durations_s, 95),
-        p99_ms=_percentile_ms(durations_s, 99),
-        pictures_per_s=round(batch * len(durations_s) / sum(durations_s), 2),
+        runs=len(runs_s),
+        p50_ms=round(median(runs_ms), 3),
+        p95_ms=percentile(runs_ms, 95),
+        p99_ms=percentile(runs_ms, 99),
+        pictures_per_s=round(batch * len(runs_s) / sum(runs_s), 2),
         ratio=round(median(median(own) / median(others) for own, others in pairs), 4),
         baseline=baseline,
     )
-
-
-def _percentile_ms(durations_s: Sequence[float], percent: int) -> float | None:
-    # With less than one run in the tail nothing is known about the tail.
-    if len(durations_s) * (1 - percent / 100) < 1:
-        return None
-    return round(1e3 * float(np.percentile(durations_s, percent)), 3)
