@@ -66,7 +66,7 @@ def film_server(folder: Path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with _served(functools.partial(Handler, directory=str(folder))) as url:
+    with served(functools.partial(Handler, directory=str(folder))) as url:
         yield url
 
 
@@ -93,7 +93,7 @@ def mjpeg_camera(pictures: int, *, stays_silent: bool = False) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with _served(Handler) as url:
+    with served(Handler) as url:
         try:
             yield f"{url}/camera"
         finally:
@@ -108,7 +108,8 @@ def silent_server() -> Iterator[str]:
 
 
 @contextmanager
-def _served(handler: type[http.server.BaseHTTPRequestHandler] | functools.partial[object]) -> Iterator[str]:
+def served(handler: type[http.server.BaseHTTPRequestHandler] | functools.partial[object]) -> Iterator[str]:
+    """Run an HTTP server; yields its URL."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:  # type: ignore[arg-type]
         serving = threading.Thread(target=server.serve_forever, args=(0.01,))
         serving.start()
