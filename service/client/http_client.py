@@ -249,8 +249,12 @@ def _client_errors() -> Iterator[None]:
         yield
     except httpx2.TimeoutException as error:
         raise RefusedError("deadline_exceeded", "no answer came in time") from error
+    except _CONNECTION_CLOSED as error:
+        raise UnreachableError(
+            "the connection was closed twice without an answer: a proxy may refuse bodies of this size"
+        ) from error
     except httpx2.TransportError as error:
-        raise UnreachableError(str(error) or "the connection was closed without an answer") from error
+        raise UnreachableError(str(error)) from error
 
 
 def _segmentation(response: httpx2.Response, form: MaskForm) -> Segmentation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ from service.client.ledger import FrameLedger
 
 WINDOW = 32
 """Frames without an answer, at most. They are kept to be sent again."""
+
+_FAILURES_BEFORE_ADVICE = 3
 
 _SERVICE_STOPS = "the service is about to stop"
 _ENDED_EARLY = "the stream ended before every frame was answered"
@@ -100,11 +102,13 @@ class ReconnectingStream:
         self._dropped: list[Frame] = []  # by a stopping service; to be sent again before ``_again``
         self._again: deque[Frame] = deque()
         self._next: Frame | None = None  # from the feed, not sent yet
+        self._window = WINDOW
         self._has_room = asyncio.Event()
         self._is_fed = False  # the feed has ended
         self._feed_error: SourceError | None = None
         self._fetching: asyncio.Task[Frame | None] | None = None
         self._is_leaving = False  # the service stops, so no frame is sent on this connection
+        self._failures: Counter[int] = Counter()  # connections on which a frame was the oldest without answer
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """Yield the events of the service and each interruption, until the last frame is answered.
@@ -173,6 +177,7 @@ class ReconnectingStream:
     def _take(self, event: StreamEvent) -> None:
         if isinstance(event, Result):
             self._backoff.reset()
+            self._window = WINDOW
         self.ledger.take(event)
         for seq in self._kept.keys() - self.ledger.unanswered:
             del self._kept[seq]
@@ -211,7 +216,7 @@ class ReconnectingStream:
 
     async def _fetch(self) -> Frame | None:
         """Put the next frame to send into ``_next``, where it stays until a connection takes it."""
-        while len(self.ledger) + len(self._dropped) >= WINDOW:
+        while len(self.ledger) + len(self._dropped) >= self._window:
             self._has_room.clear()
             await self._has_room.wait()
         if self._next is None and self._again:
@@ -238,20 +243,33 @@ class ReconnectingStream:
         retry_after_s = error.retry_after_s if isinstance(error, RefusedError) else 0.0
         if retry_after_s is None:
             raise error
+        reason = _SERVICE_STOPS if self._is_leaving else str(error)
         lost: tuple[int, ...] = ()
         if self._options.policy == "block":
-            again = self._dropped + [self._kept[seq] for seq in self.ledger.take_back()]
-            self._dropped = []
-            if self._next is not None:
-                again.append(self._next)
-                self._next = None
+            unanswered = [self._kept[seq] for seq in self.ledger.take_back()]
+            if unanswered and isinstance(error, UnreachableError) and not self._is_leaving:
+                reason += self._advice(unanswered[0])
+                # If a proxy limits the bytes of a stream, each connection now brings one answer at least.
+                self._window = 1
+            again = self._dropped + unanswered + ([] if self._next is None else [self._next])
             self._again.extendleft(reversed(again))
+            self._dropped, self._next = [], None
         else:
             lost = self.ledger.lose()
         self._kept.clear()
         self._has_room.set()
-        reason = _SERVICE_STOPS if self._is_leaving else str(error)
         return Interrupted(reason, self._backoff.next_s(retry_after_s), lost)
+
+    def _advice(self, oldest: Frame) -> str:
+        """Return what may be wrong when one frame has no answer on several connections, else nothing."""
+        failures = self._failures[oldest.seq] + 1
+        self._failures = Counter({oldest.seq: failures})
+        if failures < _FAILURES_BEFORE_ADVICE:
+            return ""
+        return (
+            f"; frame {oldest.seq} of {len(oldest.data)} bytes has no answer after {failures} connections: a "
+            "proxy may limit the size of bodies (nginx: set client_max_body_size to 0 for gRPC)"
+        )
 
 
 async def _cancel(task: asyncio.Task[None] | None) -> None:

@@ -257,12 +257,35 @@ async def test_after_the_last_answer_a_lost_connection_is_not_opened_again(polic
 
 
 async def test_a_stream_that_a_proxy_ends_early_is_opened_again() -> None:
-    client = ScriptedClient([OPENED, 1, result(1), 2, None], [OPENED, result(2), result(3)])
+    client = ScriptedClient([OPENED, 1, result(1), 2, None], [OPENED, 2, result(2), result(3)])
     stream = stream_of(client, ListFeed(3))
     events = await events_of(stream)
     assert [event.seq for event in events if isinstance(event, Result)] == [1, 2, 3]
     (interrupted,) = (event for event in events if isinstance(event, Interrupted))
     assert "ended before every frame was answered" in interrupted.reason
+
+
+async def test_a_frame_without_an_answer_on_several_connections_is_told() -> None:
+    gone = UnreachableError("reset")
+    connections = [[OPENED, 1, gone] for _ in range(4)]
+    client = ScriptedClient(*connections, [OPENED, 1, result(1), 2, gone], [OPENED, 2, result(2)])
+    reasons = [
+        e.reason for e in await events_of(stream_of(client, ListFeed(2))) if isinstance(e, Interrupted)
+    ]
+    assert reasons[:2] == ["reset", "reset"]
+    assert all(f"frame 1 of {len(PICTURE)} bytes" in reason for reason in reasons[2:4])
+    assert "after 4 connections" in reasons[3]
+    assert reasons[4:] == ["reset"]
+
+
+async def test_after_a_loss_one_frame_is_sent_until_there_is_an_answer() -> None:
+    client = ScriptedClient(
+        [OPENED, 3, UnreachableError("reset")],
+        [OPENED, 1, UnreachableError("reset")],
+        [OPENED, 1, result(1), result(2), result(3)],
+    )
+    await events_of(stream_of(client, ListFeed(3)))
+    assert client.sent == [[1, 2, 3], [1], [1, 2, 3]]
 
 
 class SlowFeed:
@@ -332,7 +355,9 @@ async def test_the_wait_grows_while_the_service_is_away_and_starts_anew_with_an_
         waits.append(seconds)
 
     gone = [UnreachableError("gone")]
-    client = ScriptedClient([OPENED, 1, result(1), 1, *gone], [OPENED, *gone], [OPENED, result(2), *gone])
+    client = ScriptedClient(
+        [OPENED, 1, result(1), 2, *gone], [OPENED, 2, *gone], [OPENED, 2, result(2), *gone]
+    )
     backoff = ReconnectBackoff(first_s=1.0, spread=lambda _, high: high)
     stream = ReconnectingStream(
         client,  # type: ignore[arg-type]
