@@ -72,7 +72,7 @@ async def test_a_film_comes_back_with_overlays_picture_by_picture(
     assert (report["sent"], report["answered"], report["lost"]) == (20, 20, 0)
     assert report["age_ms"]["p99"] > 0
     overlays = list(source_frames(str(out)))
-    assert [round(25 * shot.position_s) for shot in overlays] == list(range(20))
+    assert [round(25 * frame.position_s) for frame in overlays] == list(range(20))
     left, right = (overlays[5].image_HW3[16:48, columns].mean() for columns in (slice(4, 24), slice(40, 60)))
     assert abs(left - 85) < 12
     assert right > 200
