@@ -161,9 +161,9 @@ def _check_same_function(network: SegmentationNetwork, golden: Golden, precision
 def _write_graph(path: Path, network: SegmentationNetwork, precision: WeightsPrecision) -> None:
     openvino = load_openvino()
     graph = openvino.convert_model(_traced(network), input=[([-1, -1, -1, 3], openvino.Type.f32)])
-    name_by_order(graph)
     if precision == "f16":
         _halve_large_constants(openvino, graph)
+    name_by_order(graph)
     openvino.save_model(graph, path, compress_to_fp16=False)
 
 
