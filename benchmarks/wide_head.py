@@ -1,4 +1,4 @@
-"""Publish the shipped model with a wider head that computes the same, to see what a wide head costs.
+"""Publish the shipped model with a wider head that computes the same, to measure the cost of a wide head.
 
     python benchmarks/wide_head.py --registry runs/wide
     bisenet models quantize wide@1 --registry runs/wide --dataset camvid --root CAMVID
@@ -68,7 +68,7 @@ def widened(source: Artifact, folder: Path, channels: int) -> Artifact:
 
 
 def repeated(state: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
-    """Return weights in which the channels between the head's two convolutions come so many times."""
+    """Return weights in which the channels between the head's two convolutions are repeated."""
     changed = dict(state)
     for name, weight in state.items():
         if name == SCORES:

@@ -111,10 +111,12 @@ class ImageHeader:
     Attributes:
         size: upright size.
         decode_bytes: largest memory of ``decode_image``, its result included.
+        orientation: orientation of the stored pixels, 1..8 as EXIF counts.
     """
 
     size: ImageSize
     decode_bytes: int
+    orientation: int = 1
 
 
 def decode_image(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> UInt8Array:
@@ -193,6 +195,7 @@ def peek_header(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) 
     return ImageHeader(
         size=stored_size(ImageSize(height, width), orientation),
         decode_bytes=height * width * max(moving_bytes, depth + picture.library_bytes()),
+        orientation=orientation,
     )
 
 

@@ -39,14 +39,14 @@ class OwnService:
         url: of HTTP.
         grpc_address: ``HOST:PORT``.
         admin_url: of administration and metrics.
-        admin_token: opens ``admin_url``.
+        admin_token_file: holds the token for ``admin_url``.
         pid: of its process.
     """
 
     url: str
     grpc_address: str
     admin_url: str
-    admin_token: str
+    admin_token_file: Path
     pid: int
 
 
@@ -74,8 +74,8 @@ def own_service(arguments: Sequence[str]) -> Iterator[OwnService]:
                 if not ready_file.exists():
                     raise RefusedError("it did not start")
                 said = json.loads(ready_file.read_text("utf-8"))
-                token = token_file.read_text("utf-8").strip()
-                yield OwnService(said["url"], said["grpc_address"], said["admin_url"], token, process.pid)
+                addresses = said["url"], said["grpc_address"], said["admin_url"]
+                yield OwnService(*addresses, token_file, process.pid)
             finally:
                 process.terminate()
                 _wait(process)
@@ -128,8 +128,9 @@ class ServiceWatch:
 
     def __init__(self, service: OwnService) -> None:
         self._pid = service.pid
+        token = service.admin_token_file.read_text("utf-8").strip()
         self._metrics = Request(  # noqa: S310 - an address that the service itself has written
-            f"{service.admin_url}/metrics", headers={"Authorization": f"Bearer {service.admin_token}"}
+            f"{service.admin_url}/metrics", headers={"Authorization": f"Bearer {token}"}
         )
 
     def processor_times(self) -> ProcessorTimes:
