@@ -24,9 +24,10 @@ from service.cli.bench.http_target import HttpTarget
 from service.cli.bench.load_bench import make_load
 from service.cli.bench.own_service import own_service
 from service.cli.local import local_settings, open_segmenter
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
-from service.core.pictures.picture_request import Segmentation, StageTimings
-from service.core.pictures.segmenter import Segmenter
+from service.core.pictures.picture import EncodedPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter, StageTimings
 from service.machine import this_machine
 
 WARM_UP = 10
@@ -58,7 +59,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", default="bisenetv2-camvid@2", help="name@version")
+    parser.add_argument("--model", default="camvid@2", help="name@version")
     parser.add_argument("--precision", default="int8", help="of that version")
     parser.add_argument("--size", default="512x1024", metavar="HxW", help="of the pictures")
     parser.add_argument("--pictures", type=Path, help="a folder of pictures; else made-up ones")
@@ -80,17 +81,18 @@ async def _over_http(url: str, pictures: Sequence[bytes], count: int) -> list[fl
 
 async def _in_process(options: argparse.Namespace, pictures: Sequence[bytes]) -> list[float]:
     settings = local_settings({"models": {"precision": options.precision, "serve": [options.model]}})
-    with open_segmenter(settings) as (segmenter, _):
+    with open_segmenter(settings) as (segmenter, model):
         outside_ms = [
-            await _one(segmenter, pictures[number % len(pictures)])
+            await _one(segmenter, model, pictures[number % len(pictures)])
             for number in range(WARM_UP + options.requests)
         ]
     return outside_ms[WARM_UP:]
 
 
-async def _one(segmenter: Segmenter, picture: bytes) -> float:
-    began_s = time.monotonic()
-    async with segmenter.segment(picture, _encode, deadline_s=began_s + TIMEOUT_S) as (timings, encode_s):
+async def _one(segmenter: Segmenter, model: LoadedModel, data: bytes) -> float:
+    picture, began_s = EncodedPicture(data), time.monotonic()
+    answering = segmenter.segment(model, picture, _encode, deadline_s=began_s + TIMEOUT_S)
+    async with answering as (timings, encode_s):
         latency_s = time.monotonic() - began_s
     read_s = timings.decode_s + timings.preprocess_s
     return 1e3 * (latency_s - read_s - timings.infer_s - timings.post_s - encode_s)

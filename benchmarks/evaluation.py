@@ -40,7 +40,7 @@ from service.machine import this_machine
 
 LARGE = ImageSize(1024, 2048)
 NUM_CLASSES = 19
-MODEL = "bisenetv2-camvid@1"
+MODEL = "camvid@1"
 
 
 def main() -> None:

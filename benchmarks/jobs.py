@@ -33,7 +33,7 @@ PAIRS = 5
 CAPACITY_SECONDS = 10.0
 IN_FLIGHT = 4
 EVALUATIONS = "/admin/v1/evaluations"
-MODEL = "bisenetv2-camvid"
+MODEL = "camvid"
 
 
 @dataclass(frozen=True)

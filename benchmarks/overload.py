@@ -179,7 +179,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("what", choices=["waiting", "deadlines", "flood"])
     parser.add_argument("--engine", default="slow_engine:20")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--model", default="bisenetv2-camvid@1")
+    parser.add_argument("--model", default="camvid@1")
     parser.add_argument("--size", default="512x1024", metavar="HxW")
     parser.add_argument("--pictures", type=Path, help="folder of pictures; made-up ones if left out")
     parser.add_argument("--arrivals", type=int, default=10_000, help="of each load of waiting and deadlines")

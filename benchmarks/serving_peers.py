@@ -139,7 +139,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", default="bisenetv2-camvid", help="name, or name@version of the original")
+    parser.add_argument("--model", default="camvid", help="name, or name@version of the original")
     parser.add_argument("--registry", help="URL of the registry")
     parser.add_argument("--precision", choices=["f32", "bf16", "int8"], default="bf16")
     parser.add_argument("--pictures", type=Path, help="folder of pictures; made-up ones if left out")

@@ -37,7 +37,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--registry", required=True, metavar="URL", help="where it is published")
-    parser.add_argument("--model", default="bisenetv2-camvid@1", help="a BiSeNetV2 in floating point")
+    parser.add_argument("--model", required=True, help="a BiSeNetV2 in floating point, as name@version")
     parser.add_argument("--name", default="wide", help="of the wider model")
     parser.add_argument("--channels", type=int, default=1024, help="of its head")
     options = parser.parse_args()

@@ -99,9 +99,10 @@ class Client:
         return count / (time.perf_counter() - began_s)
 
     def _submit(self) -> Future[Answer]:
-        prepared = self._spec.prepare(self._image_HW3, self._host.canvas)
-        version = self._host.find().version
-        return self._host.submit(prepared, version=version, deadline_s=time.monotonic() + 60)
+        model = self._host.find()
+        prepared = self._spec.prepare(self._image_HW3, model.canvas)
+        place = model.reserve(prepared.padded, deadline_s=time.monotonic() + 60)
+        return model.submit(prepared, place)
 
     def _look(self, future: Future[Answer]) -> None:
         future.result().labels_HW.max()

@@ -11,7 +11,7 @@ from functools import partial
 
 from model.pictures.image import ImageLimits
 from model.pictures.preprocess import ImageSize
-from model.quotas import usable_cores
+from model.quotas import passive_threads, usable_cores
 from service.core.device.batch_job import Runner
 from service.core.device.engine import EngineOptions
 from service.core.device.restart_policy import WorkerTimeouts
@@ -65,7 +65,7 @@ def open_core(
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
         images = ImageLimits(limits.max_pixels, limits.max_side)
         per_picture = SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
-        yield Core(host, Segmenter(host, pool, per_picture, metrics))
+        yield Core(host, Segmenter(pool, per_picture, metrics))
 
 
 def worker_process(
@@ -80,7 +80,7 @@ def worker_process(
     """
     log = LogOptions(settings.log.level, settings.log.format)
     config = WorkerConfig(settings.models.engine, engine_options(settings), log, niceness)
-    start = partial(WorkerConnection, WORKER_MODULE, [config.to_json()], os.environ)
+    start = partial(WorkerConnection, WORKER_MODULE, [config.to_json()], passive_threads(os.environ))
     return ProcessRunner(start, patience=patience)
 
 

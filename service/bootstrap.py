@@ -26,7 +26,8 @@ from service.core.errors import NoWorkerError
 from service.core.keys import key_digests
 from service.core.memory import frozen_objects, limit_heaps
 from service.core.models.live_versions import LiveVersions
-from service.core.models.model_host import LoadedModel, ModelHost
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.readiness import Readiness
 from service.durable_jobs.errors import JobsUnavailableError
@@ -345,6 +346,9 @@ def _http_options(settings: Settings) -> HttpOptions:
             max_answer_bytes_in_flight=limits.max_answer_bytes_in_flight,
             default_timeout_s=limits.default_timeout_s,
         ),
+        cors_origins=server.cors_origins,
+        root_path=server.root_path,
+        page=server.page == "on" or (server.page == "auto" and server.is_loopback),
     )
 
 

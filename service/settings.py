@@ -46,7 +46,7 @@ from service.http_api.segment.body_budget import (
 )
 from service.telemetry import LogFormat, LogLevel
 
-DEFAULT_MODEL = "bisenetv2-camvid"
+DEFAULT_MODEL = "camvid"
 
 _PREFIX = "BISENET_"
 _DELIMITER = "__"
@@ -88,6 +88,7 @@ Port = Annotated[int, _Number, Field(ge=0, le=65535)]
 Count = Annotated[int, _Number, Field(ge=1)]
 Seconds = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
 _Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
+_Origin = Annotated[str, Field(pattern=r"^(\*|https?://[a-z0-9.-]+(:[0-9]+)?)$")]
 Names = Annotated[tuple[str, ...], _List]
 DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -109,6 +110,11 @@ class ServerSettings(_Section):
         allowed_hosts: values of ``Host`` that are answered besides the service's own names; elsewhere than on
             loopback none means any. An admin frontend elsewhere answers to any: it always asks for a token,
             and a scraper calls it by its address.
+        cors_origins: origins whose pages may use the HTTP port from a browser, such as
+            ``https://app.example.org``; ``*`` = any, none = no page of another origin.
+        root_path: path prefix under which a proxy offers the HTTP port, such as ``/segmentation``; the proxy
+            may take it off or leave it on.
+        page: serve the page for people at ``/`` of the HTTP port; auto = on loopback only.
         grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
         lame_duck_s: how long after SIGTERM new requests are still answered.
     """
@@ -119,6 +125,9 @@ class ServerSettings(_Section):
     admin_host: str = "127.0.0.1"
     admin_port: Port = 8002
     allowed_hosts: Names = ()
+    cors_origins: Annotated[tuple[_Origin, ...], _List] = ()
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    page: Literal["auto", "on", "off"] = "auto"
     grace_s: Count = 25
     lame_duck_s: Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)] = 5.0
 
@@ -126,6 +135,13 @@ class ServerSettings(_Section):
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return is_loopback(self.host)
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_no_path_of_ours(cls, root_path: str) -> str:
+        if root_path == "/v1" or root_path.startswith("/v1/"):
+            raise ValueError("/v1 begins the paths of the service itself")
+        return root_path
 
     @model_validator(mode="after")
     def _has_time_to_finish(self) -> Self:

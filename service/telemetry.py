@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ UNKNOWN = "unknown"
 """The label of whatever is in no closed set: what clients send never becomes a label."""
 
 PICTURE_CPU = "bisenet_picture_cpu_seconds_total"
-"""The sample of ``Metrics.picture_cpu``, for those who read the metrics."""
+"""The sample of ``Metrics.working``, for those who read the metrics."""
 
 _DURATION_BUCKETS_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1),
@@ -211,14 +212,18 @@ class Metrics:
         for stage, seconds in stages_s.items():
             self._stage_durations[stage].observe(max(0.0, seconds))
 
-    def picture_cpu(self, stage: CpuStage, seconds: float) -> None:
-        """Add processor time of a thread that worked on a picture, whatever became of it.
+    @contextmanager
+    def working(self, stage: CpuStage) -> Iterator[None]:
+        """Count the processor time of this thread while it works on a picture, whatever becomes of it.
 
         Args:
-            stage: ``decode`` is all from the file to what the network sees.
-            seconds: of the thread.
+            stage: ``decode`` is all from the file to the pixels that the network sees.
         """
-        self._picture_cpu[stage].inc(max(0.0, seconds))
+        began_s = time.thread_time()
+        try:
+            yield
+        finally:
+            self._picture_cpu[stage].inc(time.thread_time() - began_s)
 
     def rejected(self, reason: RejectReason) -> None:
         """Count what was refused and is no request yet; ``request_done`` counts refused requests."""

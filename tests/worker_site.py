@@ -67,7 +67,7 @@ class WorkerSite:
 
     def submit(self, image: PreparedImage, version: ModelVersion = VERSION) -> Future[Answer]:
         """Ask for the labels of a picture."""
-        return self.host.submit(image, version=version, deadline_s=time.monotonic() + PATIENCE_S)
+        return self.worker.submit(version, image, deadline_s=time.monotonic() + PATIENCE_S)
 
     def labels(self, image: PreparedImage, version: ModelVersion = VERSION) -> UInt8Array:
         """Return the labels of a picture."""
@@ -75,7 +75,7 @@ class WorkerSite:
 
     def picture(self, code: int, *, marked: bool = False) -> PreparedImage:
         """Return a picture whose cells spell a number, in shared memory."""
-        canvas = self.host.canvas(SIZE, SIZE)
+        canvas = self.worker.canvas(SIZE, SIZE)
         canvas[...] = np.kron(red_of(code), np.ones((8, 8), np.uint8))[..., np.newaxis]
         if marked:
             canvas[0, 0] = MARK_RGB

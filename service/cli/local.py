@@ -18,7 +18,7 @@ from service.core.device.device import Device
 from service.core.device.engine import EngineTuning, EngineUnavailableError
 from service.core.device.in_process import InProcessRunner
 from service.core.errors import ServiceError
-from service.core.models.model_host import LoadedModel
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures.segmenter import Segmenter
 from service.engine_choice import EngineChooser
 from service.engines import engine_builder

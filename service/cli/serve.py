@@ -66,7 +66,7 @@ def serve(
 
     Examples:
         bisenet serve
-        bisenet serve --http-port 9000 --model bisenetv2-camvid@1
+        bisenet serve --http-port 9000 --model camvid@1
         bisenet serve --http-port 0 --ready-file /run/bisenet/ready.json
         curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/segment -o mask.png
     """

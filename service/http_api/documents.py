@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import BaseModel
 
 from model.artifacts.evaluation_records import StoredEvaluation
-from service.core.models.model_host import LoadedModel
-from service.http_api.segment.parameters import MaskEncoding
+from service.core.models.loaded_model import LoadedModel
+
+MaskEncoding = Literal["png", "coco_rle", "none"]
 
 
 class ProblemDocument(BaseModel):

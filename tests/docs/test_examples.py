@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.datasets.dataset_lines import FILE_KEYS
 from service.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -46,3 +47,18 @@ def test_the_data_set_has_its_labels_where_it_says(tmp_path: Path) -> None:
     for split in ("train", "val"):
         _, label_HW = LabeledImages(spec, split)[0]
         assert (label_HW == 1).all()
+
+
+def test_the_data_set_file_states_every_key(tmp_path: Path) -> None:
+    text = (DOCS / "dataset.toml").read_text("utf-8")
+    whole = re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE)
+    assert tomllib.loads(whole.partition("\n[[classes]]")[0]).keys() == FILE_KEYS
+    in_colors = re.sub(r"^255 = 1$", '"255,255,255" = 1', whole, flags=re.MULTILINE).replace(
+        '"ids"', '"colors"'
+    )
+    for number, variant in enumerate(
+        re.sub(r"^classes = .*$", "", one, flags=re.MULTILINE) for one in (whole, in_colors)
+    ):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(variant, encoding="utf-8")
+        assert DatasetSpec.from_toml(file).rules.max_pixels == 200_000_000

@@ -94,6 +94,35 @@ def test_variables_of_others_are_left_alone() -> None:
     )
 
 
+def test_pages_of_other_origins_and_a_path_prefix_are_settings() -> None:
+    settings = load(
+        BISENET_SERVER__CORS_ORIGINS="https://app.example.org, http://localhost:3000",
+        BISENET_SERVER__ROOT_PATH="/city/segmentation",
+    )
+    assert settings.server.cors_origins == ("https://app.example.org", "http://localhost:3000")
+    assert settings.server.root_path == "/city/segmentation"
+    assert load(BISENET_SERVER__CORS_ORIGINS="*").server.cors_origins == ("*",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CORS_ORIGINS", "app.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org/"),
+        ("CORS_ORIGINS", "https://*.example.org"),
+        ("CORS_ORIGINS", "HTTPS://APP.example.org"),
+        ("ROOT_PATH", "segmentation"),
+        ("ROOT_PATH", "/segmentation/"),
+        ("ROOT_PATH", "/a b"),
+        ("ROOT_PATH", "/v1"),
+        ("ROOT_PATH", "/v1/segmentation"),
+    ],
+)
+def test_what_no_origin_and_no_prefix_looks_like_is_refused(key: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"server.{key.lower()}"):
+        load(**{f"BISENET_SERVER__{key}": value})
+
+
 @pytest.mark.parametrize(
     ("slip", "meant"),
     [

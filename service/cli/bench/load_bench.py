@@ -50,9 +50,10 @@ from service.cli.local import exit_on_errors, local_settings, open_segmenter
 from service.client.errors import ClientError
 from service.core.errors import ServiceError
 from service.core.memory import frozen_objects
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
-from service.core.pictures.picture_request import Segmentation
-from service.core.pictures.segmenter import Segmenter
+from service.core.pictures.picture import EncodedPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter
 from service.machine import Machine, this_machine
 
 _TIMEOUT_S = 30.0
@@ -158,7 +159,7 @@ def pipeline(
     with exit_on_errors(), exit_on_refusal("the model"):
         settings = local_settings({"models": models, "registry": {"url": registry}})
         with open_segmenter(settings) as (segmenter, served):
-            figures = run_async(_measure_pipeline(segmenter, load))
+            figures = run_async(_measure_pipeline(segmenter, served, load))
     answering = {
         "name": served.version.name,
         "version": served.version.number,
@@ -270,11 +271,12 @@ def _authorization(key_file: Path | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key_file.read_text('utf-8').strip()}"} if key_file else {}
 
 
-async def _measure_pipeline(segmenter: Segmenter, load: Load) -> LoadFigures:
+async def _measure_pipeline(segmenter: Segmenter, model: LoadedModel, load: Load) -> LoadFigures:
     async def send(number: int) -> None:
-        picture = load.pictures[number % len(load.pictures)]
+        picture = EncodedPicture(load.pictures[number % len(load.pictures)])
         try:
-            async with segmenter.segment(picture, _png, deadline_s=time.monotonic() + _TIMEOUT_S):
+            deadline_s = time.monotonic() + _TIMEOUT_S
+            async with segmenter.segment(model, picture, _png, deadline_s=deadline_s):
                 pass
         except ServiceError as error:
             raise RefusedError(error.code) from error

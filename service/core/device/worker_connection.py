@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 from service.core.child_process import program, with_code
-from service.core.device.ipc import MAX_FRAME_BYTES, IpcMessage, packed, unpacked
+from service.core.device.ipc import MAX_MESSAGE_BYTES, IpcMessage, decode_message, encode_message
 
 _COUNT = struct.Struct("<Q")
 _WORDS = struct.Struct("<QI")
@@ -129,14 +129,14 @@ class WorkerConnection:
             FrameError: it noted something else than a frame.
         """
         words = self._mark.words_of(token)
-        return None if words is None else unpacked(words)
+        return None if words is None else decode_message(words)
 
     def send(self, frame: IpcMessage, descriptors: Sequence[int] = ()) -> None:
         """Send a frame; one that cannot be sent is lost like the process, whose end ``receive`` tells."""
         try:
             # Not socket.send_fds: before Python 3.13 it takes flags and ignores them.
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
-            self._socket.sendmsg([packed(frame)], rights, socket.MSG_DONTWAIT)
+            self._socket.sendmsg([encode_message(frame)], rights, socket.MSG_DONTWAIT)
         except OSError:
             self.kill()
 
@@ -159,16 +159,16 @@ class WorkerConnection:
         poll.register(wake, select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll(max(0.0, 1e3 * timeout_s))}
         if wake.fileno() in ready:
-            wake.recv(MAX_FRAME_BYTES)
+            wake.recv(MAX_MESSAGE_BYTES)
         if self._socket.fileno() not in ready:
             return None
         try:
-            data = self._socket.recv(MAX_FRAME_BYTES)
+            data = self._socket.recv(MAX_MESSAGE_BYTES)
         except OSError:
             data = b""
         if not data:
             raise EOFError
-        return unpacked(data)
+        return decode_message(data)
 
     def kill(self) -> None:
         """End the process, whatever it does."""

@@ -19,7 +19,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import cast, get_args
 
 import numpy as np
 import structlog
@@ -34,7 +33,6 @@ from service.core.device.engine import (
     EngineInfo,
     EngineTuning,
     EngineUnavailableError,
-    Precision,
 )
 from service.core.device.ipc import (
     LOAD_ERRORS,
@@ -166,12 +164,13 @@ class ProcessRunner:
         with self._changed:
             life = self._ready_life()
             reply = self._request(partial(_load_frame, version=version, known=known, sizes=sizes))
-        values = _values(reply.result())
+        engine = _engine_of(reply.result())
+        assert engine is not None
         with self._changed:
             if life is not self._life:
                 raise NoWorkerError("the worker died after it had loaded the model")
             self._versions[version] = known
-        return _engine_info(values)
+        return engine
 
     def unload(self, version: ModelVersion) -> None:
         """Free an engine."""
@@ -181,7 +180,7 @@ class ProcessRunner:
                 return
             reply = self._request(lambda request: UnloadMessage(request, known.key))
         with suppress(NoWorkerError):  # gone with the worker
-            _values(reply.result())
+            _engine_of(reply.result())
 
     def close(self) -> None:
         """Let the worker go."""
@@ -335,7 +334,7 @@ class ProcessRunner:
         """Take up work, unless no model is left of those that were there before."""
         lost = [version for version, reply in reloads.items() if reply.result().error]
         for version in lost:
-            reason = reloads[version].result().values.get("message")
+            reason = reloads[version].result().reason
             _log.error("model cannot be loaded again", model=str(version), reason=reason)
         if lost and len(lost) == len(reloads):
             raise EOFError
@@ -392,15 +391,7 @@ def _load_frame(
     return LoadMessage(request, known.key, str(version), known.folder, tuple(sizes), known.tuning)
 
 
-def _values(reply: ReplyMessage) -> Mapping[str, str]:
-    if not reply.error:
-        return reply.values
-    raise LOAD_ERRORS.get(reply.error, EngineUnavailableError)(reply.values.get("message", reply.error))
-
-
-def _engine_info(values: Mapping[str, str]) -> EngineInfo:
-    precision = values["precision"]
-    assert precision in get_args(Precision)
-    return EngineInfo(
-        values["engine"], values["device"], cast("Precision", precision), values.get("refused", "")
-    )
+def _engine_of(reply: ReplyMessage) -> EngineInfo | None:
+    if reply.error:
+        raise LOAD_ERRORS.get(reply.error, EngineUnavailableError)(reply.reason or reply.error)
+    return reply.engine

@@ -102,7 +102,7 @@ def test_one_picture_for_two_versions_has_two_answers(site: WorkerSite) -> None:
 
 def test_labels_may_be_larger_than_what_the_network_saw(site: WorkerSite) -> None:
     original = ImageSize(700, 900)
-    canvas = site.host.canvas(SIZE, original)
+    canvas = site.worker.canvas(SIZE, original)
     canvas[...] = 255
     labels_HW = site.labels(PreparedImage(canvas, SIZE, original))
     assert labels_HW.shape == (700, 900)
@@ -115,7 +115,7 @@ def test_raw_scores_come_back_as_the_engine_returned_them(
 ) -> None:
     images_NHW3 = np.stack([site.picture(code).pixels_HW3 for code in (5, 0)]).astype(dtype)
     deadline_s = time.monotonic() + PATIENCE_S
-    raw_NKhw = site.host.infer(images_NHW3, version=VERSION, deadline_s=deadline_s).result(PATIENCE_S)
+    raw_NKhw = site.host.find().infer(images_NHW3, deadline_s=deadline_s).result(PATIENCE_S)
     assert raw_NKhw.shape == (2, 2, 8, 8)
     labels_Nhw = raw_NKhw.argmax(axis=1)
     assert [spelled(np.kron(ids, np.ones((8, 8))), artifacts[0]) for ids in labels_Nhw] == [5, 0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ from service.core.jobs.evaluation_job import (
     JsonObject,
 )
 from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
+from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
 
@@ -447,7 +449,13 @@ def test_a_host_that_closes_interrupts_the_job(work: HostedEvaluation, host: Mod
 
 
 def _rgb(size: tuple[int, int]) -> Image.Image:
-    return Image.new("RGB", size)
+    return Image.new("RGB", size, (9, 8, 7))
+
+
+def _jpeg(size: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    _gray(size).save(stream, "JPEG")
+    return stream.getvalue()
 
 
 def _gray(size: tuple[int, int], value: int = 0, mode: str = "L") -> Image.Image:
@@ -470,9 +478,9 @@ BROKEN = {
     "labels turned by a quarter": (_spoil("3-ids.png", lambda: _gray((32, 64))), "3-ids.png"),
     "colours instead of ids": (_spoil("3-ids.png", lambda: _rgb((64, 32))), "3-ids.png"),
     "an id that is no class": (_spoil("3-ids.png", lambda: _gray((64, 32), 2)), "3-ids.png"),
-    "16-bit labels": (_spoil("3-ids.png", lambda: _gray((64, 32), 1, "I;16")), "3-ids.png"),
-    "1-bit labels": (_spoil("3-ids.png", lambda: _gray((64, 32), 1, "1")), "3-ids.png"),
-    "labels with alpha": (_spoil("3-ids.png", lambda: _gray((64, 32), 1).convert("LA")), "3-ids.png"),
+    "16-bit labels": (_spoil("3-ids.png", lambda: _gray((64, 32), 257, "I;16")), "3-ids.png"),
+    "jpeg labels": (_write("3-ids.png", lambda _: _jpeg((64, 32))), "3-ids.png"),
+    "transparent labels": (_spoil("3-ids.png", lambda: Image.new("LA", (64, 32), (1, 0))), "3-ids.png"),
     "truncated labels": (_write("3-ids.png", lambda data: data[: len(data) // 2]), "3-ids.png"),
     "no labels": (lambda root: (root / "3-ids.png").unlink(), "3-ids.png"),
     "empty labels": (_write("3-ids.png", lambda _: b""), "3-ids.png"),
@@ -535,7 +543,7 @@ WITHOUT_PICTURES = (
         (None, "noise.toml: cannot be read: [Errno 2] No such file or directory: 'noise.toml'"),
         ("name", "noise.toml: not TOML: "),
         ('name = "noise"\nroot = 3\n', "noise.toml: root must be a string, not 3"),
-        (WITHOUT_PICTURES, "data: no picture is *.jpg"),
+        (WITHOUT_PICTURES, "no picture matches *.jpg: data holds 2 .png (0-ids.png, 0.png)"),
     ],
 )
 def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
@@ -561,14 +569,14 @@ def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
     ],
 )
 def test_what_passes_by_itself_holds_the_job_up(
-    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, host: ModelHost, failure: ServiceError
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, failure: ServiceError
 ) -> None:
     plan = work.plan(REQUEST)
 
     def refuse(*_: object, **__: object) -> None:
         raise failure
 
-    monkeypatch.setattr(host, "infer", refuse)
+    monkeypatch.setattr(LoadedModel, "infer", refuse)
     with pytest.raises(JobHeldUpError, match=str(failure)):
         work.count(REQUEST, plan, range(1))
 

@@ -1,4 +1,4 @@
-"""Under overload the head of a request is enough to refuse it, and nothing else is answered otherwise."""
+"""What the routes ask for, and that the head of a request is enough to refuse it under overload."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from contextlib import asynccontextmanager
 import httpx2
 import numpy as np
 import pytest
-from fakes import FakeEngine
-from http_site import FAKE_VERSIONS, Site, encoded, open_site, picture_of
+from fakes import FakeEngine, red_scores, until
+from http_site import Site, encoded, open_site, picture_of
 from starlette.types import Scope
 
 from model.pictures.preprocess import ImageSize
+from service.core.device.engine import Float32Array, ImageBatch
+from service.core.errors import VersionNotFoundError
 from service.core.keys import key_digests
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
-from service.http_api.segment.overload import ROUTES, _timeout_s
+from service.http_api.segment.routes import ROUTES, SegmentTarget, target_of
 
 PICTURE = encoded(picture_of(np.zeros((16, 24), np.uint8)))
 
@@ -77,9 +79,7 @@ async def test_another_client_finds_a_place_behind_a_flood_and_the_flood_has_its
 async def test_of_several_clients_none_fills_more_than_its_share() -> None:
     async with open_site(max_waiting=8) as site:
         promises = [
-            site.host.reserve(
-                ImageSize(32, 32), version=FAKE_VERSIONS[0], deadline_s=time.monotonic() + 60, source=source
-            )
+            site.host.find().reserve(ImageSize(32, 32), deadline_s=time.monotonic() + 60, source=source)
             for source in ("192.0.2.1", *["127.0.0.1"] * 4)
         ]
         refused = await site.client.post("/v1/segment", content=PICTURE)
@@ -135,19 +135,60 @@ async def test_what_is_wrong_anyway_is_told_by_the_route(
 
 
 @pytest.mark.parametrize(
-    ("query", "headers", "timeout_s"),
+    ("path", "target"),
     [
-        (b"", [], 30.0),
-        (b"output=labels&timeout_ms=250", [], 0.25),
-        (b"timeout_ms=250&output=labels", [(b"x-request-timeout-ms", b"9")], 0.25),
-        (b"", [(b"x-request-timeout-ms", b"1500")], 1.5),
-        (b"", [(b"x-request-timeout-ms", b"-1")], None),
-        (b"timeout_ms=", [], None),
-        (b"timeout_ms=1&timeout_ms=2", [], None),
-        (b"timeout%5Fms=1&timeout_ms=2", [], 0.002),
+        ("/v1/segment", SegmentTarget("/v1/segment")),
+        ("/v1/models/a.b-c:segment", SegmentTarget("/v1/models/{model}:segment", "a.b-c")),
+        (
+            "/v1/models/a/versions/12:segment",
+            SegmentTarget("/v1/models/{model}/versions/{version}:segment", "a", "12"),
+        ),
+        ("/v1/segment/", None),
+        ("/v1/models/a", None),
+        ("/v1/models/a/b:segment", None),
+        ("/v1/models/:segment", None),
+        ("/v1/segment\n", None),
     ],
 )
-def test_the_client_says_how_long_it_waits(
-    query: bytes, headers: list[tuple[bytes, bytes]], timeout_s: float | None
-) -> None:
-    assert _timeout_s({"query_string": query, "headers": headers}, 30.0) == timeout_s
+def test_a_path_says_which_model_is_asked(path: str, target: SegmentTarget | None) -> None:
+    assert target_of(path) == target
+
+
+def test_the_number_of_a_version_is_a_number() -> None:
+    assert SegmentTarget("", "a", "12").version_number == 12
+    assert SegmentTarget("", "a").version_number is None
+    for text in ("0", "01", "latest", "1.0", "9" * 5000):
+        with pytest.raises(VersionNotFoundError):
+            _ = SegmentTarget("", "a", text).version_number
+
+
+async def test_another_method_than_post_is_told_which_one_is_allowed() -> None:
+    async with open_site() as site:
+        for method in ("GET", "HEAD", "PUT", "DELETE"):
+            response = await site.client.request(method, "/v1/models/fake:segment")
+            assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+async def test_after_three_tiny_pictures_as_many_large_ones_are_all_answered() -> None:
+    tiny, large = (encoded(np.zeros((side, side, 3), np.uint8)) for side in (16, 2048))
+
+    def scores(images_NHW3: ImageBatch) -> Float32Array:
+        if images_NHW3.shape[1] < 2048:
+            time.sleep(0.05)  # of which 2048x2048 pixels would take 3 minutes, if pixels were all that counts
+        return red_scores(images_NHW3)
+
+    engine = FakeEngine(held=True, answer=scores)
+    async with open_site(engine) as site:
+
+        def ask(picture: bytes) -> asyncio.Task[httpx2.Response]:
+            return asyncio.create_task(site.client.post("/v1/segment?timeout_ms=30000", content=picture))
+
+        for _ in range(3):
+            engine.go_on()
+            assert (await ask(tiny)).status_code == 200
+        tasks = [ask(large)]
+        await until(lambda: engine.seen[-1][1] == 2048)
+        tasks += [ask(large), ask(large)]
+        await until(lambda: any(task.done() for task in tasks) or len(site.host._worker._batcher) == 2)
+        engine.go_on(3)
+        assert [(await task).status_code for task in tasks] == [200, 200, 200]

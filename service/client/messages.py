@@ -1,9 +1,10 @@
-"""Between the messages of the wire and what clients get."""
+"""The calls of the gRPC interface, and how their messages become the types of ``answers``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -48,30 +49,82 @@ _REASONS: Mapping[int, DropReason] = {
     wire.DRAINING: "draining",
 }
 ValueT = TypeVar("ValueT")
+AnswerT = TypeVar("AnswerT")
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_WRITE_FAILED = "Internal error from Core"
-"""What grpc.aio says when a write comes too late; it hides the status that the call ended with."""
+
+_BROKEN_CONNECTION = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,  # no connection, GOAWAY, and a proxy's 429, 502, 503 and 504
+        grpc.StatusCode.CANCELLED,  # RST_STREAM with CANCEL
+        grpc.StatusCode.INTERNAL,  # RST_STREAM with most other numbers
+        grpc.StatusCode.UNKNOWN,  # a proxy's 408 and 500
+        grpc.StatusCode.RESOURCE_EXHAUSTED,  # RST_STREAM with ENHANCE_YOUR_CALM; too many calls at once
+    }
+)
+"""Status codes of gRPC itself and of proxies. The service attaches details to its errors of these codes."""
+
+# What gRPC says, where its code alone does not tell what has happened.
+_RESET = "RST_STREAM"
+_BODY_LIMIT_OF_PROXY = "status: 413"
+_MESSAGE_LIMIT = "larger than max"
+_UNREADABLE = "Exception deserializing"
 
 _NANO = 1_000_000_000
 
 
-def segment_request(
+@dataclass(frozen=True)
+class UnaryCall(Generic[AnswerT]):
+    """One question to the service, for blocking clients and for asyncio.
+
+    Attributes:
+        method: name of the method.
+        request: its message.
+        read: turns the response into the answer.
+    """
+
+    method: str
+    request: Any
+    read: Callable[[Any], AnswerT]
+
+
+def segment_call(
     picture: bytes, model: str, mask: MaskForm, classes: Sequence[int]
-) -> wire.SegmentRequest:
-    """Return the message that asks for one mask."""
-    return wire.SegmentRequest(
+) -> UnaryCall[Segmentation]:
+    """Return the call that segments one picture.
+
+    Args:
+        picture: a JPEG, PNG or WebP file.
+        model: NAME or NAME@VERSION; empty = the default model.
+        mask: form of the answer.
+        classes: ids to keep; empty = all.
+    """
+    request = wire.SegmentRequest(
         image=wire.Image(data=picture, encoding=wire.ENCODED),
         model=model,
         mask=_FORMS[mask],
         classes=classes,
     )
+    return UnaryCall("Segment", request, _segmentation)
+
+
+def models_call() -> UnaryCall[list[Model]]:
+    """Return the call that lists the models."""
+    return UnaryCall("ListModels", wire.ListModelsRequest(), _models)
 
 
 def open_request(
     model: str, mask: MaskForm, policy: FramePolicy, max_in_flight: int, max_frame_age_s: float
 ) -> wire.StreamRequest:
-    """Return the first message of a stream."""
+    """Return the first message of a stream.
+
+    Args:
+        model: NAME or NAME@VERSION; empty = the default model.
+        mask: form of the results.
+        policy: which frames are answered.
+        max_in_flight: frames in work at the same time; 0 = the limit of the service.
+        max_frame_age_s: age at which a frame is dropped, in seconds; 0 = the limit of the service.
+    """
     return wire.StreamRequest(
         open=wire.StreamOpen(
             model=model,
@@ -92,32 +145,11 @@ def frame_request(frame: Frame) -> wire.StreamRequest:
     return wire.StreamRequest(frame=message)
 
 
-def segmentation_of(message: wire.SegmentResponse) -> Segmentation:
-    """Read the answer for one picture."""
-    return Segmentation(_mask(message.mask), message.model, message.version, _timings_ms(message.timings))
-
-
-def models_of(message: wire.ListModelsResponse) -> list[Model]:
-    """Read the list of models."""
-    return [
-        Model(
-            model.name,
-            model.version,
-            _classes(model.classes),
-            model.ignore_id,
-            model.engine,
-            model.device,
-            model.precision,
-        )
-        for model in message.models
-    ]
-
-
 def event_of(message: wire.StreamResponse) -> StreamEvent:
-    """Read what the service says on a stream.
+    """Return a message of a stream as an event.
 
     Raises:
-        ProtocolError: nothing that this client knows.
+        ProtocolError: this client does not know the message.
     """
     match message.WhichOneof("kind"):
         case "opened":
@@ -135,24 +167,60 @@ def event_of(message: wire.StreamResponse) -> StreamEvent:
             return Failed(message.error.seq, message.error.code)
         case "notice":
             return _notice(message.notice)
-    raise ProtocolError("a message of a kind that this client does not know")
+    raise ProtocolError("the service sent a message of a kind that this client does not know: update it")
 
 
 def error_of(error: grpc.RpcError) -> ClientError:
-    """Return what a failed call means."""
-    code, details = _status_code(error), _details(error)
-    if "info" not in details and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return UnreachableError(_message(error))
-    if _message(error) == _WRITE_FAILED:
-        return UnreachableError("the stream ended while a message was being sent")
+    """Return a failed call as an error of this package."""
+    code, text, details = _status_code(error), str(error.details()), _details(error)
+    if "info" not in details:
+        if _BODY_LIMIT_OF_PROXY in text:
+            return RefusedError(
+                "payload_too_large",
+                "a proxy in front of the service limits the size of a body: with nginx, set "
+                "client_max_body_size to 0 for gRPC",
+            )
+        if _UNREADABLE in text:
+            return ProtocolError("the answer is not one of this service: is another program at this address?")
+        if _RESET in text or (code in _BROKEN_CONNECTION and _MESSAGE_LIMIT not in text):
+            return UnreachableError(text)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return RefusedError("deadline_exceeded", _message(error))
+        return RefusedError("deadline_exceeded", text)
     return RefusedError(
         str(details.get("info", code.name)).lower(),
-        _message(error),
+        text,
         retry_after_s=_seconds(details.get("retry")),
         request_id=str(details.get("request", "")),
     )
+
+
+def stream_error_of(error: grpc.RpcError) -> ClientError:
+    """Return a failed stream as an error of this package.
+
+    Streams have no deadline: one that passed was set by a proxy.
+    """
+    if _status_code(error) is grpc.StatusCode.DEADLINE_EXCEEDED and "info" not in _details(error):
+        return UnreachableError(f"a proxy ended the stream: {error.details()}")
+    return error_of(error)
+
+
+def _segmentation(message: wire.SegmentResponse) -> Segmentation:
+    return Segmentation(_mask(message.mask), message.model, message.version, _timings_ms(message.timings))
+
+
+def _models(message: wire.ListModelsResponse) -> list[Model]:
+    return [
+        Model(
+            model.name,
+            model.version,
+            _classes(model.classes),
+            model.ignore_id,
+            model.engine,
+            model.device,
+            model.precision,
+        )
+        for model in message.models
+    ]
 
 
 def _result(result: wire.FrameResult) -> Result:
@@ -168,7 +236,7 @@ def _notice(notice: wire.StreamNotice) -> ModelChanged | GoingAway:
             return ModelChanged(notice.version)
         case wire.GOING_AWAY:
             return GoingAway(notice.deadline_ms / 1e3)
-    raise ProtocolError(f"a notice of a kind that this client does not know: {notice.kind}")
+    raise ProtocolError(f"the service sent a notice that this client does not know: {notice.kind}")
 
 
 def _mask(mask: wire.Mask) -> Mask:
@@ -177,7 +245,7 @@ def _mask(mask: wire.Mask) -> Mask:
 
 def _known(table: Mapping[int, ValueT], number: int) -> ValueT:
     if number not in table:
-        raise ProtocolError(f"a value that this client does not know: {number}")
+        raise ProtocolError(f"the service sent a value that this client does not know: {number}")
     return table[number]
 
 
@@ -199,10 +267,6 @@ def _status_code(error: grpc.RpcError) -> grpc.StatusCode:
     code = error.code()
     assert isinstance(code, grpc.StatusCode)
     return code
-
-
-def _message(error: grpc.RpcError) -> str:
-    return str(error.details())
 
 
 def _details(error: grpc.RpcError) -> dict[str, object]:
