@@ -45,7 +45,7 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.architecture = architecture
         pad_color = PreprocessSpec(mean).pad_color
-        # OpenVINO 2026.4 subtracts and divides by one value in 0.3 ms, by three in 5 ms (512x1024, two cores).
+        # OpenVINO 2026.4 normalises by one value in 0.3 ms, by three in 5 ms (512x1024, two cores).
         # Both have to be one value: with one of them alone, float and byte pictures differ in bf16.
         is_alike = len(set(mean)) == len(set(std)) == 1
         for name, rgb in (("_mean_C11", mean), ("_std_C11", std)):
