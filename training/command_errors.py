@@ -12,8 +12,8 @@ USAGE_ERROR = 2
 
 
 @contextmanager
-def exit_on_errors(*, root_option: str = "--root DIR") -> Iterator[None]:
-    """Print what a user can mend and exit; a defect of this program keeps its traceback.
+def exit_on_training_errors(*, root_option: str = "--root DIR") -> Iterator[None]:
+    """Print errors that a user can mend, and exit; a defect of this program keeps its traceback.
 
     Args:
         root_option: how the command is told the folder of a preset's data set.

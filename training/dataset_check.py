@@ -1,4 +1,4 @@
-"""``bisenet dataset check``: what a data set holds, what of its folders is left out, and what is wrong."""
+"""``bisenet dataset check``: the content of a data set, files outside its splits, and its faults."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from training.command_errors import FAILED, exit_on_errors
+from training.command_errors import FAILED, exit_on_training_errors
 
 
-def check(
+def check_dataset(
     reference: Annotated[str, typer.Argument(metavar="D", help="A data-set file, or a preset with --root.")],
     *,
     root: Annotated[
@@ -35,17 +35,17 @@ def check(
     """
     from model.datasets.coverage import describe_untaken, files_not_taken  # noqa: PLC0415
     from model.datasets.dataset import DatasetSpec, LabeledImages  # noqa: PLC0415
-    from training.data.findings import report, skip_hint  # noqa: PLC0415
+    from training.data.findings import report_dataset, skip_hint  # noqa: PLC0415
     from training.data.inspection import inspect_split  # noqa: PLC0415
 
-    with exit_on_errors():
+    with exit_on_training_errors():
         spec = DatasetSpec.load(reference, root=root)
         splits = [LabeledImages(spec, name) for name in split or spec.splits]
         facts = [
             inspect_split(one, workers=workers, progress=_counter(f"{spec.name} {one.split}", len(one)))
             for one in splits
         ]
-        found = report(facts, splits)
+        found = report_dataset(facts, splits)
         found["hint"] = skip_hint(facts)
         found["not_taken"] = [describe_untaken(files, spec) for files in files_not_taken(spec)]
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
@@ -68,7 +68,8 @@ def _counter(name: str, total: int) -> Callable[[int], None]:
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     for split in found["splits"]:
         sizes = ", ".join(f"{size}: {count}" for size, count in split["sizes"].items())
-        yield f"{split['name']}: {split['pictures']} pictures ({sizes or 'none can be read'})"
+        pictures = "1 picture" if split["pictures"] == 1 else f"{split['pictures']} pictures"
+        yield f"{split['name']}: {pictures} ({sizes or 'none can be read'})"
         yield f"  fingerprint {split['fingerprint'] or 'unknown: files are missing'}"
         if split["unseen"]:
             yield f"  classes without a pixel: {', '.join(split['unseen'])}"

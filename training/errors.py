@@ -6,6 +6,7 @@ TrainingError                     a run that cannot start or go on, or a data se
 ├── FinetuneError                 weights to begin with of which none fits
 ├── InterchangeError              a data set of another program that cannot be imported, or be written for one
 ├── CheckpointError               a checkpoint is missing, damaged or cannot be written
+├── TimeLimitError                the run does not fit into its time limit
 └── NonFiniteLossError            the loss is no number any more
 """
 
@@ -34,6 +35,10 @@ class InterchangeError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged or cannot be written."""
+
+
+class TimeLimitError(TrainingError):
+    """The run does not fit into its time limit; the message says what takes how long."""
 
 
 class NonFiniteLossError(TrainingError):

@@ -36,7 +36,7 @@ def files_not_taken(spec: DatasetSpec) -> list[UntakenFiles]:
         else:
             taken.add(spec.root / source)
     outer = [one for one in folders if not any(other in one.parents for other in folders)]
-    return [found for one in outer if (found := untaken_files(one, taken)).count]
+    return [found for one in outer if (found := untaken_files(one, taken)).total]
 
 
 def describe_untaken(found: UntakenFiles, spec: DatasetSpec) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from model.datasets.dataset_file import ReadingRules, parse_dataset_file
 from model.datasets.dataset_lines import TOP, Addition, path_map_addition, with_additions
 from model.datasets.lists import ListRules, moved_start, parse_list
-from model.datasets.masks import Mask, MaskError, MaskReader, mask_size, name_format
+from model.datasets.masks import DecodedMask, MaskError, MaskReader, mask_size, name_format
 from model.datasets.orientation import OrientationError, is_drawn_on_stored
 from model.datasets.pairs import ListedPair
 from model.datasets.patterns import PatternSplit
@@ -145,7 +145,7 @@ class DatasetSpec:
 
     @cached_property
     def labelling(self) -> dict[str, Any]:
-        """What labels depend on beside their files, as JSON values; rules that are not set are left out."""
+        """Rules that decide the labels of a file, as JSON values; a rule that is not set is left out."""
         masks, exif, missing = self.rules.masks, self.rules.exif, self.rules.missing_label
         colors = [[*color, target] for color, target in sorted(masks.colors.items())]
         in_colors = {"colors": colors, "color_tolerance": masks.color_tolerance}
@@ -174,7 +174,7 @@ class LabeledPicture:
     image_HW3: UInt8Array
     label_HW: UInt8Array
     orientation: int
-    mask: Mask | None
+    mask: DecodedMask | None
     is_turned: bool = False
 
 
@@ -222,10 +222,10 @@ class LabeledImages:
             LabelError: the labels have another size than their picture, or a value that is no class.
             PairError: a file is missing, or the picture is none. The message names file and list line.
         """
-        picture = self.read(index)
+        picture = self.read_pair(index)
         return picture.image_HW3, picture.label_HW
 
-    def read(self, index: int) -> LabeledPicture:
+    def read_pair(self, index: int) -> LabeledPicture:
         """Read one pair, and tell how it was read.
 
         Raises:
@@ -244,7 +244,7 @@ class LabeledImages:
             return LabeledPicture(image_HW3, label_HW, orientation, None)
         try:
             is_turned = is_drawn_on_stored(mask_size(mask_data), size, orientation, rules.exif)
-            mask = self.spec.mask_reader.read(mask_data)
+            mask = self.spec.mask_reader.read_mask(mask_data)
         except OrientationError as error:
             raise LabelError(pair.origin, printable(pair.image), str(error)) from error
         except MaskError as error:
@@ -285,7 +285,9 @@ class LabeledImages:
         except OSError as error:
             reason = error.strerror or str(error)
             if error.errno == errno.ENOENT:
-                reason = with_additions(reason, *self._ways_to(path, is_label=path == pair.label))
+                alike = _similar_name(path)
+                ways = [] if alike else self._ways_to(path, is_label=path == pair.label)
+                reason = with_additions(f"{reason}{alike}", *ways)
             raise PairError(pair.origin, printable(path), reason) from error
         except ValueError as error:
             raise PairError(pair.origin, repr(printable(path)), str(error)) from error
@@ -308,6 +310,16 @@ class LabeledImages:
             if is_label
             else []
         )
+
+
+def _similar_name(path: Path) -> str:
+    """Return a hint at a file in the same folder whose name starts alike, in any case: ``*_mask.png``."""
+    stem = path.stem.lower()
+    try:
+        ends = [one.name[len(stem) :] for one in path.parent.iterdir() if one.name.lower().startswith(stem)]
+    except OSError:  # no such folder
+        return ""
+    return f"; there is a *{printable(min(ends))} in that folder" if ends else ""
 
 
 def _pairs(spec: DatasetSpec, source: str | PatternSplit, read: ReadFile) -> tuple[ListedPair, ...]:

@@ -26,7 +26,7 @@ class UntakenFiles:
     names: Mapping[str, tuple[str, ...]]
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """Number of files of all kinds."""
         return sum(map(len, self.names.values()))
 

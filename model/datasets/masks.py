@@ -72,7 +72,7 @@ class MaskError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Mask:
+class DecodedMask:
     """A label file as class ids.
 
     Attributes:
@@ -91,7 +91,7 @@ class MaskRules:
     """How a data-set file describes its label files.
 
     Args:
-        kind: what the pixels are. None = ids, unless a palette contradicts the colours of the classes.
+        kind: meaning of the pixels. None = ids, unless a palette contradicts the colours of the classes.
         colors: colour -> class id or ignore id, as far as the data-set file names colours.
         color_tolerance: a pixel of another colour has the id of the nearest one, unless a channel differs by
             more than this; 0..255.
@@ -111,14 +111,14 @@ class MaskReader:
     Args:
         palette: the classes, and the ignore id.
         label_map: value in masks of ids, 0..65535 -> class id or ignore id; absent values are ids.
-        rules: what the data-set file says of the label files.
+        rules: the data-set file's description of the label files.
     """
 
     palette: ClassPalette
     label_map: Mapping[int, int] = field(default_factory=dict)
     rules: MaskRules = field(default_factory=MaskRules)
 
-    def read(self, data: bytes) -> Mask:
+    def read_mask(self, data: bytes) -> DecodedMask:
         """Decode a label file.
 
         Args:
@@ -155,7 +155,7 @@ class MaskReader:
             table[key_of(color)] = target
         return table
 
-    def _read_ids(self, data: bytes) -> Mask:
+    def _read_ids(self, data: bytes) -> DecodedMask:
         if data.startswith(_JPEG_SIGNATURE):
             raise MaskError(advise_lossy("JPEG", masks_are_colors=False))
         image, color_type, depth = _open_png(data)
@@ -170,9 +170,9 @@ class MaskReader:
         )
         if advice := advise_index_colors(index_colors, self.rules.colors, self.palette, self.label_map):
             raise MaskError(advice)
-        return Mask(self.id_table.take(values_HW), index_colors)
+        return DecodedMask(self.id_table.take(values_HW), index_colors)
 
-    def _read_colors(self, data: bytes) -> Mask:
+    def _read_colors(self, data: bytes) -> DecodedMask:
         if data.startswith(_PNG_SIGNATURE):
             keys_HW = _color_keys(_open_png(data)[0])
         elif data.startswith(_JPEG_SIGNATURE) and not self.rules.color_tolerance:
@@ -187,7 +187,7 @@ class MaskReader:
             ids_HW[is_other_HW] = self._nearest(keys_U)[inverse]
             if (ids_HW == _UNKNOWN).any():
                 raise self._unknown_colors(keys_HW)
-        return Mask(ids_HW.astype(np.uint8), nearest_pixels=int(others.size))
+        return DecodedMask(ids_HW.astype(np.uint8), nearest_pixels=int(others.size))
 
     def _nearest(self, keys_U: MaskArray) -> npt.NDArray[np.int16]:
         """Return the id of the nearest colour, -1 where a channel differs by more than the tolerance."""

@@ -145,7 +145,7 @@ class _Listings:
             self._folders[path] = _Folder(path)
         return self._folders[path]
 
-    def has(self, file: Path) -> bool:
+    def contains(self, file: Path) -> bool:
         return file.name in self[file.parent].names
 
 
@@ -292,7 +292,7 @@ def _without_masks(pairs: Sequence[ListedPair], listings: _Listings) -> tuple[Li
     owners: dict[Path, ListedPair] = {}
     for pair in pairs:
         assert pair.label is not None
-        if pair.label == pair.image or not listings.has(pair.label):
+        if pair.label == pair.image or not listings.contains(pair.label):
             continue
         other = owners.setdefault(pair.label, pair)
         if other is not pair:

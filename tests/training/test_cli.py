@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
     ("arguments", "code", "message"),
     [
         (["no-such-recipe"], 2, "no recipe 'no-such-recipe'"),
-        (["camvid-v2", "--set", "optimizer.rate=1"], 2, "unknown keys: optimizer.rate"),
+        (["camvid-v2", "--set", "optimizer.rate=1"], 2, "unknown key optimizer.rate"),
         (["camvid-v2"], 1, "needs the folder where the data set lies: --set data.root=DIR"),
         (["camvid-v2", "--set", "data.root=nowhere"], 1, "train.csv: cannot be read"),
     ],

@@ -12,7 +12,7 @@ from model.datasets.mask_advice import advise_ids
 from model.datasets.orientation import describe_orientation
 from model.errors import DatasetError
 from model.labels import ClassPalette
-from training.data.split_facts import BrokenPair, SplitFacts, class_frequencies, color_statistics
+from training.data.split_facts import BrokenPair, SplitFacts, class_shares, color_statistics
 
 _DIGITS = 4
 _WEIGHT_BASE = 1.1
@@ -20,7 +20,7 @@ _SHOWN_PROBLEMS = 10
 _SHOWN_NAMES = 10
 
 
-def problems(facts: SplitFacts, spec: DatasetSpec) -> list[str]:
+def describe_problems(facts: SplitFacts, spec: DatasetSpec) -> list[str]:
     """Return one sentence for each kind of fault in a split; pairs with the same fault are counted.
 
     Args:
@@ -38,7 +38,7 @@ def problems(facts: SplitFacts, spec: DatasetSpec) -> list[str]:
     return sentences + facts.flaws
 
 
-def notes(facts: SplitFacts, split: LabeledImages) -> list[str]:
+def describe_notes(facts: SplitFacts, split: LabeledImages) -> list[str]:
     """Return one sentence for each decision that reading a split took and that a user may want to know.
 
     Args:
@@ -58,7 +58,7 @@ def refuse_problems(facts: Sequence[SplitFacts], spec: DatasetSpec) -> None:
     Raises:
         DatasetError: the first ten problems, and the number of all.
     """
-    found = [problem for each in facts for problem in problems(each, spec)]
+    found = [problem for each in facts for problem in describe_problems(each, spec)]
     if found:
         shown = "\n  ".join(found[:_SHOWN_PROBLEMS])
         hint = f"\n{skip_hint(facts)}" if skip_hint(facts) else ""
@@ -70,10 +70,11 @@ def skip_hint(facts: Sequence[SplitFacts]) -> str:
     broken = sum(len(each.broken) for each in facts)
     if not broken or any(each.flaws or len(each.broken) == each.pictures for each in facts):
         return ""
-    return f"{broken} broken pairs can be left out: bisenet train ... --set data.skip_broken=true"
+    pairs = "1 broken pair" if broken == 1 else f"{broken} broken pairs"
+    return f"{pairs} can be left out: bisenet train ... --set data.skip_broken=true"
 
 
-def report(facts: Sequence[SplitFacts], splits: Sequence[LabeledImages]) -> dict[str, Any]:
+def report_dataset(facts: Sequence[SplitFacts], splits: Sequence[LabeledImages]) -> dict[str, Any]:
     """Return the facts of splits as JSON values.
 
     Args:
@@ -107,13 +108,13 @@ def _split_report(facts: SplitFacts, split: LabeledImages) -> dict[str, Any]:
         "ignored_pixels": facts.ids.get(palette.ignore_id, 0),
         "pixels": {name: facts.ids.get(class_id, 0) for class_id, name in enumerate(palette.names)},
         "unseen": [name for class_id, name in enumerate(palette.names) if class_id not in facts.ids],
-        "problems": problems(facts, split.spec),
-        "notes": notes(facts, split),
+        "problems": describe_problems(facts, split.spec),
+        "notes": describe_notes(facts, split),
     }
 
 
 def _class_reports(facts: Sequence[SplitFacts], palette: ClassPalette) -> Iterator[dict[str, Any]]:
-    for class_id, share in enumerate(class_frequencies(facts, palette.num_classes)):
+    for class_id, share in enumerate(class_shares(facts, palette.num_classes)):
         weight = round(float(1 / np.log(_WEIGHT_BASE + share)), _DIGITS)
         seen = {"share": share, "weight": weight} if share else {"share": None, "weight": None}
         yield {"id": class_id, "name": palette.names[class_id], **seen}

@@ -1,4 +1,4 @@
-"""Reading every pair of a split once, to learn what it holds and what would stop or spoil a training run.
+"""Reading of every pair of a split, for the facts and the faults that matter to a training run.
 
 Axes: H height, W width, 3 = red green blue, V values of a byte.
 """
@@ -28,7 +28,7 @@ _BATCH = 64
 
 
 class _Reading(NamedTuple):
-    """What one readable pair adds to the facts of its split.
+    """Contribution of one readable pair to the facts of its split.
 
     Attributes:
         size: ``HEIGHTxWIDTH``.
@@ -103,7 +103,7 @@ def _inspect(
         if isinstance(found, BrokenPair):
             totals.broken[index] = found
         else:
-            totals.add(index, found)
+            totals.include(index, found)
         progress(index + 1)
     ids_V = totals.ids_V
     return SplitFacts(
@@ -139,7 +139,7 @@ class _Totals:
         self.nearest_pixels = 0
         self.repainted: dict[int, list[tuple[int, Color]]] = {}
 
-    def add(self, index: int, reading: _Reading) -> None:
+    def include(self, index: int, reading: _Reading) -> None:
         self.sizes[reading.size] = self.sizes.get(reading.size, 0) + 1
         self.ids_V += reading.ids_V
         self.colors_3V += reading.colors_3V
@@ -164,7 +164,7 @@ def _read_all(split: LabeledImages, workers: int) -> Iterator[_Reading | BrokenP
 
 def _read_pair(split: LabeledImages, index: int) -> _Reading | BrokenPair:
     try:
-        picture = split.read(index)
+        picture = split.read_pair(index)
     except LabelError as error:
         return BrokenPair(error.place, error.reason, tuple(sorted(error.values)))
     except PairError as error:

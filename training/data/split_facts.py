@@ -25,7 +25,7 @@ class BrokenPair(NamedTuple):
 
     Attributes:
         place: where the pair is named, and the path of the broken file.
-        reason: what is wrong with the file.
+        reason: the fault of the file.
         values: the values in its labels, where some are no classes; else empty.
     """
 
@@ -35,7 +35,7 @@ class BrokenPair(NamedTuple):
 
     @property
     def message(self) -> str:
-        """Name of the file and what is wrong with it."""
+        """Name of the file and its fault."""
         return f"{self.place}: {self.reason}"
 
 
@@ -53,7 +53,7 @@ class TurnedPicture(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What one split holds.
+    """Content of one split.
 
     Attributes:
         split: its name.
@@ -97,7 +97,7 @@ class SplitFacts:
 
     @classmethod
     def from_json(cls, text: str) -> SplitFacts:
-        """Read what ``to_json`` wrote.
+        """Read the text that ``to_json`` wrote.
 
         Raises:
             ValueError: the text is something else, or was written by another version.
@@ -136,7 +136,7 @@ def color_statistics(facts: Sequence[SplitFacts]) -> tuple[Rgb, Rgb]:
     return _rounded(mean), _rounded(std)
 
 
-def class_frequencies(facts: Sequence[SplitFacts], num_classes: int) -> list[float]:
+def class_shares(facts: Sequence[SplitFacts], num_classes: int) -> list[float]:
     """Measure the share of each class among the labelled pixels; sums to 1, or is 0 throughout."""
     counts = [sum(each.ids.get(class_id, 0) for each in facts) for class_id in range(num_classes)]
     return [count / max(1, sum(counts)) for count in counts]

@@ -1,7 +1,4 @@
-"""What a run learns from and validates on, checked before anything is computed.
-
-Axes: N images in a batch, H height, W width, 3 = red green blue.
-"""
+"""The pictures that a run learns from and validates on, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.errors import DatasetError
 from model.pictures.preprocess import PreprocessSpec, Rgb
 from model.quotas import usable_cores
-from training.data.findings import notes, refuse_problems
+from training.data.findings import describe_notes, refuse_problems
 from training.data.inspection import inspect_split
 from training.data.pictures import PictureSource, Residency, choose_residency, free_bytes, load_pictures
-from training.data.split_facts import SplitFacts, class_frequencies, color_statistics
+from training.data.split_facts import SplitFacts, class_shares, color_statistics
 from training.errors import ConfigError
 
 ResidencyChoice = Literal["auto", "device", "host", "files"]
@@ -74,27 +71,27 @@ class DataConfig:
 
     @property
     def threads(self) -> int:
-        """How many threads decode."""
+        """Number of threads that decode."""
         return self.workers or usable_cores()
 
     @property
-    def validates_on_learned(self) -> bool:
-        """Whether validation scores say nothing, since their pictures are learned from."""
+    def validates_on_training_pictures(self) -> bool:
+        """Whether the run learns from the pictures that it validates on, so that its scores say nothing."""
         return self.val_split in self.train_splits
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a run learns from and validates on, and what follows from it alone.
+    """The pictures of a run, and the values that follow from them alone.
 
     Attributes:
         spec: the data set.
-        train: the training splits, all together.
-        val: the validation split.
-        facts: of the training splits.
-        device: where the run computes.
-        mean: RGB of the training pictures, of values 0..1; what the network normalises with.
-        std: the same for the standard deviation.
+        train: pictures of all training splits.
+        val: pictures of the validation split.
+        facts: facts of each training split.
+        device: device on which crops are cut.
+        mean: mean that the network normalises with, RGB, of values 0..1.
+        std: standard deviation that the network normalises with, RGB, of values 0..1.
     """
 
     spec: DatasetSpec
@@ -159,22 +156,22 @@ class TrainingData:
 
     @property
     def fingerprint(self) -> str:
-        """Of all pictures and labels that a run depends on, the validated ones included: 64 hex digits."""
+        """SHA-256 over the fingerprints of training and validation pictures: 64 hex digits."""
         both = self.train.fingerprint + self.val.fingerprint
         return hashlib.sha256(both.encode()).hexdigest()
 
     @property
     def pad_color(self) -> tuple[int, int, int]:
-        """RGB 0..255 of what lies outside a picture."""
+        """Colour outside a picture, RGB 0..255."""
         return PreprocessSpec(self.mean).pad_color
 
     @property
     def class_frequencies(self) -> list[float]:
         """Share of each class among the labelled training pixels."""
-        return class_frequencies(self.facts, self.spec.palette.num_classes)
+        return class_shares(self.facts, self.spec.palette.num_classes)
 
-    def normalised_by(self, mean: Rgb, std: Rgb) -> TrainingData:
-        """Return the same for a network that was trained with another mean and deviation."""
+    def with_normalisation(self, mean: Rgb, std: Rgb) -> TrainingData:
+        """Return the data for a network that normalises with another mean and deviation."""
         return replace(self, mean=mean, std=std)
 
     def close(self) -> None:
@@ -184,7 +181,7 @@ class TrainingData:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Counts of pictures, device and normalisation in one line."""
         return (
             f"{self.spec.name}: {len(self.train.names)} pictures to learn from, {len(self.val.names)} to"
             f" validate on, {self.device}; mean {self.mean}, std {self.std}"
@@ -204,7 +201,7 @@ def _check_split(
         model.errors.DatasetError: every pair is broken.
     """
     facts = inspect_split(split, workers=config.threads, cache_folder=cache_folder)
-    for note in notes(facts, split):
+    for note in describe_notes(facts, split):
         progress(note)
     if not (config.skip_broken and facts.broken):
         return split, facts

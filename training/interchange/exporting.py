@@ -100,8 +100,8 @@ def _write_segments(folder: Path, split: str, palette: ClassPalette, pairs: Iter
     """Write ``panoptic_SPLIT.json``, and the segments of each picture in ``panoptic_SPLIT``.
 
     Source:
-        The description of the panoptic format of COCO: a segment's number is red + 256 green + 65536 blue, and
-        0 where there is none. Segments and categories have the number of their class plus 1.
+        The description of the panoptic format of COCO: a segment's number is red + 256 green + 65536 blue; 0
+        means none. Segments and categories have the number of their class plus 1.
     """
     images, annotations = [], []
     for image_id, pair in enumerate(pairs, 1):

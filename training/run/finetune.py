@@ -76,18 +76,20 @@ class AdoptedWeights:
     def lines(self) -> list[str]:
         """Return the whole list for people, counted by part of the network where nothing more can be said."""
         missing = [key for key, reason in self.reinitialised if reason == _MISSING]
-        return [
+        lines = [
             self.sentence(),
-            *(f"  loaded          {part}: {count}" for part, count in _by_part(self.loaded).items()),
-            *(f"  re-initialised  {part}: {count} {_MISSING}" for part, count in _by_part(missing).items()),
+            f"  loaded          {_parts(self.loaded)}",
+            f"  re-initialised  {_MISSING}: {_parts(missing)}" if missing else "",
             *(f"  re-initialised  {key}: {why}" for key, why in self.reinitialised if why != _MISSING),
-            *(f"  unused          {key}" for key in self.unused),
+            f"  unused          {_parts(self.unused)}" if self.unused else "",
         ]
+        return [line for line in lines if line]
 
 
-def _by_part(keys: Iterable[str]) -> Mapping[str, int]:
-    """Count keys by the first two of their names."""
-    return Counter(".".join(key.split(".")[:2]) for key in keys)
+def _parts(keys: Iterable[str]) -> str:
+    """Return the parts of the network that tensors belong to, and how many belong to each."""
+    counts = Counter(key.partition(".")[0] for key in keys)
+    return ", ".join(f"{part} {count}" for part, count in counts.items())
 
 
 def find_source(reference: str, registry: ModelRegistry) -> FinetuneSource:

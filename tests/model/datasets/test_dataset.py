@@ -156,6 +156,14 @@ def test_paths_that_start_at_the_list_are_told_the_line_that_leads_to_them(file:
     assert np.array_equal(first_pair(file)[0], IMAGE)
 
 
+@pytest.mark.parametrize("name", ["label.PNG", "label.bmp", "Label_mask.png"])
+def test_a_missing_file_is_told_what_is_called_alike(file: Path, name: str) -> None:
+    file.with_name("label.png").rename(file.with_name(name))
+    alike = name[len("label") :]
+    with pytest.raises(PairError, match=rf"label\.png: No such file or directory; there is a \*{alike} in"):
+        first_pair(file)
+
+
 def test_missing_labels_mean_a_class_if_the_file_says_so(file: Path) -> None:
     file.with_name("label.png").unlink()
     with pytest.raises(PairError, match="No such file") as error:
@@ -164,7 +172,7 @@ def test_missing_labels_mean_a_class_if_the_file_says_so(file: Path) -> None:
     file.write_text('missing_label = "car"\n' + TOML)
     images = LabeledImages(DatasetSpec.from_toml(file), "train")
     assert (images[0][1] == 1).all()
-    assert images.read(0).mask is None
+    assert images.read_pair(0).mask is None
     assert len(images.fingerprint) == 64
 
 
@@ -204,7 +212,7 @@ def test_labels_of_a_quarter_turn_are_recognised_by_their_size(file: Path) -> No
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(IMAGE).save(file.with_name("image.png"), exif=exif)
-    picture = LabeledImages(DatasetSpec.from_toml(file), "train").read(0)
+    picture = LabeledImages(DatasetSpec.from_toml(file), "train").read_pair(0)
     assert (picture.orientation, picture.is_turned) == (6, True)
     assert np.array_equal(picture.label_HW, np.rot90(np.where(LABEL == 9, 255, LABEL), -1))
 

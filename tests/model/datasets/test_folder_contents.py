@@ -33,7 +33,7 @@ def test_files_that_were_not_taken_are_counted_by_kind(inbox: Path) -> None:
         ".heic": ("cam1/4.heic",),
         "without a suffix": ("README",),
     }
-    assert found.count == 6
+    assert found.total == 6
     assert str(found) == (
         "2 .tif (2.TIF, 3.tif), 2 hidden (.git, cam1/.5.jpg), 1 .heic (cam1/4.heic),"
         " 1 without a suffix (README)"
@@ -47,7 +47,7 @@ def test_of_many_names_the_first_three_are_shown(tmp_path: Path) -> None:
 
 
 def test_an_empty_and_a_missing_folder_have_no_files(tmp_path: Path) -> None:
-    assert untaken_files(tmp_path, ()).count == untaken_files(tmp_path / "nothing", ()).count == 0
+    assert untaken_files(tmp_path, ()).total == untaken_files(tmp_path / "nothing", ()).total == 0
 
 
 def test_names_that_are_no_utf_8_are_shown(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from model.datasets.masks import Mask, MaskError, MaskReader, MaskRules, mask_size
+from model.datasets.masks import DecodedMask, MaskError, MaskReader, MaskRules, mask_size
 from model.labels import ClassPalette, Color, UInt8Array
 from model.pictures.preprocess import ImageSize
 
@@ -60,15 +60,15 @@ def gray_png(values: np.ndarray, depth: int) -> bytes:
     )
 
 
-def read(data: bytes, palette: ClassPalette = TWO, label_map: dict[int, int] | None = None) -> Mask:
+def read(data: bytes, palette: ClassPalette = TWO, label_map: dict[int, int] | None = None) -> DecodedMask:
     """Read a mask as a data-set file without ``masks`` does."""
     colors = dict(zip(palette.colors, range(palette.num_classes), strict=True))
-    return MaskReader(palette, label_map or {}, MaskRules(colors=colors)).read(data)
+    return MaskReader(palette, label_map or {}, MaskRules(colors=colors)).read_mask(data)
 
 
-def read_colors(data: bytes, *, tolerance: int = 0, colors: dict[Color, int] | None = None) -> Mask:
+def read_colors(data: bytes, *, tolerance: int = 0, colors: dict[Color, int] | None = None) -> DecodedMask:
     rules = MaskRules("colors", OWN_COLORS if colors is None else colors, tolerance)
-    return MaskReader(TWO, {}, rules).read(data)
+    return MaskReader(TWO, {}, rules).read_mask(data)
 
 
 def refusal(data: bytes, palette: ClassPalette = TWO, label_map: dict[int, int] | None = None) -> str:
@@ -188,6 +188,13 @@ def test_anti_aliased_edges_of_gray_masks_are_named(low: int, high: int, label_m
     assert f'"{low},{low},{low}" = 0\n    "{high},{high},{high}" = 1' in message
 
 
+def test_every_class_keeps_its_gray_value_where_a_mask_shows_some_of_them() -> None:
+    message = refusal(encoded(smooth_edges(0, 255)), THREE, {255: 2, 127: 1})
+    assert message.endswith('"0,0,0" = 0\n    "127,127,127" = 1\n    "255,255,255" = 2')
+    message = refusal(encoded(smooth_edges(0, 200)), TWO, {0: 1, 200: 0})
+    assert message.endswith('"0,0,0" = 1\n    "200,200,200" = 0')
+
+
 def test_areas_are_not_taken_for_edges() -> None:
     values = IDS.copy()
     values[0:4, 0:9], values[16:20, 0:9], values[16:20, 20:30] = 30, 40, 50
@@ -255,7 +262,7 @@ def test_a_png_without_pixels_is_broken() -> None:
 def test_indices_with_the_colour_of_another_class_are_refused_unless_the_file_says_which_count() -> None:
     swapped = indexed(IDS, [ROAD, (0, 0, 0)])
     assert 'masks = "ids" if the indices are right' in refusal(swapped)
-    by_index = MaskReader(TWO, {}, MaskRules("ids", OWN_COLORS)).read(swapped)
+    by_index = MaskReader(TWO, {}, MaskRules("ids", OWN_COLORS)).read_mask(swapped)
     assert np.array_equal(by_index.ids_HW, IDS)
     assert np.array_equal(read_colors(swapped).ids_HW, 1 - IDS)
 

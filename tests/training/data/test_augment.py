@@ -55,7 +55,7 @@ def picture(height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def packed(pairs: Sequence[tuple[Tensor, Tensor]]) -> PackedPictures:
-    return PackedPictures.of([(image.permute(1, 2, 0).numpy(), label.numpy()) for image, label in pairs])
+    return PackedPictures.pack([(image.permute(1, 2, 0).numpy(), label.numpy()) for image, label in pairs])
 
 
 @pytest.fixture(params=[cut_one_by_one, gathered], ids=["as on a CPU", "as on a GPU"])

@@ -9,7 +9,13 @@ from dataset_folders import IMAGES_AND_LABELS, truth, write_dataset
 
 from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.errors import DatasetError
-from training.data.findings import notes, problems, refuse_problems, report, skip_hint
+from training.data.findings import (
+    describe_notes,
+    describe_problems,
+    refuse_problems,
+    report_dataset,
+    skip_hint,
+)
 from training.data.inspection import inspect_split
 from training.data.split_facts import BrokenPair, SplitFacts, TurnedPicture
 
@@ -31,14 +37,14 @@ def with_broken(facts: SplitFacts, *pairs: BrokenPair) -> SplitFacts:
 
 
 def test_a_sound_split_has_no_problems_and_no_notes(split: LabeledImages, facts: SplitFacts) -> None:
-    assert problems(facts, split.spec) == []
-    assert notes(facts, split) == []
+    assert describe_problems(facts, split.spec) == []
+    assert describe_notes(facts, split) == []
     refuse_problems([facts], split.spec)
 
 
 def test_pairs_with_one_reason_are_one_problem(split: LabeledImages, facts: SplitFacts) -> None:
     torn = [BrokenPair(f"{number}.jpg", "torn") for number in range(12)]
-    found = problems(with_broken(facts, *torn, BrokenPair("x.jpg", "missing")), split.spec)
+    found = describe_problems(with_broken(facts, *torn, BrokenPair("x.jpg", "missing")), split.spec)
     assert found == [
         f"{', '.join(f'{number}.jpg' for number in range(10))} and 2 more: torn",
         "x.jpg: missing",
@@ -47,7 +53,7 @@ def test_pairs_with_one_reason_are_one_problem(split: LabeledImages, facts: Spli
 
 def test_values_of_all_label_files_are_explained_together(split: LabeledImages, facts: SplitFacts) -> None:
     strange = with_broken(facts, BrokenPair("1.png", "ids [9]", (0, 9)), BrokenPair("2.png", "ids [7]", (7,)))
-    (problem,) = problems(strange, split.spec)
+    (problem,) = describe_problems(strange, split.spec)
     assert problem.startswith("1.png, 2.png: ids [7, 9] are outside [0, 2)")
     assert "    7 = 255\n    9 = 255" in problem
 
@@ -62,7 +68,7 @@ def test_a_run_is_refused_with_the_first_ten_problems(split: LabeledImages, fact
 
 def test_leaving_broken_pairs_out_is_proposed_only_where_it_helps(facts: SplitFacts) -> None:
     torn = BrokenPair("1.jpg", "torn")
-    assert "1 broken pairs can be left out" in skip_hint([with_broken(facts, torn)])
+    assert "1 broken pair can be left out" in skip_hint([with_broken(facts, torn)])
     assert skip_hint([facts]) == ""
     assert skip_hint([with_broken(facts, torn, torn, torn)]) == ""
     assert skip_hint([dataclasses.replace(with_broken(facts, torn), flaws=["one class"])]) == ""
@@ -70,7 +76,9 @@ def test_leaving_broken_pairs_out_is_proposed_only_where_it_helps(facts: SplitFa
 
 def test_decisions_of_the_reader_are_noted_by_name(split: LabeledImages, facts: SplitFacts) -> None:
     turned = {0: TurnedPicture(6, with_labels=True), 1: TurnedPicture(3, with_labels=False)}
-    found = notes(dataclasses.replace(facts, turned=turned, unlabelled=[2], nearest_pixels=12), split)
+    found = describe_notes(
+        dataclasses.replace(facts, turned=turned, unlabelled=[2], nearest_pixels=12), split
+    )
     drawn = "the labels were drawn on the"
     quarter = "EXIF orientation 6 (turned by 90 degrees)"
     assert found == [
@@ -84,7 +92,7 @@ def test_decisions_of_the_reader_are_noted_by_name(split: LabeledImages, facts: 
 def test_the_report_suggests_weights_of_the_classes_that_occur(
     split: LabeledImages, facts: SplitFacts
 ) -> None:
-    found = report([facts], [split])
+    found = report_dataset([facts], [split])
     share = float(truth().mean())
     road = found["classes"][1]
     assert road["share"] == pytest.approx(share)

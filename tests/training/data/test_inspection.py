@@ -9,7 +9,7 @@ from PIL import Image
 
 from model.datasets.dataset import DatasetSpec, LabeledImages
 from training.data.inspection import inspect_split
-from training.data.split_facts import SplitFacts, class_frequencies, color_statistics
+from training.data.split_facts import SplitFacts, class_shares, color_statistics
 
 TOML = """
 name = "tiny"
@@ -56,7 +56,7 @@ def test_sizes_ids_and_shares_are_those_of_the_pictures(folder: Path) -> None:
     assert (facts.pictures, facts.sizes) == (3, {"8x10": 1, "8x11": 1, "8x12": 1})
     assert facts.ids == {0: 5 * 33, 1: 2 * 33, 255: 33}
     assert facts.pixels == 8 * 33
-    assert class_frequencies([facts], 3) == pytest.approx([5 / 7, 2 / 7, 0])
+    assert class_shares([facts], 3) == pytest.approx([5 / 7, 2 / 7, 0])
     assert facts.is_sound
 
 

@@ -6,7 +6,7 @@ from training.data.split_facts import (
     BrokenPair,
     SplitFacts,
     TurnedPicture,
-    class_frequencies,
+    class_shares,
     color_statistics,
 )
 
@@ -44,8 +44,8 @@ def test_statistics_are_those_of_all_pixels_of_all_splits() -> None:
 
 
 def test_frequencies_are_shares_of_the_labelled_pixels() -> None:
-    assert class_frequencies([FACTS], 2) == [1, 0]
-    assert class_frequencies([], 2) == [0, 0]
+    assert class_shares([FACTS], 2) == [1, 0]
+    assert class_shares([], 2) == [0, 0]
 
 
 def test_a_broken_pair_says_where_and_what() -> None:

@@ -20,8 +20,8 @@ def test_several_splits_are_learned_from_together(config: TrainingConfig, data: 
     together = TrainingData.load(both, CPU)
     assert (len(data.train.names), len(together.train.names)) == (5, 7)
     assert together.train.fingerprint != data.train.fingerprint
-    assert both.validates_on_learned
-    assert not config.data.validates_on_learned
+    assert both.validates_on_training_pictures
+    assert not config.data.validates_on_training_pictures
 
 
 def test_the_fingerprint_is_that_of_all_pictures(config: TrainingConfig, data: TrainingData) -> None:
@@ -36,8 +36,8 @@ def test_pictures_are_the_same_from_wherever_they_come(
 ) -> None:
     kept = TrainingData.load(dataclasses.replace(config.data, residency=residency), CPU)  # type: ignore[arg-type]
     for index in (4, 0, 4):
-        taken, (place,) = kept.train.take([index])
-        wanted, (there,) = data.train.take([index])
+        taken, (place,) = kept.train.fetch([index])
+        wanted, (there,) = data.train.fetch([index])
         assert torch.equal(taken.image(place), wanted.image(there))
         assert torch.equal(taken.label(place), wanted.label(there))
     kept.close()
@@ -85,8 +85,8 @@ def test_broken_pairs_may_be_left_out_by_name_and_count(
     assert "train1.png: the first bytes are not those of a JPEG" in text
     assert "split val: 1 of 2 pairs are broken and left out" in text
     assert "not taken: .: no split takes 1 .heic (more.heic)" in text
-    taken, (place,) = kept.train.take([1])
-    wanted, (there,) = data.train.take([2])
+    taken, (place,) = kept.train.fetch([1])
+    wanted, (there,) = data.train.fetch([2])
     assert torch.equal(taken.label(place), wanted.label(there))
     assert kept.fingerprint != data.fingerprint
     kept.close()

@@ -23,8 +23,8 @@ HEAD = """<?xml version="1.0" encoding="utf-8"?>
 """
 IMAGE = f'  <image id="0" name="a.jpg" width="{WIDTH}" height="{HEIGHT}">\n{{}}  </image>\n</annotations>\n'
 POLYGON = (
-    '<polygon label="{}" source="manual" occluded="0" points="{}" z_order="{}"><attribute name="x">1</attribute>'
-    "</polygon>\n"
+    '<polygon label="{}" source="manual" occluded="0" points="{}" z_order="{}">'
+    '<attribute name="x">1</attribute></polygon>\n'
 )
 ROAD = POLYGON.format("road", "0.00,20.00;60.00,20.00;60.00,40.00;0.00,40.00", 0)
 CAR = POLYGON.format("car", "10.00,15.00;30.00,15.00;30.00,35.00;10.00,35.00", 1)
@@ -148,7 +148,8 @@ def test_a_malformed_shape_is_named_and_nothing_remains(tmp_path: Path, shape: s
 
 
 BOMB = """<?xml version="1.0"?>
-<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;&b;&b;">]><annotations>&c;</annotations>"""
+<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;&b;&b;">]>
+<annotations>&c;</annotations>"""
 
 
 @pytest.mark.parametrize(
