@@ -236,7 +236,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
 
 
 def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
-    return [] if jobs is None else [evaluations_router(jobs.desk, jobs.pool, lifecycle)]
+    return [] if jobs is None else [evaluations_router(jobs.submission, jobs.pool, lifecycle)]
 
 
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:

@@ -250,7 +250,7 @@ class StreamSession(Generic[FrameT, ResultT]):
 
     @property
     def _has_capacity(self) -> bool:
-        """Bounds the entries of a client that reads no answers while its frames get too old or are refused."""
+        """Bounds the entries of a client that reads nothing while its frames get too old or are refused."""
         return len(self._entries) <= 2 * self._rules.max_in_flight + 1
 
     @property
