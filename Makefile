@@ -4,13 +4,16 @@
 #   make test             install everything for development, run the tests (TESTS=tests/model to choose)
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
+#   make browser          the page in a real browser (needs Debian's chromium)
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
 #   make proto            write service/wire from proto/
+#   make reference        write docs/reference from the code: every setting, error code and metric
+#   make docs             build the documentation into build/site
 #   make images           build the container images
 #   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
 #   make train-camvid     train a longer model than the shipped one, for a machine with a GPU, and put it in the
-#                         place of all shipped versions (CAMVID=/path/to/camvid)
+#                         place of all shipped versions (CAMVID=/path/to/camvid WEIGHTS=efficientnet-lite0-57934424.pth)
 #   make quantize-camvid  make the int8 version of the shipped model again (CAMVID=/path/to/camvid)
 
 PYTHON ?= python3
@@ -19,21 +22,27 @@ ARGS   ?=
 TESTS  ?= tests
 N      ?= 1000000
 CAMVID ?= $(BISENET_DATA_ROOT)/camvid
+# The index of torch's builds for CPUs: 0.2 GB instead of several with CUDA. Empty: take the default build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak fuzz bench proto images compose-test train-camvid quantize-camvid clean
+.PHONY: serve test check format soak browser fuzz bench proto reference docs images compose-test train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
+	$(BIN)/python -m pytest -m "not soak and not browser" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(TESTS)
+
+browser: $(VENV)/.installed-dev
+	$(PIP) -e ".[browser]"
+	$(BIN)/python -m pytest -m browser tests/page
 
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python tests/fuzz_image.py $(N)
@@ -54,6 +63,12 @@ bench: $(VENV)/.installed-dev
 proto: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/generate_wire.py .
 
+reference: $(VENV)/.installed-dev
+	PYTHONPATH=. $(BIN)/python .ci/generate_reference.py
+
+docs: reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 images:
 	docker/check.sh images
 
@@ -61,13 +76,13 @@ compose-test:
 	docker/check.sh compose
 
 train-camvid: $(VENV)/.installed-dev
-	$(BIN)/python .ci/train_camvid.py "$(CAMVID)" $(ARGS)
+	$(BIN)/python .ci/train_camvid.py "$(CAMVID)" "$(WEIGHTS)" $(ARGS)
 
 quantize-camvid: $(VENV)/.installed-dev
-	rm -rf runs/camvid-v2-int8
-	$(BIN)/bisenet models quantize bisenetv2-camvid@1 --dataset camvid --root "$(CAMVID)" --out runs/camvid-v2-int8 $(ARGS)
-	rm -rf model/shipped/bisenetv2-camvid/2
-	mv runs/camvid-v2-int8 model/shipped/bisenetv2-camvid/2
+	rm -rf runs/camvid-int8
+	$(BIN)/bisenet models quantize camvid@1 --dataset camvid --root "$(CAMVID)" --out runs/camvid-int8 $(ARGS)
+	rm -rf model/shipped/camvid/2
+	mv runs/camvid-int8 model/shipped/camvid/2
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
@@ -83,6 +98,10 @@ $(VENV)/.installed-base: $(SETUP) | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(SETUP) | $(VENV)/bin/python
 	@echo "installing the service, torch and the development tools into $(VENV)"
+	@if [ -n "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null; then \
+		$(PIP) --no-deps --timeout 10 --retries 0 --index-url "$(TORCH_INDEX)" torch \
+		|| echo "$(TORCH_INDEX) does not answer: torch comes with CUDA, several GB (another index: TORCH_INDEX=URL)"; \
+	fi
 	@$(PIP) -e ".[dev]"
 	@# An oracle of the tests; of what it asks for (matplotlib, an obsolete typing, ...) its evaluator needs this.
 	@$(PIP) --no-deps cityscapesscripts pyquaternion

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from importlib import import_module
 
 import typer
+
+from model.quotas import passive_threads
 
 COMMANDS = {
     "serve": ("service.cli.serve", "serve", "Start the HTTP service."),
@@ -26,6 +29,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the sub-command that the command line names; import no other."""
+    os.environ.update(passive_threads(os.environ))
     root = typer.Typer(
         no_args_is_help=True,
         add_completion=False,

@@ -35,8 +35,8 @@ from model.datasets.palettes import distinct_colors
 from model.labels import ClassPalette, UInt8Array
 from training.config import TrainingConfig, load_config
 from training.data.augment import AugmentConfig, AugmentPlan, augment, draw_plan
-from training.data.inspection import SplitFacts
 from training.data.pictures import PackedPictures, Pair, ResidentPictures
+from training.data.split_facts import SplitFacts
 from training.data.splits import TrainingData
 from training.distributed import ALONE
 from training.run.batches import StepBatches
@@ -72,7 +72,7 @@ def report_augment(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     pairs = [street(seed) for seed in range(4)]
-    packed = PackedPictures.of(pairs)
+    packed = PackedPictures.pack(pairs)
     print(f"augment: 2048x1024 -> 512x1024, 1 thread, OpenCV {cv2.__version__}")
     for scale in ((0.75, 2.0), (0.25, 2.0)):
         config = AugmentConfig((512, 1024), scale, 0.5, 0.4, "uniform")
@@ -259,7 +259,7 @@ def scene(crop: Sequence[int], batch: int, device: torch.device) -> tuple[Traini
         [f"augment.crop={list(crop)}", f"schedule.batch_size={batch}", "loss.class_weight_base=0"],
     )
     pairs = [street(seed) for seed in range(16)]
-    packed = PackedPictures.of(pairs).to(device)
+    packed = PackedPictures.pack(pairs).to(device)
     source = ResidentPictures(packed, tuple(map(str, range(len(pairs)))), "", device)
     palette = ClassPalette(tuple(f"class {k}" for k in range(CLASSES)), distinct_colors(CLASSES))
     spec = DatasetSpec("made", root=Path(), palette=palette, splits={}, label_map={})

@@ -8,9 +8,10 @@ ModelError                        anything this package refuses
 │   └── UndecodableImageError     the right magic, but not a picture the decoder can finish
 ├── LabelRangeError               a pixel carries an id that is no class and not the ignore id
 ├── PaletteError                  class names, colours and ids do not fit together
-├── DatasetError                  a data-set file, list line or annotation is unusable
-│   ├── MissingRootError          a preset does not know where its data set lies, and nobody said
-│   └── LabelError                the labels of a picture are no class ids of its size
+├── DatasetError                  a data-set file, its list, or a file of a pair is unusable
+│   ├── MissingRootError          a preset was used without the folder of its data set
+│   └── PairError                 a picture or its labels cannot be read
+│       └── LabelError            the labels of a picture are no class ids of its size
 ├── ProtocolError                 an evaluation protocol that does not exist or cannot have such chips
 ├── EvaluationError               results that do not add up to one evaluation
 ├── ModelOutputError              a head's raw output is not finite, or not of the shape implied
@@ -68,15 +69,37 @@ class PaletteError(ModelError):
 
 
 class DatasetError(ModelError):
-    """A data-set file, list line or annotation is unusable."""
+    """A data-set file, its list, or a file of a pair is unusable."""
 
 
 class MissingRootError(DatasetError):
-    """A preset does not know where its data set lies, and nobody said."""
+    """A preset was used without the folder of its data set."""
 
 
-class LabelError(DatasetError):
-    """The labels of a picture are no class ids of its size."""
+class PairError(DatasetError):
+    """A picture or its labels cannot be read.
+
+    Attributes:
+        place: where the pair is named, and the path of the file.
+        reason: what is wrong with the file, without its name.
+    """
+
+    def __init__(self, origin: str, path: str, reason: str) -> None:
+        self.place = f"{origin}: {path}" if origin else path
+        self.reason = reason
+        super().__init__(f"{self.place}: {reason}")
+
+
+class LabelError(PairError):
+    """The labels of a picture are no class ids of its size.
+
+    Attributes:
+        values: the values in the label file, where some are no classes; else empty.
+    """
+
+    def __init__(self, origin: str, path: str, reason: str, values: frozenset[int] = frozenset()) -> None:
+        super().__init__(origin, path, reason)
+        self.values = values
 
 
 class ProtocolError(ModelError):

@@ -11,13 +11,13 @@ from functools import partial
 
 from model.pictures.image import ImageLimits
 from model.pictures.preprocess import ImageSize
-from model.quotas import usable_cores
+from model.quotas import passive_threads, usable_cores
 from service.core.device.batch_job import Runner
 from service.core.device.engine import EngineOptions
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.device.worker_connection import WorkerConnection
 from service.core.device.worker_process import ProcessRunner
-from service.core.models.model_host import ModelHost
+from service.core.models.model_host import ModelHost, TuningOf
 from service.core.pictures.segmenter import Segmenter, SegmenterLimits
 from service.core.scheduling.dispatcher import Dispatcher
 from service.core.scheduling.scheduler import BatchLimits
@@ -45,24 +45,27 @@ class Core:
 
 
 @contextmanager
-def open_core(settings: Settings, runner: Runner, metrics: Metrics | None = None) -> Iterator[Core]:
+def open_core(
+    settings: Settings, runner: Runner, tuning_of: TuningOf, metrics: Metrics | None = None
+) -> Iterator[Core]:
     """Build the core without a model; closed, it has answered what it had accepted.
 
     Args:
         settings: limits and options.
         runner: carries batches out; closed with the core.
+        tuning_of: says how the engine of a version is built.
         metrics: None = nobody looks at them.
     """
     limits = settings.limits
     batches = BatchLimits(max_items=engine_options(settings).max_batch)
     with ExitStack() as stack:
         worker = Dispatcher(runner, max_waiting=limits.max_waiting, limits=batches, metrics=metrics)
-        host = ModelHost(worker, metrics)
+        host = ModelHost(worker, metrics, tuning_of=tuning_of)
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
         images = ImageLimits(limits.max_pixels, limits.max_side)
         per_picture = SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
-        yield Core(host, Segmenter(host, pool, per_picture, metrics))
+        yield Core(host, Segmenter(pool, per_picture, metrics))
 
 
 def worker_process(
@@ -77,7 +80,7 @@ def worker_process(
     """
     log = LogOptions(settings.log.level, settings.log.format)
     config = WorkerConfig(settings.models.engine, engine_options(settings), log, niceness)
-    start = partial(WorkerConnection, WORKER_MODULE, [config.to_json()], os.environ)
+    start = partial(WorkerConnection, WORKER_MODULE, [config.to_json()], passive_threads(os.environ))
     return ProcessRunner(start, patience=patience)
 
 
@@ -88,7 +91,15 @@ def engine_options(settings: Settings) -> EngineOptions:
     batch = _GPU_BATCH
     if device == "cpu":
         batch = _SIDE_BY_SIDE if models.engine in ("auto", "openvino") else 1
-    return EngineOptions(device, models.precision, models.cache_folder, models.threads, batch, _sizes(models))
+    return EngineOptions(
+        device=device,
+        precision=models.precision,
+        cache_folder=models.cache_folder,
+        threads=models.threads,
+        max_batch=batch,
+        sizes=_sizes(models),
+        streams=models.streams,
+    )
 
 
 def _sizes(models: ModelsSettings) -> tuple[ImageSize, ...]:

@@ -26,10 +26,13 @@ from service.core.errors import NoWorkerError
 from service.core.keys import key_digests
 from service.core.memory import frozen_objects, limit_heaps
 from service.core.models.live_versions import LiveVersions
-from service.core.models.model_host import LoadedModel, ModelHost
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.readiness import Readiness
 from service.durable_jobs.errors import JobsUnavailableError
+from service.engine_choice import EngineChooser
+from service.engines.choice import RACE_BUDGET_S
 from service.frontends import Frontends
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.server import GrpcBindError, GrpcServer
@@ -50,7 +53,7 @@ from service.http_api.segment.body import BodyLimits
 from service.http_api.segment.segment import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
-from service.registry import open_registry, wants_int8
+from service.registry import open_registry
 from service.settings import Settings, SettingsError, is_loopback
 from service.telemetry import LogOptions, Metrics, configure_logging
 
@@ -88,6 +91,7 @@ class Service:
 
     settings: Settings
     registry: ModelRegistry
+    chooser: EngineChooser
     host: ModelHost
     lifecycle: Readiness
     metrics: Metrics
@@ -98,16 +102,15 @@ class Service:
     servicer: Servicer
 
     def load_models(self) -> None:
-        """Load what the settings name; the first start compiles, later ones find caches.
+        """Load what the settings name; the first start compiles and times engines, later ones find caches.
 
         Raises:
             ModelError: a model is not there, or must not be used.
             EngineUnavailableError: this machine cannot run the engine.
         """
-        versions = [
-            self.registry.resolve(reference, int8=wants_int8(self.settings))
-            for reference in self.settings.models.serve
-        ]
+        references = self.settings.models.serve
+        budget_s = RACE_BUDGET_S / len(references)
+        versions = [self.chooser.version(reference, budget_s=budget_s) for reference in references]
         for wanted in versions:
             self.host.expect(wanted)
         for wanted in versions:
@@ -132,7 +135,7 @@ class Service:
             JobsUnavailableError: the jobs database cannot be used, or another worker has this one's name.
         """
         if self.jobs is not None:
-            self.jobs.start(self.host, self.registry, self.scoreboard, self.metrics)
+            self.jobs.start(self.host, self.chooser, self.registry, self.scoreboard, self.metrics)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +193,11 @@ def open_service(settings: Settings) -> Iterator[Service]:
     registry = _open_registry(settings)
     with ExitStack() as stack:
         metrics = Metrics()
-        core = stack.enter_context(open_core(settings, worker_process(settings), metrics))
+        chooser = EngineChooser(settings, registry)
+        core = stack.enter_context(open_core(settings, worker_process(settings), chooser.tuning, metrics))
         lifecycle = Readiness()
         scoreboard = Scoreboard(registry)
-        jobs = stack.enter_context(open_jobs(settings, registry))
+        jobs = stack.enter_context(open_jobs(settings, registry, chooser))
         app = create_app(
             core.segmenter,
             core.host,
@@ -217,7 +221,17 @@ def open_service(settings: Settings) -> Iterator[Service]:
         )
         servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings))
         yield Service(
-            settings, registry, core.host, lifecycle, metrics, scoreboard, jobs, app, admin_app, servicer
+            settings,
+            registry,
+            chooser,
+            core.host,
+            lifecycle,
+            metrics,
+            scoreboard,
+            jobs,
+            app,
+            admin_app,
+            servicer,
         )
 
 
@@ -332,6 +346,9 @@ def _http_options(settings: Settings) -> HttpOptions:
             max_answer_bytes_in_flight=limits.max_answer_bytes_in_flight,
             default_timeout_s=limits.default_timeout_s,
         ),
+        cors_origins=server.cors_origins,
+        root_path=server.root_path,
+        page=server.page == "on" or (server.page == "auto" and server.is_loopback),
     )
 
 

@@ -29,9 +29,10 @@ from service.core.niceness import yield_to_others
 from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.worker import WorkerOptions, run_jobs
+from service.engine_choice import EngineChooser
 from service.engines import resolve_device
 from service.machine import this_machine
-from service.registry import open_registry, wants_int8
+from service.registry import open_registry
 from service.settings import Settings
 from service.telemetry import LogOptions, Metrics, configure_logging
 
@@ -73,7 +74,12 @@ class JobsService:
         self._stack = stack
 
     def start(
-        self, host: ModelHost, registry: ModelRegistry, scoreboard: Scoreboard, metrics: Metrics
+        self,
+        host: ModelHost,
+        chooser: EngineChooser,
+        registry: ModelRegistry,
+        scoreboard: Scoreboard,
+        metrics: Metrics,
     ) -> None:
         """Begin to run jobs, unless workers do it, and to report about them; once the models are loaded.
 
@@ -81,7 +87,7 @@ class JobsService:
             JobsUnavailableError: the database cannot be used, or another worker has this one's name.
         """
         if self._settings.jobs.mode == "embedded":
-            open_host = partial(_host_of_jobs, self._settings, host)
+            open_host = partial(_host_of_jobs, self._settings, chooser, host)
             self._stack.enter_context(working(self._settings, self._database, open_host, registry))
         reporter = JobsReporter(self.desk.jobs, scoreboard, metrics)
         reporter.start()
@@ -89,7 +95,9 @@ class JobsService:
 
 
 @contextmanager
-def open_jobs(settings: Settings, registry: ModelRegistry) -> Iterator[JobsService | None]:
+def open_jobs(
+    settings: Settings, registry: ModelRegistry, chooser: EngineChooser
+) -> Iterator[JobsService | None]:
     """Open the jobs database; None where there are no jobs.
 
     Raises:
@@ -105,8 +113,9 @@ def open_jobs(settings: Settings, registry: ModelRegistry) -> Iterator[JobsServi
         database.prepare()
         client = stack.enter_context(open_client(database))
         pool = stack.enter_context(ThreadPoolExecutor(_DESK_THREADS, thread_name_prefix="desk"))
-        jobs, int8 = DurableJobs(client), wants_int8(settings)
-        desk = EvaluationSubmission(jobs, registry, settings.datasets.keys(), int8=int8)
+        desk = EvaluationSubmission(
+            DurableJobs(client), registry, settings.datasets.keys(), choose=chooser.known
+        )
         yield JobsService(settings, database, desk, pool, stack)
 
 
@@ -130,7 +139,8 @@ def run_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
     with ExitStack() as stack:
         stack.enter_context(database.owned())
         database.prepare()
-        core = stack.enter_context(open_core(settings, worker_process(settings)))
+        chooser = EngineChooser(settings, registry)
+        core = stack.enter_context(open_core(settings, worker_process(settings), chooser.tuning))
         stack.enter_context(working(settings, database, lambda: nullcontext(core.host), registry))
         on_ready(worker_id(settings))
         stopped.wait()
@@ -169,7 +179,7 @@ def working(
 
 
 @contextmanager
-def _host_of_jobs(settings: Settings, served: ModelHost) -> Iterator[ModelHost]:
+def _host_of_jobs(settings: Settings, chooser: EngineChooser, served: ModelHost) -> Iterator[ModelHost]:
     """Open what runs the networks of embedded jobs.
 
     A batch that has begun cannot be interrupted, and on a CPU one of a job takes longer than most requests:
@@ -179,7 +189,7 @@ def _host_of_jobs(settings: Settings, served: ModelHost) -> Iterator[ModelHost]:
         yield served
         return
     runner = worker_process(settings, niceness=_JOBS_NICENESS, patience=WorkerTimeouts(job_s=_STARVED_S))
-    with open_core(settings, runner) as core:
+    with open_core(settings, runner, chooser.tuning) as core:
         yield core.host
 
 
@@ -200,13 +210,12 @@ def worker_id(settings: Settings) -> str:
 def worker_environment(settings: Settings) -> JsonObject:
     """Return what results depend on: workers share a job only when theirs are equal.
 
-    Which of several GPUs a worker has is left out.
+    Which of several GPUs a worker has is left out, and the precision: a job says which one it needs.
     """
     models = settings.models
     chosen = {
-        "engine": models.engine.partition(":")[0],  # the faults of a fault engine come after its name
+        "engine": models.engine.partition(":")[0],  # without the arguments of a plug-in
         "device": resolve_device(models.device, models.engine).partition(":")[0],
-        "precision": models.precision,
     }
     plain: JsonObject = json.loads(json.dumps(asdict(this_machine())))  # as it comes back from the database
     return plain | chosen

@@ -6,12 +6,15 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from model.quotas import usable_cores
-from service.engines.int8 import cpuinfo
 
 _LIBRARIES = ("bisenet-service", "openvino", "torch", "numpy", "numba")
-_VECTOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
+_VECTOR_FLAGS = (
+    *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8"),
+    *("asimddp", "bf16", "i8mm", "sve"),  # what ARM calls its own
+)
 _BUSY_LOAD_PER_CORE = 0.25
 
 
@@ -22,7 +25,7 @@ class Machine:
     Attributes:
         processor: its name.
         cores: that this process may use.
-        vector_flags: what decides which precisions are fast.
+        vector_flags: its extensions for the arithmetic of networks.
         system: operating system and architecture.
         versions: of Python and the libraries that matter, by name; those that are not installed are absent.
     """
@@ -33,11 +36,17 @@ class Machine:
     system: str
     versions: dict[str, str]
 
+    @property
+    def summary(self) -> str:
+        """One line for the head of a report: processor, cores and versions."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return f"{self.processor}, {self.cores} cores; {versions}"
+
 
 def this_machine() -> Machine:
     """Describe the machine that this runs on."""
     info = cpuinfo()
-    flags = info.get("flags", "").split()
+    flags = f"{info.get('flags', '')} {info.get('Features', '')}".split()  # x86 and ARM
     return Machine(
         processor=info.get("model name", platform.machine()),
         cores=usable_cores(),
@@ -45,6 +54,16 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         versions={"python": platform.python_version(), **_installed()},
     )
+
+
+def cpuinfo() -> dict[str, str]:
+    """Return what Linux says of the first core; nothing elsewhere."""
+    try:
+        first_core = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").partition("\n\n")[0]
+    except FileNotFoundError:
+        return {}
+    pairs = (line.partition(":") for line in first_core.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def is_busy() -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from model.artifacts.registry import SHIPPED_MODELS, ModelRegistry
 from model.errors import ModelNotFoundError, RegistryUrlError, VersionNotFoundError
-from service.engines import resolve_device
-from service.engines.int8 import prefers_int8
 from service.settings import Settings, SettingsError
 
 
@@ -34,9 +32,3 @@ def find_models(settings: Settings) -> None:
         raise SettingsError(f"registry.url: {error}") from error
     except (ModelNotFoundError, VersionNotFoundError) as error:
         raise SettingsError(f"models.serve: {error}") from error
-
-
-def wants_int8(settings: Settings) -> bool:
-    """Return whether a model that is named without a version should run as its int8 version, if any."""
-    models = settings.models
-    return prefers_int8(models.engine, resolve_device(models.device, models.engine), models.precision)

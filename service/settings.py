@@ -36,8 +36,7 @@ from model.pictures.preprocess import DEFAULT_MAX_INFER_PIXELS
 from service.core.device.engine import PrecisionChoice
 from service.core.scheduling.memory_budget import DEFAULT_MAX_PIXELS_IN_FLIGHT
 from service.core.scheduling.scheduler import DEFAULT_MAX_WAITING
-from service.engines import ENGINES
-from service.engines.fault import PREFIX as FAULT_PREFIX
+from service.engines import ENGINES, is_plug_in
 from service.grpc_api.limits import PeerLimits
 from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.segment.body import BodyLimits
@@ -47,7 +46,7 @@ from service.http_api.segment.body_budget import (
 )
 from service.telemetry import LogFormat, LogLevel
 
-DEFAULT_MODEL = "bisenetv2-camvid"
+DEFAULT_MODEL = "camvid"
 
 _PREFIX = "BISENET_"
 _DELIMITER = "__"
@@ -76,11 +75,11 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",")] if value.strip() else []
 
 
-def _engine_name(name: str) -> str:
+def _engine_choice(choice: str) -> str:
     names = ("auto", *ENGINES)
-    if name not in names and not name.startswith(FAULT_PREFIX):
-        raise ValueError(f"must be one of {', '.join(names)}")
-    return name
+    if choice not in names and not is_plug_in(choice):
+        raise ValueError(f"must be {', '.join(names)} or a Python module that is installed")
+    return choice
 
 
 _Number = BeforeValidator(_refuse_bool)
@@ -89,6 +88,7 @@ Port = Annotated[int, _Number, Field(ge=0, le=65535)]
 Count = Annotated[int, _Number, Field(ge=1)]
 Seconds = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
 _Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
+_Origin = Annotated[str, Field(pattern=r"^(\*|https?://[a-z0-9.-]+(:[0-9]+)?)$")]
 Names = Annotated[tuple[str, ...], _List]
 DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -110,6 +110,11 @@ class ServerSettings(_Section):
         allowed_hosts: values of ``Host`` that are answered besides the service's own names; elsewhere than on
             loopback none means any. An admin frontend elsewhere answers to any: it always asks for a token,
             and a scraper calls it by its address.
+        cors_origins: origins whose pages may use the HTTP port from a browser, such as
+            ``https://app.example.org``; ``*`` = any, none = no page of another origin.
+        root_path: path prefix under which a proxy offers the HTTP port, such as ``/segmentation``; the proxy
+            may take it off or leave it on.
+        page: serve the page for people at ``/`` of the HTTP port; auto = on loopback only.
         grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
         lame_duck_s: how long after SIGTERM new requests are still answered.
     """
@@ -120,6 +125,9 @@ class ServerSettings(_Section):
     admin_host: str = "127.0.0.1"
     admin_port: Port = 8002
     allowed_hosts: Names = ()
+    cors_origins: Annotated[tuple[_Origin, ...], _List] = ()
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    page: Literal["auto", "on", "off"] = "auto"
     grace_s: Count = 25
     lame_duck_s: Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)] = 5.0
 
@@ -127,6 +135,13 @@ class ServerSettings(_Section):
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return is_loopback(self.host)
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_no_path_of_ours(cls, root_path: str) -> str:
+        if root_path == "/v1" or root_path.startswith("/v1/"):
+            raise ValueError("/v1 begins the paths of the service itself")
+        return root_path
 
     @model_validator(mode="after")
     def _has_time_to_finish(self) -> Self:
@@ -148,24 +163,28 @@ class ModelsSettings(_Section):
 
     Attributes:
         serve: model references; the first is the default model.
-        engine: ``auto`` takes the fastest that this machine has.
-        allow_fault_engine: let the engine be ``fault:...``, which fails on purpose: for tests.
+        engine: ``auto`` takes the fastest that this machine has. A Python module is an engine of one's own:
+            ``MODULE`` or ``MODULE:ARGUMENTS``, see ``service.engines``.
         device: ``auto`` takes what the engine prefers.
-        precision: ``auto`` takes the fastest that reproduces the golden sample; a model that is named without
-            a version runs as its int8 version, if it has one and the processor has instructions for it.
+        precision: ``auto`` times the precisions of a model on this processor at its first start, those of its
+            int8 version among them if it is named without a number, and takes the fastest that reproduces the
+            golden sample. Replicas that must all answer alike need another value than ``auto``.
         sizes: ``HEIGHTxWIDTH`` of pictures for which a GPU's engines are compiled at the start; all others
             run as well.
-        threads: of the network; none = all cores that this process may keep busy.
+        threads: of the network on a CPU; none = timed with precision ``auto``, else all cores that this
+            process may keep busy.
+        streams: pictures of a batch that run side by side on a CPU, 1 or 2; none = timed with precision
+            ``auto``, else 2.
         cache_folder: for compiled graphs.
     """
 
     serve: Names = (DEFAULT_MODEL,)
-    engine: Annotated[str, AfterValidator(_engine_name)] = "auto"
-    allow_fault_engine: bool = False
+    engine: Annotated[str, AfterValidator(_engine_choice)] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:[0-9]+)$")] = "auto"
     precision: PrecisionChoice = "auto"
     sizes: Annotated[tuple[_Size, ...], _List] = ()
     threads: Count | None = None
+    streams: Annotated[int, _Number, Field(ge=1, le=2)] | None = None
     cache_folder: UserPath = Field(default_factory=lambda: _user_folder("XDG_CACHE_HOME", ".cache"))
 
     @field_validator("serve")
@@ -180,11 +199,11 @@ class ModelsSettings(_Section):
             raise ValueError(str(error)) from None
         return serve
 
-    @model_validator(mode="after")
-    def _means_to_fail(self) -> Self:
-        if self.engine.startswith(FAULT_PREFIX) and not self.allow_fault_engine:
-            raise ValueError("engine: an engine that fails on purpose needs models.allow_fault_engine")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired_keys(cls, values: dict[str, object]) -> dict[str, object]:
+        """Accept configuration files of version 0.1, in which the engine for tests needed a permission."""
+        return {key: value for key, value in values.items() if key != "allow_fault_engine"}
 
 
 class LimitsSettings(_Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ UNKNOWN = "unknown"
 """The label of whatever is in no closed set: what clients send never becomes a label."""
 
 PICTURE_CPU = "bisenet_picture_cpu_seconds_total"
-"""The sample of ``Metrics.picture_cpu``, for those who read the metrics."""
+"""The sample of ``Metrics.working``, for those who read the metrics."""
 
 _DURATION_BUCKETS_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1),
@@ -141,6 +142,23 @@ class ModelLabels:
     precision: str
 
 
+@dataclass(frozen=True, order=True)
+class MetricDescription:
+    """What the documentation says of a metric.
+
+    Attributes:
+        name: as Prometheus shows it; counters end in ``_total``.
+        kind: ``counter``, ``gauge`` or ``histogram``.
+        labels: names of its labels.
+        meaning: its help text.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
 class Metrics:
     """Every instrument of the service; its methods may be called from any thread.
 
@@ -151,6 +169,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._versions: set[tuple[str, int]] = set()
+        self._descriptions: list[MetricDescription] = []
         self._create_request_instruments()
         self._create_device_instruments()
         self._create_stream_instruments()
@@ -193,14 +212,18 @@ class Metrics:
         for stage, seconds in stages_s.items():
             self._stage_durations[stage].observe(max(0.0, seconds))
 
-    def picture_cpu(self, stage: CpuStage, seconds: float) -> None:
-        """Add processor time of a thread that worked on a picture, whatever became of it.
+    @contextmanager
+    def working(self, stage: CpuStage) -> Iterator[None]:
+        """Count the processor time of this thread while it works on a picture, whatever becomes of it.
 
         Args:
-            stage: ``decode`` is all from the file to what the network sees.
-            seconds: of the thread.
+            stage: ``decode`` is all from the file to the pixels that the network sees.
         """
-        self._picture_cpu[stage].inc(max(0.0, seconds))
+        began_s = time.thread_time()
+        try:
+            yield
+        finally:
+            self._picture_cpu[stage].inc(time.thread_time() - began_s)
 
     def rejected(self, reason: RejectReason) -> None:
         """Count what was refused and is no request yet; ``request_done`` counts refused requests."""
@@ -300,6 +323,10 @@ class Metrics:
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
 
+    def descriptions(self) -> tuple[MetricDescription, ...]:
+        """Return the description of every instrument of the service, sorted by name."""
+        return tuple(sorted(self._descriptions))
+
     def _version_labels(self, served: tuple[str, int] | None) -> tuple[str, str]:
         if served is None:
             return "", ""
@@ -361,13 +388,21 @@ class Metrics:
         _begin_at_zero(self._eval_jobs, JobStateName)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(f"bisenet_{name}", meaning, labels, registry=self._registry)
+        full_name = self._describe(f"{name}_total", "counter", labels, meaning)
+        return Counter(full_name, meaning, labels, registry=self._registry)
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        return Gauge(f"bisenet_{name}", meaning, labels, registry=self._registry)
+        full_name = self._describe(name, "gauge", labels, meaning)
+        return Gauge(full_name, meaning, labels, registry=self._registry)
 
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"bisenet_{name}", meaning, labels, buckets=buckets, registry=self._registry)
+        full_name = self._describe(name, "histogram", labels, meaning)
+        return Histogram(full_name, meaning, labels, buckets=buckets, registry=self._registry)
+
+    def _describe(self, name: str, kind: str, labels: tuple[str, ...], meaning: str) -> str:
+        full_name = f"bisenet_{name}"
+        self._descriptions.append(MetricDescription(full_name, kind, labels, meaning))
+        return full_name
 
 
 def _begin_at_zero(instrument: Counter | Gauge | Histogram, values: object) -> None:

@@ -1,4 +1,4 @@
-"""What a worker process is told when it is started: the one place that both sides import."""
+"""What the programs that the service starts are told: the one place that both sides import."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from service.telemetry import LogOptions
 
 WORKER_MODULE = "service.worker_process"
 """The program of a worker."""
+
+RACE_MODULE = "service.race_process"
+"""The program that times engines."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,34 @@ class WorkerConfig:
         """Read what ``to_json`` wrote."""
         plain = json.loads(text)
         return cls(plain["engine"], _options(plain["options"]), LogOptions(**plain["log"]), plain["niceness"])
+
+
+@dataclass(frozen=True)
+class RaceConfig:
+    """All that the program which times engines needs to know.
+
+    Attributes:
+        folders: of one artifact; or of an artifact, and of the int8 version that was made from it.
+        options: how engines are built.
+        budget_s: for all measurements.
+        log: what is logged, to the same stderr as the service's.
+    """
+
+    folders: tuple[Path, ...]
+    options: EngineOptions
+    budget_s: float
+    log: LogOptions
+
+    def to_json(self) -> str:
+        """Return it as an argument of the command line."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> RaceConfig:
+        """Read what ``to_json`` wrote."""
+        plain = json.loads(text)
+        folders = tuple(map(Path, plain["folders"]))
+        return cls(folders, _options(plain["options"]), plain["budget_s"], LogOptions(**plain["log"]))
 
 
 def _options(plain: dict[str, Any]) -> EngineOptions:

@@ -6,16 +6,15 @@ else, so that whatever a library does to it, the service goes on; and it ends wi
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
-import signal
 import socket
 import sys
 from typing import NoReturn
 
 import structlog
 
+from service.core.child_process import end_with_parent, leave_signals_to_parent
 from service.core.device.device import Device
 from service.core.device.engine import DeviceLostError
 from service.core.device.ipc import IpcError
@@ -31,14 +30,12 @@ EXIT_DEVICE_LOST = 70
 
 _log = structlog.get_logger()
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> NoReturn:
     """Serve the process that started this one, until it is gone."""
     limit_heaps()
-    _end_with_parent()
-    _leave_signals_to_parent()
+    end_with_parent()
+    leave_signals_to_parent()
     faulthandler.enable()
     text, link, mark = sys.argv[1:]
     config = WorkerConfig.from_json(text)
@@ -63,19 +60,6 @@ def _serve(config: WorkerConfig, connection: socket.socket, mark: BatchJobMark) 
         _log.error("the device is lost", reason=str(error))
         return EXIT_DEVICE_LOST
     return 0
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it is gone: also if it is killed."""
-    c_library = ctypes.CDLL(None)
-    if hasattr(c_library, "prctl"):
-        c_library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _leave_signals_to_parent() -> None:
-    """Go on while the service drains: Ctrl-C and some service managers signal every process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from simulation import NEVER_S, Clock
-
+from benchmarks.simulation import NEVER_S, Clock
 from model.pictures.preprocess import ImageSize
 from service.core.errors import (
     DeadlineExceededError,

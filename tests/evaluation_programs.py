@@ -18,10 +18,28 @@ SINGLE = (1.0,)
 MULTIPLE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
+def started(image: Tensor, short_side: int) -> Tensor:
+    """``eval_start_shortside``: what happens to a picture before anything else."""
+    height, width = image.shape[2:]
+    if height < width:
+        size = (short_side, int(short_side / height * width))
+    else:
+        size = (int(short_side / width * height), short_side)
+    return functional.interpolate(image, size, mode="bilinear", align_corners=False)
+
+
 def whole_probabilities(
-    network: Network, image: Tensor, *, scales: tuple[float, ...], flip: bool, rounded: bool = True
+    network: Network,
+    image: Tensor,
+    *,
+    scales: tuple[float, ...],
+    flip: bool,
+    rounded: bool = True,
+    short_side: int | None = None,
 ) -> Tensor:
-    """Protocols ``ss`` and ``msf``: sums of softmax at the picture's size."""
+    """Protocols ``ss`` and ``msf``: sums of softmax at the labels' size."""
+    label_size = image.shape[2:]
+    image = image if short_side is None else started(image, short_side)
     height, width = image.shape[2:]
     total = torch.zeros(())
     for scale in scales:
@@ -30,11 +48,11 @@ def whole_probabilities(
             size = (math.ceil(size[0] / 32) * 32, math.ceil(size[1] / 32) * 32)
         scaled = functional.interpolate(image, size, mode="bilinear", align_corners=True)
         scores = network(scaled)
-        scores = functional.interpolate(scores, (height, width), mode="bilinear", align_corners=True)
+        scores = functional.interpolate(scores, label_size, mode="bilinear", align_corners=True)
         total = total + scores.softmax(dim=1)
         if flip:
             scores = network(scaled.flip(3)).flip(3)
-            scores = functional.interpolate(scores, (height, width), mode="bilinear", align_corners=True)
+            scores = functional.interpolate(scores, label_size, mode="bilinear", align_corners=True)
             total = total + scores.softmax(dim=1)
     return total
 
@@ -48,8 +66,11 @@ def chip_probabilities(
     crop: int,
     advance: float = 2 / 3,
     always_exp: bool = False,
+    short_side: int | None = None,
 ) -> Tensor:
     """Protocols ``ssc`` and ``mscf``: sums over overlapping chips of each scale, then over scales."""
+    label_size = image.shape[2:]
+    image = image if short_side is None else started(image, short_side)
     height, width = image.shape[2:]
     total = torch.zeros(())
     for scale in scales:
@@ -61,7 +82,7 @@ def chip_probabilities(
         padded[:, :, top : top + size[0], left : left + size[1]] = scaled
         sums = _over_chips(network, padded, crop, advance, flip=flip, always_exp=always_exp)
         sums = sums[:, :, top : top + size[0], left : left + size[1]]
-        total = total + functional.interpolate(sums, (height, width), mode="bilinear", align_corners=True)
+        total = total + functional.interpolate(sums, label_size, mode="bilinear", align_corners=True)
     return total
 
 

@@ -204,7 +204,7 @@ class PictureWatch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._pictures: list[weakref.ref[UInt8Array]] = []
-        monkeypatch.setattr("service.core.pictures.segmenter.decode_image", self._decode)
+        monkeypatch.setattr("service.core.pictures.picture.decode_image", self._decode)
 
     async def wait_until_gone(self) -> None:
         """Return when the first picture is out of memory, though no garbage collector has come by."""

@@ -88,7 +88,7 @@ async def open_grpc_site(
     """
     async with open_site(engine, max_waiting=max_waiting, versions=versions) as site:
         with ThreadPoolExecutor(2) as pool:
-            segmenter = Segmenter(site.host, pool, limits)
+            segmenter = Segmenter(pool, limits)
             servicer = Servicer(segmenter, site.host, site.metrics, options or ServicerOptions())
             server = GrpcServer(
                 servicer,

@@ -71,7 +71,7 @@ async def open_site(
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(2))
         metrics = Metrics()
-        segmenter = Segmenter(host, pool, limits, metrics)
+        segmenter = Segmenter(pool, limits, metrics)
         app = create_app(
             segmenter, host, lifecycle=lifecycle, metrics=metrics, options=options or HttpOptions()
         )

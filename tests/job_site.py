@@ -11,13 +11,13 @@ from pathlib import Path
 import httpx2
 import numpy as np
 from fakes import PATIENCE_S, write_pooling_artifact
+from fault_engine import MARK_RGB
 from live_service import Server, serving_environment, started
 from PIL import Image
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
 from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState
-from service.engines.fault import MARK_RGB
 
 MODEL = "pool"
 EVALUATIONS = "/admin/v1/evaluations"
@@ -60,7 +60,6 @@ def job_environment(folder: Path, dataset: Path, *, engine: str, mode: str = "em
         "BISENET_JOBS__MODE": mode,
         "BISENET_DATASETS__NOISE": str(dataset),
         "BISENET_MODELS__ENGINE": engine,
-        "BISENET_MODELS__ALLOW_FAULT_ENGINE": "true",
     }
 
 

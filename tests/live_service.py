@@ -110,7 +110,7 @@ def serving_environment(registry: Path, cache_folder: Path, home: Path, model: s
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "BISENET_REGISTRY": str(registry),
         "BISENET_MODELS__CACHE_FOLDER": str(cache_folder),
         "BISENET_MODELS__SERVE": model,

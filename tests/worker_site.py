@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from fakes import PATIENCE_S, write_pooling_artifact
+from fault_engine import MARK_RGB, cell_classes
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
@@ -22,13 +23,16 @@ from service.core.device.worker_connection import WorkerConnection
 from service.core.device.worker_process import ProcessRunner
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Answer, Dispatcher
-from service.engines.fault import MARK_RGB, cell_classes
 from service.telemetry import LogOptions
 from service.worker_config import WORKER_MODULE, WorkerConfig
 
 SIZE = ImageSize(64, 64)
 CELLS = (8, 8)
 VERSION = ModelVersion("pooling", 1)
+
+
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+"""Of workers: they find the fault engine."""
 
 
 class WorkerSite:
@@ -58,12 +62,12 @@ class WorkerSite:
         if self.before:
             self.lives.append(self.before.pop()())
         else:
-            self.lives.append(WorkerConnection(WORKER_MODULE, [self._config.to_json()], os.environ))
+            self.lives.append(WorkerConnection(WORKER_MODULE, [self._config.to_json()], _ENVIRONMENT))
         return self.lives[-1]
 
     def submit(self, image: PreparedImage, version: ModelVersion = VERSION) -> Future[Answer]:
         """Ask for the labels of a picture."""
-        return self.host.submit(image, version=version, deadline_s=time.monotonic() + PATIENCE_S)
+        return self.worker.submit(version, image, deadline_s=time.monotonic() + PATIENCE_S)
 
     def labels(self, image: PreparedImage, version: ModelVersion = VERSION) -> UInt8Array:
         """Return the labels of a picture."""
@@ -71,7 +75,7 @@ class WorkerSite:
 
     def picture(self, code: int, *, marked: bool = False) -> PreparedImage:
         """Return a picture whose cells spell a number, in shared memory."""
-        canvas = self.host.canvas(SIZE, SIZE)
+        canvas = self.worker.canvas(SIZE, SIZE)
         canvas[...] = np.kron(red_of(code), np.ones((8, 8), np.uint8))[..., np.newaxis]
         if marked:
             canvas[0, 0] = MARK_RGB

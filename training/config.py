@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import json
 import tomllib
-import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from model.artifacts.manifest import Parameter
 from training.data.augment import AugmentConfig
@@ -20,11 +21,15 @@ from training.optimisation.losses import LossConfig
 from training.optimisation.optim import OptimizerConfig
 from training.optimisation.precision import ComputeConfig
 
-_T = TypeVar("_T")
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 _MIN_PART = 2  # batch normalisation of the pooled features needs two values a channel
 
 # What a run computes does not depend on these: data are compared by content.
-_FREE_KEYS = frozenset({"device", "data.root", "data.residency", "data.workers", "schedule.keep_every"})
+_FREE_KEYS = frozenset(
+    {"device", "data.root", "data.residency", "data.skip_broken", "data.workers", "schedule.keep_every"}
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,9 @@ class TrainingConfig:
         ConfigError: the seed is negative.
     """
 
+    # The tables below inherit this.
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     seed: int
     network: NetworkConfig
     data: DataConfig
@@ -125,6 +133,9 @@ class TrainingConfig:
         """Refuse seeds that the generators do not take."""
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative: {self.seed}")
+
+
+_ADAPTER = TypeAdapter(TrainingConfig)
 
 
 def load_config(reference: str, overrides: Sequence[str] = ()) -> TrainingConfig:
@@ -143,20 +154,26 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> TrainingConfig
         raise ConfigError(f"{reference}: not TOML: {error}") from error
     for override in overrides:
         _override(raw, override)
-    return typed(TrainingConfig, raw, "")
+    return from_plain(raw)
 
 
 def plain(config: TrainingConfig) -> dict[str, Any]:
     """Return the configuration as JSON values: what checkpoints and artifacts remember."""
-    return _jsonable(dataclasses.asdict(config))  # type: ignore[no-any-return]  # a dict stays a dict
+    return cast("dict[str, Any]", _ADAPTER.dump_python(config, mode="json"))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say in which values two plain configurations differ, where it changes what a run computes.
 
+    Args:
+        before: of a checkpoint; options that did not exist when it was written have their defaults.
+        now: of this run.
+
     Returns:
         ``key: before -> now`` each, sorted; empty when a run may go on.
     """
+    with suppress(ConfigError):  # an option that no longer exists is a difference
+        before = plain(from_plain(before))
     old, new = _flat(before), _flat(now)
     keys = sorted((old.keys() | new.keys()) - _FREE_KEYS)
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
@@ -168,50 +185,28 @@ def recipes() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
-def typed(kind: type[_T], raw: object, where: str) -> _T:
-    """Build a dataclass from the table that configures it, and nothing that it does not know.
-
-    Args:
-        kind: a dataclass whose fields are dataclasses, str, int, float, bool, mappings or tuples of these.
-        raw: what TOML says.
-        where: dotted path of ``raw`` for messages; empty at the top.
+def from_plain(raw: Mapping[str, Any]) -> TrainingConfig:
+    """Check what TOML says, or what ``plain`` returned.
 
     Raises:
-        ConfigError: a key is unknown, missing or of a wrong type.
+        ConfigError: a key is unknown, missing, of a wrong type or out of range; all of them are named.
     """
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where} must be a table, not {raw!r}")
-    prefix = f"{where}." if where else ""
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
-    if unknown := sorted(raw.keys() - fields.keys()):
-        raise ConfigError(f"unknown keys: {', '.join(prefix + key for key in unknown)}")
-    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
-    if missing := sorted(required - raw.keys()):
-        raise ConfigError(f"missing keys: {', '.join(prefix + key for key in missing)}")
-    hints = typing.get_type_hints(kind)
-    return kind(**{key: _value(hints[key], value, prefix + key) for key, value in raw.items()})
+    try:
+        # As JSON: there a list may become a tuple, and nothing else is converted.
+        return _ADAPTER.validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise ConfigError("; ".join(dict.fromkeys(map(_explained, error.errors())))) from None
 
 
-def _value(hint: Any, value: object, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return typed(typing.cast("type[Any]", hint), value, where)
-    if isinstance(value, list) and origin is tuple:
-        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
-            raise ConfigError(f"{where} has {len(arguments)} values, not {len(value)}")
-        return tuple(_value(arguments[0], item, where) for item in value)
-    if isinstance(value, dict) and origin is Mapping:
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is typing.Literal and value in arguments:
-        return value
-    if type(value) is float and not math.isfinite(value):
-        raise ConfigError(f"{where} = {value} is not finite")
-    # Exact types: a bool is no number here. Only a float may be written without a point.
-    if type(value) in (arguments or (hint,)):
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    raise ConfigError(f"{where} = {value!r} is not of type {getattr(hint, '__name__', hint)}")
+def _explained(error: ErrorDetails) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "unexpected_keyword_argument":
+        return f"unknown key {key}"
+    if error["type"] == "missing":
+        return f"missing key {key}"
+    if error["type"] == "dataclass_type":
+        return f"{key} must be a table, not {error['input']!r}"
+    return f"{key} = {error['input']!r}: {error['msg'].lower()}"
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -243,14 +238,6 @@ def _text(reference: str) -> str:
     if reference not in recipes():
         raise ConfigError(f"no recipe {reference!r} and not a .toml file; recipes: {', '.join(recipes())}")
     return (files("training") / "recipes" / f"{reference}.toml").read_text("utf-8")
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_jsonable(item) for item in value]
-    return value
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

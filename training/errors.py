@@ -1,10 +1,12 @@
 """Everything that can go wrong in ``training``, as one tree.
 
-TrainingError                     a run that cannot start or go on
+TrainingError                     a run that cannot start or go on, or a data set that cannot be made
 ├── ConfigError                   a recipe or an override that is malformed, unknown or out of range
 ├── ResumeError                   the state in the output folder does not belong to this run
 ├── FinetuneError                 weights to begin with of which none fits
+├── InterchangeError              a data set of another program that cannot be imported, or be written for one
 ├── CheckpointError               a checkpoint is missing, damaged or cannot be written
+├── TimeLimitError                the run does not fit into its time limit
 └── NonFiniteLossError            the loss is no number any more
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """A run cannot start or go on."""
+    """A run cannot start or go on, or a data set cannot be made."""
 
 
 class ConfigError(TrainingError):
@@ -27,8 +29,16 @@ class FinetuneError(TrainingError):
     """Weights to begin with of which none fits the network."""
 
 
+class InterchangeError(TrainingError):
+    """A data set of another program cannot be imported, or be written for one."""
+
+
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged or cannot be written."""
+
+
+class TimeLimitError(TrainingError):
+    """The run does not fit into its time limit; the message says what takes how long."""
 
 
 class NonFiniteLossError(TrainingError):

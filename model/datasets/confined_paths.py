@@ -1,84 +1,58 @@
-"""Reading files beneath a folder and nowhere else, whatever a list of names says."""
+"""Reading of files that lie in given folders, and of no others, whatever paths a list names."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_MAX_FILE_BYTES = 256 << 20
 
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Nothing but a regular file is opened, but a pipe could be put into its place between the two looks: whoever
-# opens one without O_NONBLOCK waits for its writer.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
 
 @dataclass(frozen=True)
 class ConfinedReader:
-    """Reads regular files whose real path lies beneath a folder; links may be followed as long as it does.
+    """Reads regular files whose real path lies below given folders; links may lead from one to another.
 
-    The real path is walked folder by folder without following any link, so that one that is changed meanwhile
-    leads nowhere. Nothing else is opened: no device, pipe or socket.
+    A list can name any path, and whoever may write into the data set can exchange a file for a link while it
+    is read: so the file is looked up once, checked, and read through that same handle.
 
     Args:
         root: the folder; it may be a link itself.
+        others: further folders.
         max_file_bytes: larger files are refused.
     """
 
     root: Path
+    others: tuple[Path, ...] = ()
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
 
     def __call__(self, path: Path) -> bytes:
         """Return the bytes of a file.
 
         Raises:
-            OSError: there is none, it cannot be read, is no regular file, is too large, or lies elsewhere.
-            ValueError: no file can be called so.
+            OSError: the file is missing, unreadable, no regular file, too large, or in another folder.
+            ValueError: no file can have this name.
         """
-        root, real = _real(self.root), _real(path)
-        if root not in real.parents:
-            raise PermissionError(errno.EACCES, f"does not lie in the folder {root.name!r}")
-        inside = real.relative_to(root)
-        with _parent(root, inside) as folder:
-            return self._read(folder, inside.name)
-
-    def _read(self, folder: int, name: str) -> bytes:
-        self._check(os.stat(name, dir_fd=folder, follow_symlinks=False))
-        with os.fdopen(os.open(name, _FILE, dir_fd=folder), "rb") as file:
-            self._check(os.fstat(file.fileno()))
-            data = file.read(self.max_file_bytes + 1)
-        if len(data) > self.max_file_bytes:  # it grows
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)  # neither reads a device nor waits for a pipe
+        try:
+            self._check_place(Path(f"/proc/self/fd/{handle}").readlink())
+            self._check(os.fstat(handle))
+            with Path(f"/proc/self/fd/{handle}").open("rb") as file:
+                data = file.read(self.max_file_bytes + 1)
+        finally:
+            os.close(handle)
+        if len(data) > self.max_file_bytes:  # it has grown since the check
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         return data
+
+    def _check_place(self, real: Path) -> None:
+        if not any(folder.resolve() in real.parents for folder in (self.root, *self.others)):
+            raise PermissionError(errno.EACCES, f"does not lie in the folder {self.root.name!r}")
 
     def _check(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
         if status.st_size > self.max_file_bytes:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-
-
-def _real(path: Path) -> Path:
-    try:
-        return path.resolve(strict=True)
-    except RuntimeError as error:  # a loop of links, until Python 3.13
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
-
-
-@contextmanager
-def _parent(root: Path, inside: Path) -> Iterator[int]:
-    """Open the folder of a file, one folder after the other."""
-    folder = os.open(root, _FOLDER)
-    try:
-        for part in inside.parts[:-1]:
-            inner = os.open(part, _FOLDER, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-        yield folder
-    finally:
-        os.close(folder)

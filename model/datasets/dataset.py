@@ -1,125 +1,94 @@
-"""Labelled pictures on disk: what a data-set TOML says, and the pairs it leads to.
+"""Labelled pictures on disk: a data set, and the pairs of picture and labels in its splits.
 
 Axes: H height, W width, 3 = red green blue.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
 import json
-import re
-import struct
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
+from os.path import relpath
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from model.errors import DatasetError, ImageError, LabelError, MissingRootError, PaletteError
-from model.labels import IGNORE_ID, ClassPalette, Color, UInt8Array
-from model.pictures.image import decode_image
-from model.pictures.preprocess import ImageSize, size_of
+from model.datasets.dataset_file import ReadingRules, parse_dataset_file
+from model.datasets.dataset_lines import TOP, Addition, path_map_addition, with_additions
+from model.datasets.lists import ListRules, moved_start, parse_list
+from model.datasets.masks import DecodedMask, MaskError, MaskReader, mask_size, name_format
+from model.datasets.orientation import OrientationError, is_drawn_on_stored
+from model.datasets.pairs import ListedPair
+from model.datasets.patterns import PatternSplit
+from model.datasets.text import expand_home, parse_toml, printable, read_toml
+from model.errors import (
+    DatasetError,
+    ImageError,
+    LabelError,
+    MissingRootError,
+    PairError,
+    TooManyPixelsError,
+    UnsupportedImageError,
+)
+from model.labels import ClassPalette, UInt8Array
+from model.pictures.image import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    decode_with_orientation,
+    peek_header,
+    turn_upright,
+)
+from model.pictures.preprocess import size_of
 
 ReadFile = Callable[[Path], bytes]
 """Returns the bytes of a file; raises ``OSError`` or ``ValueError`` as ``Path.read_bytes`` does."""
 
-_KEYS = {"name", "root", "ignore_id", "splits", "label_map", "classes"}
-_CLASS_KEYS = {"name", "color"}
-_PATTERN_KEYS = {"images", "labels"}
-_MAX_ID = 255
-
-# A PNG starts with 8 bytes of signature and 8 of chunk header; then IHDR: width, height, depth, colour type.
-_PNG_HEADER = struct.Struct(">8s8xIIBB")
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GRAY, _INDEXED = 0, 3
-_ID_BITS = 8
-
-
-@dataclass(frozen=True)
-class FolderPair:
-    """A split that two patterns say instead of a list: each picture has its labels where the second leads.
-
-    Args:
-        images: path of the pictures below the root, with ``*`` for what differs, for example
-            ``leftImg8bit/val/*/*_leftImg8bit.png``; a ``*`` stands for anything but a slash.
-        labels: path of a picture's labels; its stars are those of ``images``, in order.
-
-    Raises:
-        DatasetError: no star, or not as many in one as in the other.
-    """
-
-    images: str
-    labels: str
-
-    def __post_init__(self) -> None:
-        """Refuse patterns that do not lead from a picture to its labels."""
-        stars = self.images.count("*"), self.labels.count("*")
-        if not stars[0] or stars[0] != stars[1]:
-            raise DatasetError(
-                f"patterns need the same number of *, at least one: {self.images!r}, {self.labels!r}"
-            )
-
-    def pairs(self, root: Path) -> tuple[ListedPair, ...]:
-        """Find the pictures, in the order of their paths, and say where the labels of each must be.
-
-        Raises:
-            DatasetError: there is no such picture.
-        """
-        matcher = re.compile("([^/]*)".join(map(re.escape, self.images.split("*"))))
-        found = sorted(path.relative_to(root).as_posix() for path in root.glob(self.images))
-        matches = [match for name in found if (match := matcher.fullmatch(name))]
-        if not matches:
-            raise DatasetError(f"{root}: no picture is {self.images}")
-        pieces = self.labels.split("*")
-        return tuple(
-            ListedPair(root / match[0], root / _joined(pieces, match.groups()), f"{root}/{match[0]}")
-            for match in matches
-        )
-
-
-def _joined(pieces: Sequence[str], between: Sequence[str]) -> str:
-    return pieces[0] + "".join(star + piece for star, piece in zip(between, pieces[1:], strict=True))
+_MAX_VALUE = (1 << 16) - 1
+_ANY_SIZE = ImageLimits(max_pixels=1 << 40, max_side=1 << 31)
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set: where it lies, what its ids mean, how it is split.
+    """One data set: its folder, the meaning of its labels, its splits.
 
     Args:
-        name: how reports call it.
-        root: folder that the lists, and the paths in them, are relative to.
+        name: its name in reports.
+        root: folder at which the paths of lists, and the paths in them, start.
         palette: the classes after ``label_map``, and the ignore id.
-        splits: split name -> where its pairs are said, relative to ``root``.
-        label_map: id in the file -> class id or ignore id; ids that are absent stay as they are.
+        splits: split name -> list file relative to ``root``, or patterns.
+        label_map: value in masks of ids -> class id or ignore id; absent values are ids.
+        rules: how files are read.
 
     Raises:
-        DatasetError: a label-map id lies outside 0..255 or leads to no class.
+        DatasetError: the label map has a value outside 0..65535, or leads to no class.
     """
 
     name: str
     root: Path
     palette: ClassPalette
-    splits: Mapping[str, str | FolderPair]
+    splits: Mapping[str, str | PatternSplit]
     label_map: Mapping[int, int]
+    rules: ReadingRules = field(default_factory=ReadingRules)
 
     def __post_init__(self) -> None:
-        """Refuse a label map that leads nowhere."""
-        for source, target in self.label_map.items():
-            known = 0 <= target < self.palette.num_classes or target == self.palette.ignore_id
-            if not 0 <= source <= _MAX_ID or not known:
+        """Refuse a label map that leads to no class."""
+        for value, target in (*self.label_map.items(), *self.rules.masks.colors.items()):
+            is_known = 0 <= target < self.palette.num_classes or target == self.palette.ignore_id
+            if not is_known or (isinstance(value, int) and not 0 <= value <= _MAX_VALUE):
                 raise DatasetError(
-                    f"{self.name}: label_map {source} = {target} is not id (0..255) = class id"
+                    f"{self.name}: label_map {value} = {target} is not value in the masks (0..{_MAX_VALUE})"
+                    f" = class id (below {self.palette.num_classes}) or ignore id ({self.palette.ignore_id})"
                 )
 
     @classmethod
     def load(cls, reference: str, *, root: Path | None = None) -> DatasetSpec:
-        """Find a data set by the path of its TOML file or by the name of a preset.
+        """Read a data set by the path of its TOML file or by the name of a preset.
 
         Args:
             reference: a path that ends in ``.toml``, or a preset (``camvid``).
@@ -127,16 +96,16 @@ class DatasetSpec:
 
         Raises:
             MissingRootError: a preset without a root.
-            DatasetError: no such preset, or what ``from_toml`` raises.
+            DatasetError: there is no such preset, or the data-set file is unusable.
         """
-        if reference.endswith(".toml"):
+        if reference.lower().endswith(".toml"):
             return cls.from_toml(Path(reference), root=root)
         preset = files("model") / "presets" / f"{reference}.toml"
         if not reference.isidentifier() or not preset.is_file():
             raise DatasetError(f"not a data-set preset and not a .toml file: {reference!r}")
         if root is None:
             raise MissingRootError(f"preset {reference!r} needs the folder where the data set lies")
-        return _spec(_parsed(preset.read_text("utf-8"), reference), reference, root)
+        return cls._parsed(parse_toml(preset.read_text("utf-8"), reference), reference, root)
 
     @classmethod
     def from_toml(cls, path: Path, *, root: Path | None = None) -> DatasetSpec:
@@ -147,45 +116,66 @@ class DatasetSpec:
             root: replaces the root that the file names.
 
         Raises:
-            DatasetError: the file cannot be read or is no TOML; a key is missing, unknown or of a wrong type.
+            DatasetError: the file cannot be read or is no TOML; or a key is missing, unknown or wrong.
         """
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path}: cannot be read: {error}") from error
-        raw = _parsed(text, str(path))
-        named = raw.get("root", ".")
-        if not isinstance(named, str):
-            raise DatasetError(f"{path}: root must be a string, not {named!r}")
-        return _spec(raw, str(path), root if root is not None else path.parent / named)
+        raw, origin = read_toml(path), printable(path)
+        if root is None:
+            named = raw.get("root", ".")
+            if not isinstance(named, str):
+                raise DatasetError(f"{origin}: root must be a string, not {named!r}")
+            root = path.parent / expand_home(named)
+        return cls._parsed(raw, origin, root)
+
+    @classmethod
+    def _parsed(cls, raw: Mapping[str, Any], origin: str, root: Path) -> DatasetSpec:
+        file = parse_dataset_file(raw, origin, root)
+        return cls(file.name, root, file.palette, file.splits, file.label_map, file.rules)
 
     @cached_property
-    def label_table(self) -> UInt8Array:
-        """Class id by id in the file, shape (256,) uint8: the whole ``label_map`` at once."""
-        table = np.arange(_MAX_ID + 1, dtype=np.uint8)
-        for source, target in self.label_map.items():
-            table[source] = target
-        return table
+    def mask_reader(self) -> MaskReader:
+        """Reads the label files."""
+        return MaskReader(self.palette, self.label_map, self.rules.masks)
+
+    @property
+    def folders_elsewhere(self) -> tuple[Path, ...]:
+        """Folders outside the root in which patterns look for files."""
+        splits = [split for split in self.splits.values() if isinstance(split, PatternSplit)]
+        folders = [one for split in splits for one in split.folders(self.root)]
+        return tuple(dict.fromkeys(one for one in folders if not one.is_relative_to(self.root)))
 
     @cached_property
-    def known_ids(self) -> frozenset[int]:
-        """The ids that a label may carry after ``label_map``."""
-        return frozenset({*range(self.palette.num_classes), self.palette.ignore_id})
+    def labelling(self) -> dict[str, Any]:
+        """What labels depend on beside their files, as JSON values; rules that are not set are left out."""
+        masks, exif, missing = self.rules.masks, self.rules.exif, self.rules.missing_label
+        colors = [[*color, target] for color, target in sorted(masks.colors.items())]
+        in_colors = {"colors": colors, "color_tolerance": masks.color_tolerance}
+        return {
+            "names": list(self.palette.names),
+            "ignore_id": self.palette.ignore_id,
+            "label_map": [list(pair) for pair in sorted(self.label_map.items())],
+            **(in_colors if masks.kind == "colors" else {}),
+            **({} if exif is None else {"exif": exif}),
+            **({} if missing is None else {"missing_label": missing}),
+        }
 
 
-@dataclass(frozen=True)
-class ListedPair:
-    """One line of a split: a picture, its labels, and where that is said.
+@dataclass(frozen=True, eq=False)
+class LabeledPicture:
+    """A picture with its class ids, and how they were read.
 
     Attributes:
-        image: path of the picture.
-        label: path of the 8-bit PNG with ids.
-        origin: where the pair is said, for messages: ``list file:line number``, or the picture's path.
+        image_HW3: upright RGB uint8.
+        label_HW: uint8; class ids or the ignore id.
+        orientation: of the picture's file, 1..8 as EXIF counts.
+        mask: the label file; None = there is none, and ``missing_label`` fills ``label_HW``.
+        is_turned: the labels were drawn on the stored pixels, and are turned with the picture.
     """
 
-    image: Path
-    label: Path
-    origin: str
+    image_HW3: UInt8Array
+    label_HW: UInt8Array
+    orientation: int
+    mask: DecodedMask | None
+    is_turned: bool = False
 
 
 class LabeledImages:
@@ -195,27 +185,31 @@ class LabeledImages:
         spec: the data set.
         split: a key of ``spec.splits``.
         read: how files are read; a ``ConfinedReader`` reads no others than those of the data set.
+        leave_out: indices of pairs, as they are counted without this, that are left out.
 
     Raises:
-        DatasetError: no such split, its list cannot be read, a line is no pair, or it has none.
+        DatasetError: there is no such split, its list cannot be read, a line is no pair, or it has none.
     """
 
-    def __init__(self, spec: DatasetSpec, split: str, *, read: ReadFile = Path.read_bytes) -> None:
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        split: str,
+        *,
+        read: ReadFile = Path.read_bytes,
+        leave_out: Collection[int] = (),
+    ) -> None:
         if split not in spec.splits:
             raise DatasetError(f"{spec.name} has no split {split!r}, only {', '.join(spec.splits)}")
         self.spec = spec
         self.split = split
-        self.pairs = _pairs(spec.root, spec.splits[split], read)
+        pairs = _pairs(spec, spec.splits[split], read)
+        self.pairs = tuple(pair for index, pair in enumerate(pairs) if index not in leave_out)
         self._read = read
 
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.pairs)
-
-    def name(self, index: int) -> str:
-        """Return what reports call a picture: its path below the root, or the whole path from elsewhere."""
-        path, root = self.pairs[index].image, self.spec.root
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
     def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         """Read one pair.
@@ -225,170 +219,128 @@ class LabeledImages:
             label_HW: uint8; class ids after ``label_map``, or the ignore id.
 
         Raises:
-            LabelError: the labels are no 8-bit id PNG, have another size than their picture, or hold an id
-                that is no class.
-            DatasetError: a file is missing, or the picture is none.
-
-            The message names the file and the list line.
+            LabelError: the labels have another size than their picture, or a value that is no class.
+            PairError: a file is missing, or the picture is none. The message names file and list line.
         """
-        pair = self.pairs[index]
+        picture = self.read_pair(index)
+        return picture.image_HW3, picture.label_HW
+
+    def read_pair(self, index: int) -> LabeledPicture:
+        """Read one pair, and tell how it was read.
+
+        Raises:
+            LabelError: the labels have another size than their picture, or a value that is no class.
+            PairError: a file is missing, or the picture is none. The message names file and list line.
+        """
+        pair, rules = self.pairs[index], self.spec.rules
+        data = self._bytes_of(pair.image, pair)
         try:
-            image_HW3 = decode_image(self._bytes_of(pair.image, pair))
+            image_HW3, orientation = decode_with_orientation(data, rules.limits)
         except ImageError as error:
-            raise DatasetError(f"{pair.origin}: {pair.image}: {error}") from error
-        return image_HW3, self._label(pair, size_of(image_HW3))
+            raise PairError(pair.origin, printable(pair.image), _why_no_picture(error, data)) from error
+        size, mask_data = size_of(image_HW3), self._mask_bytes(pair)
+        if mask_data is None:
+            label_HW = np.full(size.shape, rules.missing_label, np.uint8)
+            return LabeledPicture(image_HW3, label_HW, orientation, None)
+        try:
+            is_turned = is_drawn_on_stored(mask_size(mask_data), size, orientation, rules.exif)
+            mask = self.spec.mask_reader.read_mask(mask_data)
+        except OrientationError as error:
+            raise LabelError(pair.origin, printable(pair.image), str(error)) from error
+        except MaskError as error:
+            raise LabelError(pair.origin, printable(pair.label or ""), str(error), error.values) from error
+        label_HW = turn_upright(mask.ids_HW, orientation) if is_turned else mask.ids_HW
+        return LabeledPicture(image_HW3, label_HW, orientation, mask, is_turned)
+
+    def name(self, index: int) -> str:
+        """Return a picture's name in reports: its path below the root, or the whole path from elsewhere."""
+        path, root = self.pairs[index].image, self.spec.root
+        return printable(path.relative_to(root) if path.is_relative_to(root) else path)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over classes, label map and the bytes of every file, in list order: 64 hex digits.
+        """SHA-256 over the meaning of the labels and the bytes of every file, in list order: 64 hex digits.
 
         Raises:
-            DatasetError: a file is missing.
+            PairError: a file is missing.
         """
-        palette = self.spec.palette
-        meaning = [palette.names, palette.ignore_id, sorted(self.spec.label_map.items())]
-        total = hashlib.sha256(json.dumps(meaning).encode())
+        labelling = dict(self.spec.labelling)
+        meaning = [labelling.pop(key) for key in ("names", "ignore_id", "label_map")]
+        total = hashlib.sha256(json.dumps([*meaning, labelling] if labelling else meaning).encode())
         for pair in self.pairs:
-            for path in (pair.image, pair.label):
-                total.update(hashlib.sha256(self._bytes_of(path, pair)).digest())
+            for data in (self._bytes_of(pair.image, pair), self._mask_bytes(pair)):
+                total.update(hashlib.sha256(data or b"").digest())
         return total.hexdigest()
 
-    def _label(self, pair: ListedPair, size: ImageSize) -> UInt8Array:
-        data = self._bytes_of(pair.label, pair)
-        try:
-            label_HW = self.spec.label_table[_decoded_ids(data, size)]
-        except ValueError as error:
-            raise LabelError(f"{pair.origin}: {pair.label}: {error}") from error
-        present = np.flatnonzero(np.bincount(label_HW.reshape(-1), minlength=_MAX_ID + 1)).tolist()
-        if unknown := sorted(set(present) - self.spec.known_ids):
-            palette = self.spec.palette
-            raise LabelError(
-                f"{pair.origin}: {pair.label}: ids {unknown} are outside [0, {palette.num_classes}): "
-                f"label_map can lead them to a class, or to the ignore id {palette.ignore_id}"
-            )
-        return label_HW
+    def _mask_bytes(self, pair: ListedPair) -> bytes | None:
+        """Return the bytes of a label file; None where there is none and ``missing_label`` stands in."""
+        label, has_default = pair.label, self.spec.rules.missing_label is not None
+        if label is None or (has_default and not label.exists() and label.parent.is_dir()):
+            return None
+        return self._bytes_of(label, pair)
 
     def _bytes_of(self, path: Path, pair: ListedPair) -> bytes:
         try:
             return self._read(path)
         except OSError as error:
-            raise DatasetError(f"{pair.origin}: {path}: {error.strerror}") from error
+            reason = error.strerror or str(error)
+            if error.errno == errno.ENOENT:
+                alike = _similar_name(path)
+                ways = [] if alike else self._ways_to(path, is_label=path == pair.label)
+                reason = with_additions(f"{reason}{alike}", *ways)
+            raise PairError(pair.origin, printable(path), reason) from error
         except ValueError as error:
-            raise DatasetError(f"{pair.origin}: {str(path)!r}: {error}") from error
+            raise PairError(pair.origin, repr(printable(path)), str(error)) from error
+
+    def _ways_to(self, path: Path, *, is_label: bool) -> list[Addition]:
+        """Return the lines that lead to a missing file, or do without missing labels."""
+        spec, source = self.spec, self.spec.splits[self.split]
+        moved = None
+        if isinstance(source, str) and not path.is_relative_to(spec.root):
+            moved = moved_start(path.as_posix(), spec.root)
+        elif isinstance(source, str):
+            folder = (spec.root / source).parent
+            if (folder / path.relative_to(spec.root)).is_file():
+                moved = "", f"{relpath(folder, spec.root)}/"
+        if moved is not None:
+            return [path_map_addition(*moved, has_table=bool(spec.rules.path_map))]
+        line = f'missing_label = "{spec.palette.names[0]}"'
+        return (
+            [Addition(f"{TOP}, if a picture without labels shows this class alone", (line,))]
+            if is_label
+            else []
+        )
 
 
-def _decoded_ids(data: bytes, size: ImageSize) -> UInt8Array:
-    """Read the raw ids of a PNG: gray values or palette indices, never colours."""
-    if len(data) < _PNG_HEADER.size:
-        raise ValueError("not a PNG")
-    signature, width, height, depth, color_type = _PNG_HEADER.unpack_from(data)
-    if signature != _PNG_SIGNATURE:
-        raise ValueError("not a PNG")
-    if (height, width) != size.shape:
-        raise ValueError(f"labels are {height}x{width}, their picture is {size}")
-    # Pillow stretches gray of fewer bits to 0..255, which would change ids; palette indices it leaves alone.
-    if color_type != _INDEXED and (color_type != _GRAY or depth != _ID_BITS):
-        raise ValueError(f"labels must be 8-bit ids, not PNG colour type {color_type} with {depth} bits")
+def _similar_name(path: Path) -> str:
+    """Return a hint at a file in the same folder whose name starts alike, in any case: ``*_mask.png``."""
+    stem = path.stem.lower()
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            return np.asarray(image, np.uint8)
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"broken PNG: {error}") from error
+        ends = [one.name[len(stem) :] for one in path.parent.iterdir() if one.name.lower().startswith(stem)]
+    except OSError:  # no such folder
+        return ""
+    return f"; there is a *{printable(min(ends))} in that folder" if ends else ""
 
 
-def _pairs(root: Path, said: str | FolderPair, read: ReadFile) -> tuple[ListedPair, ...]:
-    return said.pairs(root) if isinstance(said, FolderPair) else _listed_pairs(root, root / said, read)
-
-
-def _listed_pairs(root: Path, list_file: Path, read: ReadFile) -> tuple[ListedPair, ...]:
+def _pairs(spec: DatasetSpec, source: str | PatternSplit, read: ReadFile) -> tuple[ListedPair, ...]:
+    if isinstance(source, PatternSplit):
+        return source.pairs(spec.root)
+    list_file = spec.root / expand_home(source)
     try:
-        lines = read(list_file).decode().splitlines()
-    except OSError as error:
-        raise DatasetError(f"{list_file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or no possible name
-        raise DatasetError(f"{list_file}: cannot be read: {error}") from error
-    pairs = tuple(
-        _pair(root, line, f"{list_file}:{number}") for number, line in enumerate(lines, 1) if line.strip()
-    )
-    if not pairs:
-        raise DatasetError(f"{list_file}: no image,label pair in it")
-    return pairs
+        data = read(list_file)
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        hint = "" if spec.root.is_dir() else f"; there is no folder {printable(spec.root)}"
+        raise DatasetError(f"{printable(list_file)}: cannot be read: {reason}{hint}") from error
+    rules = ListRules(spec.rules.path_map, may_lack_labels=spec.rules.missing_label is not None)
+    return parse_list(data, list_file, spec.root, rules)
 
 
-def _pair(root: Path, line: str, origin: str) -> ListedPair:
-    parts = [part.strip() for part in line.split(",")]
-    if len(parts) != 2 or not all(parts):  # noqa: PLR2004
-        raise DatasetError(f"{origin}: not an image,label pair: {line!r}")
-    return ListedPair(root / parts[0], root / parts[1], origin)
-
-
-def _parsed(text: str, origin: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DatasetError(f"{origin}: not TOML: {error}") from error
-
-
-def _spec(raw: dict[str, Any], origin: str, root: Path) -> DatasetSpec:
-    _check_keys(raw, _KEYS, origin)
-    for key, kind in (("name", str), ("splits", dict), ("classes", list)):
-        if not isinstance(raw.get(key), kind) or not raw[key]:
-            raise DatasetError(f"{origin}: {key} is missing, empty or of a wrong type")
-    return DatasetSpec(
-        name=raw["name"],
-        root=root,
-        palette=_palette(raw, origin),
-        splits={name: _split(said, f"{origin}: split {name!r}") for name, said in raw["splits"].items()},
-        label_map=_label_map(raw.get("label_map", {}), origin),
-    )
-
-
-def _split(said: object, origin: str) -> str | FolderPair:
-    if isinstance(said, str):
-        return said
-    if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
-        raise DatasetError(f"{origin} must name a list file, or two patterns: {{ images, labels }}")
-    _check_keys(said, _PATTERN_KEYS, origin)
-    if missing := sorted(_PATTERN_KEYS - said.keys()):
-        raise DatasetError(f"{origin} lacks {', '.join(missing)}")
-    return FolderPair(**said)
-
-
-def _check_keys(raw: Mapping[str, object], known: set[str], origin: str) -> None:
-    if unknown := sorted(raw.keys() - known):
-        raise DatasetError(f"{origin}: unknown keys: {', '.join(unknown)}")
-
-
-def _palette(raw: dict[str, Any], origin: str) -> ClassPalette:
-    for item in raw["classes"]:
-        if not isinstance(item, dict):
-            raise DatasetError(f"{origin}: classes are tables with name and color, not {item!r}")
-        _check_keys(item, _CLASS_KEYS, origin)
-        if not isinstance(item.get("name"), str) or not _is_color(item.get("color")):
-            raise DatasetError(f"{origin}: a class needs a name and a color [r, g, b]: {item}")
-    ignore_id = raw.get("ignore_id", IGNORE_ID)
-    if not _is_integer(ignore_id):
-        raise DatasetError(f"{origin}: ignore_id must be an integer, not {ignore_id!r}")
-    names = tuple(item["name"] for item in raw["classes"])
-    colors = tuple(cast("Color", tuple(item["color"])) for item in raw["classes"])
-    try:
-        return ClassPalette(names, colors, ignore_id)
-    except PaletteError as error:
-        raise DatasetError(f"{origin}: {error}") from error
-
-
-def _label_map(raw: object, origin: str) -> dict[int, int]:
-    if not isinstance(raw, dict) or not all(_is_integer(value) for value in raw.values()):
-        raise DatasetError(f"{origin}: label_map must be a table of id = id")
-    try:
-        return {int(key): value for key, value in raw.items()}
-    except ValueError as error:
-        raise DatasetError(f"{origin}: label_map: {error}") from error
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_color(value: object) -> bool:
-    return isinstance(value, list) and all(_is_integer(v) for v in value)
+def _why_no_picture(error: ImageError, data: bytes) -> str:
+    if isinstance(error, UnsupportedImageError) and (name := name_format(data)):
+        return f"{error}; it is {name}: convert it to JPEG or PNG"
+    if isinstance(error, TooManyPixelsError):
+        with suppress(ImageError):
+            pixels = max(peek_header(data, _ANY_SIZE).size.pixels, DEFAULT_LIMITS.max_pixels)
+            return with_additions(str(error), Addition(TOP, (f"max_pixels = {pixels}",)))
+    return str(error)

@@ -1,23 +1,27 @@
-"""Lists of classes: those of well-known data sets, with the normalisation used on them, and users' own.
+"""Classes: their names and colours from class lists, data-set files and presets of well-known data sets.
 
-A list is a text file with one class a line, ``name`` or ``name,red,green,blue``, in the order of the ids;
-empty lines and lines that start with ``#`` do not count. Where it names no colours they are made: see
-``distinct_colors``. Of the presets only Cityscapes names its own; the tables in use for ADE20K and COCO-Stuff
-give one colour to several classes.
+A class list is a text file with one class a line in the order of the ids: ``name``, ``name,red,green,blue``,
+or ``name:red,green,blue:parts:actions`` as in the ``labelmap.txt`` of CVAT. Empty lines, lines that start
+with ``#`` and a header ``name,r,g,b`` are skipped. A class without a colour gets one of ``distinct_colors``.
+Of the presets only Cityscapes names its own colours; the tables in use for ADE20K and COCO-Stuff give one
+colour to several classes.
 """
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
-from model.datasets.dataset import DatasetSpec
-from model.errors import PaletteError
-from model.labels import ClassPalette, Color
+from model.datasets.dataset_lines import check_keys
+from model.datasets.text import decode_text, expand_home, printable, read_toml
+from model.errors import DatasetError, PaletteError
+from model.labels import IGNORE_ID, MAX_CLASSES, ClassPalette, Color
 from model.pictures.preprocess import Rgb
 
 PresetName = Literal["cityscapes", "ade20k", "cocostuff", "face"]
@@ -34,10 +38,14 @@ NORMALISATIONS: Mapping[PresetName, tuple[Rgb, Rgb]] = MappingProxyType(
 )
 """Data set -> mean and std that CoinCheung/BiSeNet and zllrunning/face-parsing.PyTorch train with."""
 
+_CLASS_KEYS = {"name", "color"}
+_CVAT_ROW = re.compile(r"(.+?):(\d+,\d+,\d+):.*")
+_HEADER_COLORS = (["r", "g", "b"], ["red", "green", "blue"])
+
 
 @dataclass(frozen=True)
 class Preset:
-    """What the keys of weights trained on a well-known data set cannot tell.
+    """Classes and normalisation of weights that were trained on a well-known data set.
 
     Attributes:
         palette: the classes.
@@ -50,69 +58,162 @@ class Preset:
     std: Rgb
 
 
+@dataclass(frozen=True)
+class ClassList:
+    """Classes in the order of their ids.
+
+    Args:
+        names: one a class.
+        colors: the colour that the source gives each class; None = none.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[Color | None, ...]
+
+    def palette(self, ignore_id: object, origin: str) -> ClassPalette:
+        """Return the classes with one colour each.
+
+        Args:
+            ignore_id: the id of pixels without a class.
+            origin: name of the source in messages.
+
+        Raises:
+            PaletteError: the ignore id is not an integer; or names, colours and ids are not one-to-one.
+        """
+        if not isinstance(ignore_id, int) or isinstance(ignore_id, bool):
+            raise PaletteError(f"{origin}: ignore_id must be an integer, not {ignore_id!r}")
+        unused = iter([color for color in distinct_colors(MAX_CLASSES) if color not in self.colors])
+        colors = tuple(next(unused, (0, 0, 0)) if color is None else color for color in self.colors)
+        try:
+            return ClassPalette(self.names, colors, ignore_id)
+        except PaletteError as error:
+            raise PaletteError(f"{origin}: {error}") from error
+
+
 def load_preset(name: PresetName) -> Preset:
-    """Return what is known of a data set."""
+    """Return the classes and the normalisation of a well-known data set."""
     mean, std = NORMALISATIONS[name]
     text = (files("model") / "presets" / f"{name}.txt").read_text("utf-8")
-    return Preset(_parsed(text, name), mean, std)
+    return Preset(parse_class_list(text, name).palette(IGNORE_ID, name), mean, std)
 
 
 def read_palette(path: Path) -> ClassPalette:
-    """Read a list of classes, or the classes of a data-set file if the path ends in ``.toml``.
+    """Read a class list, or the classes of a data-set file if the path ends in ``.toml``.
 
     Raises:
-        PaletteError: the file cannot be read, a line is no class, or the classes are not one-to-one.
+        PaletteError: the class list cannot be read, a line names no class, or the classes are not one-to-one.
         DatasetError: the data-set file is unusable.
     """
-    if path.suffix == ".toml":
-        return DatasetSpec.from_toml(path).palette
+    origin = printable(path)
+    if path.suffix.lower() != ".toml":
+        return read_class_list(path).palette(IGNORE_ID, origin)
+    raw = read_toml(path)
+    classes = parse_classes(raw.get("classes"), origin, path.parent / expand_home(str(raw.get("root", "."))))
+    return classes.palette(raw.get("ignore_id", IGNORE_ID), origin)
+
+
+def read_class_list(path: Path) -> ClassList:
+    """Read a class list.
+
+    Raises:
+        PaletteError: the file cannot be read, or a line names no class.
+    """
+    origin = printable(path)
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PaletteError(f"{path}: cannot be read: {error}") from error
-    return _parsed(text, str(path))
+        text = decode_text(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise PaletteError(f"{origin}: cannot be read: {error}") from error
+    return parse_class_list(text, origin)
+
+
+def parse_class_list(text: str, origin: str) -> ClassList:
+    """Read the text of a class list.
+
+    Args:
+        text: the whole file.
+        origin: its name in messages.
+
+    Raises:
+        PaletteError: a line names no class.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    rows = [(number, _split_row(line)) for number, line in lines if line and not line.startswith("#")]
+    if rows and [value.lower() for value in rows[0][1][1:]] in _HEADER_COLORS:
+        del rows[0]
+    colors = [_parse_color(color, f"{origin}:{number}") for number, (_, *color) in rows]
+    return ClassList(tuple(row[0] for _, row in rows), tuple(colors))
+
+
+def parse_classes(raw: object, origin: str, root: Path) -> ClassList:
+    """Read the ``classes`` of a data-set file.
+
+    Args:
+        raw: a class list's path, or a list of names and of tables with ``name`` and perhaps ``color``.
+        origin: name of the data-set file in messages.
+        root: folder at which a relative path starts.
+
+    Raises:
+        PaletteError: the class list cannot be read.
+        DatasetError: the value has another form.
+    """
+    if isinstance(raw, str) and raw:
+        return read_class_list(root / expand_home(raw))
+    if not isinstance(raw, list) or not raw:
+        raise DatasetError(f"{origin}: classes is missing, empty or of a wrong type")
+    rows = [_parse_class(item, origin) for item in raw]
+    return ClassList(tuple(name for name, _ in rows), tuple(color for _, color in rows))
 
 
 def distinct_colors(count: int) -> tuple[Color, ...]:
-    """Return so many colours, each its own, none black, the same every time.
+    """Return different colours, none of them black, always the same ones.
 
-    Class k has the bits of k + 1 dealt out to red, green and blue in turn, the lowest to their highest bits.
+    The bits of k + 1 go to red, green and blue in turn, the lowest bits to the highest of each colour.
 
     Args:
-        count: at most 255.
+        count: number of colours, at most 255.
 
     Source:
         The colour map of the PASCAL VOC development kit.
     """
-    return tuple((_dealt(k), _dealt(k >> 1), _dealt(k >> 2)) for k in range(1, count + 1))
+    ks = range(1, count + 1)
+    return tuple((_every_third_bit(k), _every_third_bit(k >> 1), _every_third_bit(k >> 2)) for k in ks)
 
 
-def _dealt(bits: int) -> int:
+def _every_third_bit(bits: int) -> int:
     """Return every third bit, mirrored: bit 0 becomes bit 7, bit 3 bit 6, bit 6 bit 5."""
     return sum((bits >> 3 * i & 1) << 7 - i for i in range(3))
 
 
-def _parsed(text: str, origin: str) -> ClassPalette:
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    rows = [_row(line, f"{origin}:{number}") for number, line in lines if line and not line.startswith("#")]
-    names = tuple(name for name, _ in rows)
-    colors = tuple(color for _, color in rows if color is not None)
-    if colors and len(colors) < len(names):
-        raise PaletteError(f"{origin}: {len(colors)} of {len(names)} classes have colors: name all or none")
+def _parse_class(item: object, origin: str) -> tuple[str, Color | None]:
+    if isinstance(item, str):
+        return item, None
+    if not isinstance(item, dict):
+        raise DatasetError(f"{origin}: a class is a name or a table with name and color, not {item!r}")
+    check_keys(item, _CLASS_KEYS, origin, "classes")
+    name, color = item.get("name"), item.get("color")
+    is_color = isinstance(color, list) and all(type(value) is int for value in color)
+    if not isinstance(name, str) or not (is_color or color is None):
+        raise DatasetError(f"{origin}: a class needs a name, and its color is [r, g, b]: {item}")
+    return name, None if color is None else cast("Color", tuple(color))
+
+
+def _split_row(line: str) -> list[str]:
+    if cvat := _CVAT_ROW.fullmatch(line):
+        return [cvat[1].strip(), *cvat[2].split(",")]
     try:
-        return ClassPalette(names, colors or distinct_colors(len(names)))
-    except PaletteError as error:
-        raise PaletteError(f"{origin}: {error}") from error
+        return [value.strip() for value in next(csv.reader([line], skipinitialspace=True))]
+    except csv.Error as error:
+        raise PaletteError(f"not a line of a class list: {error}") from error
 
 
-def _row(line: str, origin: str) -> tuple[str, Color | None]:
-    name, *color = (part.strip() for part in line.split(","))
-    return name, _color(color, origin) if color else None
-
-
-def _color(parts: Sequence[str], origin: str) -> Color:
+def _parse_color(values: Sequence[str], origin: str) -> Color | None:
+    if not values:
+        return None
     try:
-        red, green, blue = map(int, parts)
+        red, green, blue = map(int, values)
     except ValueError as error:
-        raise PaletteError(f"{origin}: not red,green,blue after the name: {','.join(parts)!r}") from error
+        raise PaletteError(
+            f"{origin}: not red,green,blue after the name: {','.join(values)!r}"
+            " (quote a name that contains a comma)"
+        ) from error
     return red, green, blue

@@ -52,10 +52,16 @@ class Comparison:
         same_data = self.first.context.data_fingerprint == self.second.context.data_fingerprint
         if scored[0] != scored[1] or not same_data:
             raise EvaluationError("the two reports are of different pictures")
+        if self.first.context.absent_as_zero != self.second.context.absent_as_zero:
+            raise EvaluationError("one of the two reports counts absent classes as zero")
 
     @cached_property
     def _intervals(self) -> Intervals:
-        return paired_bootstrap(self.first.tallies_N3K, self.second.tallies_N3K)
+        return paired_bootstrap(
+            self.first.tallies_N3K,
+            self.second.tallies_N3K,
+            absent_as_zero=self.first.context.absent_as_zero,
+        )
 
     @property
     def miou(self) -> Difference:

@@ -6,7 +6,7 @@ Axes: N pictures, K classes, H height, W width; 3 = pixels that hit, pixels of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -119,7 +119,8 @@ class EvaluationContext:
         split: of the data set.
         data_fingerprint: of classes and files; None when files were missing.
         versions: of the libraries.
-        command: what was typed, or who asked.
+        command: the command line, or who asked.
+        absent_as_zero: classes that occur nowhere count in the mean (``ConfusionMatrix``).
     """
 
     model: str
@@ -134,6 +135,7 @@ class EvaluationContext:
     data_fingerprint: str | None
     versions: Mapping[str, str]
     command: str
+    absent_as_zero: bool = False
 
 
 class Evaluator:
@@ -150,24 +152,18 @@ class Evaluator:
         self._images: dict[int, ScoredImage] = {}
         self._skipped: dict[int, SkippedImage] = {}
 
-    def add(self, image: ScoredImage) -> None:
-        """Add what a picture counts.
+    def add(self, image: ScoredImage | SkippedImage) -> None:
+        """Add the counts of a picture, or note that it was left out.
 
         Raises:
             EvaluationError: it is no picture of this split, or was added before.
         """
         self._check_new(image.index)
-        image.matrix(self._palette.num_classes)
-        self._images[image.index] = image
-
-    def skip(self, image: SkippedImage) -> None:
-        """Leave a picture out; the report says so.
-
-        Raises:
-            EvaluationError: it is no picture of this split, or was added before.
-        """
-        self._check_new(image.index)
-        self._skipped[image.index] = image
+        if isinstance(image, SkippedImage):
+            self._skipped[image.index] = image
+        else:
+            image.matrix(self._palette.num_classes)
+            self._images[image.index] = image
 
     def report(self, context: EvaluationContext) -> EvaluationReport:
         """Sum up.
@@ -214,7 +210,8 @@ class EvaluationReport:
     def matrix(self) -> ConfusionMatrix:
         """The counts of all pictures together."""
         num_classes = self.palette.num_classes
-        return sum((image.matrix(num_classes) for image in self.images), ConfusionMatrix.zeros(num_classes))
+        total = sum((image.matrix(num_classes) for image in self.images), ConfusionMatrix.zeros(num_classes))
+        return replace(total, absent_as_zero=self.context.absent_as_zero)
 
     @cached_property
     def tallies_N3K(self) -> Int64Array:
@@ -225,7 +222,7 @@ class EvaluationReport:
     @cached_property
     def intervals(self) -> Intervals:
         """Confidence intervals over pictures."""
-        return bootstrap(self.tallies_N3K)
+        return bootstrap(self.tallies_N3K, absent_as_zero=self.context.absent_as_zero)
 
     def worst(self, count: int) -> tuple[ScoredImage, ...]:
         """Return the pictures with the lowest mIoU of their own, the worst first; unscored ones have none."""

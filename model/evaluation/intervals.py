@@ -42,33 +42,38 @@ class Intervals:
     iou: tuple[Interval | None, ...]
 
 
-def bootstrap(tallies_N3K: Int64Array) -> Intervals:
+def bootstrap(tallies_N3K: Int64Array, *, absent_as_zero: bool = False) -> Intervals:
     """Find the confidence intervals of mIoU and IoU over pictures that are drawn again, with replacement.
 
     Counts are integers below 2^53, so the same pictures give the same bits on every machine.
 
     Args:
         tallies_N3K: int64, pixels of each picture: hits, truth and guess of each class.
+        absent_as_zero: add 1 to each union (``ConfusionMatrix``).
 
     Source:
         The percentile method of Efron and Tibshirani (1993), over whole pictures because pixels of one
         picture are not independent.
     """
-    return _intervals(np.concatenate(list(_resampled_iou(tallies_N3K))))
+    return _intervals(np.concatenate(list(_resampled_iou(tallies_N3K, absent_as_zero=absent_as_zero))))
 
 
-def paired_bootstrap(first_N3K: Int64Array, second_N3K: Int64Array) -> Intervals:
+def paired_bootstrap(
+    first_N3K: Int64Array, second_N3K: Int64Array, *, absent_as_zero: bool = False
+) -> Intervals:
     """Find the confidence intervals of second - first; both are scored on the same drawn pictures.
 
     Args:
-        first_N3K: as in ``bootstrap``.
+        first_N3K: int64, pixels of each picture: hits, truth and guess of each class.
         second_N3K: of the same pictures in the same order.
+        absent_as_zero: add 1 to each union (``ConfusionMatrix``).
     """
-    pairs = zip(_resampled_iou(first_N3K), _resampled_iou(second_N3K), strict=True)
+    resampled = [_resampled_iou(one, absent_as_zero=absent_as_zero) for one in (first_N3K, second_N3K)]
+    pairs = zip(*resampled, strict=True)
     return _intervals(np.concatenate([second - first for first, second in pairs]))
 
 
-def _resampled_iou(tallies_N3K: Int64Array) -> Iterator[Float64Array]:
+def _resampled_iou(tallies_N3K: Int64Array, *, absent_as_zero: bool) -> Iterator[Float64Array]:
     """Yield, for blocks of resamples, the mean IoU and the IoU of each class: shape (block, 1 + K)."""
     count, _, num_classes = tallies_N3K.shape
     flat = tallies_N3K.reshape(count, 3 * num_classes).astype(np.float64)
@@ -77,7 +82,7 @@ def _resampled_iou(tallies_N3K: Int64Array) -> Iterator[Float64Array]:
         block = min(_BLOCK, RESAMPLES - first)
         drawn = random.multinomial(count, np.full(count, 1 / count), size=block)
         hits, truth, guess = np.moveaxis((drawn @ flat).reshape(block, 3, num_classes), 1, 0)
-        unions = truth + guess - hits
+        unions = truth + guess - hits + absent_as_zero
         iou = np.divide(hits, unions, out=np.full_like(hits, np.nan), where=unions > 0)
         present = np.maximum((unions > 0).sum(axis=1), 1)
         mean = np.nansum(iou, axis=1) / present

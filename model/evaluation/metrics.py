@@ -30,9 +30,12 @@ class ConfusionMatrix:
 
     Args:
         counts_KK: int64, pixels; row = truth, column = guess.
+        absent_as_zero: add 1 to the union of each class, as the original BiSeNet code does: then a class that
+            occurs nowhere has an IoU of 0 and counts in the mean.
     """
 
     counts_KK: Int64Array
+    absent_as_zero: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be counts: floats lose pixels from 2^24 (float32) on."""
@@ -49,7 +52,7 @@ class ConfusionMatrix:
         """Return the matrix of both sets of pixels together."""
         if self.counts_KK.shape != other.counts_KK.shape:
             raise ValueError(f"matrices of {self.num_classes} and {other.num_classes} classes do not add up")
-        return ConfusionMatrix(self.counts_KK + other.counts_KK)
+        return ConfusionMatrix(self.counts_KK + other.counts_KK, self.absent_as_zero)
 
     @property
     def num_classes(self) -> int:
@@ -83,9 +86,10 @@ class ConfusionMatrix:
         """Intersection over union of each class, 0..1; None where neither truth nor guess has it.
 
         Source:
-            IoU = TP / (TP + FP + FN) over the whole set (Everingham et al. 2010; Cordts et al. 2016).
+            IoU = TP / (TP + FP + FN) over the whole set (Everingham et al. 2010; Cordts et al. 2016). With
+            ``absent_as_zero`` TP / (TP + FP + FN + 1): github.com/CoinCheung/BiSeNet, tools/evaluate.py.
         """
-        return _ratios(self.hits_K, self.truth_K + self.guess_K - self.hits_K)
+        return _ratios(self.hits_K, self.truth_K + self.guess_K - self.hits_K + self.absent_as_zero)
 
     @property
     def precision(self) -> Scores:
@@ -136,8 +140,13 @@ class ConfusionMatrix:
 
     @property
     def classes_averaged(self) -> int:
-        """How many classes ``miou`` is the mean of: those that truth or guess has."""
+        """How many classes ``miou`` is the mean of: those that truth or guess has, or all of them."""
         return sum(value is not None for value in self.iou)
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The classes that neither truth nor guess has."""
+        return tuple(np.flatnonzero(self.truth_K + self.guess_K == 0).tolist())
 
 
 def _ratios(shares_K: Int64Array, wholes_K: Int64Array) -> Scores:

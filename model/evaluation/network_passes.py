@@ -98,7 +98,7 @@ def score(
     """
     raw = []
     for one in plan.passes:
-        canvas_HW3 = _canvas(image_HW3, one, manifest.mean, executor)
+        canvas_HW3 = _canvas(image_HW3, plan.start, one, manifest.mean, executor)
         views = _views(canvas_HW3, one, manifest.preprocess, flip=plan.flip)
         count = max(1, batch_pixels // one.chips[0].size.padded().pixels)
         raw.append(np.concatenate([infer(batch_NHW3) for batch_NHW3 in _batches(views, count)]))
@@ -118,7 +118,7 @@ def label(scores: PlanScores, manifest: ModelManifest, *, executor: Executor | N
     """
     plan = scores.plan
     upsample, stride = manifest.upsample, manifest.stride
-    if plan.single and plan.passes[0].scaled == plan.size:
+    if plan.single and plan.passes[0].scaled == plan.start == plan.size:
         return decode.labels(
             scores.raw[0][0],
             upsample=upsample,
@@ -148,10 +148,12 @@ def warm_up(cache_folder: Path | None = None) -> None:
         accumulate(plan, raw, upsample="bilinear", stride=8)
 
 
-def _canvas(image_HW3: UInt8Array, one: Pass, mean: Rgb, executor: Executor | None) -> PixelArray:
+def _canvas(
+    image_HW3: UInt8Array, start: ImageSize, one: Pass, mean: Rgb, executor: Executor | None
+) -> PixelArray:
     """Return the scaled picture on its canvas; uint8 where nothing was computed."""
-    same = one.scaled == size_of(image_HW3)
-    scaled_HW3 = image_HW3 if same else resized(image_HW3, one.scaled, executor)
+    same = size_of(image_HW3) == start == one.scaled
+    scaled_HW3 = image_HW3 if same else resized(image_HW3, one.scaled, executor, start=start)
     if one.canvas == one.scaled:
         return scaled_HW3
     # What the published programs pad with is zero after normalisation: exactly the mean.

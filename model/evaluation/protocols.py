@@ -18,6 +18,9 @@ smaller chip instead, and its mean over chips has the same arg max as their sum.
 is no multiple of 32 is padded as the service pads it), chips advance by 5/6 of their side instead of 2/3, and
 exp is applied without flip, too.
 
+A protocol may first resize the picture so that its short side has a given length, half-pixel bilinear: the
+published ADE20K scores are made so. Labels stay as they are.
+
 Source:
     github.com/CoinCheung/BiSeNet: tools/evaluate.py, and old/evaluate.py for the older arithmetic;
     github.com/open-mmlab/mmsegmentation: EncoderDecoder.slide_inference.
@@ -58,6 +61,8 @@ class Protocol:
         rounded: whole pictures are resized to sides that are multiples of 32.
         filled: a picture smaller than a chip is laid into the middle of a canvas of the chip's size.
         summand: what a chip adds.
+        short_side: length in pixels that the short side of each picture is first resized to; None: pictures
+            stay as they are.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Protocol:
     rounded: bool = True
     filled: bool = True
     summand: Summand = "softmax"
+    short_side: int | None = None
 
     def with_crop(self, crop: int) -> Protocol:
         """Return the protocol with chips of another size (the published programs: 1024, 640 or 512).
@@ -81,9 +87,22 @@ class Protocol:
             raise ProtocolError(f"chips need a side that is a multiple of {PAD_MULTIPLE}, not {crop}")
         return replace(self, crop=crop)
 
+    def with_short_side(self, pixels: int | None) -> Protocol:
+        """Return the protocol on pictures that are first resized to this short side; None: they are not.
+
+        Raises:
+            ProtocolError: ``pixels`` is not positive.
+        """
+        if pixels is not None and pixels < 1:
+            raise ProtocolError(f"a short side has at least 1 pixel, not {pixels}")
+        return replace(self, short_side=pixels)
+
     def __str__(self) -> str:
-        """Return the name, and the side of the chips where there are any."""
-        return self.name if self.crop is None else f"{self.name} (chips of {self.crop})"
+        """Return the name, the side of the chips and the short side where there are any."""
+        chips = f"chips of {self.crop}" if self.crop else ""
+        start = f"short side {self.short_side}" if self.short_side else ""
+        told = ", ".join(filter(None, (chips, start)))
+        return f"{self.name} ({told})" if told else self.name
 
 
 _SS = Protocol("ss")
@@ -109,6 +128,46 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     }
 )
 """Every protocol, by name."""
+
+
+@dataclass(frozen=True)
+class PublishedSizes:
+    """Sizes in which the published programs evaluate on one data set.
+
+    Attributes:
+        crop: side of the chips of ``ssc`` and ``mscf``.
+        short_side: of the pictures; None: as they are.
+    """
+
+    crop: int
+    short_side: int | None = None
+
+
+PUBLISHED_SIZES: Mapping[tuple[str, str], PublishedSizes] = MappingProxyType(
+    {
+        ("ade20k", "bisenetv1"): PublishedSizes(512, 512),
+        ("ade20k", "bisenetv2"): PublishedSizes(640, 640),
+        ("cocostuff", "bisenetv1"): PublishedSizes(512),
+        ("cocostuff", "bisenetv2"): PublishedSizes(640),
+    }
+)
+"""Data-set preset and architecture -> sizes; Cityscapes has those that the protocols begin with."""
+
+
+def as_published(protocol: Protocol, *, dataset: str, architecture: str) -> Protocol:
+    """Return a protocol in the sizes that the published programs use on a data set.
+
+    Args:
+        protocol: without a short side, and with chips of the default size if it cuts any.
+        dataset: name of a data-set preset; others change nothing.
+        architecture: of the model.
+    """
+    sizes = PUBLISHED_SIZES.get((dataset, architecture))
+    if sizes is None or protocol.name == "slide":  # which is not theirs
+        return protocol
+    if protocol.crop is not None:
+        protocol = protocol.with_crop(sizes.crop)
+    return protocol if sizes.short_side is None else protocol.with_short_side(sizes.short_side)
 
 
 def find_protocol(name: str) -> Protocol:
@@ -142,7 +201,7 @@ class Pass:
     """What is done at one scale.
 
     Attributes:
-        scaled: the picture is resized to this, bilinear with aligned corners.
+        scaled: the picture, of the plan's start size, is resized to this, bilinear with aligned corners.
         canvas: then laid on this, on the mean colour.
         top: where on the canvas its first row lies.
         left: where on the canvas its first column lies.
@@ -166,6 +225,7 @@ class Plan:
 
     Attributes:
         size: of the picture, and of its labels.
+        start: the picture is first resized to this, half-pixel bilinear; ``size``: it is not.
         passes: one a scale.
         flip: every chip is seen mirrored, too.
         whole: each pass has one chip, which is the whole picture.
@@ -173,6 +233,7 @@ class Plan:
     """
 
     size: ImageSize
+    start: ImageSize
     passes: tuple[Pass, ...]
     flip: bool
     whole: bool
@@ -192,8 +253,18 @@ class Plan:
 def make_plan(protocol: Protocol, size: ImageSize) -> Plan:
     """Say what a protocol does to a picture of this size."""
     make_pass = _whole_pass if protocol.crop is None else _chip_pass
-    passes = tuple(make_pass(protocol, _scaled(size, scale)) for scale in protocol.scales)
-    return Plan(size, passes, protocol.flip, protocol.crop is None, protocol.summand)
+    start = _started(size, protocol.short_side)
+    passes = tuple(make_pass(protocol, _scaled(start, scale)) for scale in protocol.scales)
+    return Plan(size, start, passes, protocol.flip, protocol.crop is None, protocol.summand)
+
+
+def _started(size: ImageSize, short_side: int | None) -> ImageSize:
+    if short_side is None:
+        return size
+    # In this order: the published code rounds the quotient first.
+    if size.height < size.width:
+        return ImageSize(short_side, max(1, int(short_side / size.height * size.width)))
+    return ImageSize(max(1, int(short_side / size.width * size.height)), short_side)
 
 
 def _scaled(size: ImageSize, scale: float) -> ImageSize:

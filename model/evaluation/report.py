@@ -98,7 +98,8 @@ def _headline(title: str, report: EvaluationReport) -> str:
         f"<h1>{escape(title)}</h1>"
         f'<div><span class="score">{_percent(matrix.miou)}</span> mIoU, {escape(report.context.protocol)}'
         f' <span class="note">{between}</span></div>'
-        f'<p class="note">mean over {matrix.classes_averaged} of {matrix.num_classes} classes,'
+        f'<p class="note">mean over {matrix.classes_averaged} of {matrix.num_classes} classes'
+        f"{' (absent ones count as 0)' if report.context.absent_as_zero else ''},"
         f" {len(report.images)} pictures, {matrix.pixels:,} scored pixels; pixel accuracy"
         f" {_percent(matrix.pixel_accuracy)}, mean recall {_percent(matrix.mean_recall)}, mean F1"
         f" {_percent(matrix.mean_f1)}, frequency-weighted IoU {_percent(matrix.frequency_weighted_iou)}</p>"

@@ -50,9 +50,16 @@ class Taps:
         return cls(sources_TX.astype(np.uint32), np.stack([_ONE - across_X, across_X]))
 
     @classmethod
-    def resize(cls, source: int, target: int) -> Taps:
-        """Resize an axis with aligned corners: the first and the last position stay where they are."""
-        return cls.at(axis_positions(source, target, target, target, aligned=True), source)
+    def resize(cls, source: int, target: int, *, aligned: bool = True) -> Taps:
+        """Resize an axis bilinearly.
+
+        Args:
+            source: its length.
+            target: its new length.
+            aligned: the first and the last position stay where they are; else pixels have an extent, half of
+                which lies outside (torch's ``align_corners=False``).
+        """
+        return cls.at(axis_positions(source, target, target, target, aligned=aligned), source)
 
     def after(self, first: Taps) -> Taps:
         """Return both in one: ``first`` makes what this one takes its taps from.
@@ -87,7 +94,13 @@ class Taps:
         return int(self.sources_TX.min()), int(self.sources_TX.max()) + 1
 
 
-def resized(image_HW3: UInt8Array, size: ImageSize, executor: Executor | None = None) -> Float32Array:
+def resized(
+    image_HW3: UInt8Array,
+    size: ImageSize,
+    executor: Executor | None = None,
+    *,
+    start: ImageSize | None = None,
+) -> Float32Array:
     """Resize a picture, bilinear with aligned corners, without rounding to whole values.
 
     Equals ``torch.nn.functional.interpolate(mode="bilinear", align_corners=True)`` of the float32 pixels, but
@@ -97,13 +110,15 @@ def resized(image_HW3: UInt8Array, size: ImageSize, executor: Executor | None = 
         image_HW3: uint8.
         size: wanted.
         executor: its threads share the rows.
+        start: size that the picture is resized to before, with ``align_corners=False``.
 
     Returns:
         float32 of 0..255.
     """
     source = size_of(image_HW3)
-    rows = Taps.resize(source.height, size.height)
-    columns = Taps.resize(source.width, size.width)
+    start = start or source
+    rows = _resize_taps(source.height, start.height, size.height)
+    columns = _resize_taps(source.width, start.width, size.width)
     resized_HW3 = np.empty((size.height, size.width, 3), np.float32)
     pixels_HW3 = np.ascontiguousarray(image_HW3).view()
     pixels_HW3.setflags(write=False)  # one type for all callers
@@ -123,6 +138,12 @@ def resized(image_HW3: UInt8Array, size: ImageSize, executor: Executor | None = 
     return resized_HW3
 
 
+def _resize_taps(source: int, start: int, target: int) -> Taps:
+    """Return both resizings of an axis as one table."""
+    second = Taps.resize(start, target)
+    return second if start == source else second.after(Taps.resize(source, start, aligned=False))
+
+
 def _resize_rows(  # noqa: PLR0917 - kernels know no keywords
     image_HW3: UInt8Array,
     rows_TH: UInt32Array,
@@ -135,6 +156,8 @@ def _resize_rows(  # noqa: PLR0917 - kernels know no keywords
     for y in range(resized_HW3.shape[0]):
         upper, lower = row_weights_TH[0, y], row_weights_TH[1, y]
         _blend_bytes(image_HW3[rows_TH[0, y]], image_HW3[rows_TH[1, y]], upper, lower, blended_W3)
+        for t in range(2, rows_TH.shape[0]):
+            _add_bytes(image_HW3[rows_TH[t, y]], row_weights_TH[t, y], blended_W3)
         for x in range(resized_HW3.shape[1]):
             left, right = columns_TW[0, x], columns_TW[1, x]
             for c in range(3):
@@ -142,6 +165,10 @@ def _resize_rows(  # noqa: PLR0917 - kernels know no keywords
                     column_weights_TW[0, x] * blended_W3[left, c]
                     + column_weights_TW[1, x] * blended_W3[right, c]
                 )
+        for t in range(2, columns_TW.shape[0]):
+            for x in range(resized_HW3.shape[1]):
+                for c in range(3):
+                    resized_HW3[y, x, c] += column_weights_TW[t, x] * blended_W3[columns_TW[t, x], c]
 
 
 @part_of_kernel
@@ -151,3 +178,10 @@ def _blend_bytes(
     for x in range(out_W3.shape[0]):
         for c in range(3):
             out_W3[x, c] = upper * np.float32(upper_W3[x, c]) + lower * np.float32(lower_W3[x, c])
+
+
+@part_of_kernel
+def _add_bytes(row_W3: UInt8Array, weight: np.float32, out_W3: Float32Array) -> None:
+    for x in range(out_W3.shape[0]):
+        for c in range(3):
+            out_W3[x, c] += weight * np.float32(row_W3[x, c])

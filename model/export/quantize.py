@@ -21,10 +21,10 @@ import logging
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -42,27 +42,18 @@ from model.artifacts.manifest import (
     ModelVersion,
 )
 from model.artifacts.openvino_graph import GRAPH_OUTPUT, load_openvino, name_by_order, prove_graph
-from model.decoding.decode import labels
 from model.errors import ArtifactError, QuantizationError
-from model.evaluation.metrics import ConfusionMatrix, confusion_matrix
+from model.evaluation.metrics import ConfusionMatrix
+from model.evaluation.network_passes import Infer
+from model.evaluation.picture_scorer import LabeledPictures, PictureScorer
+from model.evaluation.protocols import find_protocol
+from model.evaluation.resampling import PixelArray
 from model.labels import UInt8Array
 
 MAX_CALIBRATION_PICTURES = 300
 
-Infer = Callable[[UInt8Array], Float32Array]
-"""images_NHW3, uint8 -> raw_NKhw."""
-
-
-class LabeledPictures(Protocol):
-    """Pictures with their labels, such as ``model.datasets.dataset.LabeledImages``."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
-        """Return image_HW3 and label_HW: class ids, or the palette's ignore id."""
-        ...
+_SERVED = find_protocol("ss-old")
+"""Pictures are prepared and scores decoded as the service does it."""
 
 
 def measure(
@@ -80,15 +71,8 @@ def measure(
         DatasetError: a file of the pictures is unusable.
         ModelOutputError: a score is not finite.
     """
-    palette = manifest.palette
-    total = ConfusionMatrix.zeros(palette.num_classes)
-    for index in indices:
-        image_HW3, truth_HW = pictures[index]
-        guess_HW = _guess(infer, manifest, image_HW3)
-        total += confusion_matrix(
-            truth_HW, guess_HW, num_classes=palette.num_classes, ignore_id=palette.ignore_id
-        )
-    return total
+    scorer = PictureScorer(manifest, _SERVED, manifest.palette, [infer])
+    return scorer.total(pictures, indices)
 
 
 def write_quantized(
@@ -169,18 +153,6 @@ def load_nncf() -> Any:
     return nncf
 
 
-def _guess(infer: Infer, manifest: ModelManifest, image_HW3: UInt8Array) -> UInt8Array:
-    prepared = manifest.preprocess.prepare(image_HW3)
-    return labels(
-        infer(prepared.pixels_HW3[None])[0],
-        upsample=manifest.upsample,
-        stride=manifest.stride,
-        padded=prepared.padded,
-        content=prepared.content,
-        original=prepared.original,
-    )
-
-
 def _quantized_graph(
     source: Artifact, training: LabeledPictures, validation: LabeledPictures, max_miou_loss: float
 ) -> Any:
@@ -239,7 +211,7 @@ def _quantize(
 
 
 def _runner(compiled: Any) -> Infer:
-    def infer(images_NHW3: UInt8Array) -> Float32Array:
+    def infer(images_NHW3: PixelArray) -> Float32Array:
         raw_NKhw: Float32Array = compiled(images_NHW3.astype(np.float32))[GRAPH_OUTPUT]
         return raw_NKhw
 

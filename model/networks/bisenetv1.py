@@ -62,7 +62,8 @@ class BiSeNetV1(SegmentationArchitecture):
         self.cp = ContextPath()
         if spatial_path:
             self.sp = SpatialPath()
-        self.ffm = FeatureFusion(_squeezed_attention() if squeezed_fusion else _attention())
+        attention = _squeezed_attention() if squeezed_fusion else channel_attention(_FUSED_CHANNELS)
+        self.ffm = FeatureFusion(_FUSED_CHANNELS, _FUSED_CHANNELS, attention)
         self.conv_out = Head(_FUSED_CHANNELS, _FUSED_CHANNELS, num_scores, bias=head_bias)
         if with_auxiliary:
             aux = (_CONTEXT_CHANNELS, _AUXILIARY_CHANNELS, num_scores)
@@ -80,6 +81,10 @@ class BiSeNetV1(SegmentationArchitecture):
     def main_head(self) -> nn.Module:
         """Return ``conv_out``."""
         return self.conv_out
+
+    def pretrained_part(self) -> nn.Module:
+        """Return the ResNet."""
+        return self.cp.resnet
 
     def auxiliary_heads(self) -> dict[str, nn.Module]:
         """Return the heads on the context; their names say which stage of the ResNet it came from."""
@@ -156,20 +161,22 @@ class FeatureFusion(nn.Module):
     """Joins detail and context, and strengthens the channels that matter in this picture.
 
     Args:
+        in_channels: of detail and context together.
+        channels: of the fused features.
         attention: the layers, by the names of their weights, that turn the mean of each channel into its
             weight before the sigmoid; they are applied in order.
     """
 
-    def __init__(self, attention: Mapping[str, nn.Module]) -> None:
+    def __init__(self, in_channels: int, channels: int, attention: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.convblk = ConvBnRelu(_FUSED_CHANNELS, _FUSED_CHANNELS, 1)
+        self.convblk = ConvBnRelu(in_channels, channels, 1)
         for name, layer in attention.items():
             self.add_module(name, layer)
         self._attention = tuple(attention)
         init_kaiming(self.modules(), fan="fan_in", negative_slope=1)
 
     def forward(self, detail_NChw: Tensor, context_NChw: Tensor) -> Tensor:
-        """Return 256 channels at the same stride."""
+        """Return the fused channels at the same stride."""
         feat: Tensor = self.convblk(torch.cat((detail_NChw, context_NChw), dim=1))
         weight = global_mean(feat)
         for name in self._attention:
@@ -177,8 +184,9 @@ class FeatureFusion(nn.Module):
         return feat * torch.sigmoid(weight) + feat
 
 
-def _attention() -> dict[str, nn.Module]:
-    return {"conv": conv(_FUSED_CHANNELS, _FUSED_CHANNELS, 1), "bn": BatchNorm(_FUSED_CHANNELS)}
+def channel_attention(channels: int) -> dict[str, nn.Module]:
+    """Return the layers of a ``FeatureFusion`` of today's form."""
+    return {"conv": conv(channels, channels, 1), "bn": BatchNorm(channels)}
 
 
 def _squeezed_attention() -> dict[str, nn.Module]:

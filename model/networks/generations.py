@@ -64,6 +64,7 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
         "v1-diss": Generation(
             "bisenetv1-diss", "BiSeNetV1 without spatial path, trained here", form=_OLD_WITHOUT_PATH
         ),
+        "v1-lite": Generation("bisenetv1-lite", "BiSeNetV1 on EfficientNet-Lite0, trained here"),
         "v2-g0": Generation(
             "bisenetv2", "BiSeNetV2 up to aa3876b", "bilinear_aligned", {"bilinear_context": True}
         ),

@@ -34,6 +34,10 @@ class SegmentationArchitecture(nn.Module, ABC):
     def auxiliary_heads(self) -> dict[str, nn.Module]:
         """Return the heads that only the loss reads, by their names; none in the deploy form."""
 
+    def pretrained_part(self) -> nn.Module | None:
+        """Return the backbone that weights of a classifier fit; None where the whole network is one piece."""
+        return None
+
     def forward(self, x_N3HW: Tensor) -> Tensor:
         """Score each cell of the picture.
 

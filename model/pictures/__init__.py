@@ -1,1 +1,1 @@
-"""From untrusted bytes to upright RGB, and the geometry before the network."""
+"""Decoding of untrusted bytes, and the geometry of pictures before the network."""

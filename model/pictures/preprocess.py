@@ -17,13 +17,13 @@ from model.labels import UInt8Array
 Rgb = tuple[float, float, float]
 
 PAD_MULTIPLE = 32
-"""BiSeNet's deepest feature is 1/32 of the input; both sides must divide by it."""
+"""Both sides of the network's input divide by it: BiSeNet's deepest feature is 1/32 of the input."""
 
 DEFAULT_MAX_INFER_PIXELS = 4_194_304
-"""Pictures above this many pixels are area-reduced before the network (2048 x 2048)."""
+"""Larger pictures are area-reduced before the network (2048 x 2048)."""
 
 _BAND_LINES = 64
-"""Rows or columns that are reduced at a time: enough for a row's cache lines to be used in full."""
+"""Rows or columns that are reduced at a time, enough to use whole cache lines."""
 
 
 @dataclass(frozen=True, order=True)
@@ -40,7 +40,7 @@ class ImageSize:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width, as an array has them."""
+        """Height and width, in the order of an array's axes."""
         return self.height, self.width
 
     @property
@@ -49,7 +49,7 @@ class ImageSize:
         return self.height * self.width
 
     def padded(self, multiple: int = PAD_MULTIPLE) -> ImageSize:
-        """Return the smallest size that holds this one and divides by ``multiple``."""
+        """Return the smallest size that contains this one and divides by ``multiple``."""
         return ImageSize(-(-self.height // multiple) * multiple, -(-self.width // multiple) * multiple)
 
     def reduced_to(self, max_pixels: int) -> ImageSize:
@@ -67,18 +67,18 @@ class ImageSize:
 
 
 def size_of(image_HW3: UInt8Array) -> ImageSize:
-    """Return the size of an array whose first two axes are H and W."""
+    """Return the size of an array; its first two axes are H and W."""
     return ImageSize(image_HW3.shape[0], image_HW3.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """A picture as the network wants it, and how to find the way back.
+    """A picture at the size of the network's input, with the sizes that lead back to the original.
 
     Attributes:
         pixels_HW3: uint8 RGB, both sides multiples of 32.
-        content: the part of ``pixels_HW3`` (top left) that holds the picture.
-        original: the picture's own upright size; larger than ``content`` when it was reduced.
+        content: size of the picture inside ``pixels_HW3``, at the top left; the rest is padding.
+        original: upright size of the picture; larger than ``content`` where it was reduced.
     """
 
     pixels_HW3: UInt8Array
@@ -87,22 +87,22 @@ class PreparedImage:
 
     @property
     def padded(self) -> ImageSize:
-        """The size that the network sees."""
+        """Size of the network's input."""
         return size_of(self.pixels_HW3)
 
 
 Canvas = Callable[[ImageSize, ImageSize], UInt8Array]
-"""Padded size, original size -> uint8 HW3 of the padded size, C-contiguous; its values are overwritten."""
+"""Padded size, original size -> C-contiguous uint8 HW3 array of the padded size, which is overwritten."""
 
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """How a model wants its pictures: the same for evaluation and serving.
+    """Preparation of pictures for a model, the same for evaluation and serving.
 
-    Training is the same below ``max_infer_pixels``: its own validation takes larger pictures as they are.
+    Validation during training does not reduce pictures.
 
     Args:
-        mean: RGB mean of values 0..1, as the network's normalisation uses it.
+        mean: mean that the network normalises with, RGB, of values 0..1.
         max_infer_pixels: larger pictures are area-reduced first.
     """
 
@@ -111,17 +111,17 @@ class PreprocessSpec:
 
     @property
     def pad_color(self) -> tuple[int, int, int]:
-        """The mean colour in 0..255, rounded half up: what padding is filled with."""
+        """Colour of the padding: the mean in 0..255, rounded half up."""
         red, green, blue = (math.floor(value * 255 + 0.5) for value in self.mean)
         return red, green, blue
 
     def prepare(self, image_HW3: UInt8Array, canvas: Canvas | None = None) -> PreparedImage:
-        """Reduce a picture if it is too large, then pad it right and bottom to multiples of 32.
+        """Reduce a picture that is too large, then pad it right and bottom to multiples of 32.
 
         Args:
             image_HW3: upright uint8 RGB of any size from 1x1.
-            canvas: gives the memory that the result is written to; None = a new array, or ``image_HW3``
-                itself when there is nothing to do.
+            canvas: returns the array that the result is written to; None = a new array, or ``image_HW3``
+                itself where nothing changes.
         """
         original = size_of(image_HW3)
         content = original.reduced_to(self.max_infer_pixels)
@@ -137,10 +137,10 @@ class PreprocessSpec:
 
 
 def _area_reduced(image_HW3: UInt8Array, size: ImageSize) -> UInt8Array:
-    """Average with Pillow's BOX filter, in bands: at once Pillow would copy the picture to 4 bytes a pixel.
+    """Average with Pillow's BOX filter, band by band: Pillow copies a whole picture to 4 bytes a pixel.
 
-    Each row is reduced for itself, then each column. That is what Pillow did up to version 12, to the bit;
-    later ones choose the order by the shape (python-pillow/Pillow#9549), which moves values by one level.
+    Rows are reduced first, then columns, as Pillow did up to version 12, to the bit; later versions choose
+    the order by the shape (python-pillow/Pillow#9549), which moves values by one level.
     """
     height = len(image_HW3)
     narrow_HW3 = np.empty((height, size.width, 3), np.uint8)

@@ -16,11 +16,12 @@ from model.errors import ModelError
 from service.assembly import engine_options
 from service.cli.local import (
     EXIT_FAILED,
+    choose_model,
     exit_on_errors,
     local_settings,
-    open_artifact,
 )
-from service.core.device.engine import EngineUnavailableError, private_folder
+from service.core.device.engine import EngineChoice, EngineUnavailableError, private_folder
+from service.engine_choice import described
 from service.engines import ENGINES, FIRST_GPU, NO_GPU, engine_builder, engine_precisions, has_gpu
 from service.machine import Machine, this_machine
 from service.registry import open_registry
@@ -47,11 +48,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was looked at; as a string for people."""
+    """Everything that was looked at; as a string for people.
+
+    Attributes:
+        machine: that this runs on.
+        engines: each engine that there is.
+        checks: all that serving needs.
+        choice: what was timed before the model's engine was chosen, the chosen one first; empty if the
+            settings decide.
+    """
 
     machine: Machine
     engines: tuple[Finding, ...]
     checks: tuple[Finding, ...]
+    choice: tuple[EngineChoice, ...]
 
     @property
     def can_serve(self) -> bool:
@@ -90,13 +100,17 @@ def doctor(
 
 def examine(settings: Settings) -> Diagnosis:
     """Look at everything that serving under these settings needs."""
-    engines = [_advised(_finding(name, partial(_precisions, name))) for name in ENGINES]
-    checks = {"cache folder": _cache_folder, "registry": _registry, "model": _model}
-    return Diagnosis(
-        machine=this_machine(),
-        engines=tuple(engines),
-        checks=tuple(_finding(name, partial(check, settings)) for name, check in checks.items()),
-    )
+    names = dict.fromkeys([*ENGINES, *_plug_ins(settings)])
+    engines = [_advised(_finding(name, partial(_precisions, name))) for name in names]
+    checks = {"cache folder": _cache_folder, "registry": _registry}
+    found = [_finding(name, partial(check, settings)) for name, check in checks.items()]
+    model, choice = _model(settings)
+    return Diagnosis(this_machine(), tuple(engines), (*found, model), choice)
+
+
+def _plug_ins(settings: Settings) -> list[str]:
+    name = settings.models.engine.partition(":")[0]
+    return [] if name == "auto" else [name]
 
 
 def _finding(name: str, look: Callable[[], str]) -> Finding:
@@ -144,9 +158,15 @@ def _registry(settings: Settings) -> str:
     return f"{settings.registry.url} can be read: {len(open_registry(settings).models())} models"
 
 
-def _model(settings: Settings) -> str:
-    version, artifact = open_artifact(settings)
-    options = engine_options(settings)
-    engine = engine_builder(settings.models.engine, options.device)(artifact, options)
+def _model(settings: Settings) -> tuple[Finding, tuple[EngineChoice, ...]]:
+    try:
+        model = choose_model(settings)
+        options = engine_options(settings).tuned(model.tuning)
+        engine = engine_builder(settings.models.engine, options.device)(model.artifact, options)
+    except (EngineUnavailableError, ModelError) as error:
+        return Finding("model", ok=False, detail=str(error)), ()
     engine.close()
-    return f"{version} is intact, {engine.info.engine} {engine.info.precision} reproduces its golden sample"
+    runs = f"{engine.info.engine} {engine.info.precision} reproduces its golden sample"
+    timed = f"; {described(model.tuning)}" if model.tuning.choice else ""
+    detail = f"{model.version} is intact, {runs}{timed}"
+    return Finding("model", ok=True, detail=detail), model.tuning.choice

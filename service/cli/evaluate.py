@@ -20,13 +20,14 @@ from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.errors import ProtocolError
 from model.evaluation.comparison import Comparison
 from model.evaluation.evaluation import EvaluationReport
-from model.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
+from model.evaluation.protocols import PROTOCOLS, Protocol, as_published, find_protocol
 from model.evaluation.report import ShownImage, render_html
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
 from service.cli.scoring import evaluate_split, open_evaluated_model, show_worst
 from service.settings import Settings
 
 _WORST = 6
+_NAMED = 8
 _COMPARED = ("model", "engine", "device", "precision")
 Choices = dict[str, str | None]
 
@@ -46,8 +47,28 @@ def evaluate(
     protocol: Annotated[str, typer.Option(metavar="P", help=f"One of {', '.join(PROTOCOLS)}.")] = "ss",
     crop: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Side of the chips that ssc, mscf and slide cut; else 1024."),
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the chips of ssc, mscf and slide. Default: 1024; with the presets ade20k and"
+            " cocostuff 640 for BiSeNetV2 and 512 for BiSeNetV1.",
+        ),
     ] = None,
+    short_side: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            min=0,
+            help="Resize the short side of each picture first; 0 = do not. Default: 0; with the preset"
+            " ade20k 640 for BiSeNetV2 and 512 for BiSeNetV1, as the original code does.",
+        ),
+    ] = None,
+    count_absent_as_zero: Annotated[
+        bool,
+        typer.Option(
+            "--count-absent-as-zero",
+            help="Average over all classes, as the original BiSeNet code does: IoU = TP / (TP+FP+FN+1).",
+        ),
+    ] = False,
     model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
     compare: Annotated[
         str | None,
@@ -67,13 +88,27 @@ def evaluate(
 ) -> None:
     """Score a model on labelled pictures: mIoU and IoU of each class, with 95 % intervals over pictures.
 
+    Protocols. Scores of different protocols cannot be compared:
+        ss: the whole picture, once. What most papers report.
+        ssc: square chips that overlap by a third, once.
+        msf: the whole picture at 0.5 to 1.75 times its size, as it is and mirrored: 12 runs.
+        mscf: the same with chips. The slowest, and often the highest score.
+        slide: chips as mmsegmentation cuts and averages them.
+        ss-old, ssc-old, msf-old, mscf-old: the arithmetic of the oldest BiSeNet code. ss-old is also what
+        training reports and the service computes: pictures are padded to multiples of 32, not resized.
+
+    "mIoU over 14 of 19 classes" says that 5 classes occur neither in the labels nor in the predictions of
+    this split. They have no IoU, and the mean leaves them out. The original BiSeNet code counts each of them
+    as 0 and adds 1 to every union, which makes its mIoU lower: --count-absent-as-zero does the same.
+
     Examples:
         bisenet evaluate --dataset camvid --root /data/camvid
+        bisenet evaluate --dataset ade20k --root /data/ade20k --model ade --count-absent-as-zero
         bisenet evaluate --model city@3 --dataset city.toml --protocol mscf --report scores --json scores.json
         bisenet evaluate --dataset camvid --root /data/camvid --precision bf16 --compare precision=f32
         bisenet evaluate --model city@3 --dataset city.toml --compare city@4
     """
-    how = _protocol(protocol, crop)
+    how = _Protocol(dataset, protocol, crop, short_side, absent_as_zero=count_absent_as_zero)
     first: Choices = {"model": model, "engine": engine, "device": device, "precision": precision}
     second = None if compare is None else first | parse_compared(compare)
     with exit_on_errors():
@@ -109,12 +144,34 @@ def parse_compared(text: str) -> Choices:
     return choices
 
 
-def _protocol(name: str, crop: int | None) -> Protocol:
-    try:
-        protocol = find_protocol(name)
-        return protocol if crop is None else protocol.with_crop(crop)
-    except ProtocolError as error:
-        raise typer.BadParameter(str(error)) from error
+class _Protocol:
+    """The options that say how to evaluate.
+
+    Raises:
+        typer.BadParameter: there is no such protocol, or it cannot have such chips.
+    """
+
+    def __init__(
+        self, dataset: str, name: str, crop: int | None, short_side: int | None, *, absent_as_zero: bool
+    ) -> None:
+        self.absent_as_zero = absent_as_zero
+        self._dataset = dataset
+        self._crop = crop
+        self._short_side = short_side
+        try:
+            self._plain = find_protocol(name)
+            self.of("")
+        except ProtocolError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    def of(self, architecture: str) -> Protocol:
+        """Return the protocol for models of an architecture."""
+        protocol = as_published(self._plain, dataset=self._dataset, architecture=architecture)
+        if self._crop is not None:
+            protocol = protocol.with_crop(self._crop)
+        if self._short_side is not None:
+            protocol = protocol.with_short_side(self._short_side or None)
+        return protocol
 
 
 def _settings(choices: Choices, registry: str | None) -> Settings:
@@ -124,9 +181,10 @@ def _settings(choices: Choices, registry: str | None) -> Settings:
 
 
 def _evaluate(
-    settings: Settings, pictures: LabeledImages, protocol: Protocol, *, skip_broken: bool, show: int = 0
+    settings: Settings, pictures: LabeledImages, how: _Protocol, *, skip_broken: bool, show: int = 0
 ) -> _Evaluation:
     with open_evaluated_model(settings) as candidate:
+        protocol = how.of(candidate.manifest.architecture)
         began_s = time.perf_counter()
         with _progress(str(candidate.version), len(pictures)) as advance:
             report = evaluate_split(
@@ -134,6 +192,7 @@ def _evaluate(
                 pictures,
                 protocol,
                 command=shlex.join(["bisenet", *sys.argv[1:]]),
+                absent_as_zero=how.absent_as_zero,
                 skip_broken=skip_broken,
                 advance=advance,
             )
@@ -173,8 +232,18 @@ def _summary(report: EvaluationReport, comparison: Comparison | None) -> str:
         f"{len(report.images)} pictures, {len(report.skipped)} broken ones left out",
         *(_difference_lines(comparison) if comparison else _class_lines(report)),
         means,
+        *_absent_line(report),
     ]
     return "\n".join(lines)
+
+
+def _absent_line(report: EvaluationReport) -> Iterator[str]:
+    names = [report.palette.names[k] for k in report.matrix.absent]
+    if not names:
+        return
+    told = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    counted = "counted as 0" if report.context.absent_as_zero else "left out of the mean"
+    yield f"neither in the labels nor in the predictions, {counted}: {told}"
 
 
 def _class_lines(report: EvaluationReport) -> Iterator[str]:

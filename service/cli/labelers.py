@@ -22,12 +22,12 @@ from model.labels import LabelMap, UInt8Array
 from model.pictures.preprocess import ImageSize, size_of
 from model.quotas import usable_cores
 from service.assembly import engine_options
-from service.cli.local import open_artifact, open_segmenter
+from service.cli.local import choose_model, open_segmenter
 from service.core.device.engine import DeviceMemoryError, EngineInfo, InferenceEngine, private_folder
 from service.core.errors import InternalError, ModelOutputInvalidError
-from service.core.models.model_host import LoadedModel
-from service.core.pictures.picture_request import Segmentation
-from service.core.pictures.segmenter import Segmenter
+from service.core.models.loaded_model import LoadedModel
+from service.core.pictures.picture import RawPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter
 from service.engines import engine_builder
 from service.settings import Settings
 
@@ -86,16 +86,16 @@ def open_labeler(settings: Settings, tiles: protocols.Protocol | None) -> Iterat
         EngineUnavailableError: this machine cannot run the engine.
     """
     if tiles is None:
-        with open_segmenter(settings) as (segmenter, served):
-            yield WholePictureLabeler(segmenter, served)
+        with open_segmenter(settings) as (segmenter, model):
+            yield WholePictureLabeler(segmenter, model)
         return
-    version, artifact = open_artifact(settings)
-    options = engine_options(settings)
+    chosen = choose_model(settings)
+    options = engine_options(settings).tuned(chosen.tuning)
     network_passes.warm_up(private_folder(options.cache_folder / "numba"))
-    engine = engine_builder(settings.models.engine, options.device)(artifact, options)
+    engine = engine_builder(settings.models.engine, options.device)(chosen.artifact, options)
     try:
         with ThreadPoolExecutor(usable_cores(), "tiles") as executor:
-            yield TileLabeler(version, artifact.manifest, engine, tiles, executor)
+            yield TileLabeler(chosen.version, chosen.artifact.manifest, engine, tiles, executor)
     finally:
         engine.close()
 
@@ -119,13 +119,14 @@ class WholePictureLabeler:
 
     Args:
         segmenter: labels the pictures.
-        served: the model.
+        model: the loaded model.
     """
 
-    def __init__(self, segmenter: Segmenter, served: LoadedModel) -> None:
-        self.version = served.version
-        self.engine = served.engine
+    def __init__(self, segmenter: Segmenter, model: LoadedModel) -> None:
+        self.version = model.version
+        self.engine = model.engine
         self._segmenter = segmenter
+        self._model = model
 
     async def label(self, image_HW3: UInt8Array) -> LabelledPicture:
         """Label one picture.
@@ -136,11 +137,11 @@ class WholePictureLabeler:
         Raises:
             ServiceError: the picture is larger than the limits, or the model failed.
         """
-        size, deadline_s = size_of(image_HW3), time.monotonic() + _TIMEOUT_S
-        answering = self._segmenter.segment_pixels(
-            image_HW3.tobytes(), size, _labelled, deadline_s=deadline_s
-        )
-        async with answering as labelled:
+        picture = RawPicture(image_HW3.tobytes(), size_of(image_HW3))
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        async with self._segmenter.segment(
+            self._model, picture, _labelled, deadline_s=deadline_s
+        ) as labelled:
             return labelled
 
 

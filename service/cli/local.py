@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -13,13 +15,14 @@ from model.artifacts.manifest import ModelVersion
 from model.errors import InvalidReferenceError, MissingRootError, ModelError, RegistryUrlError
 from service.assembly import engine_options, open_core
 from service.core.device.device import Device
-from service.core.device.engine import EngineUnavailableError
+from service.core.device.engine import EngineTuning, EngineUnavailableError
 from service.core.device.in_process import InProcessRunner
 from service.core.errors import ServiceError
-from service.core.models.model_host import LoadedModel
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures.segmenter import Segmenter
+from service.engine_choice import EngineChooser
 from service.engines import engine_builder
-from service.registry import open_registry, wants_int8
+from service.registry import open_registry
 from service.settings import Layer, Settings, SettingsError, load_settings
 from service.telemetry import LogOptions, configure_logging
 
@@ -62,15 +65,49 @@ def local_settings(flags: Layer, config: Path | None = None) -> Settings:
 
 
 def open_artifact(settings: Settings) -> tuple[ModelVersion, Artifact]:
-    """Return the first model of the settings and its verified artifact.
+    """Return the first model of the settings, its int8 version if they ask for int8, and its artifact.
 
     Raises:
         RegistryError: the model does not exist, or the registry failed.
         ArtifactError: the artifact is damaged.
     """
     registry = open_registry(settings)
-    version = registry.resolve(settings.models.serve[0], int8=wants_int8(settings))
+    version = registry.resolve(settings.models.serve[0], int8=settings.models.precision == "int8")
     return version, registry.open(version)
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenModel:
+    """The first model of the settings, and how this machine runs it.
+
+    Attributes:
+        version: the chosen version of the model.
+        artifact: its verified artifact.
+        chooser: chose the version, and knows how its engine is built.
+    """
+
+    version: ModelVersion
+    artifact: Artifact
+    chooser: EngineChooser
+
+    @property
+    def tuning(self) -> EngineTuning:
+        """How the engine of the model is built."""
+        return self.chooser.tuning(self.version, self.artifact.manifest)
+
+
+def choose_model(settings: Settings) -> ChosenModel:
+    """Choose version and engine of the first model of the settings. At the first use, engines are timed.
+
+    Raises:
+        RegistryError: the model does not exist, or the registry failed.
+        ArtifactError: the artifact is damaged.
+        EngineUnavailableError: the cache folder cannot be used.
+    """
+    registry = open_registry(settings)
+    chooser = EngineChooser(settings, registry, announce=partial(typer.echo, err=True))
+    version = chooser.version(settings.models.serve[0])
+    return ChosenModel(version, registry.open(version), chooser)
 
 
 @contextmanager
@@ -81,8 +118,8 @@ def open_segmenter(settings: Settings) -> Iterator[tuple[Segmenter, LoadedModel]
         ModelError: the model does not exist or must not be used.
         EngineUnavailableError: this machine cannot run the engine.
     """
-    version, artifact = open_artifact(settings)
+    model = choose_model(settings)
     options = engine_options(settings)
     device = Device(engine_builder(settings.models.engine, options.device), options)
-    with open_core(settings, InProcessRunner(device)) as core:
-        yield core.segmenter, core.host.load(version, artifact)
+    with open_core(settings, InProcessRunner(device), model.chooser.tuning) as core:
+        yield core.segmenter, core.host.load(model.version, model.artifact)

@@ -32,7 +32,7 @@ from service.cli.picture_files import PredictPlan, PredictTask, is_film, not_tak
 from service.client.errors import SourceError
 from service.core.errors import InvalidArgumentError, ServiceError
 from service.core.pictures import codec
-from service.core.pictures.segmenter import IMAGE_ERRORS
+from service.core.pictures.picture import IMAGE_ERRORS
 
 Entry = dict[str, Any]
 """The report on one input: plain JSON values. ``error`` is there when there is no mask."""

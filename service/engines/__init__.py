@@ -1,9 +1,14 @@
-"""The libraries that can run a network, by name; each is imported only when it is asked for."""
+"""The engines by name; each one's library is imported at its first use.
+
+An engine is a module with two functions: ``build``, an ``EngineBuilder``, and ``precisions(device)``, which
+returns the precisions of a device, the default first. A plug-in is any other such module that can be found:
+``--engine MODULE``, or ``--engine MODULE:ARGUMENTS``, whose text goes to ``EngineOptions.arguments``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +25,6 @@ from service.core.device.engine import (
     InferenceEngine,
     Precision,
 )
-from service.engines import fault
 
 ENGINES: Mapping[str, str] = MappingProxyType(
     {
@@ -29,7 +33,7 @@ ENGINES: Mapping[str, str] = MappingProxyType(
         "torch": "service.engines.torch",
     }
 )
-"""Name -> module with ``build``, an ``EngineBuilder``, and ``precisions``, what a device computes in."""
+"""Name -> module, of the engines in this package."""
 
 FIRST_GPU = "cuda:0"
 NO_GPU = "needs an NVIDIA GPU; this machine shows none"
@@ -64,21 +68,21 @@ def resolve_device(choice: str, engine: str = "auto") -> str:
 
 
 def engine_builder(choice: str, device: str) -> EngineBuilder:
-    """Return what builds the chosen engine.
+    """Return the function that builds an engine.
 
     Args:
-        choice: a name; ``auto`` = tensorrt, else torch on a GPU, else openvino. What is asked for by name is
-            never replaced.
-        device: what ``resolve_device`` returned.
+        choice: a name, or a plug-in with its arguments; ``auto`` = tensorrt, else torch on a GPU, else
+            openvino. An engine that is asked for by name is never replaced by another one.
+        device: as ``resolve_device`` returns it.
 
     Raises:
-        EngineUnavailableError: no such engine, or its library is not installed.
+        EngineUnavailableError: there is no such engine, or its library is not installed.
     """
-    if choice.startswith(fault.PREFIX):
-        return fault.builder(choice)
     if choice == "auto":
         return partial(_build_fastest, device)
-    return cast("EngineBuilder", _module(choice).build)
+    if choice in ENGINES:
+        return cast("EngineBuilder", _module(choice).build)
+    return _plug_in_builder(choice)
 
 
 def late_builder(choice: str) -> EngineBuilder:
@@ -88,6 +92,32 @@ def late_builder(choice: str) -> EngineBuilder:
         return engine_builder(choice, options.device)(artifact, options)
 
     return build
+
+
+def is_plug_in(choice: str) -> bool:
+    """Return whether a choice is ``MODULE`` or ``MODULE:ARGUMENTS`` of a module that can be found.
+
+    The packages around the module are imported.
+    """
+    name = choice.partition(":")[0]
+    try:
+        return name not in ENGINES and importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _plug_in_builder(choice: str) -> EngineBuilder:
+    if not is_plug_in(choice):
+        raise EngineUnavailableError(
+            f"there is no engine {choice!r}: choose {', '.join(ENGINES)} or a Python module that is installed"
+        )
+    name, _, arguments = choice.partition(":")
+    module = _module(name)
+    if not hasattr(module, "build"):
+        raise EngineUnavailableError(f"the module {name} is no engine: it has no function build")
+    return lambda artifact, options: cast("EngineBuilder", module.build)(
+        artifact, dataclasses.replace(options, arguments=arguments)
+    )
 
 
 def engine_precisions(name: str, device: str) -> tuple[Precision, ...]:
@@ -143,9 +173,7 @@ def _named(
 
 
 def _module(name: str) -> ModuleType:
-    if name not in ENGINES:
-        raise EngineUnavailableError(f"no engine is called {name!r}; there are {', '.join(ENGINES)}")
     try:
-        return importlib.import_module(ENGINES[name])
+        return importlib.import_module(ENGINES.get(name, name))
     except ImportError as error:
         raise EngineUnavailableError(f"{name} is not installed ({error})") from error

@@ -42,7 +42,7 @@ _CAPABILITIES: dict[str, Precision] = {"BF16": "bf16", "FP32": "f32", "FP16": "f
 
 _AUTO: tuple[Precision, ...] = ("bf16", "f32")
 
-_STREAMS = 2
+_MAX_STREAMS = 2
 """Pictures of a batch that run side by side."""
 
 
@@ -157,12 +157,14 @@ class OpenVinoEngine:
         self._info = EngineInfo("openvino", options.device, precision, options.refused)
         self._core = load_openvino().Core()
         self._cache = CompileCache(options.cache_folder / "openvino")
+        threads = options.threads or _threads()
         self._properties = {
             # Its own default may be bf16, even for a graph of f32.
             "INFERENCE_PRECISION_HINT": _floating_point(precision, precisions(options.device)),
-            "INFERENCE_NUM_THREADS": options.threads or _threads(),
-            # Engines of fewer threads run beside each other: pinned, all would share the first core.
-            "ENABLE_CPU_PINNING": options.threads is None,
+            "INFERENCE_NUM_THREADS": threads,
+            # OpenVINO pins to the first cores. Engines of fewer threads than cores, in one process or in the
+            # containers of one machine, would all be pinned to the same ones.
+            "ENABLE_CPU_PINNING": threads == 0,
         }
         self._requests: dict[str, Any] = {}
         self._side_by_side: list[Any] = []
@@ -172,8 +174,9 @@ class OpenVinoEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="openvino")
         try:
             self._thread.submit(self._add_request, "uint8").result()
-            if options.max_batch > 1 and (options.threads or usable_cores()) >= _STREAMS:
-                self._thread.submit(self._add_streams).result()
+            streams = options.streams or _MAX_STREAMS
+            if options.max_batch > 1 and streams > 1 and (options.threads or usable_cores()) >= streams:
+                self._thread.submit(self._add_streams, streams).result()
         except Exception:
             self.close()
             raise
@@ -182,6 +185,11 @@ class OpenVinoEngine:
     def info(self) -> EngineInfo:
         """What this engine is."""
         return self._info
+
+    @property
+    def threads(self) -> int:
+        """How many threads run one picture."""
+        return int(self._requests["uint8"].get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
 
     def infer(self, images_NHW3: ImageBatch) -> Float32Array:
         """Run the network; the first float32 batch waits until a graph for such is compiled.
@@ -212,9 +220,9 @@ class OpenVinoEngine:
         prove(partial(_run, request), self._artifact, pixels=pixels, precision=self._info.precision)
         self._requests[pixels] = request
 
-    def _add_streams(self) -> None:
-        compiled = self._compiled("uint8", {"NUM_STREAMS": _STREAMS})
-        requests = [compiled.create_infer_request() for _ in range(_STREAMS)]
+    def _add_streams(self, streams: int) -> None:
+        compiled = self._compiled("uint8", {"NUM_STREAMS": streams})
+        requests = [compiled.create_infer_request() for _ in range(streams)]
         prove(partial(_run, requests[0]), self._artifact, pixels="uint8", precision=self._info.precision)
         self._side_by_side += requests
 

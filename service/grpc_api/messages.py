@@ -14,10 +14,10 @@ from model.errors import InvalidReferenceError
 from model.labels import MAX_CLASSES, ClassPalette, LabelMap
 from model.pictures.preprocess import ImageSize, size_of
 from service.core.errors import EmptyBodyError, InvalidArgumentError, PayloadTooLargeError
-from service.core.models.model_host import LoadedModel
+from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
-from service.core.pictures.picture_request import Segmentation
-from service.core.pictures.segmenter import Segmenter
+from service.core.pictures.picture import EncodedPicture, Picture, RawPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter
 from service.core.scheduling.dispatcher import Answer
 from service.core.scheduling.scheduler import Lane
 from service.telemetry import Stage
@@ -91,71 +91,59 @@ class MaskRequest:
 
 def segmented(
     segmenter: Segmenter,
+    model: LoadedModel,
     image: wire.Image,
-    target: Target,
     wanted: MaskRequest,
     *,
     deadline_s: float,
     max_bytes: int,
     lane: Lane = Lane.INTERACTIVE,
     source: str | None = None,
-    answered: Callable[[Answer], None] | None = None,
+    labelled: Callable[[Answer], None] | None = None,
 ) -> AbstractAsyncContextManager[Encoded]:
     """Answer a picture of the wire, whatever its encoding is; see ``Segmenter.segment``.
 
     Args:
         segmenter: answers it.
+        model: the model that answers.
         image: encoded or raw.
-        target: which model answers.
         wanted: how the mask is encoded.
         deadline_s: when nobody waits for the labels any more, on the clock of ``time.monotonic``.
         max_bytes: more than these are refused.
         lane: how urgent it is.
         source: who asks.
-        answered: called in the event loop with what the device made of the picture.
+        labelled: called in the event loop as soon as the device has answered.
 
     Raises:
         EmptyBodyError: there are no bytes.
         PayloadTooLargeError: there are too many.
         InvalidArgumentError: there is no such encoding, or raw pixels come without a size.
     """
+    return segmenter.segment(
+        model,
+        _picture(image, max_bytes),
+        partial(encode, wanted=wanted),
+        deadline_s=deadline_s,
+        render_bytes=wanted.encode_bytes,
+        lane=lane,
+        source=source,
+        labelled=labelled,
+    )
+
+
+def _picture(image: wire.Image, max_bytes: int) -> Picture:
     data, encoding = image.data, image.encoding
     if not data:
         raise EmptyBodyError("there is no picture")
     if len(data) > max_bytes:
         raise PayloadTooLargeError(f"{len(data)} bytes are more than {max_bytes}")
-    encode_mask = partial(encode, wanted=wanted)
-    encode_bytes = wanted.encode_bytes
-    model, version = target.name, target.number
     if encoding in (wire.IMAGE_ENCODING_UNSPECIFIED, wire.ENCODED):
-        return segmenter.segment(
-            data,
-            encode_mask,
-            deadline_s=deadline_s,
-            model=model,
-            version=version,
-            encode_bytes=encode_bytes,
-            lane=lane,
-            source=source,
-            answered=answered,
-        )
+        return EncodedPicture(data)
     if encoding not in (wire.RGB8, wire.BGR8):
         raise InvalidArgumentError(f"image: there is no encoding {encoding}")
     if not (image.width and image.height):
         raise InvalidArgumentError("image: raw pixels need width and height")
-    return segmenter.segment_pixels(
-        data,
-        ImageSize(image.height, image.width),
-        encode_mask,
-        bgr=encoding == wire.BGR8,
-        deadline_s=deadline_s,
-        model=model,
-        version=version,
-        encode_bytes=encode_bytes,
-        lane=lane,
-        source=source,
-        answered=answered,
-    )
+    return RawPicture(data, ImageSize(image.height, image.width), bgr=encoding == wire.BGR8)
 
 
 @dataclass(frozen=True, eq=False)

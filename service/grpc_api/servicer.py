@@ -11,7 +11,7 @@ from itertools import count
 
 from service.core.deadline import within
 from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
-from service.core.models.model_host import LoadedModel, ModelHost
+from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
 from service.core.streams.frame_stream import StreamTurns
@@ -78,7 +78,7 @@ class Servicer:
         self._edge = GrpcEdge(options.key_digests, metrics, max_calls=options.max_calls)
         self._room = MemoryBudget(options.max_image_bytes_in_flight)
         turns = StreamTurns(options.frames_at_once, options.film_frames_at_once)
-        self._tools = StreamTools(segmenter, turns, self._room, metrics, options.streams)
+        self._tools = StreamTools(segmenter, host, turns, self._room, metrics, options.streams)
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
         self._stops_at_s: float | None = None
@@ -151,37 +151,32 @@ class Servicer:
         self, request: wire.SegmentRequest, call: Call, deadline_s: float
     ) -> wire.SegmentResponse:
         target = Target.parse(request.model)
-        served = self._find(target, call)
-        wanted = MaskRequest.parse(request.mask, request.classes, served.manifest.palette)
-        max_bytes = self._options.max_image_bytes
-        async with segmented(
-            self._segmenter,
-            request.image,
-            target,
-            wanted,
-            deadline_s=deadline_s,
-            max_bytes=max_bytes,
-            source=call.source,
-        ) as encoded:
-            self._metrics.stages_done(encoded.stages_s)
+        with self._host.hold(target.name, target.number) as model:
+            call.served = model.version.name, model.version.number
+            wanted = MaskRequest.parse(request.mask, request.classes, model.manifest.palette)
+            async with segmented(
+                self._segmenter,
+                model,
+                request.image,
+                wanted,
+                deadline_s=deadline_s,
+                max_bytes=self._options.max_image_bytes,
+                source=call.source,
+            ) as encoded:
+                self._metrics.stages_done(encoded.stages_s)
         version = encoded.version
-        call.served = version.name, version.number
         call.notes.update(bytes_in=len(request.image.data), bytes_out=len(encoded.mask.data))
         return wire.SegmentResponse(
             mask=encoded.mask, model=version.name, version=version.number, timings=encoded.timings
         )
-
-    def _find(self, target: Target, call: Call) -> LoadedModel:
-        served = self._host.find(target.name, target.number)
-        call.served = served.version.name, served.version.number
-        return served
 
     async def _converse(self, call: Call, context: Context) -> None:
         if self._stops_at_s is not None:
             raise DrainingError(_ABOUT_TO_STOP)
         wanted = await self._opening(context)
         target = Target.parse(wanted.model)
-        served = self._find(target, call)
+        served = self._host.find(target.name, target.number)
+        call.served = served.version.name, served.version.number
         rules = self._options.streams.rules(wanted)
         stream = FrameStream(
             context,
@@ -234,8 +229,13 @@ class Servicer:
         return message.open
 
     async def _first(self, context: Context, kind: type[MessageT]) -> MessageT:
-        async with within(self._options.receive_timeout_s, RequestTooSlowError, "no message came in time"):
+        limit_s = self._options.receive_timeout_s
+        async with within(limit_s, lambda: _too_slow(limit_s)):
             message = await next_message(context, kind)
         if message is None:
             raise InvalidArgumentError("there is no message")
         return message
+
+
+def _too_slow(limit_s: float) -> RequestTooSlowError:
+    return RequestTooSlowError(f"no message came within {limit_s:g} s (limits.receive_timeout_s)")

@@ -22,6 +22,7 @@ from service.core.errors import (
     InvalidArgumentError,
     ServiceError,
 )
+from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.dispatcher import Answer as DeviceAnswer
 from service.core.scheduling.memory_budget import MemoryBudget, MemoryReservation
@@ -104,6 +105,7 @@ class StreamTools:
 
     Args:
         segmenter: answers frames.
+        host: knows the served models.
         turns: which stream goes next.
         room: for the pictures that came and are not answered yet.
         metrics: counts frames.
@@ -111,6 +113,7 @@ class StreamTools:
     """
 
     segmenter: Segmenter
+    host: ModelHost
     turns: StreamTurns
     room: MemoryBudget
     metrics: Metrics
@@ -322,19 +325,20 @@ class FrameStream:
 
     async def _result(self, started: StartedFrame[_Received], turn: _Turn) -> tuple[wire.FrameResult, int]:
         tools, frame = self._tools, started.frame.frame
-        answering = segmented(
-            tools.segmenter,
-            frame.image,
-            self._target,
-            self._wanted,
-            deadline_s=started.deadline_s,
-            max_bytes=tools.limits.max_frame_bytes,
-            lane=Lane.STREAM,
-            source=self._source,
-            answered=turn.leave_device,
-        )
-        async with answering as encoded:
-            tools.metrics.stages_done(encoded.stages_s)
+        with tools.host.hold(self._target.name, self._target.number) as model:
+            answering = segmented(
+                tools.segmenter,
+                model,
+                frame.image,
+                self._wanted,
+                deadline_s=started.deadline_s,
+                max_bytes=tools.limits.max_frame_bytes,
+                lane=Lane.STREAM,
+                source=self._source,
+                labelled=turn.leave_device,
+            )
+            async with answering as encoded:
+                tools.metrics.stages_done(encoded.stages_s)
         version = encoded.version.number
         result = wire.FrameResult(seq=frame.seq, mask=encoded.mask, version=version, timings=encoded.timings)
         if frame.HasField("capture_time"):

@@ -54,7 +54,8 @@ class AccessPolicy:
             raise InvalidArgumentError("the header Host is malformed")
         if not path.isprintable():  # routes would match with a line feed at their end
             raise InvalidArgumentError("the path is malformed")
-        if self.hosts is not None and not self._is_host_allowed(hosts):
+        is_anonymous_probe = not hosts and path in PROBE_PATHS  # HTTP/1.0, as load balancers speak it
+        if self.hosts is not None and not (is_anonymous_probe or self._is_host_allowed(hosts)):
             raise ForbiddenError("this service does not answer under this host name")
         if (
             self.key_digests

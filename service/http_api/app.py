@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from service.core.models.model_host import ModelHost
@@ -12,13 +13,15 @@ from service.core.pictures.segmenter import Segmenter
 from service.core.readiness import Readiness
 from service.http_api import problems
 from service.http_api.access import AccessCheck, AccessPolicy
+from service.http_api.cors import allow_origins
 from service.http_api.docs import add_docs
 from service.http_api.edge import HttpEdge
 from service.http_api.foundation import problem_app
 from service.http_api.health import health_router
 from service.http_api.models import models_router
-from service.http_api.segment.overload import OverloadCheck
-from service.http_api.segment.segment import SegmentEndpoint, SegmentOptions, segment_router
+from service.http_api.root_path import RootPath
+from service.http_api.segment.openapi import describe_segment_routes
+from service.http_api.segment.segment import SegmentOptions, SegmentRoutes
 from service.telemetry import Metrics
 
 
@@ -29,10 +32,16 @@ class HttpOptions:
     Args:
         access: who may ask.
         segment: limits of a segmentation request.
+        cors_origins: whose pages may use the service from a browser; ``*`` = any.
+        root_path: prefix under which a proxy offers the service; empty = none.
+        page: serve the page for people at ``/``.
     """
 
     access: AccessPolicy = field(default_factory=AccessPolicy)
     segment: SegmentOptions = field(default_factory=SegmentOptions)
+    cors_origins: tuple[str, ...] = ()
+    root_path: str = ""
+    page: bool = False
 
 
 def create_app(
@@ -54,22 +63,29 @@ def create_app(
         options: how it behaves.
         scoreboard: knows what evaluations found; None = nothing is known.
     """
-    app = problem_app(title="BiSeNet segmentation service", description=_description())
-    # Before the model routes: there "{model}" would match "NAME:segment" and answer 404 for a wrong method.
-    endpoint = SegmentEndpoint(segmenter, host, options.segment)
-    app.include_router(segment_router(endpoint))
+    app = problem_app(
+        title="BiSeNet segmentation service", description=_description(), root_path=options.root_path
+    )
     app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
+    describe_segment_routes(app)
     add_docs(app)
-    turnstile = OverloadCheck(
-        app,
-        endpoint,
-        segmenter,
-        host,
-        default_timeout_s=options.segment.default_timeout_s,
-        access=options.access,
-    )
-    return HttpEdge(AccessCheck(turnstile, options.access), lifecycle, metrics)
+    access = options.access
+    if options.page:
+        access = _add_page(app, access)
+    routes = SegmentRoutes(app, segmenter, host, access=access, options=options.segment)
+    guarded = allow_origins(AccessCheck(routes, access), options.cors_origins)
+    edge = HttpEdge(guarded, lifecycle, metrics)
+    return RootPath(edge, options.root_path) if options.root_path else edge
+
+
+def _add_page(app: FastAPI, access: AccessPolicy) -> AccessPolicy:
+    """Serve the page, and return the policy that lets it be loaded without a key."""
+    from service.http_api.page import Page  # noqa: PLC0415  # a service without the page does not load it
+
+    page = Page()
+    app.include_router(page.router())
+    return replace(access, open_paths=access.open_paths | page.paths)
 
 
 _INTRODUCTION = """

@@ -56,7 +56,7 @@ def docs_page(openapi: Mapping[str, Any]) -> str:
             f"<style>{_STYLE}</style>",
             f"<h1>{_text(info['title'])} {_text(info['version'])}</h1>",
             *_paragraphs(info.get("description", "")),
-            '<p>For programs: <a href="/openapi.json">openapi.json</a></p>',
+            '<p>For programs: <a href="openapi.json">openapi.json</a></p>',
             *operations,
             "</html>",
         ]

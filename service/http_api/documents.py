@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import BaseModel
 
 from model.artifacts.evaluation_records import StoredEvaluation
-from service.core.models.model_host import LoadedModel
-from service.http_api.segment.parameters import MaskEncoding
+from service.core.models.loaded_model import LoadedModel
+
+MaskEncoding = Literal["png", "coco_rle", "none"]
 
 
 class ProblemDocument(BaseModel):
@@ -29,8 +30,22 @@ class ProbeDocument(BaseModel):
     status: Literal["live", "started"]
 
 
+class ChoiceDocument(BaseModel):
+    """A way to run a model on this machine, and the median time of one picture of 512x1024 alone."""
+
+    precision: str
+    streams: int
+    threads: int
+    latency_ms: float
+
+
 class EngineDocument(BaseModel):
-    """Which version is served, what runs it, and why no faster engine does; empty if there is none."""
+    """Which version is served and what runs it.
+
+    `refused` says why faster engines do not run here, empty if there is none. `choice` is what was timed on
+    this processor before the engine was chosen: the chosen one first, then the others, the fastest first;
+    empty if the settings decided.
+    """
 
     name: str
     version: int
@@ -38,6 +53,7 @@ class EngineDocument(BaseModel):
     device: str
     precision: str
     refused: str
+    choice: list[ChoiceDocument]
 
 
 class ReadinessDocument(BaseModel):
@@ -118,6 +134,7 @@ def engine_document(served: LoadedModel) -> EngineDocument:
         device=served.engine.device,
         precision=served.engine.precision,
         refused=served.engine.refused,
+        choice=[ChoiceDocument.model_validate(one, from_attributes=True) for one in served.choice],
     )
 
 

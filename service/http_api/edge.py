@@ -17,7 +17,10 @@ from service.telemetry import Metrics
 
 _log = structlog.get_logger()
 
-PROBE_PATHS = frozenset({"/livez", "/readyz", "/startupz"})
+READY_PATHS = ("/readyz", "/healthz", "/health", "/ping")
+"""The first one is the service's own name; load balancers ask for the others by default."""
+
+PROBE_PATHS = frozenset({"/livez", "/startupz", *READY_PATHS})
 
 
 class HttpEdge:
@@ -59,7 +62,7 @@ class HttpEdge:
             protocol="http", route=route, code=exchange.code, duration_s=duration_s, served=exchange.served
         )
         self._metrics.stages_done(exchange.stages_s)
-        if not exchange.received:
+        if not exchange.received_s:
             self._count_unreceived(exchange.code)
         quiet = scope["path"] in PROBE_PATHS and exchange.code == "ok"
         (_log.debug if quiet else _log.info)(

@@ -24,9 +24,9 @@ class Exchange:
         started_s: when the head was complete, on the clock of ``time.monotonic``.
         code: ``ok``, or the code of the error that was answered.
         route: the pattern of its path where no route was looked for; None = ask the scope.
-        source: who asks, for the waiting room; None = nobody in particular.
+        source: the client that asks, as the queue tells clients apart; None = unknown.
         served: name and number of the version that answers; None = none does.
-        received: its body is here.
+        received_s: from the head to the end of the body, in seconds; 0 = the body is not here.
         stages_s: where the time of its answer went; empty when it has none.
         notes: what the handler wants to have logged besides: numbers and closed sets, never names of files.
         held: what is given back when the answer was sent, or nobody was left to take it.
@@ -38,7 +38,7 @@ class Exchange:
     route: str | None = None
     source: str | None = None
     served: tuple[str, int] | None = None
-    received: bool = False
+    received_s: float = 0.0
     stages_s: Mapping[Stage, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     held: ExitStack = field(default_factory=ExitStack)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from service.core.errors import ServiceError
 from service.http_api import problems
@@ -14,32 +14,35 @@ from service.http_api.documents import ProblemDocument
 INTERFACE_VERSION = "1"
 """Of the HTTP interfaces, whose paths contain it; not of the program."""
 
+ERROR_RESPONSE: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "An error.",
+        "content": {problems.PROBLEM_TYPE: {"schema": ProblemDocument.model_json_schema()}},
+    }
+}
+"""How the OpenAPI documents describe every error."""
 
-def problem_app(*, title: str, description: str) -> FastAPI:
+
+def problem_app(*, title: str, description: str, root_path: str = "") -> FastAPI:
     """Return an application without routes, without pages from the network, and without redirects.
 
     Args:
         title: of its OpenAPI document.
         description: text for people, paragraphs separated by empty lines.
+        root_path: prefix of the service's URLs in its OpenAPI document.
     """
     return FastAPI(
         title=title,
         version=INTERFACE_VERSION,
         description=description,
+        servers=[{"url": root_path}] if root_path else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={
             ServiceError: problems.service_error_response,
             HTTPException: problems.routing_error_response,
-            RequestValidationError: problems.invalid_query_response,
-            ClientDisconnect: problems.disconnected_response,
             Exception: problems.unexpected_error_response,
         },
-        responses={
-            "default": {
-                "description": "An error.",
-                "content": {problems.PROBLEM_TYPE: {"schema": ProblemDocument.model_json_schema()}},
-            }
-        },
+        responses=ERROR_RESPONSE,
     )

@@ -8,10 +8,11 @@ from service.core.errors import DrainingError, LoadingError, NoWorkerError
 from service.core.models.model_host import ModelHost
 from service.core.readiness import Readiness
 from service.http_api.documents import ProbeDocument, ReadinessDocument, engine_document
+from service.http_api.edge import READY_PATHS
 
 
 def health_router(host: ModelHost, lifecycle: Readiness) -> APIRouter:
-    """Return the routes ``/livez``, ``/startupz`` and ``/readyz``; they need no key.
+    """Return the routes ``/livez``, ``/startupz`` and ``/readyz`` with its other names; they need no key.
 
     Args:
         host: whose models must be loaded.
@@ -31,9 +32,8 @@ def health_router(host: ModelHost, lifecycle: Readiness) -> APIRouter:
             raise LoadingError("the models are being loaded")
         return ProbeDocument(status="started")
 
-    @router.get("/readyz")
     async def ready() -> ReadinessDocument:
-        """Tell whether to send work here, and which engines run.
+        """Tell whether to send work here, and which engines run; the same at `/healthz`, `/health`, `/ping`.
 
         Else 503 `loading` or `draining`, or `no_worker` while a worker that died is started again.
         """
@@ -45,4 +45,6 @@ def health_router(host: ModelHost, lifecycle: Readiness) -> APIRouter:
             raise LoadingError("the models are being loaded")
         return ReadinessDocument(models=[engine_document(served) for served in host.models])
 
+    for path in READY_PATHS:
+        router.add_api_route(path, ready, include_in_schema=path == READY_PATHS[0])
     return router

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.core.models.model_host import LoadedModel, ModelHost
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.http_api.documents import ModelDocument, ModelListDocument, model_document
 

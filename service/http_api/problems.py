@@ -10,10 +10,8 @@ from http import HTTPStatus
 from types import MappingProxyType
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from service.core.errors import (
     BusyError,
@@ -28,7 +26,6 @@ from service.core.errors import (
     message_for_clients,
 )
 from service.http_api.exchange import Exchange
-from service.http_api.segment.parameters import invalid_parameter
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -155,17 +152,12 @@ async def routing_error_response(request: Request, error: HTTPException) -> Resp
     return problem(refusal, Exchange.of(request.scope))
 
 
-async def invalid_query_response(request: Request, error: RequestValidationError) -> Response:
-    """Answer a query parameter that is unknown or out of range, and name it."""
-    return problem(invalid_parameter(error.errors()[0]), Exchange.of(request.scope))
-
-
 async def unexpected_error_response(request: Request, _error: Exception) -> Response:
     """Answer a defect; the edge logs it."""
     return problem(InternalError("unexpected"), Exchange.of(request.scope))
 
 
-async def disconnected_response(request: Request, _error: ClientDisconnect) -> Response:
+def disconnected_response(exchange: Exchange) -> Response:
     """Take note that the client left; nobody reads this answer."""
-    Exchange.of(request.scope).code = CLIENT_CLOSED_CODE
+    exchange.code = CLIENT_CLOSED_CODE
     return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -7,6 +7,11 @@ Every error has a status whose details carry google.rpc.ErrorInfo (domain "segme
 code of the service in upper case, for example "QUEUE_FULL"); where trying again later makes sense also
 google.rpc.RetryInfo. A call may carry "x-request-id" and, where keys are asked for, "authorization:
 Bearer KEY" as metadata; the request's id comes back as trailing metadata.
+
+Clients must allow answers above 4 MiB: gRPC refuses them by default, with RESOURCE_EXHAUSTED from the client
+itself. A RAW mask takes one byte for each pixel of the picture, 50 MB with the default limits of the service.
+The option is grpc.max_receive_message_length (C++, Python, Ruby, PHP, Node.js), maxInboundMessageSize (Java,
+Kotlin), MaxCallRecvMsgSize (Go), MaxReceiveMessageSize (.NET), max_decoding_message_size (Rust, tonic).
 """
 
 from collections import abc as _abc

@@ -18,7 +18,7 @@ from live_service import BISENET, workers_of
 
 from service.core.jobs.evaluation_job import EvaluationJob, JobState
 
-SLOW = "fault:slow:1"
+SLOW = "fault_engine:slow:1"
 
 
 def run(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +45,7 @@ def ended(site: JobSite, job_id: str) -> EvaluationJob:
 
 def test_a_service_that_is_killed_in_the_middle_of_a_job_goes_on_with_it(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "noise", 20, marked=12)
-    hanging = job_environment(tmp_path, dataset, engine="fault:hang:marked")
+    hanging = job_environment(tmp_path, dataset, engine="fault_engine:hang:marked")
     with started_site(hanging, tmp_path / "log") as site:
         job_id = site.submit()
         when(_Jobs(site), site.get(job_id), lambda seen: seen.done == 8)  # and the second step hangs
@@ -132,7 +132,7 @@ def test_twenty_deaths_at_random_points_change_nothing(tmp_path: Path, victim: s
     chance = random.Random(victim)
     mode = "embedded" if victim == "service" else "external"
     dataset = write_dataset(tmp_path / "noise", 200)
-    environment = job_environment(tmp_path, dataset, engine="fault:slow:40", mode=mode)
+    environment = job_environment(tmp_path, dataset, engine="fault_engine:slow:40", mode=mode)
     with victims(victim, environment, tmp_path / "log") as start:
         job_ids: list[str] = []
         for death in range(20):

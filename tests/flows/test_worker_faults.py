@@ -57,10 +57,7 @@ def environment(artifacts: list[Artifact], shared_cache: Path, tmp_path: Path) -
     aliases = registry / "models" / "pooling" / "aliases"
     aliases.mkdir()
     (aliases / "production.json").write_text('{"version": 1, "previous": []}')
-    return plain | {
-        "BISENET_MODELS__ENGINE": "fault:slow:20",
-        "BISENET_MODELS__ALLOW_FAULT_ENGINE": "true",
-    }
+    return plain | {"BISENET_MODELS__ENGINE": "fault_engine:slow:20"}
 
 
 def picture(code: int) -> UInt8Array:

@@ -48,7 +48,7 @@ def on_device(config: TrainingConfig, residency: str) -> TrainingData:
 def test_a_gather_on_the_device_is_the_one_on_the_host() -> None:
     random = np.random.default_rng(0)
     sizes = [(40, 71), (90, 33)]
-    pictures = PackedPictures.of(
+    pictures = PackedPictures.pack(
         [
             (random.integers(0, 256, (*size, 3), np.uint8), random.integers(0, 9, size, np.uint8))
             for size in sizes

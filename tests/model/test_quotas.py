@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.quotas import free_memory, usable_cores
+from model.quotas import free_memory, passive_threads, usable_cores
 
 ALL = len(os.sched_getaffinity(0))
 
@@ -92,3 +92,12 @@ def test_memory_is_what_the_machine_has_and_every_container_around_grants(
 
 def test_this_machine_has_memory() -> None:
     assert 0 < free_memory() < 1 << 50
+
+
+def test_threads_of_openmp_sleep_while_they_wait() -> None:
+    assert passive_threads({"HOME": "/"}) == {"HOME": "/", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_how_threads_wait_can_be_chosen_otherwise(name: str) -> None:
+    assert passive_threads({name: "active"}) == {name: "active"}

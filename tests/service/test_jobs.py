@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from service.core.errors import BusyError
 from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
 from service.core.models.scoreboard import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
-from service.jobs import JobsReporter, jobs_database, open_jobs, worker_environment, worker_id
+from service.engine_choice import EngineChooser
+from service.jobs import (
+    JobsReporter,
+    JobsService,
+    jobs_database,
+    open_jobs,
+    worker_environment,
+    worker_id,
+)
+from service.registry import open_registry
 from service.settings import Settings, load_settings
 from service.telemetry import Metrics
 
@@ -32,6 +42,11 @@ def configured(folder: Path, **jobs: Any) -> Settings:
         "models": {"cache_folder": folder / "cache", "device": "cpu"},
     }
     return load_settings(flags=flags, environment={})
+
+
+def opened(settings: Settings) -> AbstractContextManager[JobsService | None]:
+    registry = open_registry(settings)
+    return open_jobs(settings, registry, EngineChooser(settings, registry))
 
 
 def test_without_a_url_jobs_are_kept_in_the_state_folder(tmp_path: Path) -> None:
@@ -58,28 +73,24 @@ def test_only_workers_with_the_same_engine_share_a_job(tmp_path: Path) -> None:
 
     first = environment("torch", "cuda:0")
     assert environment("torch", "cuda:1") == first
-    others = ("torch", "cuda:1", "bf16"), ("torch", "cpu"), ("auto", "cuda:0")
-    assert all(environment(*other) != first for other in others)
-    assert environment("fault:hang", "cpu") == environment("fault:slow:1", "cpu")
+    assert environment("torch", "cuda:1", "bf16") == first  # the job says in which precision it runs
+    assert all(environment(*other) != first for other in (("torch", "cpu"), ("auto", "cuda:0")))
+    assert environment("fault_engine:hang", "cpu") == environment("fault_engine:slow:1", "cpu")
     assert json.loads(json.dumps(first)) == first
 
 
 def test_without_jobs_nothing_is_opened(tmp_path: Path) -> None:
-    with open_jobs(configured(tmp_path, mode="off"), ModelRegistry(tmp_path / "registry")) as jobs:
+    with opened(configured(tmp_path, mode="off")) as jobs:
         assert jobs is None
     assert not (tmp_path / "state").exists()
 
 
 def test_a_service_that_leaves_jobs_to_workers_does_not_keep_them_from_the_file(tmp_path: Path) -> None:
-    registry = ModelRegistry(tmp_path / "registry")
-    with (
-        open_jobs(configured(tmp_path, mode="external"), registry),
-        open_jobs(configured(tmp_path), registry) as embedded,
-    ):
+    with opened(configured(tmp_path, mode="external")), opened(configured(tmp_path)) as embedded:
         assert embedded is not None
         with (
             pytest.raises(JobsUnavailableError, match="another process runs the jobs of"),
-            open_jobs(configured(tmp_path), registry),
+            opened(configured(tmp_path)),
         ):
             pass
 
@@ -140,7 +151,7 @@ def test_a_model_without_a_number_is_scored_as_the_version_that_is_served(
     int8 = write_pooling_artifact(tmp_path / "int8", precision="int8", derived_from="pool@1")
     registry.publish(int8.folder, "pool")
     chosen = {"models": models, "datasets": {"noise": tmp_path / "noise.toml"}}
-    with open_jobs(settings.model_copy(update=chosen), registry) as jobs:
+    with opened(settings.model_copy(update=chosen)) as jobs:
         assert jobs is not None
         job = jobs.desk.submit(model="pool", dataset="noise", split="val", protocol="ss")
-    assert job.request.version == ModelVersion("pool", number)
+    assert (job.request.version, job.request.precision) == (ModelVersion("pool", number), precision)

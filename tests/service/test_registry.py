@@ -10,7 +10,7 @@ from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
 from model.errors import RegistryUrlError, StorageError
 from service import registry
-from service.registry import find_models, open_registry, wants_int8
+from service.registry import find_models, open_registry
 from service.settings import ModelsSettings, Settings, SettingsError, load_settings
 
 
@@ -58,16 +58,3 @@ def test_a_store_that_fails_is_no_wrong_setting(tmp_path: Path) -> None:
     (tmp_path / "registry").write_text("no folder")
     with pytest.raises(StorageError):
         find_models(configured(str(tmp_path / "registry"), tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("flags", "wanted"),
-    [
-        ({"precision": "int8"}, True),
-        ({"precision": "bf16"}, False),
-        ({"engine": "torch"}, False),
-        ({"device": "cuda:0"}, False),
-    ],
-)
-def test_whether_int8_is_wanted_follows_from_the_settings(flags: dict[str, str], *, wanted: bool) -> None:
-    assert wants_int8(load_settings(flags={"models": flags}, environment={"HOME": "/"})) is wanted

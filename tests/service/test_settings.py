@@ -94,6 +94,35 @@ def test_variables_of_others_are_left_alone() -> None:
     )
 
 
+def test_pages_of_other_origins_and_a_path_prefix_are_settings() -> None:
+    settings = load(
+        BISENET_SERVER__CORS_ORIGINS="https://app.example.org, http://localhost:3000",
+        BISENET_SERVER__ROOT_PATH="/city/segmentation",
+    )
+    assert settings.server.cors_origins == ("https://app.example.org", "http://localhost:3000")
+    assert settings.server.root_path == "/city/segmentation"
+    assert load(BISENET_SERVER__CORS_ORIGINS="*").server.cors_origins == ("*",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CORS_ORIGINS", "app.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org/"),
+        ("CORS_ORIGINS", "https://*.example.org"),
+        ("CORS_ORIGINS", "HTTPS://APP.example.org"),
+        ("ROOT_PATH", "segmentation"),
+        ("ROOT_PATH", "/segmentation/"),
+        ("ROOT_PATH", "/a b"),
+        ("ROOT_PATH", "/v1"),
+        ("ROOT_PATH", "/v1/segmentation"),
+    ],
+)
+def test_what_no_origin_and_no_prefix_looks_like_is_refused(key: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"server.{key.lower()}"):
+        load(**{f"BISENET_SERVER__{key}": value})
+
+
 @pytest.mark.parametrize(
     ("slip", "meant"),
     [
@@ -131,6 +160,7 @@ def test_an_underscore_too_few_is_no_setting_that_is_silently_ignored(slip: str,
         ("[models]\nserve = ['A b']", "models.serve"),
         ("[models]\nserve = ['a@0']", "models.serve"),
         ("[models]\nengine = 'tflite'", "models.engine"),
+        ("[models]\nengine = 'openvino:fast'", "models.engine"),
         ("[models]\ndevice = 'gpu'", "models.device"),
         ("[models]\nprecision = 'f64'", "models.precision"),
         ("[models]\ncache_folder = 1", "models.cache_folder"),
@@ -272,6 +302,15 @@ def test_settings_of_jobs_that_cannot_be_used_are_named(
 def test_the_password_of_the_jobs_database_is_never_printed() -> None:
     settings = load_settings(flags={"jobs": {"database": "postgresql://a:secret@db/jobs"}}, environment={})
     assert "secret" not in repr(settings)
+
+
+def test_a_python_module_is_an_engine() -> None:
+    assert load(flags={"models": {"engine": "fault_engine:slow:20"}}).models.engine == "fault_engine:slow:20"
+
+
+def test_a_file_of_version_0_1_may_still_allow_the_fault_engine(tmp_path: Path) -> None:
+    (tmp_path / "bisenet.toml").write_text("[models]\nallow_fault_engine = false\n")
+    assert load_settings(tmp_path / "bisenet.toml", environment={}) == load_settings(environment={})
 
 
 def test_sizes_of_pictures_are_compiled_for_padded() -> None:

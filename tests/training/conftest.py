@@ -42,6 +42,8 @@ crop = [32, 64]
 scale = [0.5, 2.0]
 flip = 0.5
 jitter = 0.4
+rare = {{ share = 0.5, classes = ["blue"] }}
+photometric = {{ share = 0.5, hue = 9.0, gamma = 1.2, blur = 1.0, noise = 5.0, jpeg = 60 }}
 [loss]
 ohem_threshold = 0.7
 class_weight_base = 1.1

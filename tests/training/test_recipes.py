@@ -36,6 +36,7 @@ TINY = [
 EVERY_RECIPE = {
     "ade20k-v1",
     "ade20k-v2",
+    "camvid-lite",
     "camvid-v2",
     "camvid-v2-long",
     "cityscapes-v1",
@@ -100,6 +101,13 @@ def test_a_recipe_trains_as_the_published_configuration_does(
     assert config.optimizer.name == "sgd"
     assert (config.loss.ohem_threshold, config.loss.auxiliary_weight) == (0.7, 1.0)
     assert round(config.optimizer.warmup * steps) == 1000
+
+
+def test_the_light_recipe_spares_its_backbone_and_looks_for_rare_things_as_other_cameras_do() -> None:
+    config = load_config("camvid-lite")
+    assert (config.optimizer.lr, config.optimizer.backbone_lr_factor) == (2e-3, 0.25)
+    assert config.augment.rare.classes == ("pole", "sign", "fence", "pedestrian", "bicyclist")
+    assert config.augment.photometric.share > 0
 
 
 def served(artifact: Path, name: str, pictures: Path, folder: Path) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Random zoom, crop, flip and colour of a batch: each crop's window is chosen first, and only it is sampled.
 
+A share of the crops is laid around something rare. Last, a crop may be made to look like another camera's.
+
 A CPU cuts crop by crop with one compiled kernel; a GPU samples the whole batch in one gather, straight from
 the resident bytes. Both follow the same plan to the same pixels.
 
@@ -10,18 +12,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from training.data.photometric import Look, PhotometricConfig, draw_looks, photographed
 from training.data.pictures import PackedPictures
 from training.errors import ConfigError
 
 ScaleLaw = Literal["log-uniform", "uniform"]
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as every colour jitter of the field uses it
 _MAX_VALUE = 255.0
+
+
+@dataclass(frozen=True)
+class RareConfig:
+    """Which crops are laid around a pixel of a rare class.
+
+    Args:
+        share: probability that a crop is, where its picture has such a pixel.
+        classes: names of rare classes; each that a picture has is as likely as the others.
+
+    Raises:
+        ConfigError: the share is no probability, or there is nothing to look for.
+    """
+
+    share: float = 0.0
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse shares that mean nothing."""
+        if not 0 <= self.share <= 1 or bool(self.share) != bool(self.classes):
+            raise ConfigError(
+                "augment.rare: share is 0..1, and above 0 where classes are named:"
+                f" {self.share}, {list(self.classes)}"
+            )
+
+    def ids(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Return the ids of the rare classes.
+
+        Args:
+            names: of all classes, by id.
+
+        Raises:
+            ConfigError: a rare class is not among them.
+        """
+        if unknown := set(self.classes) - set(names):
+            raise ConfigError(
+                f"augment.rare.classes: no class is called {', '.join(sorted(unknown))};"
+                f" there are {', '.join(names)}"
+            )
+        return tuple(names.index(name) for name in self.classes)
 
 
 @dataclass(frozen=True)
@@ -34,6 +77,8 @@ class AugmentConfig:
         flip: probability of a horizontal mirror image.
         jitter: x; brightness, contrast and saturation factors are each uniform in [1-x, 1+x].
         scale_law: ``log-uniform``: halving is as likely as doubling; ``uniform``: as in the published code.
+        rare: which crops are laid around something rare.
+        photometric: how far crops may look like those of other cameras.
 
     Raises:
         ConfigError: a value is out of range.
@@ -44,6 +89,8 @@ class AugmentConfig:
     flip: float
     jitter: float
     scale_law: ScaleLaw = "log-uniform"
+    rare: RareConfig = field(default_factory=RareConfig)
+    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
 
     def __post_init__(self) -> None:
         """Refuse crops that the network would pad, and factors that mean nothing."""
@@ -68,6 +115,8 @@ class AugmentPlan:
         center_N2: x, y in [0, 1]: where the crop lies between its two extreme positions.
         flip_N: bool.
         brightness_N, contrast_N, saturation_N: colour factors.
+        rare_N2: which rare class and which of its pixels, each in [0, 1); negative where none is looked for.
+        looks: what happens to each crop when it is cut.
     """
 
     zoom_N: Tensor
@@ -76,6 +125,8 @@ class AugmentPlan:
     brightness_N: Tensor
     contrast_N: Tensor
     saturation_N: Tensor
+    rare_N2: Tensor
+    looks: tuple[Look, ...]
 
     def part(self, which: slice) -> AugmentPlan:
         """Return the plan of some of the batch."""
@@ -86,6 +137,8 @@ class AugmentPlan:
             self.brightness_N[which],
             self.contrast_N[which],
             self.saturation_N[which],
+            self.rare_N2[which],
+            self.looks[which],
         )
 
 
@@ -100,7 +153,17 @@ def draw_plan(config: AugmentConfig, batch_size: int, generator: torch.Generator
         brightness_N=factors[0],
         contrast_N=factors[1],
         saturation_N=factors[2],
+        rare_N2=_rare(config.rare, batch_size, generator),
+        looks=draw_looks(config.photometric, batch_size, generator),
     )
+
+
+def _rare(config: RareConfig, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Draw what the crops are laid around; draws nothing where nothing is rare."""
+    if not config.share:
+        return torch.full((batch_size, 2), -1.0)
+    uniform = torch.rand((3, batch_size), generator=generator)
+    return torch.where(uniform[0, :, None] < config.share, uniform[1:].T, -1.0)
 
 
 def _zoom(config: AugmentConfig, uniform_N: Tensor) -> Tensor:
@@ -123,8 +186,21 @@ class Windows:
     target_N4: Tensor
 
     @classmethod
-    def of(cls, plan: AugmentPlan, sizes_N2: Tensor, crop: tuple[int, int]) -> Windows:
-        """Place the crops of a plan in pictures of these heights and widths."""
+    def of(
+        cls,
+        plan: AugmentPlan,
+        sizes_N2: Tensor,
+        crop: tuple[int, int],
+        wanted_N2: Tensor | None = None,
+    ) -> Windows:
+        """Place the crops of a plan in pictures of these heights and widths.
+
+        Args:
+            plan: of N crops.
+            sizes_N2: int64.
+            crop: height and width.
+            wanted_N2: int64: row and column of a pixel that the crop shows; negative = any; None = all are.
+        """
         crop_2 = torch.tensor(crop)
         zoom_N1 = plan.zoom_N[:, None]
         # What the crop shows, or all of the picture where that is more; the zoom is rounded to whole pixels.
@@ -133,7 +209,13 @@ class Windows:
         target_N2 = torch.where(source_N2 < sizes_N2, crop_2, target_N2)
         center_N2 = plan.center_N2.flip(1)
         # A window smaller than the picture slides inside it; a picture smaller than the crop inside the crop.
-        source = torch.cat([((sizes_N2 - source_N2) * center_N2).round().long(), source_N2], dim=1)
+        start_N2 = ((sizes_N2 - source_N2) * center_N2).round().long()
+        if wanted_N2 is not None:
+            # The pixel is anywhere in the window, as far as the picture's borders allow.
+            around_N2 = wanted_N2 - ((source_N2 - 1) * center_N2).round().long()
+            around_N2 = around_N2.clamp_min(0).minimum(sizes_N2 - source_N2)
+            start_N2 = torch.where(wanted_N2 >= 0, around_N2, start_N2)
+        source = torch.cat([start_N2, source_N2], dim=1)
         target = torch.cat([((crop_2 - target_N2) * center_N2).round().long(), target_N2], dim=1)
         return cls(source, target)
 
@@ -146,6 +228,7 @@ def augment(
     crop: tuple[int, int],
     pad_color: tuple[int, int, int],
     ignore_id: int,
+    rare_ids: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Cut one crop out of each picture as the plan says.
 
@@ -159,18 +242,59 @@ def augment(
         crop: height and width of the crops.
         pad_color: RGB 0..255.
         ignore_id: the id of pixels without a class.
+        rare_ids: of the classes that a share of the crops is laid around.
 
     Returns:
         images_NHW3: uint8 RGB.
         labels_NHW: uint8.
     """
     chosen = torch.tensor(indices)
-    windows = Windows.of(plan, pictures.sizes_M2[chosen], crop)
-    if pictures.colors.is_cuda:
-        return gathered(pictures, chosen, windows, plan, crop=crop, pad_color=pad_color, ignore_id=ignore_id)
-    return cut_one_by_one(
+    wanted_N2 = rare_pixels(pictures, indices, plan.rare_N2, rare_ids)
+    windows = Windows.of(plan, pictures.sizes_M2[chosen], crop, wanted_N2)
+    cut = gathered if pictures.colors.is_cuda else cut_one_by_one
+    images_NHW3, labels_NHW = cut(
         pictures, chosen, windows, plan, crop=crop, pad_color=pad_color, ignore_id=ignore_id
     )
+    _photograph(images_NHW3, windows, plan)
+    return images_NHW3, labels_NHW
+
+
+def rare_pixels(
+    pictures: PackedPictures, indices: Sequence[int], rare_N2: Tensor, rare_ids: Sequence[int]
+) -> Tensor:
+    """Choose the pixels that crops are laid around.
+
+    Args:
+        pictures: on one device; a GPU is waited for, once a crop.
+        indices: of the N pictures.
+        rare_N2: of the plan.
+        rare_ids: ids of the rare classes.
+
+    Returns:
+        wanted_N2: row and column; -1 where none is looked for, or where the picture has none.
+    """
+    wanted_N2 = torch.full((len(indices), 2), -1)
+    for n, index in enumerate(indices):
+        which, where = rare_N2[n].tolist()
+        if which >= 0:
+            label_HW = pictures.label(index).cpu()
+            present = [class_id for class_id in rare_ids if bool((label_HW == class_id).any())]
+            if present:
+                rare = (label_HW == present[int(which * len(present))]).nonzero()
+                wanted_N2[n] = rare[int(where * len(rare))]
+    return wanted_N2
+
+
+def _photograph(images_NHW3: Tensor, windows: Windows, plan: AugmentPlan) -> None:
+    """Change what the crops show; padding keeps its colour."""
+    width = images_NHW3.shape[2]
+    for n, look in enumerate(plan.looks):
+        if look == Look():
+            continue
+        top, left, rows, columns = windows.target_N4[n].tolist()
+        left = width - left - columns if plan.flip_N[n] else left
+        shown_HW3 = images_NHW3[n, top : top + rows, left : left + columns]
+        shown_HW3.copy_(photographed(shown_HW3, look))
 
 
 def cut_one_by_one(

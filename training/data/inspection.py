@@ -1,95 +1,52 @@
-"""``bisenet dataset check``: what a data set holds, and everything in it that would stop or spoil a run.
+"""Reading every pair of a split once, to learn what it holds and what would stop or spoil a training run.
 
-Axes: K classes, H height, W width, 3 = red green blue, V values of a byte.
+Axes: H height, W width, 3 = red green blue, V values of a byte.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from model.datasets.dataset import LabeledImages, ListedPair
-from model.errors import DatasetError, LabelError
-from model.labels import ClassPalette, UInt8Array
-from model.pictures.preprocess import Rgb
+from model.datasets.dataset import LabeledImages
+from model.datasets.mask_advice import advise_one_class, advise_only_class_seen, advise_palettes
+from model.datasets.orientation import UPRIGHT
+from model.errors import DatasetError, LabelError, PairError
+from model.labels import Color
+from model.pictures.preprocess import size_of
+from training.data.split_facts import BrokenPair, SplitFacts, TurnedPicture
 
 Int64Array = npt.NDArray[np.int64]
 
 _BYTE = 256
-_MAX_VALUE = 255.0
-_DIGITS = 4
-_WEIGHT_BASE = 1.1
 _BATCH = 64
-_MAX_MASK_COLORS = 4096
-_SHOWN_PROBLEMS = 10
 
 
-class PictureFacts(NamedTuple):
-    """What one readable pair adds to the totals.
+class _Reading(NamedTuple):
+    """What one readable pair adds to the facts of its split.
 
     Attributes:
         size: ``HEIGHTxWIDTH``.
-        ids_V: pixels of each id after the label map, int64.
+        ids_V: pixels of each class id and of the ignore id, int64.
         colors_3V: pixels of each value of each channel, int64.
+        turned: how EXIF turns the picture; None = not at all.
+        has_labels: there is a label file.
+        nearest_pixels: pixels that have the class of the nearest colour.
+        index_colors: colour of each index that occurs in a palette PNG whose indices are ids; else empty.
     """
 
     size: str
     ids_V: Int64Array
     colors_3V: Int64Array
-
-
-@dataclass(frozen=True)
-class SplitFacts:
-    """What one split holds.
-
-    Attributes:
-        split: its name.
-        fingerprint: of its content, 64 hex digits; empty where files are missing.
-        pictures: listed pairs.
-        sizes: ``HEIGHTxWIDTH`` -> readable pictures of that size.
-        ids: class id or ignore id -> labelled pixels, ids that occur only.
-        colors: for red, green and blue the pixels of each value 0..255.
-        problems: one line each, with file name and list line; a split with any cannot be trained on.
-    """
-
-    split: str
-    fingerprint: str
-    pictures: int
-    sizes: dict[str, int]
-    ids: dict[int, int]
-    colors: list[list[int]]
-    problems: list[str]
-
-    @property
-    def pixels(self) -> int:
-        """All pixels of the readable pictures."""
-        return sum(self.colors[0])
-
-    def to_json(self) -> str:
-        """Return what ``from_json`` reads."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> SplitFacts:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: it did not.
-        """
-        try:
-            raw = json.loads(text)
-            return cls(**{**raw, "ids": {int(key): value for key, value in raw["ids"].items()}})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not the facts of a split: {error}") from error
+    turned: TurnedPicture | None
+    has_labels: bool
+    nearest_pixels: int
+    index_colors: Mapping[int, Color]
 
 
 def inspect_split(
@@ -97,198 +54,161 @@ def inspect_split(
     *,
     workers: int,
     cache_folder: Path | None = None,
-    progress: Callable[[int], None] = lambda done: None,  # noqa: ARG005 - nobody watches
+    progress: Callable[[int], None] = lambda done: None,  # noqa: ARG005 - nothing is shown
 ) -> SplitFacts:
-    """Read every pair of a split and say what is in it; known content is not read again.
+    """Read every pair of a split and return its facts; content that was read before is not read again.
 
     Args:
-        split: what is looked at.
+        split: the pairs.
         workers: threads that read.
-        cache_folder: keeps the facts of splits without problems, by fingerprint; None = nowhere.
-        progress: called with the number of pairs that were looked at.
+        cache_folder: keeps the facts of sound splits by fingerprint; None = nowhere.
+        progress: called with the number of pairs read so far.
     """
     try:
         fingerprint = split.fingerprint
-    except DatasetError:  # a file is missing: found again below, with all others
+    except DatasetError:  # a file is missing: reading the pairs names it and all others
         fingerprint = ""
     cached = cache_folder / f"{fingerprint}.json" if cache_folder and fingerprint else None
-    if cached is not None and (known := _known(cached, split)):
+    if cached is not None and (known := _load(cached, split)):
         return known
-    facts = _inspected(split, fingerprint, workers, progress)
-    if cached is not None and not facts.problems:
-        _remember(cached, facts)
+    facts = _inspect(split, fingerprint, workers, progress)
+    if cached is not None and facts.is_sound:
+        _save(cached, facts)
     return facts
 
 
-def color_statistics(facts: Sequence[SplitFacts]) -> tuple[Rgb, Rgb]:
-    """Measure what a network normalises with.
-
-    Returns:
-        mean and standard deviation over all pixels, RGB, of values 0..1, rounded to four digits.
-    """
-    counts_3V = np.sum([each.colors for each in facts], axis=0)
-    values_V = np.arange(_BYTE) / _MAX_VALUE
-    weights_3V = counts_3V / np.maximum(counts_3V.sum(axis=1, keepdims=True), 1)
-    mean = weights_3V @ values_V
-    std = np.sqrt(np.maximum(weights_3V @ values_V**2 - mean**2, 0))
-    return _rounded(mean), _rounded(std)
-
-
-def class_frequencies(facts: Sequence[SplitFacts], num_classes: int) -> list[float]:
-    """Measure the share of each class among the labelled pixels; sums to 1, or is 0 throughout."""
-    counts = [sum(each.ids.get(class_id, 0) for each in facts) for class_id in range(num_classes)]
-    return [count / max(1, sum(counts)) for count in counts]
-
-
-def report(facts: Sequence[SplitFacts], palette: ClassPalette) -> dict[str, Any]:
-    """Return all that is worth knowing, as JSON values.
-
-    Args:
-        facts: of one or more splits.
-        palette: of the data set.
-    """
-    mean, std = color_statistics(facts)
-    frequencies = class_frequencies(facts, palette.num_classes)
-    weights = [round(float(1 / np.log(_WEIGHT_BASE + share)), _DIGITS) for share in frequencies]
-    return {
-        "splits": [_split_report(each, palette) for each in facts],
-        "classes": [
-            {"id": class_id, "name": name, "share": share, "weight": weight}
-            for class_id, (name, share, weight) in enumerate(
-                zip(palette.names, frequencies, weights, strict=True)
-            )
-        ],
-        "mean": mean,
-        "std": std,
-        "problems": sum(len(each.problems) for each in facts),
-    }
-
-
-def refuse_problems(facts: Sequence[SplitFacts]) -> None:
-    """Do nothing when all pairs can be learned from.
-
-    Raises:
-        DatasetError: the first ten problems and the number of all.
-    """
-    problems = [problem for each in facts for problem in each.problems]
-    if problems:
-        shown = "\n  ".join(problems[:_SHOWN_PROBLEMS])
-        raise DatasetError(f"{len(problems)} problems in the data set:\n  {shown}")
-
-
-def _split_report(facts: SplitFacts, palette: ClassPalette) -> dict[str, Any]:
-    return {
-        "name": facts.split,
-        "pictures": facts.pictures,
-        "fingerprint": facts.fingerprint,
-        "sizes": facts.sizes,
-        "ignored_pixels": facts.ids.get(palette.ignore_id, 0),
-        "pixels": {name: facts.ids.get(class_id, 0) for class_id, name in enumerate(palette.names)},
-        "unseen": [name for class_id, name in enumerate(palette.names) if class_id not in facts.ids],
-        "problems": facts.problems,
-    }
-
-
-def _known(path: Path, split: LabeledImages) -> SplitFacts | None:
+def _load(path: Path, split: LabeledImages) -> SplitFacts | None:
     try:
         facts = SplitFacts.from_json(path.read_text("utf-8"))
-    except (OSError, ValueError):  # absent, or what a killed process left: it is made again
+    except (OSError, ValueError):  # absent, or left by a killed process or another version: written again
         return None
     return facts if facts.pictures == len(split) else None
 
 
-def _remember(path: Path, facts: SplitFacts) -> None:
+def _save(path: Path, facts: SplitFacts) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part")
         temporary.write_text(facts.to_json(), "utf-8")
         temporary.replace(path)
-    except OSError:  # a cache that cannot be written is only slow
+    except OSError:  # without the cache the next start is only slower
         return
 
 
-def _inspected(
+def _inspect(
     split: LabeledImages, fingerprint: str, workers: int, progress: Callable[[int], None]
 ) -> SplitFacts:
-    sizes: dict[str, int] = {}
-    ids_V, colors_3V = np.zeros(_BYTE, np.int64), np.zeros((3, _BYTE), np.int64)
-    problems: list[str] = []
-    for done, found in enumerate(_looked_at(split, workers), 1):
-        if isinstance(found, str):
-            problems.append(found)
+    totals = _Totals()
+    for index, found in enumerate(_read_all(split, workers)):
+        if isinstance(found, BrokenPair):
+            totals.broken[index] = found
         else:
-            sizes[found.size] = sizes.get(found.size, 0) + 1
-            ids_V += found.ids_V
-            colors_3V += found.colors_3V
-        progress(done)
+            totals.include(index, found)
+        progress(index + 1)
+    ids_V = totals.ids_V
     return SplitFacts(
         split=split.split,
         fingerprint=fingerprint,
         pictures=len(split),
-        sizes=dict(sorted(sizes.items())),
+        sizes=dict(sorted(totals.sizes.items())),
         ids={int(value): int(ids_V[value]) for value in np.flatnonzero(ids_V)},
-        colors=colors_3V.tolist(),
-        problems=problems + _useless(ids_V, split),
+        colors=totals.colors_3V.tolist(),
+        broken=totals.broken,
+        flaws=[*_nothing_to_learn(ids_V, split), *_different_palettes(totals.repainted, split)],
+        turned=totals.turned,
+        unlabelled=totals.unlabelled,
+        nearest_pixels=totals.nearest_pixels,
     )
 
 
-def _looked_at(split: LabeledImages, workers: int) -> Iterator[PictureFacts | str]:
+class _Totals:
+    """The sums over the readable pairs of a split, and the pairs worth mentioning.
+
+    Attributes:
+        repainted: index of a palette PNG -> pairs that paint it in different colours, and these colours; the
+            first pair, then one of each that differs from the first.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.ids_V = np.zeros(_BYTE, np.int64)
+        self.colors_3V = np.zeros((3, _BYTE), np.int64)
+        self.broken: dict[int, BrokenPair] = {}
+        self.turned: dict[int, TurnedPicture] = {}
+        self.unlabelled: list[int] = []
+        self.nearest_pixels = 0
+        self.repainted: dict[int, list[tuple[int, Color]]] = {}
+
+    def include(self, index: int, reading: _Reading) -> None:
+        self.sizes[reading.size] = self.sizes.get(reading.size, 0) + 1
+        self.ids_V += reading.ids_V
+        self.colors_3V += reading.colors_3V
+        self.nearest_pixels += reading.nearest_pixels
+        if reading.turned is not None:
+            self.turned[index] = reading.turned
+        if not reading.has_labels:
+            self.unlabelled.append(index)
+        for palette_index, color in reading.index_colors.items():
+            painted = self.repainted.setdefault(palette_index, [(index, color)])
+            if painted[0][1] != color:
+                painted.append((index, color))
+
+
+def _read_all(split: LabeledImages, workers: int) -> Iterator[_Reading | BrokenPair]:
     with ThreadPoolExecutor(workers, "inspect") as pool:
         for first in range(0, len(split), _BATCH):
             yield from pool.map(
-                lambda index: _look(split, index), range(first, min(first + _BATCH, len(split)))
+                lambda index: _read_pair(split, index), range(first, min(first + _BATCH, len(split)))
             )
 
 
-def _look(split: LabeledImages, index: int) -> PictureFacts | str:
+def _read_pair(split: LabeledImages, index: int) -> _Reading | BrokenPair:
     try:
-        image_HW3, label_HW = split[index]
+        picture = split.read_pair(index)
     except LabelError as error:
-        return f"{error}{_diagnosis(split.pairs[index], split.spec.palette)}"
-    except DatasetError as error:
-        return str(error)
-    flat = [np.bincount(image_HW3[..., c].reshape(-1), minlength=_BYTE) for c in range(3)]
-    ids_V = np.bincount(label_HW.reshape(-1), minlength=_BYTE)
-    return PictureFacts(f"{label_HW.shape[0]}x{label_HW.shape[1]}", ids_V, np.stack(flat))
+        return BrokenPair(error.place, error.reason, tuple(sorted(error.values)))
+    except PairError as error:
+        return BrokenPair(error.place, error.reason)
+    turned = TurnedPicture(picture.orientation, picture.is_turned)
+    flat = [np.bincount(picture.image_HW3[..., c].reshape(-1), minlength=_BYTE) for c in range(3)]
+    return _Reading(
+        size=str(size_of(picture.image_HW3)),
+        ids_V=np.bincount(picture.label_HW.reshape(-1), minlength=_BYTE),
+        colors_3V=np.stack(flat),
+        turned=None if picture.orientation == UPRIGHT else turned,
+        has_labels=picture.mask is not None,
+        nearest_pixels=picture.mask.nearest_pixels if picture.mask else 0,
+        index_colors=picture.mask.index_colors if picture.mask else {},
+    )
 
 
-def _useless(ids_V: Int64Array, split: LabeledImages) -> list[str]:
-    """Say that nothing can be learned, as from masks of 0 and 255 where 255 is not a class."""
+def _nothing_to_learn(ids_V: Int64Array, split: LabeledImages) -> Iterator[str]:
+    """Say that a split holds one class or none, as masks of 0 and 255 do where 255 is not a class."""
     palette = split.spec.palette
-    seen = np.flatnonzero(ids_V[: palette.num_classes])
-    if len(seen) > 1 or palette.num_classes == 1 or not ids_V.any():
-        return []
-    only = f"only class {seen[0]} ({palette.names[seen[0]]})" if len(seen) else "no class at all"
-    hint = "; masks of 0 and 255 need a label_map" if ids_V[palette.ignore_id] else ""
-    return [f"{split.spec.name}, split {split.split}: the labels hold {only}{hint}"]
+    seen = [int(class_id) for class_id in np.flatnonzero(ids_V[: palette.num_classes])]
+    if palette.num_classes == 1 and ids_V.any():
+        yield f"split {split.split}: {advise_one_class(np.flatnonzero(ids_V).tolist(), palette)}"
+    elif len(seen) <= 1 and ids_V.any():
+        only = seen[0] if seen else None
+        advice = advise_only_class_seen(
+            only,
+            palette,
+            has_ignored=bool(ids_V[palette.ignore_id]),
+            has_label_map=split.spec.rules.masks.has_label_map,
+        )
+        yield f"split {split.split}: {advice}"
 
 
-def _diagnosis(pair: ListedPair, palette: ClassPalette) -> str:
-    """Say what a colour picture in the place of labels shows, if that is what is wrong."""
-    colors = _mask_colors(pair.label)
-    if colors is None:
-        return ""
-    known = {tuple(color) for color in palette.colors} | {(0, 0, 0)}
-    strangers = len(colors - known)
-    if not strangers:
-        return " - a mask in the colours of the classes: write class ids instead"
-    if len(colors) >= _MAX_MASK_COLORS:
-        return " - a picture, not a mask"
-    return f" - a mask in {len(colors)} colours, {strangers} of them of no class: write class ids instead"
-
-
-def _mask_colors(path: Path) -> set[tuple[int, int, int]] | None:
-    try:
-        with Image.open(BytesIO(path.read_bytes()), formats=["PNG", "JPEG"]) as image:
-            if image.mode not in {"RGB", "RGBA"}:
-                return None
-            pixels_P3: UInt8Array = np.asarray(image.convert("RGB"), np.uint8).reshape(-1, 3)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None  # whatever is wrong was said already
-    colors = np.unique(pixels_P3, axis=0)[:_MAX_MASK_COLORS]
-    return {(int(red), int(green), int(blue)) for red, green, blue in colors}
-
-
-def _rounded(values: npt.NDArray[np.float64]) -> Rgb:
-    red, green, blue = (round(float(value), _DIGITS) for value in values)
-    return red, green, blue
+def _different_palettes(
+    repainted: Mapping[int, list[tuple[int, Color]]], split: LabeledImages
+) -> Iterator[str]:
+    """Say that palette PNGs give one index different colours: their orders of colours may differ."""
+    for palette_index, [(first, color), *others] in repainted.items():
+        if others:
+            other, other_color = others[0]
+            yield advise_palettes(
+                f"split {split.split}: palettes of label files give index {palette_index} different colours:"
+                f" {color} for {split.name(first)}, {other_color} for {split.name(other)};"
+                f" {len(others)} differ from the first"
+            )
+            return

@@ -1,7 +1,4 @@
-"""What a run learns from and validates on, checked before anything is computed.
-
-Axes: N images in a batch, H height, W width, 3 = red green blue.
-"""
+"""The pictures that a run learns from and validates on, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -13,17 +10,15 @@ from typing import Literal, get_args
 
 import torch
 
+from model.datasets.coverage import describe_untaken, files_not_taken
 from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.errors import DatasetError
 from model.pictures.preprocess import PreprocessSpec, Rgb
 from model.quotas import usable_cores
-from training.data.inspection import (
-    SplitFacts,
-    class_frequencies,
-    color_statistics,
-    inspect_split,
-    refuse_problems,
-)
+from training.data.findings import describe_notes, refuse_problems
+from training.data.inspection import inspect_split
 from training.data.pictures import PictureSource, Residency, choose_residency, free_bytes, load_pictures
+from training.data.split_facts import SplitFacts, class_shares, color_statistics
 from training.errors import ConfigError
 
 ResidencyChoice = Literal["auto", "device", "host", "files"]
@@ -31,16 +26,17 @@ ResidencyChoice = Literal["auto", "device", "host", "files"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set is learned and which is looked at meanwhile.
+    """The data set of a run.
 
     Args:
         dataset: a preset (``camvid``) or the path of a data-set TOML.
-        train_splits: learned from, all together.
-        val_split: validated on.
+        train_splits: splits to learn from, all together.
+        val_split: split to validate on.
         root: replaces the root of the data set; a preset needs it; empty = as the file says.
         residency: where the decoded pictures are: on the ``device``, on the ``host``, or decoded from their
             ``files`` as steps need them; ``auto`` = the first of these that holds them.
         workers: threads that decode; 0 = one a core.
+        skip_broken: leave out pairs whose files are broken, and say which; otherwise they end the run.
 
     Raises:
         ConfigError: there is no training split, or a value is out of range.
@@ -52,9 +48,10 @@ class DataConfig:
     root: str = ""
     residency: ResidencyChoice = "auto"
     workers: int = 0
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a run that would learn from nothing."""
+        """Refuse a run without training pictures, and values out of range."""
         if not self.train_splits:
             raise ConfigError("data.train_splits names no split")
         if self.residency not in get_args(ResidencyChoice):
@@ -74,27 +71,27 @@ class DataConfig:
 
     @property
     def threads(self) -> int:
-        """How many threads decode."""
+        """Number of threads that decode."""
         return self.workers or usable_cores()
 
     @property
-    def validates_on_learned(self) -> bool:
-        """Whether validation scores say nothing, since their pictures are learned from."""
+    def validates_on_training_pictures(self) -> bool:
+        """Whether the run learns from the pictures that it validates on, so that its scores say nothing."""
         return self.val_split in self.train_splits
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a run learns from and validates on, and what follows from it alone.
+    """The pictures of a run, and the values that follow from them alone.
 
     Attributes:
         spec: the data set.
-        train: the training splits, all together.
-        val: the validation split.
-        facts: of the training splits.
-        device: where the run computes.
-        mean: RGB of the training pictures, of values 0..1; what the network normalises with.
-        std: the same for the standard deviation.
+        train: pictures of all training splits.
+        val: pictures of the validation split.
+        facts: facts of each training split.
+        device: device on which crops are cut.
+        mean: mean that the network normalises with, RGB, of values 0..1.
+        std: standard deviation that the network normalises with, RGB, of values 0..1.
     """
 
     spec: DatasetSpec
@@ -113,30 +110,32 @@ class TrainingData:
         *,
         cache_folder: Path | None = None,
         processes: int = 1,
-        progress: Callable[[str], None] = lambda line: None,  # noqa: ARG005 - nobody watches
+        progress: Callable[[str], None] = lambda line: None,  # noqa: ARG005 - nothing is shown
     ) -> TrainingData:
         """Check every pair, then bring the pictures as near to the device as they fit.
 
         Args:
-            config: which data set.
+            config: the data set.
             device: where crops are cut.
-            cache_folder: of ``inspect_split``.
-            processes: of this run on this machine; they share its memory.
-            progress: is told what is happening.
+            cache_folder: keeps the facts of sound splits; None = nowhere.
+            processes: number of processes of this run that share the memory of this machine.
+            progress: called with a line on each thing that is done or left out.
 
         Raises:
-            model.errors.DatasetError: a list, a file or an id is unusable: which, and where that is said.
+            model.errors.DatasetError: a list, a file or an id is unusable; the message names it.
         """
         spec = config.spec()
-        splits = {name: LabeledImages(spec, name) for name in (*config.train_splits, config.val_split)}
-        progress(f"{spec.name}: looking at {sum(map(len, splits.values()))} pairs")
-        facts = {
-            name: inspect_split(split, workers=config.threads, cache_folder=cache_folder)
-            for name, split in splits.items()
-        }
-        refuse_problems(list(facts.values()))
-        of_train = tuple(facts[name] for name in config.train_splits)
-        mean, std = color_statistics(of_train)
+        names = (*config.train_splits, config.val_split)
+        opened = [LabeledImages(spec, name) for name in dict.fromkeys(names)]
+        progress(f"{spec.name}: reading {sum(map(len, opened))} pairs")
+        for untaken in files_not_taken(spec):
+            progress(f"not taken: {describe_untaken(untaken, spec)}")
+        checked = [
+            _check_split(split, config, cache_folder=cache_folder, progress=progress) for split in opened
+        ]
+        refuse_problems([facts for _, facts in checked], spec)
+        splits = {facts.split: split for split, facts in checked}
+        facts = {facts.split: facts for _, facts in checked}
 
         def source(*names: str) -> PictureSource:
             pixels = sum(facts[name].pixels for name in names)
@@ -150,27 +149,29 @@ class TrainingData:
                 device=device,
             )
 
+        of_train = tuple(facts[name] for name in config.train_splits)
+        mean, std = color_statistics(of_train)
         train, val = source(*config.train_splits), source(config.val_split)
         return cls(spec, train, val, of_train, device, mean, std)
 
     @property
     def fingerprint(self) -> str:
-        """Of all pictures and labels that a run depends on, the validated ones included: 64 hex digits."""
+        """SHA-256 over the fingerprints of training and validation pictures: 64 hex digits."""
         both = self.train.fingerprint + self.val.fingerprint
         return hashlib.sha256(both.encode()).hexdigest()
 
     @property
     def pad_color(self) -> tuple[int, int, int]:
-        """RGB 0..255 of what lies outside a picture."""
+        """Colour outside a picture, RGB 0..255."""
         return PreprocessSpec(self.mean).pad_color
 
     @property
     def class_frequencies(self) -> list[float]:
         """Share of each class among the labelled training pixels."""
-        return class_frequencies(self.facts, self.spec.palette.num_classes)
+        return class_shares(self.facts, self.spec.palette.num_classes)
 
-    def normalised_by(self, mean: Rgb, std: Rgb) -> TrainingData:
-        """Return the same for a network that was trained with another mean and deviation."""
+    def with_normalisation(self, mean: Rgb, std: Rgb) -> TrainingData:
+        """Return the data for a network that normalises with another mean and deviation."""
         return replace(self, mean=mean, std=std)
 
     def close(self) -> None:
@@ -180,11 +181,37 @@ class TrainingData:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Counts of pictures, device and normalisation in one line."""
         return (
             f"{self.spec.name}: {len(self.train.names)} pictures to learn from, {len(self.val.names)} to"
             f" validate on, {self.device}; mean {self.mean}, std {self.std}"
         )
+
+
+def _check_split(
+    split: LabeledImages,
+    config: DataConfig,
+    *,
+    cache_folder: Path | None,
+    progress: Callable[[str], None],
+) -> tuple[LabeledImages, SplitFacts]:
+    """Read a split, and leave its broken pairs out where the configuration allows it.
+
+    Raises:
+        model.errors.DatasetError: every pair is broken.
+    """
+    facts = inspect_split(split, workers=config.threads, cache_folder=cache_folder)
+    for note in describe_notes(facts, split):
+        progress(note)
+    if not (config.skip_broken and facts.broken):
+        return split, facts
+    if len(facts.broken) == len(split):
+        raise DatasetError(f"split {split.split}: every pair is broken, first {facts.broken[0].message}")
+    progress(f"split {split.split}: {len(facts.broken)} of {len(split)} pairs are broken and left out")
+    for pair in facts.broken.values():
+        progress(f"left out: {pair.message}")
+    kept = LabeledImages(split.spec, split.split, leave_out=facts.broken.keys())
+    return kept, replace(facts, broken={}, pictures=len(kept))
 
 
 def _residency(choice: ResidencyChoice, pixels: int, device: torch.device, processes: int) -> Residency:

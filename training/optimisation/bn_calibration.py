@@ -6,18 +6,23 @@ Axes: N images in a batch, H height, W width, 3 = red green blue.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from model.networks.segmentation_network import SegmentationNetwork
 from model.pictures.preprocess import PAD_MULTIPLE, ImageSize
-from training.data.pictures import PictureSource, walk
+from training.data.pictures import PictureSource, iterate_pictures
 from training.optimisation.precision import ComputeConfig
 
 _MAX_PICTURES = 512
 _MIN_BATCH = 2
+
+
+def calibration_sample(count: int) -> range:
+    """Return the indices of an even sample of ``count`` pictures: at most 512."""
+    return range(0, count, -(-count // _MAX_PICTURES))
 
 
 @torch.no_grad()
@@ -30,6 +35,7 @@ def calibrated(
     pad_color: tuple[int, int, int],
     compute: ComputeConfig,
     before_each: Callable[[], None] = lambda: None,
+    sample: Sequence[int] | None = None,
 ) -> SegmentationNetwork:
     """Return a copy whose batch normalisation has the mean and variance of whole pictures.
 
@@ -39,12 +45,13 @@ def calibrated(
 
     Args:
         network: on the device of the pictures; stays as it is.
-        pictures: an even sample of 512 is used when there are more.
+        pictures: see ``sample``.
         batch_size: pictures that are normalised together, at least 2.
         max_pixels: of all of them together; of larger ones there are fewer, but never less than 2.
         pad_color: RGB 0..255 of what a picture lacks to the size of its batch.
         compute: in which numbers.
         before_each: called before each picture; what it raises ends the work.
+        sample: indices of the pictures to look at; None: ``calibration_sample`` of all.
 
     Source:
         "Precise BN", Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021.
@@ -57,31 +64,26 @@ def calibrated(
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
             layer.train()
-    for images_NHW3 in _batches(pictures, batch_size, max_pixels, pad_color, before_each):
+    sample = calibration_sample(len(pictures.names)) if sample is None else sample
+    # Neighbours in a list are often frames of one film, which hardly vary: hence a random order.
+    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
+    pairs = iterate_pictures(pictures, [sample[index] for index in order], before_each)
+    for images_NHW3 in _batches((image_HW3 for image_HW3, _ in pairs), batch_size, max_pixels, pad_color):
         with compute.autocast(images_NHW3.device):
             network(images_NHW3)
     return network.eval()
 
 
 def _batches(
-    pictures: PictureSource,
-    batch_size: int,
-    max_pixels: int,
-    pad_color: tuple[int, int, int],
-    before_each: Callable[[], None],
+    images: Iterable[Tensor], batch_size: int, max_pixels: int, pad_color: tuple[int, int, int]
 ) -> Iterator[Tensor]:
-    """Stack pictures of one padded size; what is left over shares batches, and one alone is left out.
-
-    Neighbours in a list are often frames of one film, which hardly vary: hence a random order.
-    """
+    """Stack pictures of one padded size; what is left over shares batches, and one alone is left out."""
 
     def count_of(pixels: int) -> int:
         return min(batch_size, max(_MIN_BATCH, max_pixels // pixels))
 
-    sample = range(0, len(pictures.names), -(-len(pictures.names) // _MAX_PICTURES))
-    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
     waiting: dict[ImageSize, list[Tensor]] = {}
-    for image_HW3, _ in walk(pictures, [sample[index] for index in order], before_each):
+    for image_HW3 in images:
         size = ImageSize(*image_HW3.shape[:2]).padded()
         batch = waiting.setdefault(size, [])
         batch.append(image_HW3)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from model.networks.bisenetv1 import BiSeNetV1
+from model.networks.bisenetv1_lite import BiSeNetV1Lite
+from model.networks.layers import SegmentationArchitecture
 from model.networks.segmentation_network import SegmentationNetwork
 from training.errors import ConfigError
 
@@ -35,6 +37,7 @@ class OptimizerConfig:
         warmup_start: share of ``lr`` that the rise begins with.
         warmup_shape: ``linear`` or ``exponential``; the latter needs a start above 0.
         lr_floor: share of ``lr`` that the fall ends with.
+        backbone_lr_factor: the pretrained backbone learns this many times as fast as ``lr`` says.
 
     Raises:
         ConfigError: a value is out of range.
@@ -51,15 +54,16 @@ class OptimizerConfig:
     warmup_start: float = 0.0
     warmup_shape: WarmupShape = "linear"
     lr_floor: float = 0.0
+    backbone_lr_factor: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         if self.name not in get_args(OptimizerName):
             raise ConfigError(f"optimizer.name must be one of {get_args(OptimizerName)}, not {self.name!r}")
-        if self.lr <= 0 or self.weight_decay < 0 or self.head_lr_factor <= 0 or self.poly_power < 0:
-            raise ConfigError(
-                "optimizer: lr and head_lr_factor are above 0, weight_decay and poly_power not below"
-            )
+        if min(self.lr, self.head_lr_factor, self.backbone_lr_factor) <= 0:
+            raise ConfigError("optimizer: lr, head_lr_factor and backbone_lr_factor are above 0")
+        if min(self.weight_decay, self.poly_power) < 0:
+            raise ConfigError("optimizer: weight_decay and poly_power are not below 0")
         if not 0 <= self.warmup < 1 or not 0 <= self.ema_decay < 1 or not 0 <= self.momentum < 1:
             raise ConfigError("optimizer: warmup, ema_decay and momentum lie in [0, 1)")
         if not 0 <= self.warmup_start < 1 or not 0 <= self.lr_floor < 1:
@@ -97,9 +101,12 @@ def _risen(config: OptimizerConfig, share: float) -> float:
 
 
 def build_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the optimiser with four groups: trunk and heads, each with and without weight decay.
+    """Build the optimiser with a group for each learning rate, with and without weight decay.
 
     Each group carries ``lr_factor``, what ``set_learning_rate`` multiplies the rate by.
+
+    Raises:
+        ConfigError: the backbone has a factor of its own, and the network has no backbone.
     """
     groups = _groups(network, config)
     if config.name == "adamw":
@@ -123,25 +130,34 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _groups(network: SegmentationNetwork, config: OptimizerConfig) -> list[dict[str, Any]]:
-    architecture = network.architecture
-    heads = [architecture.main_head(), *architecture.auxiliary_heads().values()]
-    if isinstance(architecture, BiSeNetV1):
-        heads.append(architecture.ffm)  # as the published code counts it
-    of_heads = {id(parameter) for head in heads for parameter in head.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (head, decay): [] for head in (False, True) for decay in (True, False)
-    }
+    factors = _lr_factors(network.architecture, config)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in network.parameters():
         # Batch-normalisation gains and all biases are vectors; what is decayed has more axes.
-        groups[id(parameter) in of_heads, parameter.ndim > 1].append(parameter)
+        group = (factors.get(id(parameter), 1.0), parameter.ndim > 1)
+        groups.setdefault(group, []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": config.weight_decay if decay else 0.0,
-            "lr_factor": config.head_lr_factor if head else 1.0,
+            "lr_factor": lr_factor,
         }
-        for (head, decay), parameters in groups.items()
+        for (lr_factor, decay), parameters in groups.items()
     ]
+
+
+def _lr_factors(architecture: SegmentationArchitecture, config: OptimizerConfig) -> dict[int, float]:
+    """Return the factors of heads and backbone by the id of each of their parameters."""
+    heads = [architecture.main_head(), *architecture.auxiliary_heads().values()]
+    if isinstance(architecture, BiSeNetV1 | BiSeNetV1Lite):
+        heads.append(architecture.ffm)  # as the published code counts it
+    factors = {id(weight): config.head_lr_factor for head in heads for weight in head.parameters()}
+    backbone = architecture.pretrained_part()
+    if backbone is not None:
+        factors |= {id(weight): config.backbone_lr_factor for weight in backbone.parameters()}
+    elif config.backbone_lr_factor != 1:
+        raise ConfigError("optimizer.backbone_lr_factor: this architecture has no pretrained backbone")
+    return factors
 
 
 class MovingAverage:

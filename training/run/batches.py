@@ -55,7 +55,7 @@ class StepBatches:
             step_generator(config.seed, step, AUGMENT_STREAM),
         )
         started_s = time.monotonic()
-        pictures, indices = self.data.train.take(self.indices(step)[where])
+        pictures, indices = self.data.train.fetch(self.indices(step)[where])
         waited_s = time.monotonic() - started_s
         images_NHW3, labels_NHW = augment(
             pictures,
@@ -64,6 +64,7 @@ class StepBatches:
             crop=config.augment.crop,
             pad_color=self.data.pad_color,
             ignore_id=self.data.spec.palette.ignore_id,
+            rare_ids=config.augment.rare.ids(self.data.spec.palette.names),
         )
         return images_NHW3, labels_NHW, waited_s
 
@@ -71,7 +72,7 @@ class StepBatches:
         """Let the pictures of the steps after this one be decoded meanwhile."""
         for ahead in range(step + 1, min(step + 1 + _STEPS_AHEAD, total_steps)):
             for part in self.parts():
-                self.data.train.expect(self.indices(ahead)[self._places(part)])
+                self.data.train.prefetch(self.indices(ahead)[self._places(part)])
 
     def names(self, step: int) -> list[str]:
         """Return the pictures of a step's whole batch."""

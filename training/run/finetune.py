@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +26,15 @@ from training.errors import FinetuneError
 if TYPE_CHECKING:
     from model.artifacts.registry import ModelRegistry
 
+_MISSING = "not in the file"
 _PARALLEL_PREFIX = "module."
 _RESNET = "cp.resnet."
 _RESNET_STEM = "layer1.0.conv1.weight"
+_EFFICIENTNET = "backbone."
+_EFFICIENTNET_STEM = "_blocks.0._depthwise_conv.weight"
+_EFFICIENTNET_CLASSIFIER = ("_conv_head.", "_bn1.", "_fc.")
+_EFFICIENTNET_NORMALISATION: tuple[Rgb, Rgb] = ((127 / 255,) * 3, (128 / 255,) * 3)
+"""Lite was trained on (x - 127) / 128 of bytes, in each colour."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +66,30 @@ class AdoptedWeights:
     reinitialised: tuple[tuple[str, str], ...]
     unused: tuple[str, ...]
 
+    def sentence(self) -> str:
+        """Say in one sentence how much was taken over."""
+        return (
+            f"loaded {len(self.loaded)} tensors; {len(self.reinitialised)} of the network begin at random,"
+            f" {len(self.unused)} of the file are unused"
+        )
+
     def lines(self) -> list[str]:
-        """Return the whole list for people, what was loaded by part of the network."""
-        parts: dict[str, int] = {}
-        for key in self.loaded:
-            part = ".".join(key.split(".")[:2])
-            parts[part] = parts.get(part, 0) + 1
-        return [
-            f"loaded {len(self.loaded)} tensors",
-            *(f"  loaded          {part}: {count}" for part, count in parts.items()),
-            *(f"  re-initialised  {key}: {reason}" for key, reason in self.reinitialised),
-            *(f"  unused          {key}" for key in self.unused),
+        """Return the whole list for people, counted by part of the network where nothing more can be said."""
+        missing = [key for key, reason in self.reinitialised if reason == _MISSING]
+        lines = [
+            self.sentence(),
+            f"  loaded          {_parts(self.loaded)}",
+            f"  re-initialised  {_MISSING}: {_parts(missing)}" if missing else "",
+            *(f"  re-initialised  {key}: {why}" for key, why in self.reinitialised if why != _MISSING),
+            f"  unused          {_parts(self.unused)}" if self.unused else "",
         ]
+        return [line for line in lines if line]
+
+
+def _parts(keys: Iterable[str]) -> str:
+    """Return the parts of the network that tensors belong to, and how many belong to each."""
+    counts = Counter(key.partition(".")[0] for key in keys)
+    return ", ".join(f"{part} {count}" for part, count in counts.items())
 
 
 def find_source(reference: str, registry: ModelRegistry) -> FinetuneSource:
@@ -87,7 +107,7 @@ def find_source(reference: str, registry: ModelRegistry) -> FinetuneSource:
     if (path / MANIFEST_FILE).is_file():
         return _of_artifact(read_artifact(path), reference)
     if path.is_file():
-        return FinetuneSource(reference, _renamed(read_checkpoint(path)))
+        return _of_checkpoint(read_checkpoint(path), reference)
     version = registry.resolve(reference, int8=False)
     return _of_artifact(registry.open(version), str(version))
 
@@ -129,13 +149,29 @@ def _fits(value: Tensor, place: Tensor | None) -> bool:
 
 def _reason(place: Tensor, value: Tensor | None) -> str:
     if value is None:
-        return "not in the file"
+        return _MISSING
     return f"{tuple(value.shape)} in the file, {tuple(place.shape)} here"
+
+
+def _of_checkpoint(state: Mapping[str, Tensor], reference: str) -> FinetuneSource:
+    state = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
+    if _EFFICIENTNET_STEM in state:
+        origin = f"{reference}, an EfficientNet-Lite0 whose classifier is left out"
+        return FinetuneSource(origin, _efficientnet(state), _EFFICIENTNET_NORMALISATION)
+    return FinetuneSource(reference, _renamed(state))
+
+
+def _efficientnet(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Give ImageNet's EfficientNet-Lite0 our keys: its names have an underscore before each part."""
+    return {
+        _EFFICIENTNET + re.sub(r"(^|\.)_", r"\1", key): value
+        for key, value in state.items()
+        if not key.startswith(_EFFICIENTNET_CLASSIFIER)
+    }
 
 
 def _renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Give the weights of other programs the keys of ours: BiSeNets of any age, and ImageNet's ResNet-18."""
-    state = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
     if _RESNET_STEM in state:
         return {_RESNET + key: value for key, value in state.items()}
     try:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelManifest
 from model.evaluation.evaluation import EvaluationContext, EvaluationReport, Evaluator, ScoredImage
+from model.evaluation.metrics import ConfusionMatrix
 from model.labels import UInt8Array
 from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork
 from training.errors import CheckpointError
+from training.optimisation.bn_calibration import calibration_sample
 from training.run.progress import LOG_FILE
-from training.run.publish import RunProvenance, build_manifest, publish
+from training.run.publish import RunProvenance, build_manifest, publish, rehearse
 from training.run.report import Summary, read_events, versions
 from training.run.sample_grid import SAMPLE_COUNT, sample_grid, sample_indices, write_picture
-from training.run.trainer import Trainer
+from training.run.time_budget import Costs
+from training.run.trainer import Trainer, Validated
 from training.run.validation import Scores
 
 ARTIFACT_FOLDER = "artifact"
@@ -39,21 +43,55 @@ def finish(trainer: Trainer, origin: RunProvenance, out: Path) -> None:
         CheckpointError: the best state cannot be read, or the report cannot be written.
         model.errors.ArtifactError: a file of the artifact does not reproduce the network.
     """
-    step = _take_up_the_best(trainer)
-    network = trainer.calibrated()
-    scores = trainer.scores(network)
-    images = _all_images(trainer, scores)
+    best = _best(trainer)
+    images = _all_images(trainer, best.scores)
     if trainer.ranks.is_first:
+        task = trainer.log.display.task
         manifest = build_manifest(
-            trainer.config, trainer.data, origin=origin, steps=step, matrix=scores.matrix
+            trainer.config, trainer.data, origin=origin, steps=best.step, matrix=best.scores.matrix
         )
-        artifact = _published(trainer, network, manifest, out / ARTIFACT_FOLDER)
+        with task("writing the artifact"):
+            artifact = _published(trainer, best.network, manifest, out / ARTIFACT_FOLDER)
         report = _evaluated(trainer, artifact.manifest, images, name=out.name, command=origin.command)
         try:
-            _summarise(trainer, network, artifact, report, out)
+            with task("writing the report"):
+                _summarise(trainer, best.network, artifact, report, out)
         except OSError as error:
             raise CheckpointError(f"cannot write {out / REPORT_FOLDER}: {error}") from error
     trainer.ranks.wait_for_all()
+
+
+def measure_costs(trainer: Trainer, origin: RunProvenance) -> Costs:
+    """Measure on a few pictures what a validation takes, and write an artifact to see what that takes.
+
+    Args:
+        trainer: before its first step.
+        origin: of the run.
+
+    Raises:
+        model.errors.ArtifactError: the artifact does not reproduce the network, or cannot be written.
+    """
+    if not trainer.ranks.is_first:
+        return Costs()
+    train, val = trainer.data.train.names, trainer.data.val.names
+    with trainer.log.display.task("measuring how long the end of the run takes"):
+        sample = range(min(len(train), 2 * trainer.config.schedule.batch_size))
+        began_s = time.monotonic()
+        network = trainer.calibrated_on(sample)
+        calibrated_s = time.monotonic()
+        indices = sample_indices(len(val))
+        _grid(trainer, network, indices)
+        drawn_s = time.monotonic()
+        matrix = ConfusionMatrix.zeros(trainer.data.spec.palette.num_classes)
+        rehearse(network, build_manifest(trainer.config, trainer.data, origin=origin, steps=0, matrix=matrix))
+        exported_s = time.monotonic() - drawn_s
+    picture_s = (drawn_s - calibrated_s) / len(indices)
+    share = len(calibration_sample(len(train))) / len(sample)
+    own = len(trainer.ranks.share(len(val)))
+    return Costs(
+        validation_s=share * (calibrated_s - began_s) + (own + len(indices)) * picture_s,
+        export_s=exported_s + 3 * SAMPLE_COUNT * picture_s,
+    )
 
 
 def draw_samples(trainer: Trainer, out: Path, step: int, network: SegmentationNetwork) -> None:
@@ -73,15 +111,19 @@ def draw_samples(trainer: Trainer, out: Path, step: int, network: SegmentationNe
         trainer.log.board.add_picture("samples", grid_HW3, step)
 
 
-def _take_up_the_best(trainer: Trainer) -> int:
-    """Let the average be the one to publish; return after how many steps it was made."""
-    if trainer.config.data.validates_on_learned:
-        return trainer.position.step
-    best = trainer.checkpoints.load("best") if trainer.ranks.is_first else None
-    if best is None:
-        return trainer.position.best_step
-    trainer.learner.average.network.load_state_dict(best["average"])
-    return int(best["position"]["step"])
+def _best(trainer: Trainer) -> Validated:
+    """Return the network to publish, with its scores."""
+    is_last = trainer.config.data.validates_on_training_pictures
+    kept = trainer.last_validated if is_last else trainer.best_validated
+    if kept is not None:
+        return kept
+    step = trainer.position.step if is_last else trainer.position.best_step
+    best = trainer.checkpoints.load("best") if trainer.ranks.is_first and not is_last else None
+    if best is not None:
+        trainer.learner.average.network.load_state_dict(best["average"])
+        step = int(best["position"]["step"])
+    network = trainer.calibrated()
+    return Validated(step, network, trainer.scores(network))
 
 
 def _all_images(trainer: Trainer, scores: Scores) -> list[ScoredImage]:

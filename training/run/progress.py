@@ -1,12 +1,10 @@
-"""What a run says while it runs: a line for people, JSON lines for machines, curves in TensorBoard."""
+"""What a run reports while it runs: lines and bars, ``log.jsonl``, curves in TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,13 +12,12 @@ import torch
 from torch import Tensor
 
 from model.labels import UInt8Array
+from model.progress import ProgressDisplay
 from training.errors import CheckpointError
 
 LOG_FILE = "log.jsonl"
 BOARD_FOLDER = "tensorboard"
-_REFRESH_S = 0.2
 _NONE_YET = -1
-_CLEAR = "\r\x1b[2K"  # to the start of the line, and clear it
 
 
 class RateMeter:
@@ -35,10 +32,11 @@ class RateMeter:
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
         self._counted = 0
+        self._step_s = 0.0
         self.restart()
 
     def restart(self) -> None:
-        """Forget the steps so far."""
+        """Begin a new mean; until there is a step in it, the last one counts."""
         self._steps = 0
         self._spent_s = 0.0
         self._waited_s = 0.0
@@ -56,6 +54,7 @@ class RateMeter:
         self._steps += 1
         self._spent_s += step_s
         self._waited_s += waited_s
+        self._step_s = self._spent_s / self._steps
 
     @property
     def is_settled(self) -> bool:
@@ -65,7 +64,7 @@ class RateMeter:
     @property
     def step_s(self) -> float:
         """Mean duration of a step in seconds; 0 before the first."""
-        return self._spent_s / max(1, self._steps)
+        return self._step_s
 
     @property
     def images_per_s(self) -> float:
@@ -160,13 +159,14 @@ def open_tensorboard(folder: Path) -> TensorBoardWriter | None:
 class RunLog:
     """Appends events to ``log.jsonl``, shows them on stderr and draws them on a board.
 
-    On a terminal the line of the present step stays in its place; elsewhere only events make lines.
-
     Args:
         folder: of the run; must exist.
-        silent: do nothing: another process of the run says it all.
+        silent: do nothing: another process of the run writes and shows everything.
         board: where curves are drawn; None = nowhere.
         stream: instead of stderr.
+
+    Attributes:
+        display: shows lines and the progress of tasks.
     """
 
     def __init__(
@@ -180,9 +180,7 @@ class RunLog:
         self._path = folder / LOG_FILE
         self._silent = silent
         self.board = board
-        self._stream = sys.stderr if stream is None else stream
-        self._is_live = not silent and self._stream.isatty()
-        self._shown_s = 0.0
+        self.display = ProgressDisplay(stream, silent=silent)
         self._is_new = True
 
     def write(self, event: str, line: str, **values: Any) -> None:
@@ -212,21 +210,7 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Tell people something that is no event."""
-        if not self._silent:
-            self._stream.write(_CLEAR * self._is_live + line + "\n")
-            self._stream.flush()
-
-    def show(self, line: Callable[[], str]) -> None:
-        """Replace the live line, a few times a second at most.
-
-        Args:
-            line: makes it; called only when it is shown.
-        """
-        now_s = time.monotonic()
-        if self._is_live and now_s - self._shown_s >= _REFRESH_S:
-            self._shown_s = now_s
-            self._stream.write(_CLEAR + line())
-            self._stream.flush()
+        self.display.say(line)
 
     def close(self) -> None:
         """Close the board."""
@@ -241,10 +225,3 @@ def _ends_amid_a_line(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read() != b"\n"
-
-
-def duration(seconds: float) -> str:
-    """Write a duration as ``h:mm:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

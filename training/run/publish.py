@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import shutil
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -119,6 +121,23 @@ def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest)
     except ImportError as error:
         raise ArtifactError(f"{folder} is not written: {NO_OPENVINO}") from error
     return read_artifact(folder)
+
+
+def rehearse(network: SegmentationNetwork, manifest: ModelManifest) -> None:
+    """Write an artifact and throw it away: it takes as long as ``publish``.
+
+    Does nothing where OpenVINO is not installed.
+
+    Args:
+        network: of any weights, on any device.
+        manifest: without file digests.
+
+    Raises:
+        model.errors.ArtifactError: a file of the artifact does not reproduce the network, or cannot be
+            written.
+    """
+    with tempfile.TemporaryDirectory(prefix="bisenet-rehearsal-") as folder, suppress(ImportError):
+        publish(Path(folder, "artifact"), network, manifest)
 
 
 def _write(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> None:

@@ -19,7 +19,7 @@ from training.distributed import Ranks, joined, ranks_here
 from training.errors import ConfigError, ResumeError
 from training.run.checkpoint import CheckpointFolder
 from training.run.finetune import FinetuneSource, adopt, find_source
-from training.run.finish import draw_samples, finish
+from training.run.finish import draw_samples, finish, measure_costs
 from training.run.progress import RunLog, open_tensorboard
 from training.run.publish import NO_OPENVINO, RunProvenance, code_version
 from training.run.stop_signals import StopRequest
@@ -41,7 +41,8 @@ class RunOptions:
         registry: where models are looked for; empty = only the shipped ones are known.
         cache_folder: keeps what is known of data sets, and models of buckets; None = the run's own folder
             keeps the former.
-        command: what was typed, for the provenance.
+        command: the command line, for the provenance.
+        started_s: when the command was started, by ``time.monotonic``; None = now.
     """
 
     out: Path
@@ -51,6 +52,7 @@ class RunOptions:
     registry: str = ""
     cache_folder: Path | None = None
     command: str = ""
+    started_s: float | None = None
 
 
 def train(config: TrainingConfig, options: RunOptions) -> bool:
@@ -71,7 +73,7 @@ def train(config: TrainingConfig, options: RunOptions) -> bool:
         TrainingError: the run cannot start or go on.
         model.errors.ModelError: the data set, the network or the artifact is refused.
     """
-    started_s = time.monotonic()
+    started_s = time.monotonic() if options.started_s is None else options.started_s
     stop = StopRequest()
     with stop.listening():
         config.schedule.part_size(ranks_here().world)
@@ -138,13 +140,14 @@ class _Start:
     @contextmanager
     def open_data(self, device: torch.device) -> Iterator[TrainingData]:
         cache = self.options.cache_folder
-        data = TrainingData.load(
-            self.config.data,
-            device,
-            cache_folder=cache / "datasets" if cache else self.options.out / "datasets",
-            processes=self.ranks.local_world,
-            progress=self.log.say,
-        )
+        with self.log.display.task("reading the data set"):
+            data = TrainingData.load(
+                self.config.data,
+                device,
+                cache_folder=cache / "datasets" if cache else self.options.out / "datasets",
+                processes=self.ranks.local_world,
+                progress=self.log.say,
+            )
         try:
             yield data
         finally:
@@ -155,7 +158,7 @@ class _Start:
         self._check_all_found_the_same(data.device)
         source = self._source() if state is None else None
         if normalisation := _normalisation(state, source):
-            data = data.normalised_by(*normalisation)
+            data = data.with_normalisation(*normalisation)
         trainer = Trainer(
             self.config,
             data,
@@ -181,9 +184,12 @@ class _Start:
         elif source is not None:
             self._adopt(trainer, source)
             trainer.started_from = self.options.finetune_from
+        origin = RunProvenance(self.options.command, code, trainer.started_from)
+        if trainer.budget is not None:
+            trainer.costs = measure_costs(trainer, origin)
         finished = trainer.run(stop)
         if finished:
-            finish(trainer, RunProvenance(self.options.command, code, trainer.started_from), self.options.out)
+            finish(trainer, origin, self.options.out)
         return finished
 
     def _check_all_found_the_same(self, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.labels import ClassPalette, UInt8Array
 from model.networks.segmentation_network import Architecture, SegmentationNetwork
-from training.data.pictures import PictureSource, walk
+from training.data.pictures import PictureSource, iterate_pictures
 from training.optimisation.precision import ComputeConfig
 from training.run.validation import segment
 
@@ -52,7 +52,7 @@ def sample_grid(
         grid_HW3: uint8 RGB; rows may have different heights.
     """
     rows = []
-    for image_HW3, label_HW in walk(pictures, indices):
+    for image_HW3, label_HW in iterate_pictures(pictures, indices):
         guess_HW = segment(network, image_HW3, architecture=architecture, compute=compute)
         colors = (palette.rgb_table[label_HW.cpu().numpy()], palette.rgb_table[guess_HW])
         rows.append(_beside([_tile(picture) for picture in (image_HW3.cpu().numpy(), *colors)]))

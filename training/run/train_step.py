@@ -39,6 +39,7 @@ class TrainStep:
     Attributes:
         network: what learns.
         average: the moving average of its weights: what is validated and published.
+        is_compiled: torch compiles the network in the first step, which takes a minute.
     """
 
     def __init__(self, config: TrainingConfig, data: TrainingData, ranks: Ranks) -> None:
@@ -52,7 +53,8 @@ class TrainStep:
         self.optimizer = build_optimizer(self.network, config.optimizer)
         self.scaler = config.compute.scaler(data.device)
         self.loss = _loss(config, data)
-        self._heads = _parallel(_Heads(self.network), config, ranks)
+        self.is_compiled = _is_compiled(config.compute, ranks, data.device)
+        self._heads = _parallel(_Heads(self.network), ranks, is_compiled=self.is_compiled)
 
     def restart_average(self) -> None:
         """Let the average begin at the present weights."""
@@ -146,8 +148,8 @@ class _Heads(nn.Module):
         return self.network.forward_train(images_NHW3)
 
 
-def _parallel(heads: nn.Module, config: TrainingConfig, ranks: Ranks) -> nn.Module:
-    if _is_compiled(config.compute, ranks, next(heads.parameters()).device):
+def _parallel(heads: nn.Module, ranks: Ranks, *, is_compiled: bool) -> nn.Module:
+    if is_compiled:
         heads = torch.compile(heads, dynamic=False)  # type: ignore[assignment]  # a module stays a module
     if ranks.world == 1:
         return heads

@@ -5,24 +5,25 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork
+from model.progress import Task, duration
 from training.config import TrainingConfig, differences, plain
 from training.data.splits import TrainingData
 from training.distributed import ALONE, Ranks
 from training.errors import NonFiniteLossError, ResumeError
-from training.optimisation.bn_calibration import calibrated
+from training.optimisation.bn_calibration import calibrated, calibration_sample
 from training.optimisation.optim import learning_rate
 from training.run.batches import StepBatches
 from training.run.checkpoint import CheckpointFolder, CheckpointKind
-from training.run.progress import LossMeter, RateMeter, RunLog, duration
+from training.run.progress import LossMeter, RateMeter, RunLog
 from training.run.stop_signals import StopRequest
-from training.run.time_budget import TimeBudget
+from training.run.time_budget import Costs, Pace, TimeBudget
 from training.run.train_step import TrainStep
 from training.run.validation import Scores, validate
 
@@ -35,6 +36,21 @@ _ROOM = 4
 
 class _StopRequestedError(Exception):
     """A validation is left."""
+
+
+@dataclass(frozen=True, eq=False)
+class Validated:
+    """A network that was validated.
+
+    Attributes:
+        step: finished steps at the time.
+        network: the calibrated average: what is published.
+        scores: of it.
+    """
+
+    step: int
+    network: SegmentationNetwork
+    scores: Scores
 
 
 @dataclass
@@ -70,12 +86,16 @@ class Trainer:
         log: where events go.
         budget: decides the number of steps once the rate is known; None = as configured.
         ranks: the processes of the run.
-        on_validation: is shown the number of finished steps and the network that was validated; may be None.
+        on_validation: is given the number of finished steps and the network that was validated; may be None.
+        clock: returns seconds, as ``budget`` counts them.
 
     Attributes:
         learner: network, average, optimiser.
         position: where the run stands.
         started_from: the weights that the run began with; empty = random ones.
+        costs: what the run takes beside its steps; a validation replaces what was estimated of it.
+        last_validated: the network that this process validated last; None before the first validation.
+        best_validated: the best one since the run began; None where that was before it was resumed.
     """
 
     def __init__(
@@ -88,6 +108,7 @@ class Trainer:
         budget: TimeBudget | None = None,
         ranks: Ranks = ALONE,
         on_validation: Callable[[int, SegmentationNetwork], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.data = data
@@ -98,10 +119,15 @@ class Trainer:
         self.on_validation = on_validation
         self.position = Position(0, config.schedule.steps, frozen=budget is None)
         self.started_from = ""
+        self.costs = Costs()
+        self.last_validated: Validated | None = None
+        self.best_validated: Validated | None = None
         self.learner = TrainStep(config, data, ranks)
         self.crops = StepBatches(config, data, ranks)
+        self._clock = clock
         self._stop = StopRequest()
         self._losses = LossMeter(data.device)
+        self._meter = RateMeter(config.schedule.batch_size)
         self._waited_s = 0.0
         self._lr = 0.0
 
@@ -125,6 +151,7 @@ class Trainer:
         if self.log.board is not None:
             self.log.board.forget_after(position.step)
         is_late = self.budget is not None and position.frozen
+        self.budget = None if is_late else self.budget
         self.log.write(
             "resume",
             f"resumed at step {position.step} of {position.total_steps}"
@@ -193,21 +220,31 @@ class Trainer:
     def calibrated(self) -> SegmentationNetwork:
         """Return the averaged weights with batch statistics of whole training pictures: what is published."""
         network = self.learner.average.network
-        part_size = self.config.schedule.part_size(self.ranks.world)
         if self.ranks.is_first:
-            network = calibrated(
-                network,
+            network = self.calibrated_on(calibration_sample(len(self.data.train.names)))
+        if self.ranks.world > 1:
+            network = network if self.ranks.is_first else copy.deepcopy(network)
+            self.ranks.copy_from_first(network)
+        return network
+
+    def calibrated_on(self, sample: Sequence[int]) -> SegmentationNetwork:
+        """Return the averaged weights with batch statistics of some training pictures, in this process.
+
+        Args:
+            sample: their indices.
+        """
+        part_size = self.config.schedule.part_size(self.ranks.world)
+        with self.log.display.task("calibration", len(sample)) as task:
+            return calibrated(
+                self.learner.average.network,
                 self.data.train,
                 batch_size=part_size,
                 max_pixels=_ROOM * part_size * math.prod(self.config.augment.crop),
                 pad_color=self.data.pad_color,
                 compute=self.config.compute,
-                before_each=self._leave_if_stopped,
+                before_each=self._before_each(task),
+                sample=sample,
             )
-        if self.ranks.world > 1:
-            network = network if self.ranks.is_first else copy.deepcopy(network)
-            self.ranks.copy_from_first(network)
-        return network
 
     def scores(self, network: SegmentationNetwork) -> Scores:
         """Score a network on the validation split.
@@ -215,15 +252,16 @@ class Trainer:
         Args:
             network: what ``calibrated`` returned.
         """
-        return validate(
-            network,
-            self.data.val,
-            architecture=ARCHITECTURES[self.config.network.architecture],
-            palette=self.data.spec.palette,
-            compute=self.config.compute,
-            ranks=self.ranks,
-            before_each=self._leave_if_stopped,
-        )
+        with self.log.display.task("validation", len(self.ranks.share(len(self.data.val.names)))) as task:
+            return validate(
+                network,
+                self.data.val,
+                architecture=ARCHITECTURES[self.config.network.architecture],
+                palette=self.data.spec.palette,
+                compute=self.config.compute,
+                ranks=self.ranks,
+                before_each=self._before_each(task),
+            )
 
     def validate(self) -> Scores:
         """Score the present average; save the state as ``best`` if it is the best so far.
@@ -232,8 +270,10 @@ class Trainer:
             CheckpointError: the file system refused.
         """
         position, palette = self.position, self.data.spec.palette
+        began_s = self._clock()
         network = self.calibrated()
         scores = self.scores(network)
+        self.last_validated = Validated(position.step, network, scores)
         miou = scores.matrix.miou
         self.log.write(
             "validation",
@@ -246,6 +286,7 @@ class Trainer:
         self._judge(miou or 0.0)
         if self.on_validation is not None:
             self.on_validation(position.step, network)
+        self.costs = replace(self.costs, validation_s=self._clock() - began_s)
         return scores
 
     def save(self, kind: CheckpointKind) -> None:
@@ -273,26 +314,42 @@ class Trainer:
 
     def _train(self) -> bool:
         position = self.position
-        pace = RateMeter(self.config.schedule.batch_size)
-        if self._is_time_to_validate():  # the run was stopped while it did
-            self._validate_and_save()
-        while self._goes_on():
-            if self._is_time_to_agree() and self.ranks.any(self._stop.requested, self.data.device):
-                return False
-            started_s = time.monotonic()
-            self.take_step()
-            if self._is_time_to_report():
-                self.check_losses()  # a GPU ends here what it was given since the last time
-            pace.count(time.monotonic() - started_s, waited_s=self._waited_s)
-            self._between_steps(pace)
-        if position.validated_step < position.step:
-            self.validate()
+        if self.budget is not None and self.ranks.is_first:
+            self.budget.check(self._clock(), position.step, self._pace(step_s=0.0))
+        with self.log.display.task("training", position.total_steps, self._note) as task:
+            task.move_to(position.step)
+            if self._is_time_to_validate():  # the run was stopped while it did
+                self._validate_and_save()
+            while self._goes_on():
+                if self._is_time_to_agree() and self.ranks.any(self._stop.requested, self.data.device):
+                    return False
+                self._take_measured_step()
+                self._between_steps()
+                task.move_to(position.step, position.total_steps)
+            if position.validated_step < position.step:
+                self.validate()
         return True
 
-    def _leave_if_stopped(self) -> None:
-        """Be asked before each picture of a validation; several processes would have to agree each time."""
-        if self._stop.requested and self.ranks.world == 1:
-            raise _StopRequestedError
+    def _take_measured_step(self) -> None:
+        started_s = self._clock()
+        if self._meter.is_settled or not self.learner.is_compiled:
+            self.take_step()
+        else:
+            with self.log.display.task("compiling the network"):
+                self.take_step()
+        if self._is_time_to_report():
+            self.check_losses()  # a GPU ends here what it was given since the last time
+        self._meter.count(self._clock() - started_s, waited_s=self._waited_s)
+
+    def _before_each(self, task: Task) -> Callable[[], None]:
+        """Return what is called before each picture of a validation."""
+
+        def advance() -> None:
+            task.advance()
+            if self._stop.requested and self.ranks.world == 1:  # several would have to agree each time
+                raise _StopRequestedError
+
+        return advance
 
     def _goes_on(self) -> bool:
         position = self.position
@@ -305,13 +362,11 @@ class Trainer:
         self._waited_s += waited_s
         return images_NHW3, labels_NHW
 
-    def _between_steps(self, pace: RateMeter) -> None:
+    def _between_steps(self) -> None:
         if self._is_time_to_report():
-            self._freeze_when_measured(pace)
-            self._report(pace)
-        else:
-            self.log.show(lambda: self._line(pace))
+            self._report()
         self._validate_and_save()
+        self._choose_steps()
 
     def _validate_and_save(self) -> None:
         step, schedule = self.position.step, self.config.schedule
@@ -327,11 +382,13 @@ class Trainer:
         position.validated_step = position.step
         if miou > position.best_miou:
             position.best_miou, position.best_step, position.in_vain = miou, position.step, 0
+            self.best_validated = self.last_validated
             self.save("best")
             return
         position.in_vain += 1
         if patience and position.in_vain >= patience and position.step < position.total_steps:
             position.total_steps, position.frozen = position.step, True
+            self.budget = None
             self.log.write(
                 "early_stop",
                 f"no better score in {patience} validations: the run ends at step {position.step}",
@@ -351,49 +408,62 @@ class Trainer:
     def _is_time_to_report(self) -> bool:
         return self.position.step % _LOG_EVERY == 0 or self.position.step == self.position.total_steps
 
-    def _freeze_when_measured(self, pace: RateMeter) -> None:
-        position, budget = self.position, self.budget
-        if position.frozen or budget is None or not pace.is_settled:
+    def _choose_steps(self) -> None:
+        """Choose the number of steps that fit into the time limit, and again where the run misses its end."""
+        position = self.position
+        if self.budget is None or (self.data.device.type != "cpu" and not self._is_time_to_report()):
+            return  # only a report waits for a GPU: steps before it have no duration
+        found = self._fitting_steps(self.budget)
+        (total,) = map(int, self.ranks.from_first([found], self.data.device))
+        if not total or (position.frozen and total == position.total_steps):
             return
-        began_s = time.monotonic()
-        if not self.ranks.from_first([budget.is_measured(began_s)], self.data.device)[0]:
-            return
-        self.validate()  # a validation of many large pictures may take as long as hundreds of steps
-        now_s = time.monotonic()
-        remaining = budget.remaining_steps(
-            now_s,
-            pace.step_s,
-            validation_s=now_s - began_s,
-            validate_every=self.config.schedule.validate_every,
-        )
-        (total,) = self.ranks.from_first([position.step + remaining], self.data.device)
-        position.total_steps, position.frozen = int(total), True
+        position.total_steps, position.frozen = total, True
+        pace, limit = self._meter.step_s, duration(self.budget.limit_s)
         self.log.write(
             "budget",
-            f"{pace.step_s:.3f} s a step, {now_s - began_s:.1f} s a validation:"
-            f" the run will have {position.total_steps} steps",
-            total_steps=position.total_steps,
+            f"{pace:.3f} s a step, {self.costs.ending_s:.0f} s from the last step to the end:"
+            f" {total} steps fit into {limit}",
+            total_steps=total,
+            step_s=round(pace, 4),
+            ending_s=round(self.costs.ending_s, 1),
         )
-        self.save("last")  # or a run killed before the next one would choose another number
+        self.save("last")  # a run that is killed before the next one would choose another number
 
-    def _report(self, pace: RateMeter) -> None:
-        position = self.position
+    def _fitting_steps(self, budget: TimeBudget) -> int:
+        """Return the number of steps; 0 while it is too early to choose."""
+        position, now_s = self.position, self._clock()
+        pace = self._pace(self._meter.step_s)
+        if position.frozen:
+            return budget.chosen_again(now_s, position.step, position.total_steps, pace)
+        is_settled = self._meter.is_settled
+        if self.ranks.is_first:  # where it refuses, torchrun ends the other processes
+            budget.check(now_s, position.step, pace if is_settled else replace(pace, step_s=0.0))
+        if not (is_settled and budget.is_measured(now_s)):
+            return 0
+        return budget.total_steps(now_s, position.step, pace)
+
+    def _pace(self, step_s: float) -> Pace:
+        return Pace(step_s, self.config.schedule.validate_every, self.costs)
+
+    def _report(self) -> None:
+        position, meter = self.position, self._meter
         loss = self._losses.mean()
         self.log.write(
             "step",
-            f"{self._line(pace)}  loss {loss:.4f}",
+            f"step {position.step}/{position.total_steps}  {self._note()}  loss {loss:.4f}",
             step=position.step,
             loss=loss,
             lr=self._lr,
-            images_per_s=round(pace.images_per_s, 2),
-            data_wait=round(pace.waited_share, 4),
+            images_per_s=round(meter.images_per_s, 2),
+            data_wait=round(meter.waited_share, 4),
         )
-        pace.restart()
+        meter.restart()
 
-    def _line(self, pace: RateMeter) -> str:
-        position = self.position
-        remaining_s = pace.step_s * (position.total_steps - position.step)
+    def _note(self) -> str:
+        position, meter = self.position, self._meter
+        remaining_s = self._pace(meter.step_s).remaining_s(position.step, position.total_steps)
+        limit = f" of {duration(self.budget.limit_s)}" if self.budget is not None else ""
         return (
-            f"step {position.step}/{position.total_steps}  lr {self._lr:.2e}  {pace.images_per_s:.1f} img/s"
-            f"  data wait {100 * pace.waited_share:.0f} %  {duration(remaining_s)} left"
+            f"lr {self._lr:.2e}  {meter.images_per_s:.1f} crops/s  data wait {100 * meter.waited_share:.0f} %"
+            f"  {duration(remaining_s)} left{limit}"
         )

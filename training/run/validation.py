@@ -18,7 +18,7 @@ from model.evaluation.metrics import ConfusionMatrix
 from model.labels import ClassPalette, UInt8Array
 from model.networks.segmentation_network import Architecture, SegmentationNetwork
 from model.pictures.preprocess import ImageSize
-from training.data.pictures import PictureSource, walk
+from training.data.pictures import PictureSource, iterate_pictures
 from training.distributed import Ranks
 from training.optimisation.precision import ComputeConfig
 
@@ -66,7 +66,7 @@ def validate(
         return ScoredImage.of(index, pictures.names[index], label_HW.cpu().numpy(), guess_HW, palette)
 
     share = ranks.share(len(pictures.names))
-    pairs = zip(share, walk(pictures, share, before_each), strict=True)
+    pairs = zip(share, iterate_pictures(pictures, share, before_each), strict=True)
     images = tuple(scored(index, *pair) for index, pair in pairs)
     parts = (image.matrix(palette.num_classes) for image in images)
     own = sum(parts, ConfusionMatrix.zeros(palette.num_classes))

@@ -15,7 +15,7 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.device.engine import DEFAULT_TUNING, EngineInfo, EngineTuning, Float32Array, ImageBatch
 
 
 class Outcome(IntEnum):
@@ -131,7 +131,13 @@ class Runner(Protocol):
         """Run a job; ``token`` comes back with its answer."""
         ...
 
-    def load(self, version: ModelVersion, artifact: Artifact, sizes: Sequence[ImageSize] = ()) -> EngineInfo:
+    def load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        sizes: Sequence[ImageSize] = (),
+        tuning: EngineTuning = DEFAULT_TUNING,
+    ) -> EngineInfo:
         """Build an engine, prove it, and run it once at each size; what runs goes on running meanwhile.
 
         Raises:

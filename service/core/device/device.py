@@ -23,11 +23,13 @@ from model.pictures.preprocess import ImageSize
 from model.quotas import usable_cores
 from service.core.device.batch_job import BatchReport, Outcome
 from service.core.device.engine import (
+    DEFAULT_TUNING,
     DeviceLostError,
     DeviceMemoryError,
     EngineBuilder,
     EngineInfo,
     EngineOptions,
+    EngineTuning,
     Float32Array,
     ImageBatch,
     InferenceEngine,
@@ -57,19 +59,26 @@ class Device:
         self._is_warm = False
         self._engines: dict[ModelVersion, tuple[InferenceEngine, Labeler]] = {}
 
-    def load(self, version: ModelVersion, artifact: Artifact, sizes: Sequence[ImageSize] = ()) -> EngineInfo:
+    def load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        sizes: Sequence[ImageSize] = (),
+        tuning: EngineTuning = DEFAULT_TUNING,
+    ) -> EngineInfo:
         """Build an engine beside those that run, prove it, and run it once at each size.
 
         Args:
             version: what it is called from now on; not one that is loaded.
             artifact: what it is built from.
             sizes: padded sizes that pictures are expected to have.
+            tuning: what of the options is different for this version.
 
         Raises:
             EngineUnavailableError: this machine cannot run the engine.
             model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
         """
-        engine = self._build(artifact, self._options)
+        engine = self._build(artifact, self._options.tuned(tuning))
         try:
             if not makes_labels(engine):
                 self._warm_up()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -27,6 +27,45 @@ Precision = Literal["f32", "bf16", "f16", "int8"]
 PrecisionChoice = Literal["auto", "f32", "bf16", "f16", "int8"]
 AUTO_DEVICE = "auto"
 """The first GPU or, if no engine runs there, the CPU."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """One way to run a model on this machine, and the time it takes.
+
+    Attributes:
+        precision: what the network computes in.
+        streams: pictures of a batch that run side by side, 1 or 2.
+        threads: inference threads.
+        latency_ms: median time of one picture alone, in milliseconds.
+    """
+
+    precision: Precision
+    streams: int
+    threads: int
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class EngineTuning:
+    """How the engine of one version is built, where that differs from version to version.
+
+    Attributes:
+        precision: ``auto`` = what ``EngineOptions`` says.
+        streams: None = what ``EngineOptions`` says.
+        threads: None = what ``EngineOptions`` says.
+        choice: what was measured before this was chosen: the chosen way first, then the others, fastest
+            first; empty where nothing was measured.
+    """
+
+    precision: PrecisionChoice = "auto"
+    streams: int | None = None
+    threads: int | None = None
+    choice: tuple[EngineChoice, ...] = ()
+
+
+DEFAULT_TUNING = EngineTuning()
+"""Everything as ``EngineOptions`` say."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +91,14 @@ class EngineOptions:
 
     Args:
         device: ``cpu`` or ``cuda:N``; or ``AUTO_DEVICE``, for ``auto`` engines only.
-        precision: ``auto`` takes the fastest that the device has and the golden sample allows.
+        precision: ``auto`` = the first of the device's precisions that reproduces the golden sample.
         threads: inference threads; None = what the library takes of the cores that this process may use.
         cache_folder: owner-only folder for compiled graphs, created when missing.
         max_batch: pictures of the largest batch that is to be fast.
         sizes: padded sizes that are compiled for, where a library gains by that; all others run as well.
         refused: why better engines are not built, for ``EngineInfo``.
+        streams: pictures of a batch that run side by side, 1 or 2; None = 2 where there are cores for it.
+        arguments: for an engine that is a plug-in: the text behind its name and a colon.
     """
 
     device: str
@@ -67,6 +108,17 @@ class EngineOptions:
     max_batch: int = 1
     sizes: tuple[ImageSize, ...] = ()
     refused: str = ""
+    streams: int | None = None
+    arguments: str = ""
+
+    def tuned(self, tuning: EngineTuning) -> EngineOptions:
+        """Return these options for one version: what its tuning leaves open stays as it is."""
+        return replace(
+            self,
+            precision=self.precision if tuning.precision == "auto" else tuning.precision,
+            streams=self.streams if tuning.streams is None else tuning.streams,
+            threads=self.threads if tuning.threads is None else tuning.threads,
+        )
 
 
 class InferenceEngine(Protocol):

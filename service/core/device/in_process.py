@@ -18,7 +18,7 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, Listener, ScoreBatchJob
 from service.core.device.device import Device
-from service.core.device.engine import DeviceLostError, EngineInfo
+from service.core.device.engine import DEFAULT_TUNING, DeviceLostError, EngineInfo, EngineTuning
 from service.core.device.labeling import LabelingWork
 
 _log = structlog.get_logger()
@@ -53,14 +53,20 @@ class InProcessRunner:
         """Run a job after those that came before."""
         self._jobs.put((token, job))
 
-    def load(self, version: ModelVersion, artifact: Artifact, sizes: Sequence[ImageSize] = ()) -> EngineInfo:
+    def load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        sizes: Sequence[ImageSize] = (),
+        tuning: EngineTuning = DEFAULT_TUNING,
+    ) -> EngineInfo:
         """Build an engine and prove it.
 
         Raises:
             EngineUnavailableError: the engine cannot be run here.
             model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
         """
-        return self._device.load(version, artifact, sizes)
+        return self._device.load(version, artifact, sizes, tuning)
 
     def unload(self, version: ModelVersion) -> None:
         """Free an engine."""

@@ -20,7 +20,7 @@ from service.core.device.ipc import (
     IpcMessage,
     LabelMessage,
     PictureEntry,
-    PixelName,
+    PixelType,
     ScoreMessage,
 )
 from service.core.device.slots import AnyArray, SlotLease, SlotPool, next_array_offset
@@ -102,7 +102,7 @@ class SharedMemory:
     ) -> Sequence[BatchOutput]:
         lease = self._filled(job.images_NHW3, 4 * math.prod(job.raw_shape))
         count, height, width = job.images_NHW3.shape[:3]
-        pixels: PixelName = "uint8" if job.images_NHW3.dtype == np.uint8 else "float32"
+        pixels: PixelType = "uint8" if job.images_NHW3.dtype == np.uint8 else "float32"
         batch = count, height, width
         frame = ScoreMessage(token, version, lease.slot.number, job.deadline_s, pixels, batch, job.raw_shape)
         _send(life, frame, [lease])

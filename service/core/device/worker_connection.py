@@ -12,14 +12,12 @@ import select
 import socket
 import struct
 import subprocess
-import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from service.core.device.ipc import MAX_FRAME_BYTES, IpcMessage, packed, unpacked
+from service.core.child_process import program, with_code
+from service.core.device.ipc import MAX_MESSAGE_BYTES, IpcMessage, decode_message, encode_message
 
-_CODE = Path(__file__).parents[3]
 _COUNT = struct.Struct("<Q")
 _WORDS = struct.Struct("<QI")
 _PLACES = (mmap.PAGESIZE // 4, mmap.PAGESIZE // 2)
@@ -102,11 +100,10 @@ class WorkerConnection:
             self._mark = BatchJobMark(page)
             descriptors = theirs.fileno(), page
             self._process = subprocess.Popen(  # noqa: S603 - this Python, a module of ours
-                # -s and -P: no code from the user's home or from the folder that the service was started in.
-                [sys.executable, "-s", "-P", "-m", module, *arguments, *map(str, descriptors)],
+                program(module, *arguments, *map(str, descriptors)),
                 stdin=subprocess.DEVNULL,
                 stdout=_STDERR,  # stdout belongs to the service
-                env=_with_code(environment),
+                env=with_code(environment),
                 pass_fds=descriptors,
             )
         except OSError:
@@ -132,14 +129,14 @@ class WorkerConnection:
             FrameError: it noted something else than a frame.
         """
         words = self._mark.words_of(token)
-        return None if words is None else unpacked(words)
+        return None if words is None else decode_message(words)
 
     def send(self, frame: IpcMessage, descriptors: Sequence[int] = ()) -> None:
         """Send a frame; one that cannot be sent is lost like the process, whose end ``receive`` tells."""
         try:
             # Not socket.send_fds: before Python 3.13 it takes flags and ignores them.
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
-            self._socket.sendmsg([packed(frame)], rights, socket.MSG_DONTWAIT)
+            self._socket.sendmsg([encode_message(frame)], rights, socket.MSG_DONTWAIT)
         except OSError:
             self.kill()
 
@@ -162,16 +159,16 @@ class WorkerConnection:
         poll.register(wake, select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll(max(0.0, 1e3 * timeout_s))}
         if wake.fileno() in ready:
-            wake.recv(MAX_FRAME_BYTES)
+            wake.recv(MAX_MESSAGE_BYTES)
         if self._socket.fileno() not in ready:
             return None
         try:
-            data = self._socket.recv(MAX_FRAME_BYTES)
+            data = self._socket.recv(MAX_MESSAGE_BYTES)
         except OSError:
             data = b""
         if not data:
             raise EOFError
-        return unpacked(data)
+        return decode_message(data)
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -190,8 +187,3 @@ class WorkerConnection:
         except subprocess.TimeoutExpired:
             self.kill()
             return self._process.wait()
-
-
-def _with_code(environment: Mapping[str, str]) -> dict[str, str]:
-    folders = [str(_CODE), *filter(None, [environment.get("PYTHONPATH")])]
-    return {**environment, "PYTHONPATH": os.pathsep.join(folders)}

@@ -6,7 +6,6 @@ W/stride.
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import threading
 from collections import deque
@@ -27,7 +26,7 @@ from service.core.device.batch_job import BatchReport
 from service.core.device.device import Device
 from service.core.device.ipc import (
     LOAD_ERRORS,
-    MAX_FRAME_BYTES,
+    MAX_MESSAGE_BYTES,
     DoneMessage,
     ForgetMessage,
     HelloMessage,
@@ -36,12 +35,12 @@ from service.core.device.ipc import (
     LabelMessage,
     LoadMessage,
     PictureEntry,
-    PixelName,
+    PixelType,
     ReplyMessage,
     ScoreMessage,
     UnloadMessage,
-    packed,
-    unpacked,
+    decode_message,
+    encode_message,
 )
 from service.core.device.labeling import LabelingWork, Pending
 from service.core.device.slots import AnyArray, SlotMap, next_array_offset
@@ -123,7 +122,7 @@ class WorkerLoop:
 
     def _finish_one(self) -> None:
         token, pending = self._begun.popleft()
-        words = packed(DoneMessage(token, pending()))
+        words = encode_message(DoneMessage(token, pending()))
         self._mark.end(token, words)  # before the next job is begun: that may kill this process
         self._unsent.append(words)
         if self._begun or not self._tasks.empty():
@@ -132,7 +131,7 @@ class WorkerLoop:
             self._send_all()
 
     def _send(self, frame: IpcMessage) -> None:
-        self._unsent.append(packed(frame))
+        self._unsent.append(encode_message(frame))
         self._is_unsent.put(True)
 
     def _send_all(self) -> None:
@@ -157,7 +156,7 @@ class WorkerLoop:
     def _listen(self) -> None:
         try:
             while data := self._receive():
-                self._obey(unpacked(data))
+                self._obey(decode_message(data))
         except ConnectionResetError:
             pass
         except Exception as error:  # noqa: BLE001 - the edge of the thread: ``serve`` raises it
@@ -166,7 +165,7 @@ class WorkerLoop:
 
     def _receive(self) -> bytes:
         """Return the next frame; nothing at the end."""
-        data, ancillary, _, _ = self._link.recvmsg(MAX_FRAME_BYTES, _ANCILLARY_BYTES)
+        data, ancillary, _, _ = self._link.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES)
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors.extend(memoryview(content).cast("i"))
@@ -231,10 +230,10 @@ class WorkerLoop:
         offset = next_array_offset(3 * entry.padded.pixels)
         return self._array(entry.slot, entry.original.shape, "uint8", offset)
 
-    def _array(self, slot: int, shape: tuple[int, ...], dtype: PixelName, offset: int = 0) -> AnyArray:
+    def _array(self, slot: int, shape: tuple[int, ...], dtype: PixelType, offset: int = 0) -> AnyArray:
         try:
             return self._slots.array(slot, shape, dtype, offset)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise IpcError(f"{shape} does not fit into slot {slot}") from error
 
     # --- the calling thread
@@ -254,16 +253,16 @@ class WorkerLoop:
     def _load(self, frame: LoadMessage) -> None:
         try:
             version = ModelVersion.parse(frame.name)
-            info = self._device.load(version, read_artifact(Path(frame.folder)), frame.sizes)
+            info = self._device.load(version, read_artifact(Path(frame.folder)), frame.sizes, frame.tuning)
         except Exception as error:  # noqa: BLE001 - the edge of the thread: whatever a library raises
             if type(error).__name__ not in LOAD_ERRORS:
                 _log.exception("model cannot be loaded", model=frame.name)
             message = str(error) or type(error).__name__
-            self._send(ReplyMessage(frame.request, type(error).__name__, {"message": message}))
+            self._send(ReplyMessage(frame.request, error=type(error).__name__, reason=message))
         else:
             release_free_memory()  # of the compiler: 60 MB
             self._versions[frame.version] = version
-            self._send(ReplyMessage(frame.request, values=dataclasses.asdict(info)))
+            self._send(ReplyMessage(frame.request, info))
 
 
 def _fail(error: Exception) -> None:

@@ -19,7 +19,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import cast, get_args
 
 import numpy as np
 import structlog
@@ -29,7 +28,12 @@ from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, LabelBatchJob, Listener, Outcome
-from service.core.device.engine import EngineInfo, EngineUnavailableError, Precision
+from service.core.device.engine import (
+    DEFAULT_TUNING,
+    EngineInfo,
+    EngineTuning,
+    EngineUnavailableError,
+)
 from service.core.device.ipc import (
     LOAD_ERRORS,
     PROTOCOL,
@@ -56,6 +60,7 @@ _FAREWELL_S = 5.0
 class _Version:
     key: int
     folder: str
+    tuning: EngineTuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +146,13 @@ class ProcessRunner:
             self._jobs[token] = outputs
             self._watchdog.sent(token, expected_s=job.expected_s, now_s=self._clock())
 
-    def load(self, version: ModelVersion, artifact: Artifact, sizes: Sequence[ImageSize] = ()) -> EngineInfo:
+    def load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        sizes: Sequence[ImageSize] = (),
+        tuning: EngineTuning = DEFAULT_TUNING,
+    ) -> EngineInfo:
         """Have an engine built in the worker, and in each that follows.
 
         Raises:
@@ -149,18 +160,17 @@ class ProcessRunner:
             model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
             NoWorkerError: there is no worker, or it died of it.
         """
-        key, folder = next(self._numbers), str(artifact.folder)
+        known = _Version(next(self._numbers), str(artifact.folder), tuning)
         with self._changed:
             life = self._ready_life()
-            reply = self._request(
-                lambda request: LoadMessage(request, key, str(version), folder, tuple(sizes))
-            )
-        values = _values(reply.result())
+            reply = self._request(partial(_load_frame, version=version, known=known, sizes=sizes))
+        engine = _engine_of(reply.result())
+        assert engine is not None
         with self._changed:
             if life is not self._life:
                 raise NoWorkerError("the worker died after it had loaded the model")
-            self._versions[version] = _Version(key, folder)
-        return _engine_info(values)
+            self._versions[version] = known
+        return engine
 
     def unload(self, version: ModelVersion) -> None:
         """Free an engine."""
@@ -170,7 +180,7 @@ class ProcessRunner:
                 return
             reply = self._request(lambda request: UnloadMessage(request, known.key))
         with suppress(NoWorkerError):  # gone with the worker
-            _values(reply.result())
+            _engine_of(reply.result())
 
     def close(self) -> None:
         """Let the worker go."""
@@ -324,7 +334,7 @@ class ProcessRunner:
         """Take up work, unless no model is left of those that were there before."""
         lost = [version for version, reply in reloads.items() if reply.result().error]
         for version in lost:
-            reason = reloads[version].result().values.get("message")
+            reason = reloads[version].result().reason
             _log.error("model cannot be loaded again", model=str(version), reason=reason)
         if lost and len(lost) == len(reloads):
             raise EOFError
@@ -375,19 +385,13 @@ class ProcessRunner:
             self._news.popleft()()
 
 
-def _load_frame(request: int, *, version: ModelVersion, known: _Version) -> LoadMessage:
-    return LoadMessage(request, known.key, str(version), known.folder)
+def _load_frame(
+    request: int, *, version: ModelVersion, known: _Version, sizes: Sequence[ImageSize] = ()
+) -> LoadMessage:
+    return LoadMessage(request, known.key, str(version), known.folder, tuple(sizes), known.tuning)
 
 
-def _values(reply: ReplyMessage) -> Mapping[str, str]:
-    if not reply.error:
-        return reply.values
-    raise LOAD_ERRORS.get(reply.error, EngineUnavailableError)(reply.values.get("message", reply.error))
-
-
-def _engine_info(values: Mapping[str, str]) -> EngineInfo:
-    precision = values["precision"]
-    assert precision in get_args(Precision)
-    return EngineInfo(
-        values["engine"], values["device"], cast("Precision", precision), values.get("refused", "")
-    )
+def _engine_of(reply: ReplyMessage) -> EngineInfo | None:
+    if reply.error:
+        raise LOAD_ERRORS.get(reply.error, EngineUnavailableError)(reply.reason or reply.error)
+    return reply.engine

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from model.artifacts.manifest import ModelVersion
+from service.core.device.engine import Precision
 
 JsonObject = dict[str, Any]
 """What the jobs database stores; plain JSON."""
@@ -75,6 +76,7 @@ class JobRequest:
         protocol: a name of ``model.evaluation.protocols``.
         skip_broken: leave pairs out, and count them, whose files are broken; else they fail the job.
         reference: how the client called the model; None = by the version itself.
+        precision: what every worker computes in; None = what the first one chooses.
     """
 
     version: ModelVersion
@@ -83,6 +85,7 @@ class JobRequest:
     protocol: str
     skip_broken: bool = False
     reference: str | None = None
+    precision: Precision | None = None
 
     @property
     def said(self) -> tuple[str, str, str, str, bool]:
@@ -99,6 +102,7 @@ class JobRequest:
             "protocol": self.protocol,
             "skip_broken": self.skip_broken,
             "reference": self.reference,
+            "precision": self.precision,
         }
 
     @classmethod
@@ -110,7 +114,8 @@ class JobRequest:
             split=document["split"],
             protocol=document["protocol"],
             skip_broken=document["skip_broken"],
-            reference=document.get("reference"),  # older documents have none
+            reference=document.get("reference"),  # older documents have neither
+            precision=document.get("precision"),
         )
 
 

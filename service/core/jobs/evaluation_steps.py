@@ -11,9 +11,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from os.path import relpath
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from model.artifacts.manifest import WEIGHTS_FILE, ModelVersion
 from model.artifacts.registry import ModelRegistry
 from model.datasets.confined_paths import ConfinedReader
 from model.datasets.dataset import DatasetSpec, LabeledImages
+from model.datasets.text import printable
 from model.decoding.score_grid import Float32Array
 from model.errors import DatasetError, ModelError, StorageError
 from model.evaluation.evaluation import (
@@ -32,13 +34,12 @@ from model.evaluation.evaluation import (
     ScoredImage,
     SkippedImage,
 )
-from model.evaluation.network_passes import segment
+from model.evaluation.picture_scorer import PictureScorer, check_same_classes, fingerprint_of
 from model.evaluation.protocols import Protocol, find_protocol, make_plan
-from model.evaluation.report import ShownImage, render_html
+from model.evaluation.report import render_html
 from model.evaluation.resampling import PixelArray
-from model.labels import UInt8Array
 from model.pictures.preprocess import size_of
-from service.core.device.engine import EngineUnavailableError
+from service.core.device.engine import EngineUnavailableError, Precision
 from service.core.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -55,7 +56,8 @@ from service.core.jobs.evaluation_job import (
     JobResult,
     JsonObject,
 )
-from service.core.models.model_host import LoadedModel, ModelHost
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 
 _STEP_PIXELS = 16 << 20
 """Of the network's input; 2 to 5 seconds on the processors this was tried on."""
@@ -63,8 +65,6 @@ _STEP_PIXELS = 16 << 20
 _MAX_STEP_IMAGES = 8
 _MAX_SHOWN = 6
 _BATCH_TIMEOUT_S = 120.0  # of one batch of the bulk lane, which may wait behind a crowd
-
-_Pair = tuple[UInt8Array, UInt8Array]
 
 _log = structlog.get_logger()
 
@@ -94,7 +94,7 @@ class Datasets:
         except DatasetError as error:
             raise DatasetError(str(error).replace(str(file), file.name)) from error
         try:
-            return LabeledImages(spec, split, read=ConfinedReader(spec.root))
+            return LabeledImages(spec, split, read=ConfinedReader(spec.root, spec.folders_elsewhere))
         except DatasetError as error:
             raise DatasetError(_relative(error, spec)) from error
 
@@ -124,7 +124,7 @@ class HostedEvaluation:
         open_host: opens what runs the networks.
         registry: has the versions, and keeps the reports.
         datasets: that may be evaluated on.
-        pool: threads that read pictures, and share what is done beside the network.
+        pool: threads that read and score pictures.
         environment: plain JSON: ``processor``, ``versions`` of libraries, and what else results depend on.
     """
 
@@ -146,16 +146,17 @@ class HostedEvaluation:
         self._working = threading.Lock()
         self._opened = ExitStack()
         self._host: ModelHost | None = None
-        self._borrowed: ModelVersion | None = None
+        self._borrowed: tuple[ModelVersion, Precision | None] | None = None
         self._data: _Data | None = None
 
     def plan(self, request: JobRequest) -> JobPlan:
         """Look at the data set and at this machine."""
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, request.precision) as served:
             protocol = find_protocol(request.protocol)
             data = self._open(request)
             pictures = data.pictures
-            _check_classes(served, pictures)
+            palette = pictures.spec.palette
+            check_same_classes(str(served.version), served.manifest.palette, pictures.spec.name, palette)
             return JobPlan(
                 images=len(pictures),
                 images_per_step=_images_per_step(pictures, protocol),
@@ -165,26 +166,26 @@ class HostedEvaluation:
     def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
         """Evaluate some of the pictures."""
         counts: JsonObject = {"images": [], "skipped": []}
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, plan.pins["precision"]) as served:
             data = self._planned_data(request, plan)
             self._check_pins(plan, served, data)
             pictures = data.pictures
-            for index, pair in self._read_ahead(pictures, images):
-                try:
-                    image_HW3, truth_HW = pair.result()
-                except DatasetError as error:
-                    if not request.skip_broken:
-                        raise DatasetError(_relative(error, pictures.spec)) from error
-                    reason = _relative(error, pictures.spec)
-                    counts["skipped"].append(
-                        {"index": index, "name": _name(pictures, index), "reason": reason}
-                    )
-                    continue
-                guess_HW = self._labels(image_HW3, find_protocol(request.protocol), served)
-                scored = ScoredImage.of(
-                    index, _name(pictures, index), truth_HW, guess_HW, pictures.spec.palette
-                )
-                counts["images"].append(scored.to_json())
+            reason = partial(_relative, spec=pictures.spec)
+            outcomes = self._scorer(request, pictures, served).score(
+                pictures,
+                images,
+                executor=self._pool,
+                name=partial(_name, pictures),
+                reason=reason if request.skip_broken else None,
+            )
+            try:
+                for outcome in outcomes:
+                    if isinstance(outcome, SkippedImage):
+                        counts["skipped"].append(asdict(outcome))
+                    else:
+                        counts["images"].append(outcome.to_json())
+            except DatasetError as error:
+                raise DatasetError(reason(error)) from error
         return counts
 
     def finish(
@@ -197,7 +198,7 @@ class HostedEvaluation:
         confirm: Callable[[], None],
     ) -> JobResult:
         """Add up, and store the report beside the model."""
-        with _job_errors(), self._working_with(request.version) as served:
+        with _job_errors(), self._working_with(request.version, plan.pins["precision"]) as served:
             data = self._open(request)
             self._check_pins(plan, served, data)
             pictures = data.pictures
@@ -206,10 +207,9 @@ class HostedEvaluation:
                     f"files of {request.dataset} {request.split} were changed: submit the job again"
                 )
             report = _report(request, plan, counts, served, pictures)
-            shown = [
-                self._shown(one.index, pictures, request, served)
-                for one in report.worst(min(_MAX_SHOWN, plan.images_per_step))
-            ]
+            scorer = self._scorer(request, pictures, served)
+            worst = report.worst(min(_MAX_SHOWN, plan.images_per_step))
+            shown = [scorer.show(pictures, one.index, one.name) for one in worst]
             result = _result(report)
             document = report.to_json() | {
                 "digest": result.digest,
@@ -237,22 +237,31 @@ class HostedEvaluation:
         self._stopping.set()
 
     @contextmanager
-    def _working_with(self, version: ModelVersion) -> Iterator[LoadedModel]:
-        """Have a version loaded; it stays so for the next call."""
+    def _working_with(self, version: ModelVersion, precision: Precision | None) -> Iterator[LoadedModel]:
+        """Have a version loaded in a precision; it stays so for the next call.
+
+        Raises:
+            JobError: the host serves the version in another precision.
+        """
         with self._working:
             if self._host is None:
                 self._host = self._opened.enter_context(self._open_host())
-            if self._borrowed != version:
+            if self._borrowed is not None and self._borrowed != (version, precision):
                 self._give_back()
             if not self._host.has(version):
-                self._host.borrow(version, self._registry.open(version))
-                self._borrowed = version
+                self._host.borrow(version, self._registry.open(version), precision=precision)
+                self._borrowed = version, precision
             with self._host.hold_loaded(version) as served:
+                if precision not in (None, served.engine.precision):
+                    raise JobError(
+                        f"the job needs {version} in {precision}, and this worker serves it in "
+                        f"{served.engine.precision}: submit it again"
+                    )
                 yield served
 
     def _give_back(self) -> None:
         if self._borrowed is not None and self._host is not None:
-            self._host.give_back(self._borrowed)
+            self._host.give_back(self._borrowed[0])
         self._borrowed = None
 
     def _close_host(self) -> None:
@@ -291,39 +300,15 @@ class HostedEvaluation:
                 _log.warning("job began elsewhere", pin=key, began_with=plan.pins.get(key), here=value)
                 raise JobError(f"the job began with another {key} than this worker has: submit it again")
 
-    def _read_ahead(self, pictures: LabeledImages, images: range) -> Iterator[tuple[int, Future[_Pair]]]:
-        """Yield each pair while the next one is being read."""
-        reading: Future[_Pair] | None = None
-        for index in images:
-            if self._stopping.is_set():
-                raise JobInterruptedError
-            pair = reading or self._pool.submit(pictures.__getitem__, index)
-            reading = self._pool.submit(pictures.__getitem__, index + 1) if index + 1 in images else None
-            yield index, pair
-
-    def _labels(self, image_HW3: UInt8Array, protocol: Protocol, served: LoadedModel) -> UInt8Array:
+    def _scorer(self, request: JobRequest, pictures: LabeledImages, served: LoadedModel) -> PictureScorer:
         def infer(images_NHW3: PixelArray) -> Float32Array:
             if self._stopping.is_set():
                 raise JobInterruptedError
             deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
-            assert self._host is not None  # a call works with it
-            return self._host.infer(images_NHW3, version=served.version, deadline_s=deadline_s).result()
+            return served.infer(images_NHW3, deadline_s=deadline_s).result()
 
-        return segment(image_HW3, protocol, infer, served.manifest, executor=self._pool)
-
-    def _shown(
-        self, index: int, pictures: LabeledImages, request: JobRequest, served: LoadedModel
-    ) -> ShownImage:
-        image_HW3, truth_HW = pictures[index]
-        guess_HW = self._labels(image_HW3, find_protocol(request.protocol), served)
-        name = _name(pictures, index)
-        miou = (
-            ScoredImage.of(index, name, truth_HW, guess_HW, pictures.spec.palette)
-            .matrix(pictures.spec.palette.num_classes)
-            .miou
-        )
-        assert miou is not None  # unscored pictures are not among the worst
-        return ShownImage(name, miou, image_HW3, truth_HW, guess_HW)
+        protocol = find_protocol(request.protocol)
+        return PictureScorer(served.manifest, protocol, pictures.spec.palette, [infer])
 
 
 @contextmanager
@@ -341,15 +326,6 @@ def _job_errors() -> Iterator[None]:
         raise JobError(str(error)) from error
 
 
-def _check_classes(served: LoadedModel, pictures: LabeledImages) -> None:
-    known, labelled = served.manifest.palette.names, pictures.spec.palette.names
-    if len(known) != len(labelled):
-        raise JobError(f"{served.version} has {len(known)} classes, {pictures.spec.name} has {len(labelled)}")
-    for k, (ours, theirs) in enumerate(zip(known, labelled, strict=True)):
-        if ours != theirs:
-            raise JobError(f"class {k} of {served.version} is {ours!r}, of {pictures.spec.name} {theirs!r}")
-
-
 def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:
     """Return how many pictures like the first readable one make a step."""
     for index in range(len(pictures)):
@@ -363,27 +339,22 @@ def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:
 
 def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
     try:
-        return pictures.fingerprint
+        return fingerprint_of(pictures, skip_broken=request.skip_broken)
     except DatasetError as error:
-        if request.skip_broken:
-            return None
         raise DatasetError(_relative(error, pictures.spec)) from error
 
 
 def _data_pins(pictures: LabeledImages) -> JsonObject:
-    palette, label_map = pictures.spec.palette, pictures.spec.label_map
-    labelling = {
-        "names": list(palette.names),
-        "ignore_id": palette.ignore_id,
-        "label_map": [list(pair) for pair in sorted(label_map.items())],
-    }
-    return {"list": _list_digest(pictures), "labelling": labelling}
+    return {"list": _list_digest(pictures), "labelling": pictures.spec.labelling}
 
 
 def _list_digest(pictures: LabeledImages) -> str:
     # Each worker may have the data set elsewhere.
     root = pictures.spec.root
-    lines = [f"{relpath(pair.image, root)}\n{relpath(pair.label, root)}\n" for pair in pictures.pairs]
+    lines = [
+        f"{relpath(pair.image, root)}\n{relpath(pair.label, root) if pair.label else ''}\n"
+        for pair in pictures.pairs
+    ]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -399,7 +370,7 @@ def _report(
         for image in part["images"]:
             evaluator.add(ScoredImage.from_json(image))
         for image in part["skipped"]:
-            evaluator.skip(SkippedImage(**image))
+            evaluator.add(SkippedImage(**image))
     return evaluator.report(_context(request, plan, served))
 
 
@@ -434,7 +405,7 @@ def _result(report: EvaluationReport) -> JobResult:
 def _name(pictures: LabeledImages, index: int) -> str:
     """Return what reports call a picture: its path below the root of its data set."""
     image, root = pictures.pairs[index].image, pictures.spec.root
-    return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.name
+    return printable(image.relative_to(root) if image.is_relative_to(root) else image.name)
 
 
 def _relative(error: DatasetError, spec: DatasetSpec) -> str:
@@ -442,4 +413,5 @@ def _relative(error: DatasetError, spec: DatasetSpec) -> str:
     root = spec.root
     if not (root.is_absolute() and root.name):
         return str(error)
-    return str(error).replace(f"{root}/", "").replace(str(root), root.name)
+    shown = printable(root)
+    return str(error).replace(f"{shown}/", "").replace(shown, printable(root.name))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import model.errors as model_errors
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
 from model.evaluation.protocols import find_protocol
+from service.core.device.engine import Precision
 from service.core.errors import (
     ConflictError,
     InternalError,
@@ -30,7 +31,8 @@ class EvaluationSubmission:
         jobs: where they are kept.
         registry: has the models, and the reports.
         datasets: names of the configured data sets.
-        int8: a model without a number is served as its int8 version, if it has one: that is scored.
+        choose: returns the version that a reference means here, and the precision in which it runs; raises
+            errors of the registry. None = the registry alone says which version.
     """
 
     def __init__(
@@ -39,12 +41,12 @@ class EvaluationSubmission:
         registry: ModelRegistry,
         datasets: Collection[str],
         *,
-        int8: bool = False,
+        choose: Callable[[str], tuple[ModelVersion, Precision | None]] | None = None,
     ) -> None:
         self.jobs = jobs
         self._registry = registry
         self._datasets = datasets
-        self._int8 = int8
+        self._choose = choose or (lambda reference: (registry.resolve(reference), None))
 
     def submit(
         self,
@@ -56,7 +58,7 @@ class EvaluationSubmission:
         skip_broken: bool = False,
         key: str | None = None,
     ) -> EvaluationJob:
-        """Queue a job for the version that a reference means now.
+        """Queue a job for the version that a reference means now, in the precision in which it runs now.
 
         Args:
             model: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
@@ -85,7 +87,8 @@ class EvaluationSubmission:
         if not _SPLIT.fullmatch(split):
             raise InvalidArgumentError(f"not a split: {split!r}")
         _check_protocol(protocol)
-        request = JobRequest(self._resolve(model), dataset, split, protocol, skip_broken, model)
+        version, precision = self._resolve(model)
+        request = JobRequest(version, dataset, split, protocol, skip_broken, model, precision)
         return self.jobs.submit(request, key=key)
 
     def page(self, job_id: str) -> bytes:
@@ -108,9 +111,9 @@ class EvaluationSubmission:
             raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
         return self.jobs.of_key(key)
 
-    def _resolve(self, reference: str) -> ModelVersion:
+    def _resolve(self, reference: str) -> tuple[ModelVersion, Precision | None]:
         try:
-            return self._registry.resolve(reference, int8=self._int8)
+            return self._choose(reference)
         except model_errors.InvalidReferenceError as error:
             raise InvalidArgumentError(str(error)) from error
         except model_errors.ModelNotFoundError as error:

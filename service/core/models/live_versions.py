@@ -25,7 +25,8 @@ from service.core.errors import (
     ServiceError,
     VersionNotFoundError,
 )
-from service.core.models.model_host import LoadedModel, ModelHost
+from service.core.models.loaded_model import LoadedModel
+from service.core.models.model_host import ModelHost
 
 _log = structlog.get_logger()
 

@@ -1,44 +1,31 @@
-"""The models that this process serves, and the one way to have a picture answered by one of them.
-
-Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
-W/stride.
-"""
+"""Which models are loaded in this process, and which of them a name means."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import structlog
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelManifest, ModelVersion
-from model.labels import UInt8Array
-from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.device.engine import DEFAULT_TUNING, EngineTuning, Precision
 from service.core.errors import ConflictError, LoadingError, ModelNotFoundError, VersionNotFoundError
-from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
-from service.core.scheduling.scheduler import Lane
+from service.core.models.loaded_model import LoadedModel
+from service.core.scheduling.dispatcher import Dispatcher
 from service.telemetry import Metrics, ModelLabels
 
 _log = structlog.get_logger()
 
-_WARM_SIZES = 8
-"""Padded sizes that were asked for last, and at which a new version is run once before it is served."""
+TuningOf = Callable[[ModelVersion, ModelManifest], EngineTuning]
+"""Says how the engine of a version is built."""
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """One version that is loaded and has proved itself."""
-
-    version: ModelVersion
-    manifest: ModelManifest
-    engine: EngineInfo
+def _default_tuning(_: ModelVersion, __: ModelManifest) -> EngineTuning:
+    return DEFAULT_TUNING
 
 
 class ModelHost:
@@ -50,11 +37,15 @@ class ModelHost:
     Args:
         worker: runs them; closed with the host.
         metrics: told of versions that come and go.
+        tuning_of: says how the engine of a version is built.
     """
 
-    def __init__(self, worker: Dispatcher, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, worker: Dispatcher, metrics: Metrics | None = None, *, tuning_of: TuningOf = _default_tuning
+    ) -> None:
         self._worker = worker
         self._metrics = metrics or Metrics()
+        self._tuning_of = tuning_of
         self._changed = threading.Condition(threading.RLock())
         self._loading = threading.Lock()  # one at a time: compilers take all cores
         self._meant: dict[str, ModelVersion] = {}  # by the bare name; the first is the default model
@@ -62,7 +53,6 @@ class ModelHost:
         self._loaded: dict[ModelVersion, LoadedModel] = {}
         self._borrowed: set[ModelVersion] = set()  # of the loaded ones: those that nobody else asked for
         self._holders: Counter[ModelVersion] = Counter()
-        self._sizes: dict[ImageSize, None] = {}  # the latest comes last
 
     @property
     def ready(self) -> bool:
@@ -105,7 +95,9 @@ class ModelHost:
         with self._loading:
             return self._load(version, artifact)
 
-    def borrow(self, version: ModelVersion, artifact: Artifact) -> None:
+    def borrow(
+        self, version: ModelVersion, artifact: Artifact, *, precision: Precision | None = None
+    ) -> None:
         """Load a version for somebody who will ``give_back``.
 
         As long as nobody else asks for it, it is not among ``models``, and no request means it.
@@ -113,6 +105,7 @@ class ModelHost:
         Args:
             version: one that is loaded already is not loaded again.
             artifact: as in ``load``.
+            precision: what its engine computes in; None = what was chosen for this machine.
 
         Raises:
             EngineUnavailableError: as ``load``.
@@ -120,7 +113,7 @@ class ModelHost:
             NoWorkerError: as ``load``.
         """
         with self._loading:
-            self._load(version, artifact, is_borrowed=True)
+            self._load(version, artifact, is_borrowed=True, precision=precision)
 
     def give_back(self, version: ModelVersion) -> None:
         """Free a borrowed version, unless it came to be served meanwhile, or somebody unloaded it."""
@@ -199,9 +192,9 @@ class ModelHost:
             version = self._meant[name] if number is None else ModelVersion(name, number)
             if version in self._expected and version not in self._loaded:
                 raise LoadingError(f"{version} is not loaded yet")
-            if version in self._borrowed:
+            if version not in self._loaded or version in self._borrowed:
                 raise VersionNotFoundError(f"{version} is not served")
-            return self._served(version)
+            return self._loaded[version]
 
     @contextmanager
     def hold(self, name: str | None = None, number: int | None = None) -> Iterator[LoadedModel]:
@@ -233,140 +226,30 @@ class ModelHost:
         finally:
             self._let_go(version)
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
-        """Return memory to prepare a picture in, from where it need not be copied again.
-
-        Args:
-            padded: size of the prepared picture.
-            original: the picture's own size, which its labels will have.
-
-        Returns:
-            uint8 HW3 of the padded size.
-        """
-        return self._worker.canvas(padded, original)
-
-    def check(self, *, version: ModelVersion, deadline_s: float, source: str | None = None) -> None:
-        """Refuse an interactive picture that is not even received yet, if no place could be promised to it.
-
-        Args:
-            version: as in ``submit``.
-            deadline_s: as in ``submit``.
-            source: as in ``submit``.
-
-        Raises:
-            QueueFullError: as ``submit``.
-            RateLimitedError: as ``submit``.
-        """
-        self._worker.check(version, deadline_s=deadline_s, source=source)
-
-    def expected_wait_s(self) -> float:
-        """Return in how many seconds all that runs and waits will be done, by what was learnt."""
-        return self._worker.expected_wait_s()
-
-    def reserve(
-        self,
-        padded: ImageSize,
-        *,
-        version: ModelVersion,
-        deadline_s: float,
-        lane: Lane = Lane.INTERACTIVE,
-        source: str | None = None,
-    ) -> Reservation:
-        """Promise a place to a picture before anything is spent on reading it.
-
-        Args:
-            padded: the size that it will have for the network.
-            version: as in ``submit``.
-            deadline_s: as in ``submit``.
-            lane: as in ``submit``.
-            source: as in ``submit``.
-
-        Returns:
-            What ``submit`` takes; its future has to be cancelled if nothing is submitted.
-
-        Raises:
-            ServiceError: as ``submit``.
-        """
-        return self._worker.reserve(version, padded, deadline_s=deadline_s, lane=lane, source=source)
-
-    def submit(
-        self,
-        image: PreparedImage,
-        *,
-        version: ModelVersion,
-        deadline_s: float,
-        lane: Lane = Lane.INTERACTIVE,
-        source: str | None = None,
-        reservation: Reservation | None = None,
-    ) -> Future[Answer]:
-        """Queue one picture.
-
-        Args:
-            image: prepared as the version's manifest says, best in a ``canvas``.
-            version: what ``find`` or ``hold`` returned.
-            deadline_s: when nobody waits for the answer any more, on the clock of ``time.monotonic``.
-            lane: how urgent it is.
-            source: who asks, for example a stream: sources of a lane take turns.
-            reservation: its place, made with the same arguments; then it is not refused for want of one.
-
-        Returns:
-            The labels to come; cancelling the future withdraws the picture unless the engine already has it.
-
-        Raises:
-            VersionNotFoundError: the version is not served (any more).
-            QueueFullError: too many pictures wait, or they alone outlast the deadline.
-            RateLimitedError: too many pictures of this source wait.
-            DeadlineExceededError: the deadline has passed.
-            NoWorkerError: workers die as soon as they are started.
-            UndecodableImageError: two workers died of this picture.
-            DrainingError: the host is about to close.
-        """
-        with self._changed:
-            self._sizes.pop(image.padded, None)
-            self._sizes[image.padded] = None
-            if len(self._sizes) > _WARM_SIZES:
-                del self._sizes[next(iter(self._sizes))]
-        return self._worker.submit(
-            version, image, deadline_s=deadline_s, lane=lane, source=source, reservation=reservation
-        )
-
-    def infer(
-        self, images_NHW3: ImageBatch, *, version: ModelVersion, deadline_s: float, lane: Lane = Lane.BULK
-    ) -> Future[Float32Array]:
-        """Queue one batch whose raw scores are wanted, for evaluation.
-
-        Args:
-            images_NHW3: RGB, uint8 or float32 of 0..255, both sides multiples of 32.
-            version: what ``find`` or ``hold`` returned.
-            deadline_s: when nobody waits for the scores any more, on the clock of ``time.monotonic``.
-            lane: how urgent it is.
-
-        Returns:
-            raw_NKhw to come: float32, the head's raw output.
-
-        Raises:
-            ServiceError: as ``submit``.
-        """
-        with self._changed:
-            manifest = self._served(version).manifest
-        shape = (len(images_NHW3), *_raw_shape(manifest, images_NHW3))
-        return self._worker.infer(version, images_NHW3, shape, deadline_s=deadline_s, lane=lane)
-
     def close(self) -> None:
         """Answer what waits, then free the device."""
         self._worker.close()
 
-    def _load(self, version: ModelVersion, artifact: Artifact, *, is_borrowed: bool = False) -> LoadedModel:
+    def _load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        *,
+        is_borrowed: bool = False,
+        precision: Precision | None = None,
+    ) -> LoadedModel:
         with self._changed:
             if version in self._loaded:
                 if not is_borrowed:
                     self._want(version)
                 return self._loaded[version]
-            sizes = list(self._sizes)
         started_s = time.monotonic()
-        engine = self._worker.load(version, artifact, sizes)
+        tuning = self._tuning_of(version, artifact.manifest)
+        if precision not in (None, tuning.precision):
+            tuning = EngineTuning(precision)
+        engine = self._worker.load(version, artifact, self._worker.recent_sizes, tuning)
         seconds = time.monotonic() - started_s
-        served = LoadedModel(version, artifact.manifest, engine)
+        served = LoadedModel(version, artifact.manifest, engine, self._worker, tuning.choice)
         with self._changed:
             self._loaded[version] = served
             if is_borrowed:
@@ -398,9 +281,3 @@ class ModelHost:
 def _labels(served: LoadedModel) -> ModelLabels:
     version, engine = served.version, served.engine
     return ModelLabels(version.name, version.number, engine.engine, engine.device, engine.precision)
-
-
-def _raw_shape(manifest: ModelManifest, images_NHW3: ImageBatch) -> tuple[int, int, int]:
-    sub_pixels = manifest.stride**2 if manifest.upsample == "pixel_shuffle" else 1
-    height, width = images_NHW3.shape[1] // manifest.stride, images_NHW3.shape[2] // manifest.stride
-    return manifest.palette.num_classes * sub_pixels, height, width

@@ -1,72 +1,91 @@
-"""The application object behind every frontend: bytes of a picture in, its encoded answer out."""
+"""The way of a picture through the service: reserved, read, queued, labelled, rendered.
+
+Axes: H height, W width, 3 = red green blue.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
-import numpy as np
-
-import model.errors as image_errors
 from model.artifacts.manifest import ModelVersion
-from model.labels import UInt8Array
-from model.pictures.image import DEFAULT_LIMITS, ImageHeader, ImageLimits, decode_image, peek_header
-from model.pictures.preprocess import DEFAULT_MAX_INFER_PIXELS, ImageSize, PreparedImage
-from service.core.errors import (
-    EmptyBodyError,
-    InvalidArgumentError,
-    ServiceError,
-    TooManyPixelsError,
-    UndecodableImageError,
-    UnsupportedMediaError,
-)
-from service.core.models.model_host import LoadedModel, ModelHost
-from service.core.pictures.picture_request import (
-    EncodedT,
-    EncodingLatency,
-    Picture,
-    PictureRequest,
-    PictureRequestTools,
-    RequestOrder,
-    Segmentation,
-)
-from service.core.scheduling.dispatcher import Answer
+from model.labels import LabelMap, UInt8Array
+from model.pictures.image import DEFAULT_LIMITS, ImageHeader, ImageLimits
+from model.pictures.preprocess import DEFAULT_MAX_INFER_PIXELS, ImageSize, PreparedImage, size_of
+from service.core.deadline import within
+from service.core.errors import BusyError, DeadlineExceededError, DrainingError, ServiceError
+from service.core.models.loaded_model import LoadedModel
+from service.core.pictures.picture import Picture
+from service.core.scheduling.dispatcher import Answer, Reservation
+from service.core.scheduling.latency_model import LatencyModel
 from service.core.scheduling.memory_budget import (
     BYTES_PER_PIXEL_IN_FLIGHT,
     DEFAULT_MAX_PIXELS_IN_FLIGHT,
     MemoryBudget,
+    MemoryReservation,
 )
 from service.core.scheduling.scheduler import Lane
-from service.telemetry import Metrics
+from service.telemetry import Metrics, Stage
 
-IMAGE_ERRORS: Mapping[type[image_errors.ImageError], type[ServiceError]] = {
-    image_errors.EmptyImageError: EmptyBodyError,
-    image_errors.UnsupportedImageError: UnsupportedMediaError,
-    image_errors.TooManyPixelsError: TooManyPixelsError,
-    image_errors.UndecodableImageError: UndecodableImageError,
-}
-"""What a picture that cannot be read is called by every protocol."""
+RenderedT = TypeVar("RenderedT")
+StepT = TypeVar("StepT")
 
-DEFAULT_ENCODE_BYTES = 5
-"""Memory, in bytes a pixel, that suffices to encode any answer."""
+DEFAULT_RENDER_BYTES = 5
+"""Memory, in bytes a pixel, that suffices to render any answer."""
 
-_RAW_BYTES = 3  # beside the request's own bytes, which are the picture itself unless they must be swapped
+_ANSWER_BYTES = 5  # a pixel's: 4 for the picture, Pillow's padding included, and 1 for its label
+_NETWORK_BYTES = 3
+
+
+@dataclass(frozen=True)
+class StageTimings:
+    """Time that each stage of a picture took, in seconds."""
+
+    decode_s: float
+    preprocess_s: float
+    queue_s: float
+    infer_s: float
+    post_s: float
+
+
+@dataclass(eq=False)
+class Segmentation:
+    """The labels of one picture.
+
+    Attributes:
+        label_map: class ids at the picture's upright size.
+        image_HW3: the picture itself, upright uint8 RGB.
+        version: the model that answered.
+        timings: time that each stage took.
+        inference_size: size that the network saw; smaller than ``image_HW3`` when that was reduced.
+        batch_size: pictures that were answered together.
+    """
+
+    label_map: LabelMap
+    image_HW3: UInt8Array
+    version: ModelVersion
+    timings: StageTimings
+    inference_size: ImageSize
+    batch_size: int
 
 
 @dataclass(frozen=True)
 class SegmenterLimits:
-    """How much one picture, and all of them together, may cost.
+    """What one picture, and all of them together, may cost.
 
     Args:
-        image: what the header of a picture may declare.
+        image: size that the header of a picture may declare.
         max_infer_pixels: larger pictures are area-reduced before the network.
         max_pixels_in_flight: decoded pixels in memory at the same time, all requests together; pictures
-            that take more than 7 bytes a pixel while they are decoded or encoded count for more pixels.
+            that take more than 7 bytes a pixel while they are decoded or rendered count for more pixels.
     """
 
     image: ImageLimits = DEFAULT_LIMITS
@@ -74,218 +93,307 @@ class SegmenterLimits:
     max_pixels_in_flight: int = DEFAULT_MAX_PIXELS_IN_FLIGHT
 
 
-_Prepare = Callable[[UInt8Array], PreparedImage]
+@dataclass(frozen=True, eq=False)
+class _Read:
+    image_HW3: UInt8Array
+    prepared: PreparedImage
+    decode_s: float
+    preprocess_s: float
+
+
+@dataclass(eq=False)
+class _Request:
+    """One picture: what is asked for, and what it has taken so far."""
+
+    model: LoadedModel
+    picture: Picture
+    deadline_s: float
+    render_bytes: int
+    lane: Lane
+    source: str | None
+    stage: Stage = "decode"
+    is_left: bool = False
+    reservation: Reservation | None = None
+    num_bytes: int = 0
+    memory: MemoryReservation | None = None
+    read: _Read | None = None
+    labels: Future[Answer] | None = None
+    labelled_s: float = 0.0
+    step: Future[Any] | None = None
+
+    def is_wanted(self) -> bool:
+        return not self.is_left
+
+    def withdraw(self) -> None:
+        """Cancel what the device has not begun."""
+        if self.reservation is not None:
+            self.reservation.future.cancel()
+        if self.labels is not None:
+            self.labels.cancel()
 
 
 class Segmenter:
-    """Reads pictures, has them answered by a model and encoded, and bounds the memory that this takes.
+    """Has pictures answered by a model, and bounds the memory that this takes.
 
-    Belongs to one event loop. Pictures are read and encoded in a thread pool; nothing here blocks the loop.
+    Belongs to one event loop. Pictures are read and rendered in a thread pool; nothing here blocks the loop.
 
     Args:
-        host: the models.
-        pool: threads that read and encode pictures; the caller closes it.
+        pool: threads that read and render pictures; the caller closes it.
         limits: of one picture and of all together.
-        metrics: counts pictures that nobody waited for to their end, and what threads worked on the others;
-            None = nobody looks at it.
+        metrics: counts lost pictures and the processor time of the others; None = not counted.
     """
 
     def __init__(
-        self,
-        host: ModelHost,
-        pool: Executor,
-        limits: SegmenterLimits | None = None,
-        metrics: Metrics | None = None,
+        self, pool: Executor, limits: SegmenterLimits | None = None, metrics: Metrics | None = None
     ) -> None:
-        self._host = host
+        self._pool = pool
         self._limits = limits or SegmenterLimits()
-        self._tools = PictureRequestTools(
-            host=host,
-            pool=pool,
-            max_infer_pixels=self._limits.max_infer_pixels,
-            budget=MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT),
-            metrics=metrics or Metrics(),
-            encoding=EncodingLatency(),
-        )
-
-    def check(self, version: ModelVersion, *, deadline_s: float, source: str | None = None) -> None:
-        """Refuse a picture by what waits alone, before it is received.
-
-        Args:
-            version: that would answer it.
-            deadline_s: see ``segment``.
-            source: see ``segment``.
-
-        Raises:
-            QueueFullError: nothing could be answered in time, however small.
-            RateLimitedError: too many pictures of this source wait.
-        """
-        encode_s = self._tools.encoding.least_s(deadline_s)
-        self._host.check(version=version, deadline_s=deadline_s - encode_s, source=source)
+        self._metrics = metrics or Metrics()
+        self._budget = MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT)
+        self._rendering = RenderingLatency()
 
     @asynccontextmanager
     async def segment(
         self,
-        data: bytes,
-        encode: Callable[[Segmentation], EncodedT],
+        model: LoadedModel,
+        picture: Picture,
+        render: Callable[[Segmentation], RenderedT],
         *,
         deadline_s: float,
-        model: str | None = None,
-        version: int | None = None,
-        encode_bytes: int = DEFAULT_ENCODE_BYTES,
+        render_bytes: int = DEFAULT_RENDER_BYTES,
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
-        answered: Callable[[Answer], None] | None = None,
-    ) -> AsyncIterator[EncodedT]:
+        labelled: Callable[[Answer], None] | None = None,
+    ) -> AsyncIterator[RenderedT]:
         """Answer one picture; its memory counts as taken until the context is left.
 
         Leaving early (an error, a cancelled task) withdraws what has not begun.
 
         Args:
-            data: a JPEG, PNG or WebP file.
-            encode: makes of the segmentation what is wanted; called in a thread of the pool.
-            deadline_s: when nobody waits for the labels any more, on the clock of ``time.monotonic``; labels
-                that are there by then are encoded, however long that takes.
-            model: name of a model; None = the default.
-            version: its number; None = the one that is served under the name.
-            encode_bytes: memory that ``encode`` takes beside the segmentation, in bytes a pixel.
-            lane: how urgent it is.
-            source: who asks, a client or a stream: sources of a lane take turns.
-            answered: called in the event loop with what the device made of the picture, as soon as that is
-                there; perhaps after the context was left.
+            model: answers the picture; held until the context is left.
+            picture: a file or pixels.
+            render: makes the answer of the segmentation; called in a thread of the pool.
+            deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds);
+                labels that are there by then are rendered, however long that takes.
+            render_bytes: memory that ``render`` takes beside the segmentation, in bytes a pixel.
+            lane: how urgent the picture is.
+            source: the client or stream that asks: sources of a lane take turns. None = unknown.
+            labelled: called in the event loop as soon as the device has answered.
 
         Yields:
-            What ``encode`` returned.
+            The answer that ``render`` returned.
 
         Raises:
-            ModelNotFoundError: no such model is served.
-            VersionNotFoundError: not in this version.
-            LoadingError: it is not loaded yet.
             EmptyBodyError: there are no bytes.
+            InvalidArgumentError: there are more or fewer bytes than the pixels need.
             UnsupportedMediaError: neither JPEG, PNG nor WebP.
             TooManyPixelsError: the header declares more than the limits allow.
             UndecodableImageError: the picture does not decode.
             BusyError: there was no memory for the picture before the deadline.
             QueueFullError: too many pictures wait.
             RateLimitedError: too many pictures of this source wait.
+            VersionNotFoundError: the version was unloaded meanwhile.
+            NoWorkerError: no worker lives that could answer.
             DrainingError: the service is about to stop.
             DeadlineExceededError: the deadline passed.
             ModelOutputInvalidError: the model produced values that are no scores.
             InternalError: the engine failed.
         """
-        with self._host.hold(model, version) as served:
-            order = RequestOrder(served, deadline_s, encode_bytes, lane, source, answered)
-            peek = partial(_peek_header, data, self._limits.image)
-            read = partial(_read, data, self._limits.image, self._prepare(served))
-            async with self._passage(order, peek, read, encode) as encoded:
-                yield encoded
+        request = _Request(model, picture, deadline_s, render_bytes, lane, source)
+        try:
+            with self._losses_counted(request):
+                async with within(deadline_s - time.monotonic(), lambda: _too_late(request)):
+                    answer = await _labels(self._in_thread(request, self._reserve_and_submit))
+                    if answer is None:  # there was no memory for the pixels
+                        request.memory = await self._budget.acquire(request.num_bytes)
+                        answer = await _labels(self._in_thread(request, self._read_and_submit))
+                assert answer is not None
+                request.stage, request.labelled_s = "encode", time.monotonic()
+                if labelled is not None:
+                    labelled(answer)
+                rendered = await asyncio.wrap_future(self._in_thread(request, self._render, answer, render))
+            yield rendered
+        finally:
+            self._give_back(request)
 
-    @asynccontextmanager
-    async def segment_pixels(
-        self,
-        data: bytes,
-        size: ImageSize,
-        encode: Callable[[Segmentation], EncodedT],
-        *,
-        deadline_s: float,
-        bgr: bool = False,
-        model: str | None = None,
-        version: int | None = None,
-        encode_bytes: int = DEFAULT_ENCODE_BYTES,
-        lane: Lane = Lane.INTERACTIVE,
-        source: str | None = None,
-        answered: Callable[[Answer], None] | None = None,
-    ) -> AsyncIterator[EncodedT]:
-        """Answer one picture that needs no decoding; otherwise as ``segment``.
+    # --- in the event loop
+
+    def _in_thread(self, request: _Request, step: Callable[..., StepT], *arguments: object) -> Future[StepT]:
+        try:
+            taken = request.step = self._pool.submit(step, request, *arguments)
+        except RuntimeError as error:
+            if "shutdown" not in str(error):  # but out of threads
+                raise
+            raise DrainingError("the service is about to stop") from None
+        return taken
+
+    @contextmanager
+    def _losses_counted(self, request: _Request) -> Iterator[None]:
+        try:
+            yield
+        except DeadlineExceededError:
+            self._metrics.expired(request.stage)
+            raise
+        except asyncio.CancelledError:
+            is_late = time.monotonic() >= request.deadline_s
+            (self._metrics.expired if is_late else self._metrics.cancelled)(request.stage)
+            raise
+
+    def _give_back(self, request: _Request) -> None:
+        """Give back what a request has taken: a thread that still works for it does so at its end."""
+        request.is_left = True
+        request.withdraw()
+        step, request.step = request.step, None  # an error in it would refer to itself through the request
+        if step is not None:
+            step.cancel()
+            step.add_done_callback(lambda _: self._free(request))
+
+    def _free(self, request: _Request) -> None:
+        request.withdraw()
+        memory, request.memory = request.memory, None
+        request.reservation = request.read = request.labels = None
+        if memory is not None:
+            self._budget.release(memory)
+
+    # --- in a thread of the pool
+
+    def _reserve_and_submit(self, request: _Request) -> Future[Answer] | None:
+        """Take a place in the queue or be refused, before anything is spent on reading the picture.
+
+        Returns:
+            The labels to come; None = there is no memory for the pixels now.
+        """
+        limits = self._limits
+        with self._metrics.working("decode"):
+            header = request.picture.header(limits.image)
+        kept_s = self._rendering.kept_s(header.size.pixels, request.deadline_s)
+        request.reservation = request.model.reserve(
+            header.size.reduced_to(limits.max_infer_pixels).padded(),
+            deadline_s=request.deadline_s - kept_s,
+            lane=request.lane,
+            source=request.source,
+        )
+        request.num_bytes = bytes_needed(header, limits.max_infer_pixels, request.render_bytes)
+        request.memory = self._budget.take(request.num_bytes)
+        return None if request.memory is None else self._read_and_submit(request)
+
+    def _read_and_submit(self, request: _Request) -> Future[Answer] | None:
+        if not request.is_wanted():
+            return None
+        with self._metrics.working("decode"):
+            request.read = self._read(request.picture, request.model)
+        if not request.is_wanted():
+            return None
+        assert request.reservation is not None
+        request.stage = "queue"
+        request.labels = request.model.submit(request.read.prepared, request.reservation)
+        return request.labels
+
+    def _read(self, picture: Picture, model: LoadedModel) -> _Read:
+        spec = dataclasses.replace(model.manifest.preprocess, max_infer_pixels=self._limits.max_infer_pixels)
+        began_s = time.monotonic()
+        image_HW3 = picture.read(self._limits.image)
+        decoded_s = time.monotonic()
+        prepared = spec.prepare(image_HW3, canvas=model.canvas)
+        return _Read(image_HW3, prepared, decoded_s - began_s, time.monotonic() - decoded_s)
+
+    def _render(
+        self, request: _Request, answer: Answer, render: Callable[[Segmentation], RenderedT]
+    ) -> RenderedT:
+        read, model = request.read, request.model
+        assert read is not None
+        segmentation = Segmentation(
+            label_map=LabelMap(answer.labels_HW, model.manifest.palette),
+            image_HW3=read.image_HW3,
+            version=model.version,
+            timings=StageTimings(
+                read.decode_s, read.preprocess_s, answer.queue_s, answer.infer_s, answer.post_s
+            ),
+            inference_size=read.prepared.content,
+            batch_size=answer.batch_size,
+        )
+        with self._metrics.working("encode"):
+            rendered = render(segmentation)
+        pixels, duration_s = size_of(read.image_HW3).pixels, time.monotonic() - request.labelled_s
+        self._rendering.learn(pixels=pixels, duration_s=duration_s)
+        return rendered
+
+
+class RenderingLatency:
+    """How long rendering took lately: labels must be there so long before the deadline; thread-safe."""
+
+    def __init__(self) -> None:
+        self._latency = LatencyModel()
+        self._lock = threading.Lock()
+
+    def learn(self, *, pixels: int, duration_s: float) -> None:
+        """Take note of a duration.
 
         Args:
-            data: 3 bytes a pixel, rows from top to bottom without padding.
-            size: of the picture.
-            encode: see ``segment``.
-            deadline_s: see ``segment``.
-            bgr: the bytes of a pixel are blue, green, red instead of red, green, blue.
-            model: see ``segment``.
-            version: see ``segment``.
-            encode_bytes: see ``segment``.
-            lane: see ``segment``.
-            source: see ``segment``.
-            answered: see ``segment``.
-
-        Yields:
-            What ``encode`` returned.
-
-        Raises:
-            EmptyBodyError: there are no bytes.
-            InvalidArgumentError: there are more or fewer bytes than pixels need.
-            TooManyPixelsError: the size is more than the limits allow.
-            ServiceError: as ``segment``.
+            pixels: of the picture.
+            duration_s: from the labels to the answer, in seconds.
         """
-        with self._host.hold(model, version) as served:
-            _check_pixels(data, size, self._limits.image)
-            order = RequestOrder(served, deadline_s, encode_bytes, lane, source, answered)
-            header = ImageHeader(size, _RAW_BYTES * size.pixels)
-            read = partial(_wrap, data, size, self._prepare(served), bgr=bgr)
-            async with self._passage(order, lambda: header, read, encode) as encoded:
-                yield encoded
+        with self._lock:
+            self._latency.learn(pixels=pixels, duration_s=duration_s)
 
-    @asynccontextmanager
-    async def _passage(
-        self,
-        order: RequestOrder,
-        peek: Callable[[], ImageHeader],
-        read: Callable[[], Picture],
-        encode: Callable[[Segmentation], EncodedT],
-    ) -> AsyncIterator[EncodedT]:
-        passage = PictureRequest(self._tools, order, peek, read, encode)
-        try:
-            yield await passage.encoded()
-        finally:
-            passage.leave()
+    def kept_s(self, pixels: int, deadline_s: float) -> float:
+        """Return the time that is kept for rendering a picture, in seconds.
 
-    def _prepare(self, served: LoadedModel) -> _Prepare:
-        preprocess, max_pixels = served.manifest.preprocess, self._limits.max_infer_pixels
-        spec = dataclasses.replace(preprocess, max_infer_pixels=max_pixels)
-        return partial(spec.prepare, canvas=self._host.canvas)
+        At most half of the time is left: or a slow answer could be the last one that is tried.
+        """
+        with self._lock:
+            return min(self._latency.predict(pixels), (deadline_s - time.monotonic()) / 2)
 
 
-@contextmanager
-def _service_errors() -> Iterator[None]:
+def bytes_needed(header: ImageHeader, max_infer_pixels: int, render_bytes: int) -> int:
+    """Return the most memory that a picture takes: while it is decoded, or while its answer is rendered.
+
+    Args:
+        header: of the picture.
+        max_infer_pixels: the most that the network sees of a picture.
+        render_bytes: memory that rendering takes beside the segmentation, in bytes a pixel.
+    """
+    pixels = header.size.pixels
+    network_bytes = _NETWORK_BYTES * header.size.reduced_to(max_infer_pixels).padded().pixels
+    # The pixels that the network saw lie beside its labels until those are rendered.
+    return max(header.decode_bytes, _ANSWER_BYTES * pixels + network_bytes + render_bytes * pixels)
+
+
+def _too_late(request: _Request) -> ServiceError:
+    if request.num_bytes and request.memory is None:
+        wait_s = max(1.0, request.model.expected_wait_s())
+        return BusyError("no memory for another picture is free", retry_after_s=wait_s)
+    return DeadlineExceededError("the deadline passed before the answer was there")
+
+
+async def _labels(step: Future[Future[Answer] | None]) -> Answer | None:
+    """Await the labels that a step in a thread submits.
+
+    The event loop is woken once, when the labels are there, and not also at the end of the step.
+    """
+    labels: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+    step.add_done_callback(partial(_pass_on, labels))
     try:
-        yield
-    except image_errors.ImageError as error:
-        raise IMAGE_ERRORS[type(error)](str(error)) from error
+        return await labels
+    finally:
+        del step, labels  # an error in them would refer to itself through this frame
 
 
-def _peek_header(data: bytes, limits: ImageLimits) -> ImageHeader:
-    with _service_errors():
-        return peek_header(data, limits)
+def _pass_on(target: asyncio.Future[Any], source: Future[Any]) -> None:
+    """Give the result of a future to another one; if it is a future, then the result of that one."""
+    if not source.cancelled() and source.exception() is None and isinstance(source.result(), Future):
+        source.result().add_done_callback(partial(_pass_on, target))
+        return
+    with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        target.get_loop().call_soon_threadsafe(_settle, target, source)
 
 
-def _read(data: bytes, limits: ImageLimits, prepare: _Prepare) -> Picture:
-    started_s = time.monotonic()
-    with _service_errors():
-        image_HW3 = decode_image(data, limits)
-    decoded_s = time.monotonic()
-    prepared = prepare(image_HW3)
-    return Picture(image_HW3, prepared, decoded_s - started_s, time.monotonic() - decoded_s)
-
-
-def _check_pixels(data: bytes, size: ImageSize, limits: ImageLimits) -> None:
-    if not data:
-        raise EmptyBodyError("there are no pixels")
-    if size.pixels > limits.max_pixels or max(size.height, size.width) > limits.max_side:
-        raise TooManyPixelsError(
-            f"{size} pixels: {limits.max_pixels} and {limits.max_side} a side are allowed"
-        )
-    if len(data) != _RAW_BYTES * size.pixels:
-        raise InvalidArgumentError(f"{size} pixels are {_RAW_BYTES * size.pixels} bytes, not {len(data)}")
-
-
-def _wrap(data: bytes, size: ImageSize, prepare: _Prepare, *, bgr: bool) -> Picture:
-    started_s = time.monotonic()
-    image_HW3 = np.frombuffer(data, np.uint8).reshape(size.height, size.width, 3)
-    if bgr:
-        image_HW3 = np.ascontiguousarray(image_HW3[..., ::-1])
-    wrapped_s = time.monotonic()
-    prepared = prepare(image_HW3)
-    return Picture(image_HW3, prepared, wrapped_s - started_s, time.monotonic() - wrapped_s)
+def _settle(target: asyncio.Future[Any], source: Future[Any]) -> None:
+    if target.done():
+        return
+    if source.cancelled():
+        target.cancel()
+    elif (error := source.exception()) is not None:
+        target.set_exception(error)
+    else:
+        target.set_result(source.result())

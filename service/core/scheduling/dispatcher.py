@@ -29,7 +29,13 @@ from service.core.device.batch_job import (
     Runner,
     ScoreBatchJob,
 )
-from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
+from service.core.device.engine import (
+    DEFAULT_TUNING,
+    EngineInfo,
+    EngineTuning,
+    Float32Array,
+    ImageBatch,
+)
 from service.core.errors import (
     BusyError,
     DeadlineExceededError,
@@ -53,6 +59,9 @@ from service.core.scheduling.scheduler import (
 )
 from service.core.scheduling.utilization import UtilizationMeter
 from service.telemetry import Metrics
+
+_RECENT_SIZES = 8
+"""Sizes at which a new version is run once before it is served."""
 
 _MADE_OF_OUTCOME: Mapping[Outcome, Callable[[], ServiceError]] = MappingProxyType(
     {
@@ -142,6 +151,7 @@ class Dispatcher:
         self._quarantine = Quarantine()
         self._running: dict[int, _Batch] = {}
         self._outstanding: dict[ModelVersion, int] = {}  # items of each version that is loaded
+        self._recent_sizes: dict[ImageSize, None] = {}
         self._tokens = itertools.count()
         self._is_ready = False
         self._outage_s = 0.0
@@ -157,13 +167,25 @@ class Dispatcher:
         """Whether batches are carried out at this moment."""
         return self._is_ready
 
+    @property
+    def recent_sizes(self) -> Sequence[ImageSize]:
+        """Padded sizes of the pictures that came last, at most 8; the latest comes last."""
+        with self._changed:
+            return list(self._recent_sizes)
+
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
         """Return memory for a prepared picture from which it need not be copied again, uint8 HW3."""
         return self._runner.canvas(padded, original)
 
-    def load(self, version: ModelVersion, artifact: Artifact, sizes: Sequence[ImageSize] = ()) -> EngineInfo:
+    def load(
+        self,
+        version: ModelVersion,
+        artifact: Artifact,
+        sizes: Sequence[ImageSize] = (),
+        tuning: EngineTuning = DEFAULT_TUNING,
+    ) -> EngineInfo:
         """Build an engine beside those that run, so that its version can be submitted to: see ``Runner``."""
-        info = self._runner.load(version, artifact, sizes)
+        info = self._runner.load(version, artifact, sizes, tuning)
         with self._changed:
             self._outstanding[version] = 0
         return info
@@ -239,9 +261,8 @@ class Dispatcher:
         deadline_s: float,
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
-        reservation: Reservation | None = None,
     ) -> Future[Answer]:
-        """Queue one picture.
+        """Queue one picture; ``reserve`` and ``redeem`` in one.
 
         Args:
             version: whose engine answers it.
@@ -249,7 +270,6 @@ class Dispatcher:
             deadline_s: when nobody waits for the answer any more, on the clock.
             lane: how urgent it is.
             source: who asks, inside the lane: sources take turns.
-            reservation: its place, made with the same arguments; then it is not refused for want of one.
 
         Returns:
             The answer to come; cancelling it withdraws the picture unless the engine already has it.
@@ -263,15 +283,38 @@ class Dispatcher:
             UndecodableImageError: two workers died of this picture.
             DrainingError: the worker is about to stop.
         """
-        key = BatchKey((version, "labels"), image.padded, self._limits)
+        place = self.reserve(version, image.padded, deadline_s=deadline_s, lane=lane, source=source)
+        return self.redeem(place, image)
+
+    def redeem(self, reservation: Reservation, image: PreparedImage) -> Future[Answer]:
+        """Queue one picture in its reserved place.
+
+        Args:
+            reservation: given back if the picture cannot take it: because it has another padded size, or must
+                be alone in its batch; then the picture asks for another place.
+            image: the prepared picture.
+
+        Returns:
+            The answer to come; cancelling it withdraws the picture unless the engine already has it.
+
+        Raises:
+            UndecodableImageError: two workers died of this picture.
+            ServiceError: the picture asks for another place: as ``submit``.
+        """
+        place, version = reservation, reservation.work.version
+        key = BatchKey(place.key.model, image.padded, self._limits)
         with self._changed:
+            self._note_size(key.size)
             if self._quarantine.is_banned(version, image):
+                place.future.cancel()
                 raise UndecodableImageError("two workers died of this picture")
             if self._quarantine.is_suspect(version, image):
                 key = key.alone()
-            if reservation is not None and reservation.key == key:
-                return self._redeem(reservation, _Picture(version, image))
-            return self._admit(Item(_Picture(version, image), key, self._clock(), deadline_s, lane, source))
+            picture = _Picture(version, image)
+            if place.key == key:
+                return self._redeem(place, picture)
+            place.future.cancel()
+            return self._admit(Item(picture, key, self._clock(), place.deadline_s, place.lane, place.source))
 
     def infer(
         self,
@@ -347,6 +390,12 @@ class Dispatcher:
             self._changed.notify_all()
         for item in dead:
             item.future.set_exception(NoWorkerError("the worker died while it worked on the request"))
+
+    def _note_size(self, padded: ImageSize) -> None:
+        self._recent_sizes.pop(padded, None)
+        self._recent_sizes[padded] = None
+        if len(self._recent_sizes) > _RECENT_SIZES:
+            del self._recent_sizes[next(iter(self._recent_sizes))]
 
     def _busy_ratio(self) -> float:
         with self._changed:

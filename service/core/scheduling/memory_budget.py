@@ -26,14 +26,12 @@ class MemoryReservation:
 
     Attributes:
         num_bytes: how much.
-        granted: called when there is room after all, by whoever made it.
-        at_once: whether the room was there when it was asked for; ``granted`` is not called then.
+        granted: called in any thread when the room that was waited for is there; does not block.
         is_taken: whether the room is there.
     """
 
     num_bytes: int
-    granted: Callable[[], None]
-    at_once: bool = False
+    granted: Callable[[], None] | None = None
     is_taken: bool = False
 
 
@@ -66,48 +64,52 @@ class MemoryBudget:
         self._large = _Lane(max_bytes - self._reserved_bytes)
         self._lock = threading.Lock()
 
-    def ask(self, num_bytes: int, granted: Callable[[], None]) -> MemoryReservation:
-        """Take room, or get in line for it.
+    def take(self, num_bytes: int) -> MemoryReservation | None:
+        """Take room if it is there now and nobody waits for it; None = it is not.
 
         Args:
-            num_bytes: that one picture needs; one that needs more than large pictures may have is admitted
+            num_bytes: what one picture needs; one that needs more than large pictures may have is admitted
                 as the only large one.
-            granted: called later, in any thread, if there is no room yet; must neither block nor raise.
 
         Returns:
-            What to give back to ``release``, be the room there or not.
+            The argument of ``release``.
         """
         lane = self._lane_of(num_bytes)
-        place = MemoryReservation(min(num_bytes, lane.max_bytes), granted)
+        place = MemoryReservation(min(num_bytes, lane.max_bytes), is_taken=True)
         with self._lock:
-            lane.line.append(place)
-            others = [other for other in self._advance() if other is not place]
-            place.at_once = place.is_taken
-        _grant(others)
+            if lane.line or not self._has_room(lane, place.num_bytes):
+                return None
+            lane.taken_bytes += place.num_bytes
         return place
 
-    async def acquire(self, num_bytes: int, *, timeout_s: float) -> MemoryReservation:
+    async def acquire(self, num_bytes: int, *, timeout_s: float | None = None) -> MemoryReservation:
         """Wait for room.
 
         Args:
-            num_bytes: as in ``ask``.
-            timeout_s: how long to wait, in seconds.
+            num_bytes: what one picture needs.
+            timeout_s: how long to wait, in seconds; None = for ever.
 
         Returns:
-            What to give back to ``release``.
+            The argument of ``release``.
 
         Raises:
             BusyError: there was no room in time.
         """
+        if (place := self.take(num_bytes)) is not None:
+            return place
+        lane = self._lane_of(num_bytes)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = self.ask(num_bytes, lambda: _wake(turn))
-        if not place.at_once:
-            try:
-                async with within(timeout_s, BusyError, "no memory for another picture is free"):
-                    await turn
-            except BaseException:
-                self.release(place)
-                raise
+        place = MemoryReservation(min(num_bytes, lane.max_bytes), lambda: _wake(turn))
+        with self._lock:
+            lane.line.append(place)
+            granted = self._advance()
+        _grant(granted)
+        try:
+            async with within(timeout_s, lambda: BusyError("no memory for another picture is free")):
+                await turn
+        except BaseException:
+            self.release(place)
+            raise
         return place
 
     def release(self, place: MemoryReservation) -> None:
@@ -118,8 +120,10 @@ class MemoryBudget:
                 lane.taken_bytes -= place.num_bytes
             else:
                 lane.line.remove(place)
-            others = self._advance()
-        _grant(others)
+            if not (self._small.line or self._large.line):
+                return
+            granted = self._advance()
+        _grant(granted)
 
     @property
     def taken_bytes(self) -> int:
@@ -150,6 +154,7 @@ class MemoryBudget:
 
 def _grant(places: list[MemoryReservation]) -> None:
     for place in places:
+        assert place.granted is not None
         place.granted()
 
 

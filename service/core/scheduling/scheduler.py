@@ -126,7 +126,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         ready_s = now_s + _with_margin(wait_s, pace.least_s(), pace)
         self._check_place(lane, source, now_s)
         if not (self._is_idle or ready_s <= deadline_s):
-            raise self._full(now_s)
+            raise self._too_late(now_s)
 
     def reserve(self, item: Item[WorkT, ResultT]) -> None:
         """Promise a place to an item whose picture is not ready for the device yet.
@@ -229,11 +229,14 @@ class Scheduler(Generic[WorkT, ResultT]):
             raise DeadlineExceededError("the deadline passed before the request was queued")
         self._check_place(item.lane, item.source, now_s)
         if not self._is_in_time(item):
-            raise self._full(now_s)
+            raise self._too_late(now_s)
 
-    def _full(self, now_s: float) -> QueueFullError:
-        wait_s = self.expected_wait_s(now_s=now_s)
-        return QueueFullError(f"{len(self)} requests are waiting", retry_after_s=wait_s)
+    def _too_late(self, now_s: float) -> QueueFullError:
+        queue = _are_waiting(len(self)) if len(self) else "the device is busy"
+        message = (
+            f"the answer would come after the deadline, because {queue}: try again later or allow more time"
+        )
+        return QueueFullError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
 
     @property
     def _is_idle(self) -> bool:
@@ -246,10 +249,11 @@ class Scheduler(Generic[WorkT, ResultT]):
         behind = sum(queue.places for other, queue in self._lanes.items() if other >= lane)
         share, more = self._share_of(lane, source)
         if len(self) >= self._max_items + more or behind >= max(1.0, _SHARES[lane] * self._max_items) + more:
-            raise self._full(now_s)
+            message = f"the queue is full, {_are_waiting(len(self))}: try again later"
+            raise QueueFullError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
         of_source = 0 if source is None else self._lanes[lane].places_of(source)
         if of_source >= max(1.0, share * self._max_items):
-            message = f"{of_source} requests of this client are waiting"
+            message = f"{_are_waiting(of_source)} from this client, and more may not: await an answer first"
             raise RateLimitedError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
 
     def _share_of(self, lane: Lane, source: Hashable) -> tuple[float, int]:
@@ -333,6 +337,10 @@ class Scheduler(Generic[WorkT, ResultT]):
     def _remove(self, item: Item[WorkT, ResultT]) -> None:
         del self._waiting[item.future]
         self._lanes[item.lane].remove(item)
+
+
+def _are_waiting(count: int) -> str:
+    return "1 request is waiting" if count == 1 else f"{count} requests are waiting"
 
 
 def _choose(

@@ -88,7 +88,7 @@ class _EvaluationHandlers:
         self._pool = pool
 
     async def call(self, function: Callable[[], T]) -> T:
-        async with within(_PATIENCE_S, BusyError, "the jobs database does not answer"):
+        async with within(_PATIENCE_S, lambda: BusyError("the jobs database does not answer")):
             return await asyncio.wrap_future(self._pool.submit(function))
 
     async def get(self, job_id: str) -> EvaluationJob:

@@ -279,7 +279,12 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.flow.read_paused:  # it is not the client who is slow
             self._await_head()
         elif self._in_head or self._unaccounted_bytes:
-            self._refuse(RequestTooSlowError("the head of the request did not arrive in time"))
+            limit_s = self._limits.head_timeout_s
+            self._refuse(
+                RequestTooSlowError(
+                    f"the head of the request was not here within {limit_s:g} s (limits.head_timeout_s)"
+                )
+            )
         else:
             self.transport.close()
 

@@ -35,12 +35,14 @@ class BodyLimits:
         grace_s: after this time a body must come at a pace that gets it here in time: what has arrived takes
             memory.
         min_bytes_per_s: the pace of the smallest.
+        setting: name of the setting behind ``receive_timeout_s``, for the message of an error; empty = none.
     """
 
     max_bytes: int = 20 * 1024 * 1024
     receive_timeout_s: float = 30.0
     grace_s: float = 5.0
     min_bytes_per_s: int = 8192
+    setting: str = "limits.receive_timeout_s"
 
     def patience_s(self, received: int, expected: int) -> float:
         """Return how long after its first byte a body that is still so short is given up.
@@ -72,7 +74,7 @@ def declared_bytes(request: Request, limits: BodyLimits) -> int | None:
     return int(digits or "0")
 
 
-_DOCUMENT_LIMITS = BodyLimits(max_bytes=64 * 1024, receive_timeout_s=10.0)
+_DOCUMENT_LIMITS = BodyLimits(max_bytes=64 * 1024, receive_timeout_s=10.0, setting="")
 
 
 async def _at_once(_received: int) -> None:
@@ -165,7 +167,7 @@ async def _chunks(request: Request, limits: BodyLimits, hold: Hold) -> AsyncIter
     started_s = time.monotonic()
     while more:
         left_s = started_s + limits.patience_s(received, expected) - time.monotonic()
-        async with within(left_s, RequestTooSlowError, "the body arrives too slowly"):
+        async with within(left_s, lambda: _too_slow(limits)):
             message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -178,6 +180,13 @@ async def _chunks(request: Request, limits: BodyLimits, hold: Hold) -> AsyncIter
         await hold(received)
         started_s += time.monotonic() - arrived_s
         yield chunk
+
+
+def _too_slow(limits: BodyLimits) -> RequestTooSlowError:
+    by = f" ({limits.setting})" if limits.setting else ""
+    return RequestTooSlowError(
+        f"the body arrives too slowly to be here within {limits.receive_timeout_s:g} s{by}"
+    )
 
 
 def _too_large(limits: BodyLimits) -> PayloadTooLargeError:

@@ -60,8 +60,8 @@ def negotiate(accept: Sequence[str], output: Output) -> str:
         NotAcceptableError: nothing that this output can be is accepted.
         InvalidArgumentError: there are absurdly many alternatives.
     """
-    ranges = _parse(",".join(accept))
     offers = OFFERS[output]
+    ranges = _parse(",".join(accept)) if accept else []
     if not ranges:
         return offers[0]
     best = max(offers, key=lambda offer: _quality(offer, ranges))

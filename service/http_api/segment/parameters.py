@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 
 from model.errors import PaletteError
 from model.labels import ClassPalette
-from service.core.errors import InvalidArgumentError, VersionNotFoundError
+from service.core.errors import InvalidArgumentError
 from service.core.pictures.codec import DEFAULT_ALPHA
-from service.http_api.segment.negotiation import Output
-
-MaskEncoding = Literal["png", "coco_rle", "none"]
+from service.http_api.documents import MaskEncoding
+from service.http_api.segment.negotiation import Output, negotiate
+from service.http_api.segment.rendering import RenderingRequest
 
 MAX_TIMEOUT_MS = 600_000
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _SAID_IN_THE_PATH = (
     ": the path says it, /v1/models/{model}:segment or /v1/models/{model}/versions/{version}:segment"
 )
-_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _SIX_DIGITS = re.compile(r"[0-9]{1,6}")
 
 
@@ -63,11 +62,14 @@ def segment_query(request: Request) -> SegmentQuery:
     """Read the query of a request.
 
     Raises:
-        InvalidArgumentError: a parameter is unknown, or its value is not valid.
+        InvalidArgumentError: a parameter is unknown or not valid, or one other than ``classes`` is repeated.
     """
     asked = request.query_params
     if not asked:
         return _NOTHING_ASKED
+    names = [name for name, _ in asked.multi_items() if name != "classes"]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidArgumentError(f"query parameter {repeated!r} is given more than once")
     values: dict[str, Any] = dict(asked)
     if "classes" in asked:
         values["classes"] = asked.getlist("classes")
@@ -75,16 +77,11 @@ def segment_query(request: Request) -> SegmentQuery:
         return SegmentQuery.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise invalid_parameter({**first, "loc": ("query", *first["loc"])}) from None
+        raise _invalid_parameter(first) from None
 
 
-def invalid_parameter(error: Mapping[str, Any]) -> InvalidArgumentError:
-    """Return what to tell a client about a query that was refused.
-
-    Args:
-        error: one entry of pydantic's list of errors, located in the query.
-    """
-    name = str(error["loc"][1])
+def _invalid_parameter(error: Mapping[str, Any]) -> InvalidArgumentError:
+    name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         advice = _SAID_IN_THE_PATH if name in ("model", "version") else ""
         return InvalidArgumentError(f"unknown query parameter {name!r}{advice}")
@@ -93,19 +90,8 @@ def invalid_parameter(error: Mapping[str, Any]) -> InvalidArgumentError:
     return InvalidArgumentError(f"query parameter {name!r} is not valid.{advice}")
 
 
-def refuse_repeats(request: Request) -> None:
-    """Refuse a query that says a thing twice.
-
-    Raises:
-        InvalidArgumentError: a parameter other than ``classes`` is given more than once.
-    """
-    names = [name for name, _ in request.query_params.multi_items() if name != "classes"]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise InvalidArgumentError(f"query parameter {repeated!r} is given more than once")
-
-
-def timeout_s(request: Request, query: SegmentQuery, *, default_s: float) -> float:
-    """Return after how many seconds nobody waits for the answer any more.
+def timeout_s(request: Request, query: SegmentQuery, default_s: float) -> float:
+    """Return the time after which the client no longer needs the answer, in seconds.
 
     Raises:
         InvalidArgumentError: the header is not a number of milliseconds in range.
@@ -120,45 +106,32 @@ def timeout_s(request: Request, query: SegmentQuery, *, default_s: float) -> flo
     return int(text) / 1e3
 
 
-def version_number(text: str) -> int:
-    """Return the number of a version in a path.
+def rendering_request(request: Request, query: SegmentQuery, palette: ClassPalette) -> RenderingRequest:
+    """Return the answer that a client wants.
 
     Raises:
-        VersionNotFoundError: it is none.
+        NotAcceptableError: the output cannot be represented as ``Accept`` asks.
+        InvalidArgumentError: ``Accept`` is too long, or a class is unknown.
     """
-    if not _VERSION_NUMBER.fullmatch(text):
-        raise VersionNotFoundError("a version is a number from 1")
-    return int(text)
+    return RenderingRequest(
+        media_type=negotiate(request.headers.getlist("accept"), query.output),
+        output=query.output,
+        alpha=query.alpha,
+        mask=query.mask,
+        keep=class_ids(query.classes, palette) if query.classes else None,
+    )
 
 
-def wanted_model(path: Mapping[str, str]) -> tuple[str | None, int | None]:
-    """Return the name and the number that a path asks for; None where it says nothing.
-
-    Args:
-        path: its parameters, ``model`` and ``version`` among them where the route has them.
-
-    Raises:
-        VersionNotFoundError: the version is no number.
-    """
-    version = path.get("version")
-    return path.get("model"), None if version is None else version_number(version)
-
-
-def class_ids(classes: Sequence[str], palette: ClassPalette) -> frozenset[int] | None:
-    """Resolve the classes to keep.
+def class_ids(classes: Sequence[str], palette: ClassPalette) -> frozenset[int]:
+    """Return the ids of the classes to keep, in ``[0, K)``.
 
     Args:
         classes: as the query has them; a name that contains a comma stands alone.
         palette: of the model that is asked.
 
-    Returns:
-        Ids in ``[0, K)``; None = keep all.
-
     Raises:
         InvalidArgumentError: one is neither a name nor an id of the palette.
     """
-    if not classes:
-        return None
     wanted = [name for text in classes for name in ([text] if text in palette.names else text.split(","))]
     try:
         return frozenset(palette.id_of(name.strip()) for name in wanted)

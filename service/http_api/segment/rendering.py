@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from model.labels import LabelMap, UInt8Array
 from model.pictures.preprocess import size_of
 from service.core.pictures import codec
-from service.core.pictures.picture_request import Segmentation
-from service.http_api.documents import ClassShareDocument, MaskDocument, SegmentationDocument
+from service.core.pictures.segmenter import Segmentation
+from service.http_api.documents import (
+    ClassShareDocument,
+    MaskDocument,
+    MaskEncoding,
+    SegmentationDocument,
+)
 from service.http_api.segment.negotiation import JPEG, JSON, NPY, PNG, RAW, Output
-from service.http_api.segment.parameters import MaskEncoding
 from service.telemetry import Stage
 
 _LABEL_BYTES = 1
@@ -74,7 +78,7 @@ def render(segmentation: Segmentation, wanted: RenderingRequest, receive_s: floa
     return Rendering(body, _headers(segmentation, wanted, stages_ms), notes, stages_s)
 
 
-def encode_bytes(wanted: RenderingRequest) -> int:
+def render_bytes(wanted: RenderingRequest) -> int:
     """Return how much memory ``render`` takes beside the segmentation, in bytes a pixel."""
     if wanted.media_type == JPEG:
         num_bytes = _JPEG_BYTES

@@ -58,12 +58,42 @@ def test_a_list_may_name_colors(tmp_path: Path) -> None:
     assert palette.colors == ((1, 2, 3), (0, 0, 0))
 
 
+def test_classes_without_a_colour_get_one_that_is_not_taken(tmp_path: Path) -> None:
+    palette = read_palette(written(tmp_path, "sky,128,0,0\nroad\n"))
+    assert palette.colors == ((128, 0, 0), (0, 128, 0))
+
+
+@pytest.mark.parametrize("mark", ["", "\N{ZERO WIDTH NO-BREAK SPACE}"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["# label:color_rgb:parts:actions", "sky:1,2,3::", "open road:4,5,6:left,right:stop"],
+        ["name,r,g,b", "sky,1,2,3", "open road,4,5,6"],
+        ["name, Red, Green, Blue", '"sky", 1, 2, 3', '"open road",4,5,6'],
+        ["sky,1,2,3", "open road,4,5,6"],
+    ],
+)
+def test_class_lists_of_other_programs_are_read(
+    tmp_path: Path, lines: list[str], end: str, mark: str
+) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_bytes((mark + end.join(lines) + end).encode())
+    palette = read_palette(path)
+    assert palette.names == ("sky", "open road")
+    assert palette.colors == ((1, 2, 3), (4, 5, 6))
+
+
 def test_the_classes_of_a_data_set_file_are_read(tmp_path: Path) -> None:
     text = 'name = "d"\n[splits]\ntrain = "t.csv"\n[[classes]]\nname = "sky"\ncolor = [1, 2, 3]\n'
     palette = read_palette(written(tmp_path, text, "d.toml"))
     assert (palette.names, palette.colors) == (("sky",), ((1, 2, 3),))
     with pytest.raises(DatasetError):
         read_palette(written(tmp_path, "name = 1", "d.toml"))
+    (tmp_path / "sub").mkdir()
+    written(tmp_path, "sky:1,2,3::\n", "sub/labelmap.txt")
+    listed = written(tmp_path, 'root = "sub"\nclasses = "labelmap.txt"\nignore_id = 7\n', "e.toml")
+    assert (read_palette(listed).names, read_palette(listed).ignore_id) == (("sky",), 7)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +103,8 @@ def test_the_classes_of_a_data_set_file_are_read(tmp_path: Path) -> None:
         ("sky\nsky\n", "unique"),
         ("sky,1,2\n", r"classes\.txt:1: not red,green,blue after the name: '1,2'"),
         ("sky,1,2,3\n\nroad,1,2,x\n", r"classes\.txt:3: "),
-        ("sky,1,2,3\nroad\n", "1 of 2 classes have colors"),
+        ('"sky\n' + "x" * 200_000, "not a line of a class list"),
+        ("car, truck\n", "quote a name that contains a comma"),
         ("sky,1,2,256\n", "0..255"),
         ("\n".join(map(str, range(256))), "not 256"),
     ],

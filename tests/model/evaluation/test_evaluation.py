@@ -92,20 +92,20 @@ def test_order_and_workers_leave_no_trace_in_the_report(shuffle: random.Random) 
 def test_every_picture_counts_once_and_none_is_forgotten() -> None:
     evaluator = Evaluator(PALETTE, total=3)
     evaluator.add(scored(0))
-    evaluator.skip(SkippedImage(2, "val/2.png", "broken"))
+    evaluator.add(SkippedImage(2, "val/2.png", "broken"))
     for again in (0, 2):
         with pytest.raises(EvaluationError, match=f"picture {again} is counted twice"):
             evaluator.add(scored(again))
     for stranger in (-1, 3):
         with pytest.raises(EvaluationError, match=f"picture {stranger} is none of 3"):
-            evaluator.skip(SkippedImage(stranger, "x", "y"))
+            evaluator.add(SkippedImage(stranger, "x", "y"))
     with pytest.raises(EvaluationError, match="1 of 3 pictures are missing, first 1"):
         evaluator.report(CONTEXT)
 
 
 def test_an_evaluation_of_nothing_is_none() -> None:
     evaluator = Evaluator(PALETTE, total=1)
-    evaluator.skip(SkippedImage(0, "val/0.png", "broken"))
+    evaluator.add(SkippedImage(0, "val/0.png", "broken"))
     with pytest.raises(EvaluationError, match="none of 1 pictures"):
         evaluator.report(CONTEXT)
 
@@ -114,7 +114,7 @@ def test_the_report_says_what_was_scored_and_what_the_numbers_depend_on() -> Non
     evaluator = Evaluator(PALETTE, total=4)
     for index in (3, 0, 1):
         evaluator.add(scored(index))
-    evaluator.skip(SkippedImage(2, "val/2.png", "no PNG"))
+    evaluator.add(SkippedImage(2, "val/2.png", "no PNG"))
     plain = evaluator.report(CONTEXT).to_json()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["images"] == 3

@@ -55,6 +55,18 @@ def test_a_single_picture_leaves_nothing_to_draw() -> None:
     assert found.miou.low == found.miou.high == pytest.approx(score(data))
 
 
+def test_absent_classes_that_count_as_zero_pull_the_interval_down_with_the_mean() -> None:
+    data = tallies(0)
+    data[:, :, 2] = 0
+    present, every = bootstrap(data), bootstrap(data, absent_as_zero=True)
+    assert present.miou is not None
+    assert every.miou is not None
+    assert every.miou.low == pytest.approx(present.miou.low * 2 / 3, abs=1e-3)
+    assert (present.iou[2], every.iou[2]) == (None, Interval(0, 0))
+    same = paired_bootstrap(data, data, absent_as_zero=True)
+    assert same.miou == Interval(0, 0)
+
+
 def test_a_class_that_is_in_no_picture_has_no_interval() -> None:
     data = tallies(0)
     data[:, :, 1] = 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluation_programs import published_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import (
@@ -133,6 +134,25 @@ def test_a_class_that_occurs_nowhere_has_no_iou_and_does_not_count() -> None:
     assert matrix.iou == (6 / 8, 2 / 4, None)
     assert matrix.miou == (6 / 8 + 2 / 4) / 2
     assert matrix.pixel_accuracy == 8 / 10
+
+
+@given(seed=st.integers(0, 2**32))
+def test_counting_absent_classes_as_zero_is_the_arithmetic_of_the_original_code(seed: int) -> None:
+    truth, guess = label_maps(seed, 6, (9, 11))
+    truth[truth == 4] = 255  # a class that is only guessed
+    guess[guess == 5] = 0
+    truth[truth == 5] = 255  # a class that is nowhere
+    plain = confusion_matrix(truth, guess, num_classes=6)
+    matrix = ConfusionMatrix(plain.counts_KK, absent_as_zero=True)
+    wanted = published_iou(torch.from_numpy(matrix.counts_KK))
+    assert matrix.iou == pytest.approx(wanted.tolist())
+    assert matrix.miou == pytest.approx(float(wanted.nanmean()))
+    shares = torch.from_numpy(matrix.truth_K) / matrix.pixels
+    assert matrix.frequency_weighted_iou == pytest.approx(float((wanted * shares).sum()))
+    assert (matrix.classes_averaged, matrix.iou[5]) == (6, 0)
+    assert plain.iou[5] is None
+    assert plain.classes_averaged == 6 - len(plain.absent) < 6
+    assert (matrix + matrix).absent_as_zero
 
 
 def test_no_pixel_at_all_has_no_score() -> None:

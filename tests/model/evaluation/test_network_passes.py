@@ -96,13 +96,20 @@ def normalised(image_HW3: UInt8Array) -> Tensor:
 
 @torch.inference_mode()
 def both_programs(
-    network: SegmentationNetwork, name: str, image_HW3: UInt8Array, *, crop: int
+    network: SegmentationNetwork,
+    name: str,
+    image_HW3: UInt8Array,
+    *,
+    crop: int,
+    short_side: int | None = None,
 ) -> tuple[UInt8Array, Tensor]:
     """Return our labels and the published program's sums_KHW."""
     protocol = find_protocol(name)
     protocol = protocol.with_crop(crop) if protocol.crop else protocol
+    protocol = protocol.with_short_side(short_side) if short_side else protocol
     guess_HW = segment(image_HW3, protocol, infer_with(network), MANIFEST)
-    return guess_HW, published_sums(name, full_size(network), normalised(image_HW3), crop)[0]
+    sums = published_sums(name, full_size(network), normalised(image_HW3), crop, short_side=short_side)
+    return guess_HW, sums[0]
 
 
 def is_clear(sums_KHW: Tensor) -> npt.NDArray[np.bool_]:
@@ -111,17 +118,28 @@ def is_clear(sums_KHW: Tensor) -> npt.NDArray[np.bool_]:
     return ((first_HW - second_HW) > 1e-4).numpy()
 
 
-def published_sums(name: str, network: published.Network, image: Tensor, crop: int) -> Tensor:
+def published_sums(
+    name: str, network: published.Network, image: Tensor, crop: int, *, short_side: int | None = None
+) -> Tensor:
     flip = name.startswith("m")
     scales = published.MULTIPLE if flip else published.SINGLE
     older = name.endswith("-old")
     if name in {"ss", "msf", "ss-old", "msf-old"}:
-        return published.whole_probabilities(network, image, scales=scales, flip=flip, rounded=not older)
+        return published.whole_probabilities(
+            network, image, scales=scales, flip=flip, rounded=not older, short_side=short_side
+        )
     if name == "slide":
         return published.slide_scores(network, image, crop=crop, stride=math.ceil(crop * 2 / 3))
     advance = 5 / 6 if older else 2 / 3
     return published.chip_probabilities(
-        network, image, scales=scales, flip=flip, crop=crop, advance=advance, always_exp=older
+        network,
+        image,
+        scales=scales,
+        flip=flip,
+        crop=crop,
+        advance=advance,
+        always_exp=older,
+        short_side=short_side,
     )
 
 
@@ -149,6 +167,26 @@ def test_labels_are_those_of_the_published_program(
     guess_HW, sums_KHW = both_programs(network, name, picture(height, width), crop=64)
     wanted_HW, clear_HW = sums_KHW.argmax(dim=0).numpy(), is_clear(sums_KHW)
     assert len(np.unique(wanted_HW)) >= 3, "the test would not notice much"
+    assert clear_HW.mean() > 0.99
+    assert (guess_HW == wanted_HW)[clear_HW].mean() >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "width", "short_side"),
+    [
+        ("ss", 150, 230, 64),
+        ("ss", 90, 70, 100),
+        ("ss", 128, 160, 128),
+        ("msf", 70, 81, 60),
+        ("ssc", 90, 130, 80),
+    ],
+)
+def test_labels_are_those_of_the_published_program_that_first_resizes_the_short_side(
+    network: SegmentationNetwork, name: str, height: int, width: int, short_side: int
+) -> None:
+    guess_HW, sums_KHW = both_programs(network, name, picture(height, width), crop=64, short_side=short_side)
+    wanted_HW, clear_HW = sums_KHW.argmax(dim=0).numpy(), is_clear(sums_KHW)
+    assert guess_HW.shape == (height, width)
     assert clear_HW.mean() > 0.99
     assert (guess_HW == wanted_HW)[clear_HW].mean() >= 0.9999
 

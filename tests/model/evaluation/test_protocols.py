@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ProtocolError
-from model.evaluation.protocols import PROTOCOLS, Chip, find_protocol, make_plan
+from model.evaluation.protocols import PROTOCOLS, Chip, as_published, find_protocol, make_plan
 from model.pictures.preprocess import ImageSize
 
 CITYSCAPES = ImageSize(1024, 2048)
@@ -51,6 +51,40 @@ def test_slide_takes_a_smaller_chip_where_there_is_no_room_for_a_whole_one() -> 
     (only,) = make_plan(find_protocol("slide"), ImageSize(360, 1100)).passes
     assert only.canvas == ImageSize(360, 1100)
     assert only.chips == (Chip(0, 0, ImageSize(360, 1024)), Chip(0, 76, ImageSize(360, 1024)))
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "architecture", "told"),
+    [
+        ("ss", "ade20k", "bisenetv2", "ss (short side 640)"),
+        ("mscf", "ade20k", "bisenetv1", "mscf (chips of 512, short side 512)"),
+        ("ssc", "cocostuff", "bisenetv2", "ssc (chips of 640)"),
+        ("ssc", "cityscapes", "bisenetv2", "ssc (chips of 1024)"),
+        ("ss", "ade.toml", "bisenetv2", "ss"),
+        ("slide", "ade20k", "bisenetv2", "slide (chips of 1024)"),
+    ],
+)
+def test_presets_have_the_sizes_of_the_published_evaluation(
+    name: str, dataset: str, architecture: str, told: str
+) -> None:
+    protocol = as_published(find_protocol(name), dataset=dataset, architecture=architecture)
+    assert str(protocol) == told
+
+
+@pytest.mark.parametrize(
+    ("size", "start"), [((512, 683), (640, 853)), ((683, 512), (853, 640)), ((640, 900), (640, 900))]
+)
+def test_the_short_side_is_resized_and_the_long_one_follows(
+    size: tuple[int, int], start: tuple[int, int]
+) -> None:
+    plan = make_plan(find_protocol("ss").with_short_side(640), ImageSize(*size))
+    assert (plan.size.shape, plan.start.shape) == (size, start)
+    assert plan.passes[0].scaled == plan.start.padded()
+
+
+def test_a_short_side_of_nothing_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="at least 1 pixel, not 0"):
+        find_protocol("ss").with_short_side(0)
 
 
 def test_whole_pictures_are_rounded_up_to_32_except_by_the_older_arithmetic() -> None:

@@ -41,6 +41,19 @@ def test_a_picture_is_resized_as_by_torch(height: int, width: int, new_height: i
     np.testing.assert_allclose(ours_HW3, wanted[0].permute(1, 2, 0).numpy(), atol=2e-3)
 
 
+@given(height=SIDES, width=SIDES, middle=SIDES, new_height=SIDES, new_width=SIDES)
+@settings(max_examples=40)
+def test_a_picture_is_resized_twice_as_by_torch(
+    height: int, width: int, middle: int, new_height: int, new_width: int
+) -> None:
+    image_HW3, start = picture(height, width), ImageSize(middle, new_width)
+    planes = torch.from_numpy(image_HW3).permute(2, 0, 1)[None].float()
+    begun = functional.interpolate(planes, start.shape, mode="bilinear", align_corners=False)
+    wanted = functional.interpolate(begun, (new_height, new_width), mode="bilinear", align_corners=True)
+    ours_HW3 = resized(image_HW3, ImageSize(new_height, new_width), start=start)
+    np.testing.assert_allclose(ours_HW3, wanted[0].permute(1, 2, 0).numpy(), atol=5e-3)
+
+
 def test_threads_change_nothing_and_any_memory_layout_is_one_kernel() -> None:
     image_HW3 = picture(500, 640)
     size = ImageSize(700, 611)

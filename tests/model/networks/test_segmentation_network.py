@@ -143,8 +143,17 @@ def test_both_forms_are_as_large_as_the_published_ones(
 GOLDEN = {
     "bisenetv1": (5.1156, 1.1445, -14.1333, -3.5725, 9.2700),
     "bisenetv1-diss": (-16.2845, -49.4340, 7.3276, 10.7929, -30.4590),
+    "bisenetv1-lite": (-3.2269, -0.9691, 2.1991, 1.8914, -0.9916),
     "bisenetv2": (-0.7671, -0.5788, 0.3577, -1.0575, 0.6792),
 }
+
+
+@pytest.mark.parametrize("gray", [(0.5, 0.5, 0.5), (0.5, 0.5, 0.25)])
+def test_one_value_for_three_colours_normalises_as_three_do(gray: Rgb) -> None:
+    network = SegmentationNetwork(Echo(), mean=gray, std=gray)
+    x_N3HW = network.normalised(_images(1, 32, 32, 3))
+    wanted = (_images(1, 32, 32, 3) / 255 - torch.tensor(gray)) / torch.tensor(gray)
+    assert torch.equal(x_N3HW, wanted.permute(0, 3, 1, 2))
 
 
 @torch.no_grad()

@@ -25,7 +25,14 @@ from model.errors import (
     UnsupportedImageError,
 )
 from model.labels import UInt8Array
-from model.pictures.image import ImageLimits, decode_image, peek_header
+from model.pictures.image import (
+    ImageLimits,
+    decode_image,
+    decode_with_orientation,
+    peek_header,
+    stored_size,
+    turn_upright,
+)
 from model.pictures.preprocess import ImageSize
 
 ORIENTATION = 0x0112
@@ -164,6 +171,20 @@ def test_a_turned_picture_is_turned_back(
     upright = random_pixels(41, 67, 3)
     data = encoded(Image.fromarray(np.ascontiguousarray(stored(upright))), exif=exif(orientation))
     np.testing.assert_array_equal(decode_image(data), upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_what_was_drawn_on_the_stored_pixels_is_turned_like_the_picture(orientation: int) -> None:
+    stored = random_pixels(5, 9, 3)
+    data = encoded(Image.fromarray(stored), exif=exif(orientation))
+    image_HW3, found = decode_with_orientation(data)
+    assert found == orientation
+    np.testing.assert_array_equal(image_HW3, decode_image(data))
+    np.testing.assert_array_equal(turn_upright(stored, orientation), image_HW3)
+    drawn = turn_upright(stored[..., 0], orientation)
+    np.testing.assert_array_equal(drawn, image_HW3[..., 0])
+    assert drawn.flags.c_contiguous
+    assert stored_size(ImageSize(*drawn.shape), orientation) == ImageSize(5, 9)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])

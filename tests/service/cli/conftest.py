@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,14 @@ from model.decoding import decode
 
 @pytest.fixture(autouse=True)
 def _logging_ends_with_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # As in a process of its own, only warnings are logged; but no logger keeps the stream of a past test.
-    warnings_only = {"wrapper_class": structlog.make_filtering_bound_logger("warning")}
-    monkeypatch.setattr("service.cli.local.configure_logging", lambda _: structlog.configure(**warnings_only))
+    # As in a process of its own, only warnings are logged, to stderr; but to that of this test.
+    def configure(_: object) -> None:
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger("warning"),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
+
+    monkeypatch.setattr("service.cli.local.configure_logging", configure)
     yield
     structlog.reset_defaults()
 

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from model.evaluation import network_passes
+from model.evaluation.protocols import PROTOCOLS
 from service.cli.evaluate import evaluate, parse_compared
 from service.cli.predict import predict
 
@@ -132,6 +133,43 @@ def test_every_protocol_runs(run: Run, dataset: Path, tmp_path: Path, protocol: 
     assert document["protocol"].startswith(protocol)
 
 
+def test_the_help_explains_every_protocol(run: Run) -> None:
+    said = " ".join(run("evaluate", "--help").stdout.split())
+    assert all(f"{name}:" in said or f"{name}," in said for name in PROTOCOLS)
+    assert "mIoU over 14 of 19 classes" in said
+
+
+def test_a_class_that_occurs_nowhere_is_named_and_counts_as_zero_if_that_is_asked_for(
+    run: Run, dataset: Path, tmp_path: Path
+) -> None:
+    truth = dataset.parent / "truth"
+    for path in truth.iterdir():  # nothing is labelled but what the model finds dark
+        with Image.open(path) as image:
+            ids_HW = np.array(image)
+        Image.fromarray(np.where(ids_HW == 0, ids_HW, np.uint8(255))).save(path)
+    file = tmp_path / "report.json"
+    arguments = ("--dataset", dataset, "--protocol", "ss-old", "--precision", "f32", "--json", file)
+    result = run("evaluate", *arguments)
+    assert report(result, file)["scores"]["miou"] == 1.0
+    assert "mIoU over 1 of 2 classes" in result.stdout
+    assert "in the predictions, left out of the mean: bright" in result.stdout
+    result = run("evaluate", *arguments, "--count-absent-as-zero", "--report", tmp_path)
+    document = report(result, file)
+    dark = document["matrix"][0][0]
+    assert document["scores"]["miou"] == dark / (dark + 1) / 2
+    assert (document["scores"]["classes_averaged"], document["absent_as_zero"]) == (2, True)
+    assert "in the predictions, counted as 0: bright" in result.stdout
+    assert "2 of 2 classes (absent ones count as 0)" in (tmp_path / "index.html").read_text()
+
+
+def test_pictures_are_resized_first_where_that_is_asked_for(run: Run, dataset: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    arguments = ("--dataset", dataset, "--protocol", "ssc", "--crop", 64, "--short-side", 100)
+    document = report(run("evaluate", *arguments, "--json", file), file)
+    assert document["protocol"] == "ssc (chips of 64, short side 100)"
+    assert document["scores"]["miou"] > 0.7
+
+
 def test_the_page_shows_the_worst_pictures(run: Run, dataset: Path, tmp_path: Path) -> None:
     result = run("evaluate", "--dataset", dataset, "--report", tmp_path / "page")
     assert result.exit_code == 0, result.output
@@ -172,8 +210,8 @@ def broken(dataset: Path) -> Path:
 def test_a_broken_file_fails_the_evaluation_and_is_named(run: Run, broken: Path, tmp_path: Path) -> None:
     result = run("evaluate", "--dataset", broken, "--json", tmp_path / "report.json")
     assert result.exit_code == 1
-    assert len(result.stderr.splitlines()) == 1
-    assert "truth/3.png" in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "truth/3.png: No such file" in result.stderr
     (broken.parent / "val.csv").write_text("0.png,truth/0.png\n1.png,truth/1.png\n")
     result = run("evaluate", "--dataset", broken, "--json", tmp_path / "report.json")
     assert result.exit_code == 1
@@ -201,11 +239,11 @@ def test_a_model_of_other_classes_is_refused(run: Run, dataset: Path) -> None:
     dataset.write_text(DATASET.replace('"bright"', '"light"'))
     result = run("evaluate", "--dataset", dataset)
     assert result.exit_code == 1
-    assert "class 1 of pooling@1 is 'bright', of the labels 'light'" in result.stderr
+    assert "class 1 of pooling@1 is 'bright', of halves 'light'" in result.stderr
     dataset.write_text(DATASET + '[[classes]]\nname = "gray"\ncolor = [1, 1, 1]\n')
     result = run("evaluate", "--dataset", dataset)
     assert result.exit_code == 1
-    assert "pooling@1 has 2 classes, the labels 3" in result.stderr
+    assert "pooling@1 has 2 classes, halves has 3" in result.stderr
 
 
 @pytest.mark.parametrize(

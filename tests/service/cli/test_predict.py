@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 from service.cli.local import local_settings, open_segmenter
 from service.cli.predict import predict
 from service.core.pictures.codec import encode_palette_png
-from service.core.pictures.picture_request import Segmentation
+from service.core.pictures.picture import EncodedPicture
+from service.core.pictures.segmenter import Segmentation
 from service.engines import NO_GPU
 
 Run = Callable[..., Result]
@@ -78,9 +79,9 @@ def test_the_mask_is_what_the_segmenter_and_the_codec_make_of_the_same_bytes(
         monkeypatch.setenv(name, value)
 
     async def encoded() -> bytes:
-        with open_segmenter(local_settings({})) as (segmenter, _):
-            deadline_s = time.monotonic() + 30
-            async with segmenter.segment(source.read_bytes(), _png, deadline_s=deadline_s) as encoded:
+        with open_segmenter(local_settings({})) as (segmenter, model):
+            picture, deadline_s = EncodedPicture(source.read_bytes()), time.monotonic() + 30
+            async with segmenter.segment(model, picture, _png, deadline_s=deadline_s) as encoded:
                 return encoded
 
     assert target.read_bytes() == asyncio.run(encoded())
@@ -200,7 +201,7 @@ class TestFolders:
                     "PYTHONIOENCODING": "utf-8:strict",
                 },
                 capture_output=True,
-                timeout=PATIENCE_S,
+                timeout=4 * PATIENCE_S,
                 check=False,
             )
             assert done.returncode == 1

@@ -209,7 +209,7 @@ def test_tensorrt_asked_for_by_name_is_not_replaced(tiny_artifact: Artifact, cac
         ("torch", "cpu", "cuda:0"),
         ("tensorrt", "cuda:0", "cuda:0"),
         ("openvino", "cpu", "cpu"),
-        ("fault:slow:1", "cpu", "cpu"),
+        ("fault_engine:slow:1", "cpu", "cpu"),
     ],
 )
 def test_an_engine_takes_a_gpu_if_there_is_one(
@@ -222,8 +222,32 @@ def test_an_engine_takes_a_gpu_if_there_is_one(
 
 
 def test_an_unknown_engine_is_named_by_the_error() -> None:
-    with pytest.raises(EngineUnavailableError, match=r"'tensorflow'.*openvino, tensorrt, torch"):
+    with pytest.raises(
+        EngineUnavailableError, match=r"no engine 'tensorflow': choose openvino, tensorrt, torch"
+    ):
         engine_builder("tensorflow", "cpu")
+
+
+def test_a_module_of_ones_own_is_an_engine_and_gets_the_text_behind_its_name(
+    tiny_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_engine.py").write_text("def build(artifact, options):\n    return artifact, options\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = EngineOptions("cpu", "auto", tmp_path)
+    for choice, arguments in (("my_engine", ""), ("my_engine:a:b", "a:b")):
+        built: object = engine_builder(choice, "cpu")(tiny_artifact, options)
+        assert built == (tiny_artifact, dataclasses.replace(options, arguments=arguments))
+
+
+@pytest.mark.parametrize("name", ["openvino:1", "", ".", "no.such_module", "my engine"])
+def test_what_is_neither_an_engine_nor_a_module_is_refused(name: str) -> None:
+    with pytest.raises(EngineUnavailableError, match="there is no engine"):
+        engine_builder(name, "cpu")
+
+
+def test_a_module_that_builds_nothing_is_no_engine() -> None:
+    with pytest.raises(EngineUnavailableError, match="json is no engine: it has no function build"):
+        engine_builder("json", "cpu")
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -123,7 +123,29 @@ def test_it_computes_in_the_precision_and_with_the_threads_that_were_asked_for(
     engine = OpenVinoEngine(artifact, options, "f32")
     compiled = engine._requests["uint8"].get_compiled_model()
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
-    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == engine.threads == 1
+
+
+@pytest.mark.parametrize(
+    ("threads", "quota", "pinned"), [(None, None, True), (2, None, False), (None, 1, False)]
+)
+def test_only_an_engine_that_may_use_all_cores_is_pinned_to_them(
+    artifact: Artifact,
+    options: EngineOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int | None,
+    quota: int | None,
+    *,
+    pinned: bool,
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr("service.engines.openvino.usable_cores", lambda: quota or cores)
+    if quota == cores:
+        pytest.skip("a machine of one core has no smaller quota")
+    engine = OpenVinoEngine(artifact, dataclasses.replace(options, threads=threads), "f32")
+    compiled = engine._requests["uint8"].get_compiled_model()
+    assert compiled.get_property("ENABLE_CPU_PINNING") is pinned
+    engine.close()
 
 
 def test_one_thread_runs_the_graph_whoever_asks(
@@ -161,8 +183,15 @@ def test_pictures_of_a_batch_run_side_by_side_and_each_has_its_own_scores(
     engine.close()
 
 
-@pytest.mark.parametrize("change", [{"threads": 1, "max_batch": 2}, {"threads": 2, "max_batch": 1}])
-def test_without_threads_or_batches_to_share_there_is_one_graph(
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threads": 1, "max_batch": 2},
+        {"threads": 2, "max_batch": 1},
+        {"threads": 2, "max_batch": 2, "streams": 1},
+    ],
+)
+def test_with_one_thread_one_picture_or_one_stream_there_is_one_graph(
     artifact: Artifact, options: EngineOptions, change: dict[str, int]
 ) -> None:
     engine = build(artifact, dataclasses.replace(options, **change))

@@ -64,9 +64,12 @@ def test_loopback_answers_to_no_other_name_not_even_a_probe(host: str) -> None:
         LOOPBACK.check(headers(("host", host)), "/livez")
 
 
-def test_loopback_answers_to_no_request_without_a_name() -> None:
-    with pytest.raises(ForbiddenError):
-        LOOPBACK.check(headers(), "/livez")
+def test_loopback_answers_to_no_request_without_a_name_but_probes_of_http_1_0() -> None:
+    for path in ("/livez", "/readyz", "/startupz", "/healthz", "/health", "/ping"):
+        LOOPBACK.check(headers(), path)
+    for path in ("/v1/segment", "/docs", "/livez/"):
+        with pytest.raises(ForbiddenError):
+            LOOPBACK.check(headers(), path)
 
 
 @pytest.mark.parametrize("policy", [AccessPolicy(), KEYED, LOOPBACK])

@@ -25,7 +25,7 @@ from service.core.readiness import Readiness
 from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.docs import docs_page
-from service.http_api.edge import HttpEdge
+from service.http_api.edge import READY_PATHS, HttpEdge
 from service.http_api.problems import STATUS_OF_CODE
 from service.telemetry import Metrics, ModelLabels
 
@@ -195,11 +195,20 @@ async def test_a_probe_that_fails_is_a_503_that_says_when_to_come_back() -> None
 
 async def test_readiness_tells_what_runs(site: Site) -> None:
     document = (await site.client.get("/readyz")).json()
-    engine = {"engine": "fake", "device": "cpu", "precision": "f32", "refused": ""}
+    engine = {"engine": "fake", "device": "cpu", "precision": "f32", "refused": "", "choice": []}
     assert document == {
         "status": "ready",
         "models": [{"name": "fake", "version": 3, **engine}, {"name": "other", "version": 1, **engine}],
     }
+
+
+async def test_load_balancers_find_readiness_under_the_names_that_they_ask_for(site: Site) -> None:
+    for path in ("/healthz", "/health", "/ping"):
+        assert (await site.client.get(path)).json() == (await site.client.get("/readyz")).json()
+        assert (await site.client.head(path)).status_code == 200
+    site.lifecycle.draining = True
+    for path in ("/healthz", "/health", "/ping"):
+        assert (await site.client.get(path)).status_code == 503
 
 
 async def test_models_are_listed_with_their_classes_the_default_one_first(site: Site) -> None:
@@ -234,7 +243,7 @@ async def test_without_the_key_there_is_no_answer_but_probes_and_docs() -> None:
             response = await site.client.get(path)
             assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
             assert response.headers["www-authenticate"] == "Bearer"
-        for path in ("/livez", "/readyz", "/startupz", "/docs", "/openapi.json"):
+        for path in ("/livez", "/startupz", *READY_PATHS, "/docs", "/openapi.json"):
             assert (await site.client.get(path)).status_code == 200
         answer = await site.client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
         assert answer.status_code == 200
@@ -272,7 +281,7 @@ async def test_the_docs_describe_every_route_and_code_and_need_no_network(site: 
     page = Page(response.text)
     assert all(path in response.text for path in paths)
     assert all(f"{code} ({status.value})" in response.text for code, status in STATUS_OF_CODE.items())
-    assert page.addresses == ["/openapi.json"]
+    assert page.addresses == ["openapi.json"]
     assert "script" not in page.tags
     assert "default-src 'none'" in response.headers["content-security-policy"]
 
@@ -288,6 +297,7 @@ async def test_the_openapi_document_names_the_forms_of_a_picture_and_of_a_mask(s
         "image/jpeg",
         "image/png",
         "image/webp",
+        "application/json",
         "multipart/form-data",
     }
     assert set(operation["responses"]["200"]["content"]) == {

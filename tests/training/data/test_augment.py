@@ -13,13 +13,16 @@ from torch import Tensor
 from training.data.augment import (
     AugmentConfig,
     AugmentPlan,
+    RareConfig,
     ScaleLaw,
     Windows,
     augment,
     cut_one_by_one,
     draw_plan,
     gathered,
+    rare_pixels,
 )
+from training.data.photometric import Look, PhotometricConfig
 from training.data.pictures import PackedPictures
 from training.errors import ConfigError
 
@@ -33,7 +36,14 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])
 def neutral(count: int, **changes: Tensor) -> AugmentPlan:
     ones = torch.ones(count)
     plan = AugmentPlan(
-        ones, torch.full((count, 2), 0.5), torch.zeros(count, dtype=torch.bool), ones, ones, ones
+        zoom_N=ones,
+        center_N2=torch.full((count, 2), 0.5),
+        flip_N=torch.zeros(count, dtype=torch.bool),
+        brightness_N=ones,
+        contrast_N=ones,
+        saturation_N=ones,
+        rare_N2=torch.full((count, 2), -1.0),
+        looks=(Look(),) * count,
     )
     return dataclasses.replace(plan, **changes)
 
@@ -45,7 +55,7 @@ def picture(height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def packed(pairs: Sequence[tuple[Tensor, Tensor]]) -> PackedPictures:
-    return PackedPictures.of([(image.permute(1, 2, 0).numpy(), label.numpy()) for image, label in pairs])
+    return PackedPictures.pack([(image.permute(1, 2, 0).numpy(), label.numpy()) for image, label in pairs])
 
 
 @pytest.fixture(params=[cut_one_by_one, gathered], ids=["as on a CPU", "as on a GPU"])
@@ -215,3 +225,122 @@ def test_a_plan_depends_on_the_generator_alone_and_keeps_its_ranges() -> None:
 def test_a_config_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         dataclasses.replace(CONFIG, **change)
+
+
+RARE = dataclasses.replace(CONFIG, rare=RareConfig(1.0, ("pole",)))
+
+
+@given(seed=st.integers(0, 10_000), row=st.integers(0, 89), column=st.integers(0, 119))
+def test_a_rare_thing_is_in_its_crop_wherever_it_lies(seed: int, row: int, column: int) -> None:
+    image, label = torch.zeros(3, 90, 120, dtype=torch.uint8), torch.zeros(90, 120, dtype=torch.uint8)
+    label[row, column] = 7
+    plan = dataclasses.replace(
+        draw_plan(RARE, 1, torch.Generator().manual_seed(seed)),
+        zoom_N=torch.ones(1),
+        flip_N=torch.ones(1) > 0,
+    )
+    _, labels_NHW = augment(
+        packed([(image, label)]), [0], plan, crop=CONFIG.crop, pad_color=PAD, ignore_id=IGNORE, rare_ids=[7]
+    )
+    assert (labels_NHW == 7).sum() == 1
+
+
+def test_a_rare_thing_lies_anywhere_in_its_crop() -> None:
+    image, label = torch.zeros(3, 200, 200, dtype=torch.uint8), torch.zeros(200, 200, dtype=torch.uint8)
+    label[100, 100] = 7
+    plan = dataclasses.replace(draw_plan(RARE, 200, torch.Generator().manual_seed(0)), zoom_N=torch.ones(200))
+    _, labels_NHW = augment(
+        packed([(image, label)]),
+        [0] * 200,
+        plan,
+        crop=CONFIG.crop,
+        pad_color=PAD,
+        ignore_id=IGNORE,
+        rare_ids=[7],
+    )
+    _, rows, columns = (labels_NHW == 7).nonzero().T
+    assert (rows.min(), rows.max()) == (0, 31)
+    assert columns.min() <= 1
+    assert columns.max() >= 62
+
+
+def test_each_rare_class_of_a_picture_is_as_likely_as_the_others() -> None:
+    label = torch.zeros(40, 40, dtype=torch.uint8)
+    label[:20] = 5
+    label[30, 30] = 6
+    pictures = packed([(torch.zeros(3, 40, 40, dtype=torch.uint8), label)])
+    rare_N2 = torch.rand((400, 2), generator=torch.Generator().manual_seed(0))
+    wanted_N2 = rare_pixels(pictures, [0] * 400, rare_N2, [5, 6, 9])
+    chosen = label[wanted_N2[:, 0], wanted_N2[:, 1]]
+    assert 170 < (chosen == 6).sum() < 230
+    assert (chosen != 0).all()
+
+
+def test_a_picture_without_anything_rare_is_cropped_as_ever() -> None:
+    pictures = packed([picture(90, 120)])
+    plan = draw_plan(RARE, 3, torch.Generator().manual_seed(1))
+    crops = [
+        augment(pictures, [0] * 3, each, crop=CONFIG.crop, pad_color=PAD, ignore_id=IGNORE, rare_ids=[7])
+        for each in (plan, dataclasses.replace(plan, rare_N2=torch.full((3, 2), -1.0)))
+    ]
+    assert torch.equal(crops[0][1], crops[1][1])
+
+
+def test_only_a_share_of_the_crops_looks_for_rare_things() -> None:
+    config = dataclasses.replace(CONFIG, rare=RareConfig(0.3, ("pole",)))
+    rare_N2 = draw_plan(config, 2000, torch.Generator().manual_seed(1)).rare_N2
+    looks = rare_N2[:, 0] >= 0
+    assert 0.25 < looks.float().mean() < 0.35
+    assert ((rare_N2 >= 0).all(1) == looks).all()
+
+
+def test_options_that_are_off_draw_nothing() -> None:
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    draw_plan(CONFIG, 5, generators[0])
+    torch.rand((7, 5), generator=generators[1])
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
+def test_rare_classes_are_named_as_the_data_set_names_them() -> None:
+    rare = RareConfig(0.5, ("pole", "sign"))
+    assert rare.ids(("sky", "sign", "pole")) == (2, 1)
+    with pytest.raises(ConfigError, match="no class is called pole; there are sky, sign"):
+        rare.ids(("sky", "sign"))
+
+
+@pytest.mark.parametrize(("share", "classes"), [(1.5, ("pole",)), (0.5, ()), (0.0, ("pole",))])
+def test_rare_crops_that_mean_nothing_are_refused(share: float, classes: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"augment\.rare"):
+        RareConfig(share, classes)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_another_camera_changes_what_a_crop_shows_and_no_padding(*, flip: bool) -> None:
+    plan = neutral(
+        1,
+        center_N2=torch.zeros(1, 2),
+        flip_N=torch.tensor([flip]),
+        looks=(Look(gamma=2.0, noise=20.0, quality=20),),
+    )
+    images_NHW3, labels_NHW = augment(
+        packed([picture(16, 16)]), [0], plan, crop=(32, 32), pad_color=PAD, ignore_id=IGNORE
+    )
+    plain, _ = augment(
+        packed([picture(16, 16)]),
+        [0],
+        dataclasses.replace(plan, looks=(Look(),)),
+        crop=(32, 32),
+        pad_color=PAD,
+        ignore_id=IGNORE,
+    )
+    shown = labels_NHW != IGNORE
+    assert torch.equal(images_NHW3[~shown], plain[~shown])
+    assert (images_NHW3[shown] != plain[shown]).float().mean() > 0.9
+
+
+def test_a_plan_s_parts_keep_their_looks_and_rare_pixels() -> None:
+    config = dataclasses.replace(RARE, photometric=PhotometricConfig(share=0.5, noise=9.0))
+    plan = draw_plan(config, 6, torch.Generator().manual_seed(2))
+    part = plan.part(slice(2, 4))
+    assert part.looks == plan.looks[2:4]
+    assert torch.equal(part.rare_N2, plan.rare_N2[2:4])

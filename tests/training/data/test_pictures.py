@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.datasets.dataset import DatasetSpec, LabeledImages
-from training.data.pictures import FilePictures, PackedPictures, Pair, choose_residency, free_bytes, walk
+from training.data.pictures import (
+    FilePictures,
+    PackedPictures,
+    Pair,
+    choose_residency,
+    free_bytes,
+    iterate_pictures,
+)
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -27,7 +34,7 @@ def pairs() -> list[Pair]:
 
 def test_packed_pictures_come_back_whole() -> None:
     wanted = pairs()
-    packed = PackedPictures.of(wanted)
+    packed = PackedPictures.pack(wanted)
     assert len(packed) == 3
     for index, (image_HW3, label_HW) in enumerate(wanted):
         assert np.array_equal(packed.image(index).numpy(), image_HW3)
@@ -43,18 +50,18 @@ def from_files(dataset_file: Path) -> Iterator[FilePictures]:
 
 
 def test_running_ahead_changes_nothing(from_files: FilePictures) -> None:
-    alone, _ = from_files.take([2, 0, 2])
-    from_files.expect([6, 2, 0, 1])
-    ahead, places = from_files.take([2, 0, 2])
+    alone, _ = from_files.fetch([2, 0, 2])
+    from_files.prefetch([6, 2, 0, 1])
+    ahead, places = from_files.fetch([2, 0, 2])
     assert list(places) == [0, 1, 2]
     assert torch.equal(alone.colors, ahead.colors)
     assert torch.equal(alone.labels, ahead.labels)
 
 
-def test_a_walk_sees_each_picture_in_order(from_files: FilePictures) -> None:
+def test_pictures_are_iterated_in_order(from_files: FilePictures) -> None:
     order = [5, 0, 3, 1]
-    for index, (image_HW3, label_HW) in zip(order, walk(from_files, order), strict=True):
-        packed, _ = from_files.take([index])
+    for index, (image_HW3, label_HW) in zip(order, iterate_pictures(from_files, order), strict=True):
+        packed, _ = from_files.fetch([index])
         assert torch.equal(packed.image(0), image_HW3)
         assert torch.equal(packed.label(0), label_HW)
 
@@ -87,8 +94,8 @@ def test_processes_share_the_memory_of_their_machine(processes: int) -> None:
     assert 0 < on_host * processes <= 1 << 50
 
 
-def test_pictures_that_are_sent_arrive_as_they_were_packed() -> None:
+def test_pictures_packed_on_a_device_are_those_packed_here() -> None:
     wanted = pairs()
-    sent, packed = PackedPictures.sent(wanted, CPU), PackedPictures.of(wanted)
+    there, packed = PackedPictures.pack_on(wanted, CPU), PackedPictures.pack(wanted)
     for name in ("colors", "labels", "starts_M", "sizes_M2"):
-        assert torch.equal(getattr(sent, name), getattr(packed, name))
+        assert torch.equal(getattr(there, name), getattr(packed, name))

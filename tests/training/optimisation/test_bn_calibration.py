@@ -29,7 +29,7 @@ def pictures(*sizes: tuple[int, int]) -> list[UInt8Array]:
 def calibrated(
     network: SegmentationNetwork, images: list[UInt8Array], batch_size: int, max_pixels: int = 10**9
 ) -> SegmentationNetwork:
-    packed = PackedPictures.of([(image, image[..., 0]) for image in images])
+    packed = PackedPictures.pack([(image, image[..., 0]) for image in images])
     source = ResidentPictures(packed, tuple(map(str, range(len(images)))), "", torch.device("cpu"))
     return bn_calibration.calibrated(
         network,

@@ -65,6 +65,22 @@ def test_heads_learn_faster_by_their_factor(network: SegmentationNetwork) -> Non
         assert rates[id(parameter)] == (5.0 if is_head else 0.5), name
 
 
+def test_the_backbone_learns_slower_by_its_factor() -> None:
+    network = build("bisenetv1-lite", 3, {}, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    optimizer = build_optimizer(network, dataclasses.replace(CONFIG, backbone_lr_factor=0.25))
+    set_learning_rate(optimizer, 0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in network.architecture.named_parameters():
+        part = name.split(".")[0]
+        wanted = {"backbone": 0.125, "cp": 0.5, "detail": 0.5}.get(part, 5.0)
+        assert rates[id(parameter)] == wanted, name
+
+
+def test_a_factor_for_a_backbone_that_there_is_not_is_refused(network: SegmentationNetwork) -> None:
+    with pytest.raises(ConfigError, match="backbone_lr_factor: this architecture has no pretrained backbone"):
+        build_optimizer(network, dataclasses.replace(CONFIG, backbone_lr_factor=0.25))
+
+
 @given(total=st.integers(2, 10_000), warmup=st.floats(0, 0.5))
 def test_the_rate_rises_to_its_peak_and_then_only_falls(total: int, warmup: float) -> None:
     config = dataclasses.replace(CONFIG, warmup=warmup)

@@ -138,8 +138,8 @@ def test_a_run_says_what_it_began_with_whoever_resumes_it(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    with pytest.raises(ResumeError, match="the run began with random weights, not with bisenetv2-camvid"):
-        train(config, RunOptions(run, resume=True, finetune_from="bisenetv2-camvid"))
+    with pytest.raises(ResumeError, match="the run began with random weights, not with camvid"):
+        train(config, RunOptions(run, resume=True, finetune_from="camvid"))
     folder = CheckpointFolder(run / "checkpoints")
     last = folder.load("last")
     assert last is not None

@@ -37,7 +37,7 @@ def test_a_row_shows_picture_truth_and_guess(
         compute=config.compute,
     )
     assert grid_HW3.shape == (64 * 320 // 80 + 4, 3 * 324, 3)
-    packed, (place,) = data.val.take([1])
+    packed, (place,) = data.val.fetch([1])
     truth = data.spec.palette.rgb_table[packed.label(place).numpy()]
     assert (grid_HW3[100, 324 + 100] == truth[100 * 64 // 256, 100 * 80 // 320]).all()
     assert (grid_HW3[:-4, 648:-4] == (0, 0, 255)).all()

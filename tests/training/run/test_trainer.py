@@ -16,19 +16,17 @@ from hypothesis import strategies as st
 from training.config import TrainingConfig
 from training.data.splits import TrainingData
 from training.distributed import ALONE, Ranks
-from training.errors import ConfigError, NonFiniteLossError, ResumeError
+from training.errors import ConfigError, NonFiniteLossError, ResumeError, TimeLimitError
 from training.run.checkpoint import CheckpointFolder
 from training.run.progress import LOG_FILE, RunLog
 from training.run.stop_signals import StopRequest
-from training.run.time_budget import TimeBudget
+from training.run.time_budget import Costs, TimeBudget
 from training.run.train_step import TrainStep
 from training.run.trainer import Trainer
 
 
-def trainer_in(
-    folder: Path, config: TrainingConfig, data: TrainingData, *, budget: TimeBudget | None = None
-) -> Trainer:
-    return Trainer(config, data, checkpoints=CheckpointFolder(folder), log=RunLog(folder), budget=budget)
+def trainer_in(folder: Path, config: TrainingConfig, data: TrainingData) -> Trainer:
+    return Trainer(config, data, checkpoints=CheckpointFolder(folder), log=RunLog(folder))
 
 
 def longer(config: TrainingConfig, steps: int) -> TrainingConfig:
@@ -114,11 +112,11 @@ def test_a_stop_request_leaves_a_validation_which_is_made_up_for(
     stop = StopRequest()
     stopping = copy.copy(getattr(data, part))
 
-    def take(indices: Sequence[int]) -> Any:
+    def fetch(indices: Sequence[int]) -> Any:
         stop.requested = trainer.position.step == 3
-        return getattr(data, part).take(indices)
+        return getattr(data, part).fetch(indices)
 
-    stopping.take = take
+    stopping.fetch = fetch
     trainer = trainer_in(tmp_path, config, dataclasses.replace(data, **{part: stopping}))
     assert not trainer.run(stop)
     assert (trainer.position.step, trainer.position.validated_step) == (3, 0)
@@ -165,55 +163,123 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_pictures(
     assert all(torch.isfinite(value).all() for value in kept["network"].values())
 
 
-def test_a_time_budget_freezes_the_number_of_steps_into_the_checkpoint(
+class StepClock:
+    """A clock that moves when it is told."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def timed_trainer(
+    folder: Path, config: TrainingConfig, data: TrainingData, limit_s: float, *, step_s: float = 1.0
+) -> tuple[Trainer, StepClock]:
+    """Return a run with a time limit, whose steps take a scripted time."""
+    clock = StepClock()
+    trainer = Trainer(
+        config,
+        data,
+        checkpoints=CheckpointFolder(folder),
+        log=RunLog(folder),
+        budget=TimeBudget(limit_s, 0.0),
+        on_validation=lambda *_: setattr(clock, "now_s", clock.now_s + 2),
+        clock=clock,
+    )
+    take_step = trainer.learner.step
+
+    def step(*arguments: Any) -> torch.Tensor:
+        clock.now_s += step_s
+        return take_step(*arguments)
+
+    trainer.learner.step = step  # type: ignore[method-assign]
+    return trainer, clock
+
+
+def budget_events(folder: Path) -> list[int]:
+    events = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    return [event["total_steps"] for event in events if event["event"] == "budget"]
+
+
+def test_the_steps_that_fit_into_the_time_limit_are_chosen_and_kept_in_the_checkpoint(
     config: TrainingConfig, data: TrainingData, tmp_path: Path
 ) -> None:
-    spent = TimeBudget(limit_s=60, started_s=-1e9)  # one step more is all that is left
-    trainer = trainer_in(tmp_path, longer(config, 1000), data, budget=spent)
+    rare = changed(longer(config, 1000), "schedule", validate_every=500)
+    trainer, clock = timed_trainer(tmp_path, rare, data, 30)
+    trainer.costs = Costs(validation_s=2, export_s=4)
     assert trainer.run(StopRequest())
-    assert trainer.position.total_steps == 21
-    resumed = trainer_in(tmp_path, longer(config, 1000), data, budget=TimeBudget(1e9, 0))
+    assert budget_events(tmp_path) == [trainer.position.step] == [23]  # 29.4 - 2 - 4
+    assert clock.now_s == 25
+    resumed, _ = timed_trainer(tmp_path, rare, data, 1e9)
     resume(resumed)
-    assert (resumed.position.total_steps, resumed.position.frozen) == (21, True)
-    events = [json.loads(line)["event"] for line in (tmp_path / LOG_FILE).read_text().splitlines()]
-    assert events.count("budget") == 1
-
-
-class SlowToMeasure(TimeBudget):
-    """Knows its rate only when it is asked for the second time; then one step is left."""
-
-    asked = 0
-
-    def is_measured(self, now_s: float) -> bool:
-        type(self).asked += 1
-        return self.asked > 1 and super().is_measured(now_s)
+    assert (resumed.position.total_steps, resumed.position.frozen) == (23, True)
+    assert resumed.budget is None
 
 
 def test_a_run_whose_configured_steps_are_done_before_its_rate_is_known_goes_on(
     config: TrainingConfig, data: TrainingData, tmp_path: Path
 ) -> None:
-    trainer = trainer_in(tmp_path, config, data, budget=SlowToMeasure(limit_s=60, started_s=-1e9))
-    assert trainer.run(StopRequest())
-    assert (trainer.position.step, trainer.position.total_steps, trainer.position.frozen) == (9, 9, True)
+    trainer, _ = timed_trainer(tmp_path, config, data, 300, step_s=0.5)  # measured after 6 s, or 12 steps
+    while not trainer.position.frozen:
+        assert trainer._goes_on()
+        trainer._take_measured_step()
+        trainer._choose_steps()
+    assert trainer.position.step == 12 > config.schedule.steps
+    assert trainer.position.total_steps > 100
+
+
+def test_a_limit_that_is_too_short_is_refused_before_the_first_step(
+    config: TrainingConfig, data: TrainingData, tmp_path: Path
+) -> None:
+    trainer, _ = timed_trainer(tmp_path, config, data, 30)
+    trainer.costs = Costs(validation_s=25, export_s=10)
+    with pytest.raises(TimeLimitError, match=r"--max-minutes 0\.5 is too short"):
+        trainer.run(StopRequest())
+    assert trainer.position.step == 0
 
 
 def test_a_run_killed_after_its_steps_were_chosen_keeps_their_number(
-    config: TrainingConfig, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainingConfig, data: TrainingData, tmp_path: Path
 ) -> None:
     rare = changed(longer(config, 1000), "schedule", save_every=500, validate_every=500)
-    trainer = trainer_in(tmp_path, rare, data, budget=TimeBudget(limit_s=60, started_s=-1e9))
+    trainer, clock = timed_trainer(tmp_path, rare, data, 30)
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+    def killed() -> float:
+        if trainer.position.frozen:
+            raise KeyboardInterrupt
+        return clock.now_s
 
-    monkeypatch.setattr(Trainer, "_report", killed)  # what follows the choice
+    trainer._clock = killed
     with pytest.raises(KeyboardInterrupt):
         trainer.run(StopRequest())
-    again = trainer_in(tmp_path, rare, data, budget=TimeBudget(limit_s=1e9, started_s=0))
+    again, _ = timed_trainer(tmp_path, rare, data, 1e9)
     resume(again)
-    assert (again.position.total_steps, again.position.frozen) == (21, True)
+    assert (again.position.step, again.position.total_steps) == (2, 29)
     last = json.loads((tmp_path / LOG_FILE).read_text().splitlines()[-1])
-    assert (last["event"], last["step"]) == ("resume", 20)
+    assert (last["event"], last["step"]) == ("resume", 2)
+
+
+def test_an_end_for_want_of_progress_is_no_time_to_fill(
+    config: TrainingConfig, data: TrainingData, tmp_path: Path
+) -> None:
+    impatient = changed(longer(config, 1000), "schedule", validate_every=4, patience=2)
+    trainer, _ = timed_trainer(tmp_path, impatient, data, 300)
+    trainer.position.best_miou = 2.0  # never reached
+    assert trainer.run(StopRequest())
+    assert trainer.position.step == 8
+
+
+def test_the_network_of_the_best_validation_is_kept_for_the_end(straight: Trainer) -> None:
+    best, last = straight.best_validated, straight.last_validated
+    assert best is not None
+    assert last is not None
+    assert (best.step, last.step) == (straight.position.best_step, 4)
+    assert best.scores.matrix.miou == straight.position.best_miou
+    state = straight.checkpoints.load("best")
+    assert state is not None
+    weight = "architecture.head.conv_out.1.weight"
+    assert torch.equal(best.network.state_dict()[weight], state["average"][weight])
 
 
 def test_weights_that_are_no_numbers_are_not_saved(

@@ -32,7 +32,7 @@ def test_labels_are_the_same_on_a_device_as_from_the_decoder(upsample: Upsample,
 def test_whole_pictures_of_any_size_are_scored_and_the_ignored_left_out() -> None:
     truths = [np.full((40, 50), 0, np.uint8), np.full((33, 64), 2, np.uint8)]
     truths[0][:10] = 255
-    packed = PackedPictures.of([(np.zeros((*truth.shape, 3), np.uint8), truth) for truth in truths])
+    packed = PackedPictures.pack([(np.zeros((*truth.shape, 3), np.uint8), truth) for truth in truths])
     pictures = ResidentPictures(packed, ("a", "b"), "", torch.device("cpu"))
     network = build("bisenetv2", 3, {"head_channels": 8}, mean=(0, 0, 0), std=(1, 1, 1)).eval()
     network.state_dict()["architecture.head.conv_out.1.bias"][0] = 1e4  # class 0 wins everywhere

@@ -21,6 +21,7 @@ from service.core.device.engine import (
     DeviceLostError,
     DeviceMemoryError,
     EngineOptions,
+    EngineTuning,
     Float32Array,
     ImageBatch,
 )
@@ -35,9 +36,11 @@ class Builder:
 
     def __init__(self) -> None:
         self.engines = [FakeEngine()]
+        self.options: list[EngineOptions] = []
         self.built = 0
 
-    def __call__(self, _artifact: Artifact, _options: EngineOptions) -> FakeEngine:
+    def __call__(self, _artifact: Artifact, options: EngineOptions) -> FakeEngine:
+        self.options.append(options)
         self.built += 1
         return self.engines[self.built - 1]
 
@@ -63,6 +66,13 @@ def scored(device: Device, *, within_s: float = 60) -> tuple[Outcome, Float32Arr
 def test_a_new_engine_runs_once_at_each_size_that_pictures_have(device: Device, builder: Builder) -> None:
     device.load(CITY, ARTIFACT, [ImageSize(32, 64), ImageSize(96, 32)])
     assert builder.engines[0].seen == [(1, 32, 64, 3), (1, 96, 32, 3)]
+
+
+def test_a_version_is_built_with_what_its_tuning_says_and_the_options_for_the_rest(
+    device: Device, builder: Builder, shared_cache: Path
+) -> None:
+    device.load(CITY, ARTIFACT, (), EngineTuning("bf16", threads=3))
+    assert builder.options == [EngineOptions("cpu", "bf16", shared_cache, threads=3)]
 
 
 def test_an_engine_that_fails_at_a_size_in_use_is_not_loaded(device: Device, builder: Builder) -> None:

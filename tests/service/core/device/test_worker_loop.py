@@ -20,9 +20,9 @@ from model.artifacts.artifact import Artifact
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import Outcome
 from service.core.device.device import Device
-from service.core.device.engine import EngineOptions, EngineUnavailableError
+from service.core.device.engine import EngineInfo, EngineOptions, EngineUnavailableError
 from service.core.device.ipc import (
-    MAX_FRAME_BYTES,
+    MAX_MESSAGE_BYTES,
     DoneMessage,
     ForgetMessage,
     HelloMessage,
@@ -34,8 +34,8 @@ from service.core.device.ipc import (
     ReplyMessage,
     ScoreMessage,
     UnloadMessage,
-    packed,
-    unpacked,
+    decode_message,
+    encode_message,
 )
 from service.core.device.slots import SlotPool
 from service.core.device.worker_connection import BatchJobMark
@@ -82,10 +82,10 @@ class Peer:
 
     def send(self, frame: IpcMessage, *descriptors: int) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
-        self.socket.sendmsg([packed(frame)], rights)
+        self.socket.sendmsg([encode_message(frame)], rights)
 
     def receive(self) -> IpcMessage:
-        return unpacked(self.socket.recv(MAX_FRAME_BYTES))
+        return decode_message(self.socket.recv(MAX_MESSAGE_BYTES))
 
     def load(self, artifact: Artifact) -> ReplyMessage:
         self.send(LoadMessage(5, 1, "pooling@1", str(artifact.folder)))
@@ -122,7 +122,7 @@ def entry(slot: int, *, within_s: float = PATIENCE_S) -> PictureEntry:
 
 
 def test_it_loads_labels_and_says_what_it_has_begun(peer: Peer, artifact: Artifact) -> None:
-    assert peer.load(artifact).values["engine"] == "fake"
+    assert peer.load(artifact).engine == EngineInfo("fake", "cpu", "f32")
     number, descriptor = peer.slot()
     peer.send(LabelMessage(7, 1, (entry(number),)), descriptor)
     done = peer.receive()
@@ -130,7 +130,7 @@ def test_it_loads_labels_and_says_what_it_has_begun(peer: Peer, artifact: Artifa
     assert (done.token, done.report.outcomes) == (7, (Outcome.ANSWERED,))
     assert peer.mark.has_begun(7)
     assert not peer.mark.has_begun(8)
-    assert peer.mark.words_of(7) == packed(done)
+    assert peer.mark.words_of(7) == encode_message(done)
     assert peer.mark.words_of(8) is None
     assert peer.engine.seen == [(1, 32, 32, 3)]
 
@@ -224,7 +224,7 @@ def test_an_engine_that_cannot_be_built_is_an_answer(
     peer: Peer, artifact: Artifact, refusal: Exception
 ) -> None:
     peer.refusal = refusal
-    assert peer.load(artifact) == ReplyMessage(5, type(refusal).__name__, {"message": str(refusal)})
+    assert peer.load(artifact) == ReplyMessage(5, error=type(refusal).__name__, reason=str(refusal))
 
 
 def test_an_artifact_that_is_not_there_is_an_answer(peer: Peer, tmp_path: Path) -> None:
@@ -270,10 +270,10 @@ def test_arrays_that_do_not_fit_into_their_slot_end_the_loop(peer: Peer, artifac
     assert "does not fit" in str(peer.end())
 
 
-def test_bytes_that_are_no_frame_end_the_loop(peer: Peer) -> None:
+def test_bytes_that_are_no_message_end_the_loop(peer: Peer) -> None:
     peer.socket.send(b"garbage")
     peer.thread.join(PATIENCE_S)
-    assert "no frame" in str(peer.end())
+    assert "no message" in str(peer.end())
 
 
 def test_the_end_of_the_service_is_the_end_of_the_loop(peer: Peer) -> None:

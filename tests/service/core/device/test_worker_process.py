@@ -55,7 +55,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
 def site(artifacts: list[Artifact], shared_cache: Path) -> Iterator[WorkerSite]:
     """Return a host whose worker is killed now and then."""
     policy = RestartPolicy(stable_s=0.0, first_delay_s=0.0)
-    faults = "fault:slow:1+segv:marked"
+    faults = "fault_engine:slow:1+segv:marked"
     with open_worker_site(faults, artifacts, shared_cache, policy=policy) as site:
         yield site
 
@@ -102,7 +102,7 @@ def test_one_picture_for_two_versions_has_two_answers(site: WorkerSite) -> None:
 
 def test_labels_may_be_larger_than_what_the_network_saw(site: WorkerSite) -> None:
     original = ImageSize(700, 900)
-    canvas = site.host.canvas(SIZE, original)
+    canvas = site.worker.canvas(SIZE, original)
     canvas[...] = 255
     labels_HW = site.labels(PreparedImage(canvas, SIZE, original))
     assert labels_HW.shape == (700, 900)
@@ -115,7 +115,7 @@ def test_raw_scores_come_back_as_the_engine_returned_them(
 ) -> None:
     images_NHW3 = np.stack([site.picture(code).pixels_HW3 for code in (5, 0)]).astype(dtype)
     deadline_s = time.monotonic() + PATIENCE_S
-    raw_NKhw = site.host.infer(images_NHW3, version=VERSION, deadline_s=deadline_s).result(PATIENCE_S)
+    raw_NKhw = site.host.find().infer(images_NHW3, deadline_s=deadline_s).result(PATIENCE_S)
     assert raw_NKhw.shape == (2, 2, 8, 8)
     labels_Nhw = raw_NKhw.argmax(axis=1)
     assert [spelled(np.kron(ids, np.ones((8, 8))), artifacts[0]) for ids in labels_Nhw] == [5, 0]
@@ -224,7 +224,10 @@ def test_versions_are_exchanged_under_load_and_nobody_notices(
                 return seen
         raise AssertionError
 
-    with open_worker_site("fault:slow:1", artifacts[:1], shared_cache) as site, ThreadPoolExecutor(4) as pool:
+    with (
+        open_worker_site("fault_engine:slow:1", artifacts[:1], shared_cache) as site,
+        ThreadPoolExecutor(4) as pool,
+    ):
         asking = [pool.submit(ask, site, first) for first in range(4)]
         for version in versions[1:]:
             site.host.load(version, of_version[version])
@@ -250,7 +253,7 @@ def test_versions_are_exchanged_under_load_and_nobody_notices(
 def test_what_goes_wrong_inside_an_engine_costs_its_picture_only(
     artifacts: list[Artifact], shared_cache: Path, fault: str, expected: type[Exception] | None
 ) -> None:
-    with open_worker_site(f"fault:{fault}:marked", artifacts[:1], shared_cache) as site:
+    with open_worker_site(f"fault_engine:{fault}:marked", artifacts[:1], shared_cache) as site:
         futures = [site.submit(site.picture(code, marked=code == 1)) for code in range(3)]
         assert [fate(future) for future in futures] == [None, expected, None]
         assert len(site.lives) == 1
@@ -259,7 +262,7 @@ def test_what_goes_wrong_inside_an_engine_costs_its_picture_only(
 def test_a_lost_device_ends_the_worker_with_its_own_exit_code(
     artifacts: list[Artifact], shared_cache: Path
 ) -> None:
-    with open_worker_site("fault:sticky:marked", artifacts[:1], shared_cache) as site:
+    with open_worker_site("fault_engine:sticky:marked", artifacts[:1], shared_cache) as site:
         assert fate(site.submit(site.picture(1, marked=True))) is NoWorkerError
         site.wait_until_ready(2)
         assert site.lives[0]._process.returncode == 70
@@ -268,7 +271,7 @@ def test_a_lost_device_ends_the_worker_with_its_own_exit_code(
 def test_a_worker_that_hangs_is_killed_and_what_it_had_not_begun_is_answered(
     artifacts: list[Artifact], shared_cache: Path
 ) -> None:
-    with open_worker_site("fault:hang:marked", artifacts[:1], shared_cache) as site:
+    with open_worker_site("fault_engine:hang:marked", artifacts[:1], shared_cache) as site:
         futures = [site.submit(site.picture(code, marked=code == 0)) for code in range(4)]
         wait_until(lambda: site.lives[0].has_begun(0))
         site.lose_patience(site.lives[0])
@@ -279,7 +282,7 @@ def test_a_worker_that_hangs_is_killed_and_what_it_had_not_begun_is_answered(
 def test_a_model_that_ends_the_worker_as_it_is_loaded_is_not_loaded_into_the_next_one(
     artifacts: list[Artifact], shared_cache: Path
 ) -> None:
-    site = WorkerSite("fault:exit_at_load", shared_cache)
+    site = WorkerSite("fault_engine:exit_at_load", shared_cache)
     try:
         with pytest.raises(NoWorkerError):
             site.host.load(VERSION, artifacts[0])
@@ -293,7 +296,7 @@ def test_a_crash_loop_is_told_at_once_and_ends_when_its_cause_is_gone(
     artifacts: list[Artifact], shared_cache: Path
 ) -> None:
     policy = RestartPolicy(first_delay_s=0.2, stable_s=60)
-    with open_worker_site("fault:slow:1", artifacts[:1], shared_cache, policy=policy) as site:
+    with open_worker_site("fault_engine:slow:1", artifacts[:1], shared_cache, policy=policy) as site:
         site.kill()
         site.wait_until_ready(2)
         waiting = site.submit(site.picture(1))
@@ -347,9 +350,9 @@ ORPHAN = """
 import os, sys, time
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-from model.artifact import read_artifact
+from model.artifacts.artifact import read_artifact
 from worker_site import VERSION, WorkerSite
-site = WorkerSite("fault:hang:marked", Path(sys.argv[3]))
+site = WorkerSite("fault_engine:hang:marked", Path(sys.argv[3]))
 site.host.load(VERSION, read_artifact(Path(sys.argv[4])))
 if sys.argv[5] == "busy":
     future = site.submit(site.picture(1, marked=True))

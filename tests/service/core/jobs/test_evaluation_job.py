@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from model.artifacts.manifest import ModelVersion
+from service.core.device.engine import Precision
 from service.core.jobs.evaluation_job import (
     MAX_RESCUES,
     SUCCESSORS,
@@ -28,6 +30,7 @@ requests = st.builds(
     protocol=names,
     skip_broken=st.booleans(),
     reference=st.none() | names,
+    precision=st.none() | st.sampled_from(get_args(Precision)),
 )
 fractions = st.none() | st.floats(0, 1)
 results = st.builds(
@@ -46,10 +49,10 @@ def test_a_request_survives_the_database(request: JobRequest) -> None:
     assert JobRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
 
 
-def test_a_request_of_before_references_were_kept_can_still_be_read() -> None:
+def test_a_request_of_before_references_and_precisions_were_kept_can_still_be_read() -> None:
     request = JobRequest(ModelVersion("city", 3), "streets", "val", "ss")
     document = request.to_json()
-    del document["reference"]
+    del document["reference"], document["precision"]
     assert JobRequest.from_json(document) == request
 
 

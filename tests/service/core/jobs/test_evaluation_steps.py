@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeEngine, write_pooling_artifact
+from fault_engine import FaultEngine
+from fault_engine import build as build_faulty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from job_site import MODEL, write_dataset
 from PIL import Image
 
+from model.artifacts.artifact import Artifact
 from model.artifacts.evaluation_records import EvaluationStore
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
@@ -26,7 +30,7 @@ from model.evaluation.metrics import ConfusionMatrix, confusion_matrix
 from model.evaluation.network_passes import segment
 from model.evaluation.protocols import find_protocol
 from service.core.device.device import Device
-from service.core.device.engine import EngineOptions, InferenceEngine
+from service.core.device.engine import EngineInfo, EngineOptions, InferenceEngine, Precision
 from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     DeadlineExceededError,
@@ -45,9 +49,9 @@ from service.core.jobs.evaluation_job import (
     JsonObject,
 )
 from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
+from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
-from service.engines.fault import builder as fault_builder
 
 IMAGES = 12
 ENVIRONMENT: JsonObject = {"processor": "made up", "versions": {"numpy": "1"}}
@@ -73,8 +77,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def host(registry: ModelRegistry, tmp_path: Path) -> Iterator[ModelHost]:
     decode.warm_up()
-    options = EngineOptions("cpu", "f32", tmp_path / "cache")
-    host = ModelHost(Dispatcher(InProcessRunner(Device(fault_builder("fault:slow:0"), options))))
+    options = EngineOptions("cpu", "f32", tmp_path / "cache", arguments="slow:0")
+    host = ModelHost(Dispatcher(InProcessRunner(Device(build_faulty, options))))
     host.load(POOL_1, registry.open(POOL_1))
     yield host
     host.close()
@@ -113,7 +117,7 @@ def test_a_job_counts_what_the_protocol_says(
     counted = matrix_of([work.count(request, plan, range(IMAGES))])
 
     artifact = registry.open(POOL_1)
-    engine = fault_builder("fault:slow:0")(artifact, EngineOptions("cpu", "f32", tmp_path))
+    engine = build_faulty(artifact, EngineOptions("cpu", "f32", tmp_path, arguments="slow:0"))
     expected = ConfusionMatrix.zeros(2)
     for index in range(IMAGES):
         image_HW3 = np.asarray(Image.open(dataset.parent / f"{index}.png"))
@@ -212,9 +216,7 @@ def test_a_model_of_other_classes_is_refused(
         open_work(other).plan(REQUEST)
 
 
-@pytest.mark.parametrize(
-    "pin", ["engine", "device", "precision", "weights", "environment", "list", "labelling"]
-)
+@pytest.mark.parametrize("pin", ["engine", "device", "weights", "environment", "list", "labelling"])
 def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: HostedEvaluation, pin: str) -> None:
     plan = work.plan(REQUEST)
     other = replace(plan, pins=plan.pins | {pin: "other"})
@@ -271,8 +273,8 @@ def test_which_of_several_gpus_a_worker_has_is_no_other_device(
     registry: ModelRegistry, dataset: Path, tmp_path: Path
 ) -> None:
     def work_on(device: str, pool: ThreadPoolExecutor, stack: ExitStack) -> HostedEvaluation:
-        options = EngineOptions(device, "f32", tmp_path / device)
-        host = ModelHost(Dispatcher(InProcessRunner(Device(fault_builder("fault:slow:0"), options))))
+        options = EngineOptions(device, "f32", tmp_path / device, arguments="slow:0")
+        host = ModelHost(Dispatcher(InProcessRunner(Device(build_faulty, options))))
         stack.callback(host.close)
         return HostedEvaluation(
             lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
@@ -284,6 +286,71 @@ def test_which_of_several_gpus_a_worker_has_is_no_other_device(
         assert second.count(REQUEST, plan, range(1)) == first.count(REQUEST, plan, range(1))
         with pytest.raises(JobError, match="another device"):
             cpu.count(REQUEST, plan, range(1))
+
+
+class PrecisionBuilder:
+    """Builds engines of any precision and keeps it."""
+
+    def __init__(self) -> None:
+        self.precisions: list[str] = []
+
+    def __call__(self, artifact: Artifact, options: EngineOptions) -> InferenceEngine:
+        assert options.precision != "int8"
+        precision: Precision = "bf16" if options.precision == "auto" else options.precision
+        self.precisions.append(precision)
+        return FaultEngine(artifact.manifest, (), EngineInfo("fault", "cpu", precision))
+
+
+@pytest.fixture
+def other_precisions(
+    registry: ModelRegistry, dataset: Path, tmp_path: Path
+) -> Iterator[tuple[HostedEvaluation, ModelHost, PrecisionBuilder]]:
+    build = PrecisionBuilder()
+    options = EngineOptions("cpu", "auto", tmp_path / "cache")
+    host = ModelHost(Dispatcher(InProcessRunner(Device(build, options))))
+    with ThreadPoolExecutor(2) as pool:
+        datasets = Datasets({"noise": dataset})
+        work = HostedEvaluation(lambda: nullcontext(host), registry, datasets, pool, environment=ENVIRONMENT)
+        yield work, host, build
+    host.close()
+
+
+def test_every_worker_computes_in_the_precision_of_the_request(
+    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder],
+) -> None:
+    work, _, build = other_precisions
+    request = replace(REQUEST, precision="f16")
+    plan = work.plan(request)
+    work.count(request, plan, range(1))
+    assert (plan.pins["precision"], build.precisions) == ("f16", ["f16"])
+
+
+def test_of_a_request_without_precision_all_workers_take_that_of_the_first(
+    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder], work: HostedEvaluation
+) -> None:
+    another_worker, _, build = other_precisions
+    plan = work.plan(REQUEST)
+    assert plan.pins["precision"] == "f32"
+    another_worker.count(REQUEST, plan, range(1))
+    assert build.precisions == ["f32"]
+
+
+def test_two_jobs_on_one_version_have_each_its_own_precision(
+    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder],
+) -> None:
+    work, _, build = other_precisions
+    work.plan(replace(REQUEST, precision="f16"))
+    work.plan(replace(REQUEST, precision="f32"))
+    assert build.precisions == ["f16", "f32"]
+
+
+def test_a_version_that_is_served_in_another_precision_fails_the_job(
+    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder], registry: ModelRegistry
+) -> None:
+    work, host, _ = other_precisions
+    host.load(POOL_1, registry.open(POOL_1))
+    with pytest.raises(JobError, match=f"needs {POOL_1} in f32, and this worker serves it in bf16"):
+        work.plan(replace(REQUEST, precision="f32"))
 
 
 def test_a_step_is_a_few_seconds_of_work(work: HostedEvaluation) -> None:
@@ -382,7 +449,13 @@ def test_a_host_that_closes_interrupts_the_job(work: HostedEvaluation, host: Mod
 
 
 def _rgb(size: tuple[int, int]) -> Image.Image:
-    return Image.new("RGB", size)
+    return Image.new("RGB", size, (9, 8, 7))
+
+
+def _jpeg(size: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    _gray(size).save(stream, "JPEG")
+    return stream.getvalue()
 
 
 def _gray(size: tuple[int, int], value: int = 0, mode: str = "L") -> Image.Image:
@@ -405,9 +478,9 @@ BROKEN = {
     "labels turned by a quarter": (_spoil("3-ids.png", lambda: _gray((32, 64))), "3-ids.png"),
     "colours instead of ids": (_spoil("3-ids.png", lambda: _rgb((64, 32))), "3-ids.png"),
     "an id that is no class": (_spoil("3-ids.png", lambda: _gray((64, 32), 2)), "3-ids.png"),
-    "16-bit labels": (_spoil("3-ids.png", lambda: _gray((64, 32), 1, "I;16")), "3-ids.png"),
-    "1-bit labels": (_spoil("3-ids.png", lambda: _gray((64, 32), 1, "1")), "3-ids.png"),
-    "labels with alpha": (_spoil("3-ids.png", lambda: _gray((64, 32), 1).convert("LA")), "3-ids.png"),
+    "16-bit labels": (_spoil("3-ids.png", lambda: _gray((64, 32), 257, "I;16")), "3-ids.png"),
+    "jpeg labels": (_write("3-ids.png", lambda _: _jpeg((64, 32))), "3-ids.png"),
+    "transparent labels": (_spoil("3-ids.png", lambda: Image.new("LA", (64, 32), (1, 0))), "3-ids.png"),
     "truncated labels": (_write("3-ids.png", lambda data: data[: len(data) // 2]), "3-ids.png"),
     "no labels": (lambda root: (root / "3-ids.png").unlink(), "3-ids.png"),
     "empty labels": (_write("3-ids.png", lambda _: b""), "3-ids.png"),
@@ -470,7 +543,7 @@ WITHOUT_PICTURES = (
         (None, "noise.toml: cannot be read: [Errno 2] No such file or directory: 'noise.toml'"),
         ("name", "noise.toml: not TOML: "),
         ('name = "noise"\nroot = 3\n', "noise.toml: root must be a string, not 3"),
-        (WITHOUT_PICTURES, "data: no picture is *.jpg"),
+        (WITHOUT_PICTURES, "no picture matches *.jpg: data holds 2 .png (0-ids.png, 0.png)"),
     ],
 )
 def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
@@ -496,14 +569,14 @@ def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
     ],
 )
 def test_what_passes_by_itself_holds_the_job_up(
-    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, host: ModelHost, failure: ServiceError
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, failure: ServiceError
 ) -> None:
     plan = work.plan(REQUEST)
 
     def refuse(*_: object, **__: object) -> None:
         raise failure
 
-    monkeypatch.setattr(host, "infer", refuse)
+    monkeypatch.setattr(LoadedModel, "infer", refuse)
     with pytest.raises(JobHeldUpError, match=str(failure)):
         work.count(REQUEST, plan, range(1))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from model.decoding import decode
 from model.errors import GoldenMismatchError
 from model.pictures.preprocess import PreparedImage, size_of
 from service.core.device.device import Device
-from service.core.device.engine import EngineOptions
+from service.core.device.engine import EngineChoice, EngineOptions, EngineTuning, Precision
 from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     ConflictError,
@@ -25,8 +25,9 @@ from service.core.errors import (
     ModelNotFoundError,
     VersionNotFoundError,
 )
+from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
-from service.core.scheduling.dispatcher import Dispatcher
+from service.core.scheduling.dispatcher import Answer, Dispatcher
 
 ARTIFACT = Artifact(Path("nowhere"), FAKE_MANIFEST)
 CITY_1, CITY_2, ROAD_1 = ModelVersion("city", 1), ModelVersion("city", 2), ModelVersion("road", 1)
@@ -42,6 +43,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.built: list[FakeEngine] = []
+        self.options: list[EngineOptions] = []
         self.error: Exception | None = None
 
     def __call__(self, artifact: Artifact, options: EngineOptions) -> FakeEngine:
@@ -49,6 +51,7 @@ class Builder:
         assert options.device == "cpu"
         if self.error:
             raise self.error
+        self.options.append(options)
         self.built.append(FakeEngine())
         return self.built[-1]
 
@@ -64,6 +67,11 @@ def host(builder: Builder, tmp_path: Path) -> Iterator[ModelHost]:
     host = ModelHost(Dispatcher(InProcessRunner(device)))
     yield host
     host.close()
+
+
+def submit(model: LoadedModel, image: PreparedImage) -> Future[Answer]:
+    deadline_s = time.monotonic() + PATIENCE_S
+    return model.submit(image, model.reserve(image.padded, deadline_s=deadline_s))
 
 
 def picture(value: int) -> PreparedImage:
@@ -83,14 +91,45 @@ def test_a_loaded_model_is_served_and_answers(host: ModelHost, builder: Builder)
     assert host.ready
     assert served.engine == builder.built[0].info
     assert served.manifest is FAKE_MANIFEST
-    future = host.submit(picture(255), version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)
+    future = submit(served, picture(255))
     assert (future.result(PATIENCE_S).labels_HW == 3).all()
+
+
+TUNING = EngineTuning("int8", streams=1, threads=3, choice=(EngineChoice("int8", 1, 3, 128.0),))
+
+
+@pytest.fixture
+def tuned_host(builder: Builder, tmp_path: Path) -> Iterator[ModelHost]:
+    device = Device(builder, EngineOptions("cpu", "auto", tmp_path / "cache"))
+    host = ModelHost(
+        Dispatcher(InProcessRunner(device)),
+        tuning_of=lambda version, _: TUNING if version == CITY_1 else EngineTuning(),
+    )
+    yield host
+    host.close()
+
+
+def test_each_version_is_built_as_was_chosen_for_it_and_says_what_was_measured(
+    tuned_host: ModelHost, builder: Builder
+) -> None:
+    assert tuned_host.load(CITY_1, ARTIFACT).choice == TUNING.choice
+    assert tuned_host.load(CITY_2, ARTIFACT).choice == ()
+    built = [(options.precision, options.streams, options.threads) for options in builder.options]
+    assert built == [("int8", 1, 3), ("auto", None, None)]
+
+
+@pytest.mark.parametrize(("precision", "threads"), [("bf16", None), ("int8", 3)])
+def test_a_borrower_says_the_precision(
+    tuned_host: ModelHost, builder: Builder, precision: Precision, threads: int | None
+) -> None:
+    tuned_host.borrow(CITY_1, ARTIFACT, precision=precision)
+    assert (builder.options[0].precision, builder.options[0].threads) == (precision, threads)
 
 
 def test_each_version_is_answered_by_its_own_engine(host: ModelHost, builder: Builder) -> None:
     for version in (CITY_1, CITY_2):
         host.load(version, ARTIFACT)
-    host.submit(picture(0), version=CITY_2, deadline_s=time.monotonic() + PATIENCE_S).result(PATIENCE_S)
+    submit(host.find("city", 2), picture(0)).result(PATIENCE_S)
     assert [len(engine.seen) for engine in builder.built] == [0, 1]
 
 
@@ -111,8 +150,6 @@ def test_what_is_not_served_is_named_by_the_error(host: ModelHost) -> None:
         host.find("village")
     with pytest.raises(VersionNotFoundError, match="7"):
         host.find("city", 7)
-    with pytest.raises(VersionNotFoundError, match="road@1"):
-        host.submit(picture(0), version=ROAD_1, deadline_s=0.0)
 
 
 def test_an_expected_model_is_loading_and_keeps_the_host_from_being_ready(host: ModelHost) -> None:
@@ -133,12 +170,12 @@ def test_a_model_that_does_not_prove_itself_is_not_served(host: ModelHost, build
 
 
 def test_closing_frees_every_engine_and_refuses_pictures(host: ModelHost, builder: Builder) -> None:
-    host.load(CITY_1, ARTIFACT)
+    model = host.load(CITY_1, ARTIFACT)
     host.load(ROAD_1, ARTIFACT)
     host.close()
     assert all(engine.closed for engine in builder.built)
     with pytest.raises(DrainingError):
-        host.submit(picture(0), version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)
+        submit(model, picture(0))
 
 
 def test_a_bare_name_means_the_first_version_until_another_one_is_served(host: ModelHost) -> None:
@@ -180,12 +217,11 @@ def test_a_version_is_loaded_once_however_many_ask_for_it(host: ModelHost, build
 def test_a_new_version_is_run_at_the_sizes_in_use_before_it_is_served(
     host: ModelHost, builder: Builder
 ) -> None:
-    host.load(CITY_1, ARTIFACT)
+    model = host.load(CITY_1, ARTIFACT)
     for width in range(1, 12):
         pixels_HW3 = np.zeros((32, 32 * width, 3), np.uint8)
         image = PreparedImage(pixels_HW3, size_of(pixels_HW3), size_of(pixels_HW3))
-        deadline_s = time.monotonic() + PATIENCE_S
-        host.submit(image, version=CITY_1, deadline_s=deadline_s).result(PATIENCE_S)
+        submit(model, image).result(PATIENCE_S)
     host.load(CITY_2, ARTIFACT)
     assert [shape[2] // 32 for shape in builder.built[1].seen] == [4, 5, 6, 7, 8, 9, 10, 11]
 
@@ -206,7 +242,7 @@ def test_an_old_version_leaves_when_nobody_holds_it_any_more(host: ModelHost, bu
         leaving = threading.Thread(target=host.unload, args=(CITY_1,))
         leaving.start()
         assert not builder.built[0].closed
-        future = host.submit(picture(255), version=held.version, deadline_s=time.monotonic() + PATIENCE_S)
+        future = submit(held, picture(255))
         assert (future.result(PATIENCE_S).labels_HW == 3).all()
         assert host.find("city", 1) is held
     leaving.join(PATIENCE_S)
@@ -220,18 +256,16 @@ def test_who_holds_an_old_version_for_too_long_is_told_that_it_is_gone(host: Mod
     host.load(CITY_1, ARTIFACT)
     host.load(CITY_2, ARTIFACT)
     host.serve(CITY_2)
-    with host.hold("city", 1):
+    with host.hold("city", 1) as held:
         host.unload(CITY_1, drain_s=0.0)
         with pytest.raises(VersionNotFoundError):
-            host.submit(picture(0), version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)
+            submit(held, picture(0))
 
 
 def test_raw_scores_have_the_shape_that_the_manifest_says(host: ModelHost) -> None:
-    host.load(CITY_1, ARTIFACT)
+    model = host.load(CITY_1, ARTIFACT)
     images_NHW3 = np.full((3, 32, 64, 3), 170, np.float32)
-    future = host.infer(images_NHW3, version=CITY_1, deadline_s=time.monotonic() + PATIENCE_S)
+    future = model.infer(images_NHW3, deadline_s=time.monotonic() + PATIENCE_S)
     raw_NKhw = future.result(PATIENCE_S)
     assert raw_NKhw.shape == (3, 4, 4, 8)
     assert (raw_NKhw.argmax(1) == 2).all()
-    with pytest.raises(VersionNotFoundError):
-        host.infer(images_NHW3, version=CITY_2, deadline_s=time.monotonic() + PATIENCE_S)

@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -33,20 +33,19 @@ from service.core.errors import (
     DrainingError,
     EmptyBodyError,
     InvalidArgumentError,
-    LoadingError,
-    ModelNotFoundError,
     QueueFullError,
     TooManyPixelsError,
     UndecodableImageError,
     UnsupportedMediaError,
-    VersionNotFoundError,
 )
+from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
-from service.core.pictures.picture_request import Segmentation, bytes_needed
-from service.core.pictures.segmenter import IMAGE_ERRORS, Segmenter, SegmenterLimits
+from service.core.pictures.picture import IMAGE_ERRORS, EncodedPicture, Picture, RawPicture
+from service.core.pictures.segmenter import Segmentation, Segmenter, SegmenterLimits, bytes_needed
 from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
 
 CITY_1 = ModelVersion("city", 1)
+T = TypeVar("T")
 SHORT_S = 0.5  # long enough to read a small picture on a busy machine
 
 
@@ -71,19 +70,34 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-MakeSegmenter = Callable[..., Segmenter]
+class Site:
+    """A segmenter and the one model that answers it."""
+
+    def __init__(self, host: ModelHost, segmenter: Segmenter) -> None:
+        self.model = host.find()
+        self.segmenter = segmenter
+        self.queue = host._worker._batcher
+
+    def segment(
+        self, picture: bytes | Picture, render: Callable[[Segmentation], T], **options: Any
+    ) -> AbstractAsyncContextManager[T]:
+        source = EncodedPicture(picture) if isinstance(picture, bytes) else picture
+        return self.segmenter.segment(self.model, source, render, **options)
+
+
+MakeSite = Callable[..., Site]
 
 
 @pytest.fixture
-def make(pool: ThreadPoolExecutor, tmp_path: Path) -> Iterator[MakeSegmenter]:
+def make(pool: ThreadPoolExecutor, tmp_path: Path) -> Iterator[MakeSite]:
     hosts = []
 
-    def make(engine: FakeEngine, limits: SegmenterLimits | None = None) -> Segmenter:
+    def make(engine: FakeEngine, limits: SegmenterLimits | None = None) -> Site:
         options = EngineOptions("cpu", "auto", tmp_path / "cache")
         host = ModelHost(Dispatcher(InProcessRunner(Device(lambda *_: engine, options))))
         host.load(CITY_1, Artifact(Path("nowhere"), FAKE_MANIFEST))
         hosts.append(host)
-        return Segmenter(host, pool, limits)
+        return Site(host, Segmenter(pool, limits))
 
     yield make
     for host in hosts:
@@ -107,7 +121,7 @@ def png(height: int, width: int, value: int = 0) -> bytes:
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 50), (64, 96)])
 async def test_a_picture_of_any_size_is_answered_at_its_own_size(
-    make: MakeSegmenter, engine: FakeEngine, size: tuple[int, int]
+    make: MakeSite, engine: FakeEngine, size: tuple[int, int]
 ) -> None:
     async with make(engine).segment(png(*size, value=170), itself, deadline_s=soon()) as answer:
         assert answer.label_map.ids_HW.shape == size
@@ -118,27 +132,25 @@ async def test_a_picture_of_any_size_is_answered_at_its_own_size(
     assert answer.label_map.palette is FAKE_MANIFEST.palette
 
 
-async def test_labels_belong_to_the_picture(make: MakeSegmenter, engine: FakeEngine) -> None:
-    segmenter = make(engine)
+async def test_labels_belong_to_the_picture(make: MakeSite, engine: FakeEngine) -> None:
+    site = make(engine)
 
     async def label(value: int) -> int:
-        async with segmenter.segment(png(32, 32, value), itself, deadline_s=soon()) as answer:
+        async with site.segment(png(32, 32, value), itself, deadline_s=soon()) as answer:
             return int(answer.label_map.ids_HW[0, 0])
 
     assert await asyncio.gather(*(label(85 * k) for k in (3, 0, 2, 1))) == [3, 0, 2, 1]
 
 
-async def test_a_large_picture_is_reduced_for_the_network_only(
-    make: MakeSegmenter, engine: FakeEngine
-) -> None:
-    segmenter = make(engine, SegmenterLimits(max_infer_pixels=64 * 64))
-    async with segmenter.segment(png(128, 128), itself, deadline_s=soon()) as answer:
+async def test_a_large_picture_is_reduced_for_the_network_only(make: MakeSite, engine: FakeEngine) -> None:
+    site = make(engine, SegmenterLimits(max_infer_pixels=64 * 64))
+    async with site.segment(png(128, 128), itself, deadline_s=soon()) as answer:
         assert answer.inference_size == ImageSize(64, 64)
         assert answer.label_map.ids_HW.shape == (128, 128)
     assert engine.seen == [(1, 64, 64, 3)]
 
 
-async def test_each_stage_is_timed(make: MakeSegmenter, engine: FakeEngine) -> None:
+async def test_each_stage_is_timed(make: MakeSite, engine: FakeEngine) -> None:
     began_s = time.monotonic()
     async with make(engine).segment(png(64, 64), itself, deadline_s=soon()) as answer:
         timings = answer.timings
@@ -157,7 +169,7 @@ async def test_each_stage_is_timed(make: MakeSegmenter, engine: FakeEngine) -> N
     ],
 )
 async def test_bytes_that_are_no_picture_never_reach_the_engine(
-    make: MakeSegmenter, engine: FakeEngine, data: bytes, error: type[Exception]
+    make: MakeSite, engine: FakeEngine, data: bytes, error: type[Exception]
 ) -> None:
     limits = SegmenterLimits(image=ImageLimits(max_pixels=32 * 32))
     with pytest.raises(error):
@@ -170,37 +182,12 @@ def test_every_error_of_a_picture_has_a_name_of_the_service() -> None:
     assert set(IMAGE_ERRORS) == set(ImageError.__subclasses__())
 
 
-@pytest.mark.parametrize(
-    ("model", "version", "error"),
-    [
-        ("village", None, ModelNotFoundError),
-        ("city", 2, VersionNotFoundError),
-        (None, 2, VersionNotFoundError),
-    ],
-)
-async def test_an_unknown_model_is_refused_before_anything_is_read(
-    make: MakeSegmenter, engine: FakeEngine, model: str | None, version: int | None, error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        async with make(engine).segment(b"", itself, deadline_s=soon(), model=model, version=version):
-            pass
-
-
-async def test_a_model_that_is_not_loaded_yet_is_loading(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
-    options = EngineOptions("cpu", "auto", tmp_path)
-    host = ModelHost(Dispatcher(InProcessRunner(Device(lambda *_: FakeEngine(), options))))
-    with pytest.raises(LoadingError):
-        async with Segmenter(host, pool).segment(png(32, 32), itself, deadline_s=soon()):
-            pass
-    host.close()
-
-
 async def in_thread(call: Callable[[], object]) -> None:
     await asyncio.get_running_loop().run_in_executor(None, call)
 
 
 async def test_a_deadline_that_passes_in_the_engine_is_answered_without_waiting_for_it(
-    make: MakeSegmenter, held: FakeEngine
+    make: MakeSite, held: FakeEngine
 ) -> None:
     with pytest.raises(DeadlineExceededError):
         async with make(held).segment(png(32, 32), itself, deadline_s=time.monotonic() + 0.05):
@@ -209,7 +196,7 @@ async def test_a_deadline_that_passes_in_the_engine_is_answered_without_waiting_
 
 
 async def test_a_deadline_in_the_past_is_exceeded_before_the_picture_is_read(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSite, engine: FakeEngine
 ) -> None:
     with pytest.raises(DeadlineExceededError):
         async with make(engine).segment(png(32, 32), itself, deadline_s=time.monotonic() - 1):
@@ -218,80 +205,78 @@ async def test_a_deadline_in_the_past_is_exceeded_before_the_picture_is_read(
 
 
 async def test_a_request_that_finds_no_place_is_refused_before_its_picture_is_read(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSite, engine: FakeEngine
 ) -> None:
-    segmenter = make(engine)
+    site = make(engine)
     broken = png(64, 64)[:-20]
-    places = [
-        segmenter._host.reserve(ImageSize(64, 64), version=CITY_1, deadline_s=soon()) for _ in range(256)
-    ]
+    places = [site.model.reserve(ImageSize(64, 64), deadline_s=soon()) for _ in range(256)]
     with pytest.raises(QueueFullError):
-        async with segmenter.segment(broken, itself, deadline_s=soon()):
+        async with site.segment(broken, itself, deadline_s=soon()):
             pass
     for place in places:
         place.future.cancel()
     for _ in range(300):  # a request that fails gives its place back
         with pytest.raises(UndecodableImageError):
-            async with segmenter.segment(broken, itself, deadline_s=soon()):
+            async with site.segment(broken, itself, deadline_s=soon()):
                 pass
 
 
 @pytest.mark.parametrize(("encode_s", "kept_s"), [(5.0, 5.0), (1e6, PATIENCE_S / 2)])
 async def test_labels_are_wanted_as_long_before_the_deadline_as_encoding_takes(
-    make: MakeSegmenter,
+    make: MakeSite,
     engine: FakeEngine,
     monkeypatch: pytest.MonkeyPatch,
     encode_s: float,
     kept_s: float,
 ) -> None:
-    segmenter = make(engine)
-    segmenter._tools.encoding.learn(pixels=64 * 64, duration_s=encode_s)
+    site = make(engine)
+    site.segmenter._rendering.learn(pixels=64 * 64, duration_s=encode_s)
     deadlines_s = []
 
     def reserve(*_: object, deadline_s: float, **__: object) -> Reservation:
         deadlines_s.append(deadline_s)
         raise QueueFullError("that was all to be known")
 
-    monkeypatch.setattr(segmenter._host, "reserve", reserve)
+    monkeypatch.setattr(LoadedModel, "reserve", reserve)
     wanted_s = soon()
     with pytest.raises(QueueFullError):
-        async with segmenter.segment(png(64, 64), itself, deadline_s=wanted_s):
+        async with site.segment(png(64, 64), itself, deadline_s=wanted_s):
             pass
     assert wanted_s - deadlines_s[0] == pytest.approx(kept_s, abs=1.0)
 
 
-async def test_how_long_encoding_takes_is_learnt(make: MakeSegmenter, engine: FakeEngine) -> None:
-    segmenter = make(engine)
+async def test_how_long_encoding_takes_is_learnt(make: MakeSite, engine: FakeEngine) -> None:
+    site = make(engine)
 
     def encode(_: Segmentation) -> str:
         threading.Event().wait(0.05)
         return "encoded"
 
-    async with segmenter.segment(png(64, 64), encode, deadline_s=soon()) as answer:
+    async with site.segment(png(64, 64), encode, deadline_s=soon()) as answer:
         assert answer == "encoded"
-    assert 0.05 <= segmenter._tools.encoding.kept_s(64 * 64, soon()) < PATIENCE_S / 2
+    assert 0.05 <= site.segmenter._rendering.kept_s(64 * 64, soon()) < PATIENCE_S / 2
 
 
-async def test_what_threads_work_on_a_picture_is_counted(make: MakeSegmenter, engine: FakeEngine) -> None:
-    segmenter = make(engine)
+async def test_what_threads_work_on_a_picture_is_counted(make: MakeSite, engine: FakeEngine) -> None:
+    site = make(engine)
 
     def encode(_: Segmentation) -> None:
         until_s = time.thread_time() + 0.01
         while time.thread_time() < until_s:
             pass
 
-    async with segmenter.segment(png(64, 64), encode, deadline_s=soon()):
+    async with site.segment(png(64, 64), encode, deadline_s=soon()):
         pass
-    text = segmenter._tools.metrics.exposition()[0].decode()
+    text = site.segmenter._metrics.exposition()[0].decode()
     spent_s = dict(re.findall(r'bisenet_picture_cpu_seconds_total{stage="(.*)"} (.*)', text))
     assert float(spent_s["encode"]) >= 0.01
     assert 0 < float(spent_s["decode"]) < 1
 
 
 async def test_labels_that_are_there_by_the_deadline_are_encoded_after_it(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSite, engine: FakeEngine
 ) -> None:
-    segmenter = make(engine)
+    site = make(engine)
     deadline_s = time.monotonic() + SHORT_S
     too_late = threading.Event()  # that nobody sets
 
@@ -299,27 +284,27 @@ async def test_labels_that_are_there_by_the_deadline_are_encoded_after_it(
         too_late.wait(deadline_s + 0.05 - time.monotonic())
         return "late"
 
-    async with segmenter.segment(png(32, 32), encode, deadline_s=deadline_s) as answer:
+    async with site.segment(png(32, 32), encode, deadline_s=deadline_s) as answer:
         assert answer == "late"
         assert time.monotonic() > deadline_s
 
 
 async def test_an_answer_that_cannot_be_encoded_raises_what_encoding_raised(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSite, engine: FakeEngine
 ) -> None:
-    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
+    site = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
 
     def encode(_: Segmentation) -> str:
         raise OSError("disk full")
 
     for _ in range(2):  # the second one finds the memory of the first one free
         with pytest.raises(OSError, match="disk full"):
-            async with segmenter.segment(png(64, 64), encode, deadline_s=soon()):
+            async with site.segment(png(64, 64), encode, deadline_s=soon()):
                 pass
 
 
 async def test_the_user_hears_when_the_device_is_done_before_the_answer_is_encoded(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSite, engine: FakeEngine
 ) -> None:
     heard: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
     is_encoding, go_on = threading.Event(), threading.Event()
@@ -328,12 +313,10 @@ async def test_the_user_hears_when_the_device_is_done_before_the_answer_is_encod
         is_encoding.set()
         return go_on.wait(PATIENCE_S)
 
-    segmenter = make(engine)
+    site = make(engine)
 
     async def segment() -> bool:
-        async with segmenter.segment(
-            png(32, 32), encode, deadline_s=soon(), answered=heard.set_result
-        ) as answer:
+        async with site.segment(png(32, 32), encode, deadline_s=soon(), labelled=heard.set_result) as answer:
             return answer
 
     running = asyncio.create_task(segment())
@@ -346,33 +329,33 @@ async def test_the_user_hears_when_the_device_is_done_before_the_answer_is_encod
 
 
 async def test_a_picture_that_waits_for_memory_goes_on_when_there_is_some(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSite, engine: FakeEngine
 ) -> None:
-    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
+    site = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
 
     async def label(value: int) -> int:
-        async with segmenter.segment(png(64, 64, value), itself, deadline_s=soon()) as answer:
+        async with site.segment(png(64, 64, value), itself, deadline_s=soon()) as answer:
             return int(answer.label_map.ids_HW[0, 0])
 
     assert await asyncio.gather(*(label(85 * (k % 4)) for k in range(16))) == [k % 4 for k in range(16)]
 
 
 async def test_when_the_pool_is_closed_the_service_is_about_to_stop(
-    make: MakeSegmenter, engine: FakeEngine, pool: ThreadPoolExecutor
+    make: MakeSite, engine: FakeEngine, pool: ThreadPoolExecutor
 ) -> None:
-    segmenter = make(engine)
+    site = make(engine)
     pool.shutdown()
     with pytest.raises(DrainingError):
-        async with segmenter.segment(png(32, 32), itself, deadline_s=soon()):
+        async with site.segment(png(32, 32), itself, deadline_s=soon()):
             pass
 
 
 async def test_who_leaves_while_a_place_is_reserved_gives_it_back_and_nothing_is_read(
-    make: MakeSegmenter, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    make: MakeSite, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segmenter = make(engine)
+    site = make(engine)
     reserving, go_on = threading.Event(), threading.Event()
-    reserve = segmenter._host.reserve
+    reserve = LoadedModel.reserve
 
     def slow_reserve(*arguments: Any, **keywords: Any) -> Reservation:
         reservation = reserve(*arguments, **keywords)
@@ -381,82 +364,80 @@ async def test_who_leaves_while_a_place_is_reserved_gives_it_back_and_nothing_is
         return reservation
 
     read: list[bytes] = []
-    monkeypatch.setattr(segmenter._host, "reserve", slow_reserve)
-    monkeypatch.setattr(
-        "service.core.pictures.segmenter.decode_image", lambda data, _limits: read.append(data)
-    )
+    monkeypatch.setattr(LoadedModel, "reserve", slow_reserve)
+    monkeypatch.setattr("service.core.pictures.picture.decode_image", lambda data, _limits: read.append(data))
 
     async def segment() -> None:
-        async with segmenter.segment(png(32, 32), itself, deadline_s=soon()):
+        async with site.segment(png(32, 32), itself, deadline_s=soon()):
             pass
 
     leaving = asyncio.create_task(segment())
     await in_thread(lambda: reserving.wait(PATIENCE_S))
     leaving.cancel()
     await asyncio.wait([leaving])
-    assert len(segmenter._host._worker._batcher) == 1
+    assert len(site.queue) == 1
     go_on.set()
-    await until(lambda: not segmenter._host._worker._batcher)
+    await until(lambda: not site.queue)
     assert not read
 
 
 async def test_the_file_of_a_picture_that_is_given_up_does_not_wait_for_the_device(
-    make: MakeSegmenter, held: FakeEngine
+    make: MakeSite, held: FakeEngine
 ) -> None:
-    segmenter, data = make(held), png(32, 32)
+    site, data = make(held), png(32, 32)
     references = sys.getrefcount(data)
     with no_garbage_collector():
         with pytest.raises(DeadlineExceededError):
-            async with segmenter.segment(data, itself, deadline_s=time.monotonic() + SHORT_S):
+            async with site.segment(data, itself, deadline_s=time.monotonic() + SHORT_S):
                 pass
         await until(lambda: sys.getrefcount(data) == references)
     held.go_on()
 
 
-async def test_a_cancelled_request_withdraws_its_picture(make: MakeSegmenter, held: FakeEngine) -> None:
-    segmenter = make(held)
+async def test_a_cancelled_request_withdraws_its_picture(make: MakeSite, held: FakeEngine) -> None:
+    site = make(held)
 
     async def request() -> None:
-        async with segmenter.segment(png(32, 32), itself, deadline_s=soon()):
+        async with site.segment(png(32, 32), itself, deadline_s=soon()):
             pass
 
     running = asyncio.ensure_future(request())
     await in_thread(held.wait_until_busy)
     waiting = asyncio.ensure_future(request())
-    await until(lambda: bool(segmenter._host._worker._batcher))
+    await until(lambda: bool(site.queue))
     waiting.cancel()
     await asyncio.wait([waiting])
-    await until(lambda: not segmenter._host._worker._batcher)
+    await until(lambda: not site.queue)
     held.go_on()
     await running
     assert len(held.seen) == 1
 
 
 async def test_pixels_count_as_in_flight_until_the_answer_is_encoded(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSite, engine: FakeEngine
 ) -> None:
-    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
-    async with segmenter.segment(png(64, 64), itself, deadline_s=soon()):
+    site = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
+    async with site.segment(png(64, 64), itself, deadline_s=soon()):
         with pytest.raises(BusyError):
-            async with segmenter.segment(png(64, 64), itself, deadline_s=time.monotonic() + SHORT_S):
+            async with site.segment(png(64, 64), itself, deadline_s=time.monotonic() + SHORT_S):
                 pass
-    async with segmenter.segment(png(64, 64), itself, deadline_s=soon()) as answer:
+    async with site.segment(png(64, 64), itself, deadline_s=soon()) as answer:
         assert answer.version == CITY_1
 
 
 async def test_small_pictures_are_answered_while_large_ones_wait_for_memory(
-    make: MakeSegmenter, engine: FakeEngine
+    make: MakeSite, engine: FakeEngine
 ) -> None:
-    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=256 * 256))
+    site = make(engine, SegmenterLimits(max_pixels_in_flight=256 * 256))
 
     async def large() -> None:
-        async with segmenter.segment(png(256, 256), itself, deadline_s=soon()):
+        async with site.segment(png(256, 256), itself, deadline_s=soon()):
             pass
 
-    async with segmenter.segment(png(256, 256), itself, deadline_s=soon()):
+    async with site.segment(png(256, 256), itself, deadline_s=soon()):
         crowd = [asyncio.create_task(large()) for _ in range(8)]
         for _ in range(8):
-            async with segmenter.segment(png(16, 16), itself, deadline_s=soon()) as answer:
+            async with site.segment(png(16, 16), itself, deadline_s=soon()) as answer:
                 assert answer.label_map.ids_HW.shape == (16, 16)
         assert not any(task.done() for task in crowd)
     await asyncio.gather(*crowd)
@@ -480,9 +461,9 @@ def test_a_picture_costs_what_its_dearest_moment_takes(
 
 
 async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
-    make: MakeSegmenter, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    make: MakeSite, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
+    site = make(engine, SegmenterLimits(max_pixels_in_flight=64 * 64))
     reading, go_on = threading.Event(), threading.Event()
 
     def slow_decode(data: bytes, limits: ImageLimits) -> UInt8Array:
@@ -490,10 +471,10 @@ async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
         assert go_on.wait(PATIENCE_S)
         return decode_image(data, limits)
 
-    monkeypatch.setattr("service.core.pictures.segmenter.decode_image", slow_decode)
+    monkeypatch.setattr("service.core.pictures.picture.decode_image", slow_decode)
 
     async def segment(deadline_s: float) -> None:
-        async with segmenter.segment(png(64, 64), itself, deadline_s=deadline_s):
+        async with site.segment(png(64, 64), itself, deadline_s=deadline_s):
             pass
 
     abandoned = asyncio.ensure_future(segment(soon()))
@@ -507,13 +488,13 @@ async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
 
 
 def test_a_picture_that_is_read_after_the_end_of_the_service_disturbs_nobody(
-    make: MakeSegmenter,
+    make: MakeSite,
     engine: FakeEngine,
     pool: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    segmenter = make(engine)
+    site = make(engine)
     reading, go_on = threading.Event(), threading.Event()
 
     def slow_decode(data: bytes, limits: ImageLimits) -> UInt8Array:
@@ -521,10 +502,10 @@ def test_a_picture_that_is_read_after_the_end_of_the_service_disturbs_nobody(
         assert go_on.wait(PATIENCE_S)
         return decode_image(data, limits)
 
-    monkeypatch.setattr("service.core.pictures.segmenter.decode_image", slow_decode)
+    monkeypatch.setattr("service.core.pictures.picture.decode_image", slow_decode)
 
     async def segment() -> None:
-        async with segmenter.segment(png(64, 64), itself, deadline_s=soon()):
+        async with site.segment(png(64, 64), itself, deadline_s=soon()):
             pass
 
     async def leave_early() -> None:
@@ -537,13 +518,13 @@ def test_a_picture_that_is_read_after_the_end_of_the_service_disturbs_nobody(
     go_on.set()
     pool.shutdown()
     assert not caplog.records
-    assert not segmenter._host._worker._batcher
-    assert not segmenter._tools.budget.taken_bytes
+    assert not site.queue
+    assert not site.segmenter._budget.taken_bytes
 
 
 @pytest.mark.parametrize("in_time", [True, False])
 async def test_a_picture_is_out_of_memory_when_its_request_is_over(
-    make: MakeSegmenter,
+    make: MakeSite,
     engine: FakeEngine,
     held: FakeEngine,
     monkeypatch: pytest.MonkeyPatch,
@@ -551,10 +532,10 @@ async def test_a_picture_is_out_of_memory_when_its_request_is_over(
     in_time: bool,
 ) -> None:
     watch = PictureWatch(monkeypatch)
-    segmenter = make(engine if in_time else held)
+    site = make(engine if in_time else held)
     with no_garbage_collector():
         with nullcontext() if in_time else pytest.raises(DeadlineExceededError):
-            async with segmenter.segment(png(64, 64), itself, deadline_s=time.monotonic() + SHORT_S):
+            async with site.segment(png(64, 64), itself, deadline_s=time.monotonic() + SHORT_S):
                 pass
         held.go_on()
         await watch.wait_until_gone()
@@ -566,10 +547,10 @@ RED_SIZE = ImageSize(32, 64)
 
 @pytest.mark.parametrize(("step", "bgr"), [(1, False), (-1, True)])
 async def test_pixels_are_answered_like_the_picture_they_are(
-    make: MakeSegmenter, engine: FakeEngine, step: int, *, bgr: bool
+    make: MakeSite, engine: FakeEngine, step: int, *, bgr: bool
 ) -> None:
     data = np.ascontiguousarray(RED_HW3[..., ::step]).tobytes()
-    async with make(engine).segment_pixels(data, RED_SIZE, itself, deadline_s=soon(), bgr=bgr) as answer:
+    async with make(engine).segment(RawPicture(data, RED_SIZE, bgr), itself, deadline_s=soon()) as answer:
         assert np.array_equal(answer.image_HW3, RED_HW3)
         assert set(np.unique(answer.label_map.ids_HW)) == {2}
         assert answer.version == CITY_1
@@ -587,21 +568,21 @@ async def test_pixels_are_answered_like_the_picture_they_are(
     ],
 )
 async def test_pixels_that_do_not_fit_their_size_reach_no_thread(
-    make: MakeSegmenter, engine: FakeEngine, data: bytes, size: ImageSize, error: type[Exception]
+    make: MakeSite, engine: FakeEngine, data: bytes, size: ImageSize, error: type[Exception]
 ) -> None:
-    segmenter = make(engine, SegmenterLimits(image=ImageLimits(max_side=64)))
+    site = make(engine, SegmenterLimits(image=ImageLimits(max_side=64)))
     with pytest.raises(error):
-        async with segmenter.segment_pixels(data, size, itself, deadline_s=soon()):
+        async with site.segment(RawPicture(data, size), itself, deadline_s=soon()):
             pass
     assert not engine.seen
 
 
-async def test_pixels_wait_for_memory_like_any_picture(make: MakeSegmenter, engine: FakeEngine) -> None:
-    segmenter = make(engine, SegmenterLimits(max_pixels_in_flight=32 * 64))
+async def test_pixels_wait_for_memory_like_any_picture(make: MakeSite, engine: FakeEngine) -> None:
+    site = make(engine, SegmenterLimits(max_pixels_in_flight=32 * 64))
     data = RED_HW3.tobytes()
-    async with segmenter.segment_pixels(data, RED_SIZE, itself, deadline_s=soon()):
+    async with site.segment(RawPicture(data, RED_SIZE), itself, deadline_s=soon()):
         with pytest.raises(BusyError):
-            async with segmenter.segment_pixels(
-                data, RED_SIZE, itself, deadline_s=time.monotonic() + SHORT_S
+            async with site.segment(
+                RawPicture(data, RED_SIZE), itself, deadline_s=time.monotonic() + SHORT_S
             ):
                 pass

@@ -111,7 +111,7 @@ def test_a_reserved_place_is_kept_until_its_picture_comes(crew: Crew) -> None:
     places = [crew.worker.reserve(version, SIZE, deadline_s=soon()) for _ in range(2)]
     with pytest.raises(QueueFullError):
         crew.submit(engine, gray())
-    futures = [crew.worker.submit(version, gray(), deadline_s=soon(), reservation=place) for place in places]
+    futures = [crew.worker.redeem(place, gray()) for place in places]
     engine.go_on(3)
     assert all(future.result(PATIENCE_S) for future in (first, *futures))
 
@@ -136,10 +136,9 @@ def test_a_picture_of_another_size_than_was_reserved_needs_a_place_of_its_own(cr
     version = crew.load(engine)
     place = crew.worker.reserve(version, SIZE, deadline_s=soon())
     other = gray(size=ImageSize(32, 96))
-    future = crew.worker.submit(version, other, deadline_s=soon(), reservation=place)
-    assert future is not place.future
+    future = crew.worker.redeem(place, other)
+    assert place.future.cancelled()
     assert future.result(PATIENCE_S).labels_HW.shape == (32, 96)
-    place.future.cancel()
 
 
 def test_tasks_are_answered_in_the_order_in_which_they_came(crew: Crew) -> None:

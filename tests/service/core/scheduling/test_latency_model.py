@@ -25,6 +25,17 @@ def test_after_one_size_the_duration_goes_with_the_pixels() -> None:
     assert a_pace(3.0).predict(200) == pytest.approx(6.0)
 
 
+@given(st.lists(st.tuples(st.integers(1, 10**6), durations), min_size=1, max_size=20), st.integers(1, 4))
+def test_nothing_is_predicted_from_sizes_that_are_more_than_four_times_smaller(
+    seen: list[tuple[int, float]], batches: int
+) -> None:
+    pace = LatencyModel()
+    for pixels, duration_s in seen:
+        pace.learn(pixels=pixels, duration_s=duration_s)
+    reach = 4 * batches * max(pixels for pixels, _ in seen)
+    assert pace.predict(reach + 1, batches=batches) == pace.predict(1000 * reach, batches=batches)
+
+
 @given(st.floats(0.0, 0.1), st.floats(1e-9, 1e-6), st.sets(st.integers(1, 10**7), min_size=2, max_size=10))
 def test_a_device_that_is_a_straight_line_is_learnt_exactly(
     per_batch_s: float, per_pixel_s: float, sizes: set[int]
@@ -32,8 +43,9 @@ def test_a_device_that_is_a_straight_line_is_learnt_exactly(
     pace = LatencyModel()
     for pixels in sizes:
         pace.learn(pixels=pixels, duration_s=per_batch_s + per_pixel_s * pixels)
-    expected_s = 3 * per_batch_s + per_pixel_s * 12_345_678
-    assert pace.predict(12_345_678, batches=3) == pytest.approx(expected_s, rel=1e-3, abs=1e-6)
+    pixels = 3 * max(sizes) + 1
+    expected_s = 3 * per_batch_s + per_pixel_s * pixels
+    assert pace.predict(pixels, batches=3) == pytest.approx(expected_s, rel=1e-3, abs=1e-6)
 
 
 @given(st.lists(durations, min_size=1, max_size=40))
@@ -57,8 +69,23 @@ def test_a_single_slow_batch_changes_nothing(before: int) -> None:
     assert pace.predict(100) == pytest.approx(0.02)
 
 
-def test_a_slow_first_batch_is_forgotten_after_two_more() -> None:
-    assert a_pace(5.0, 0.02, 0.02).predict(100) == pytest.approx(0.02)
+@pytest.mark.parametrize("slow", [1, 3, 200])
+def test_one_quick_batch_refutes_any_number_of_slow_ones(slow: int) -> None:
+    assert a_pace(*[5.0] * slow, 0.02).predict(100) == pytest.approx(0.02)
+
+
+def test_a_quick_batch_limits_what_other_sizes_are_expected_to_take() -> None:
+    pace = LatencyModel()
+    for pixels, duration_s in ((50, 10.0), (100, 20.0), (400, 80.0), (100, 0.2)):
+        pace.learn(pixels=pixels, duration_s=duration_s)
+    assert [pace.predict(pixels) for pixels in (50, 100, 400)] == pytest.approx([0.5, 0.2, 2.0])
+
+
+def test_a_quick_batch_of_another_size_does_not_touch_an_honest_estimate() -> None:
+    pace = LatencyModel()
+    for pixels, duration_s in ((100, 5.0), (400, 0.10), (100, 0.02)):
+        pace.learn(pixels=pixels, duration_s=duration_s)
+    assert pace.predict(400) == pytest.approx(0.10)
 
 
 def test_a_lasting_change_is_learnt_within_a_window() -> None:
@@ -93,7 +120,7 @@ def test_memory_is_bounded() -> None:
     pace = LatencyModel()
     for pixels in range(1, 1000):
         pace.learn(pixels=pixels, duration_s=0.01)
-    assert len(pace._durations_s) == len(pace._typical_s) == len(pace._learnt_at) < 50
+    assert len(pace._durations_s) == len(pace._typical_s) == len(pace._measured_at) < 50
 
 
 def test_the_spread_is_the_mean_deviation_from_the_prediction() -> None:

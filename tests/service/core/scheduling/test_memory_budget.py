@@ -144,15 +144,15 @@ def test_threads_share_a_budget() -> None:
     budget, in_flight, most = MemoryBudget(BUDGET), 0, 0
     lock = threading.Lock()
 
-    def work(dice: random.Random) -> None:
+    async def work(dice: random.Random) -> None:
         nonlocal in_flight, most
         for _ in range(300):
-            granted = threading.Event()
-            place = budget.ask(dice.choice([dice.randint(1, SMALL), dice.randint(SMALL, 1400)]), granted.set)
-            if not place.at_once and dice.random() < 0.2:
-                budget.release(place)  # be it granted meanwhile or not
+            num_bytes = dice.choice([dice.randint(1, SMALL), dice.randint(SMALL, 1400)])
+            place = budget.take(num_bytes)
+            if place is None and dice.random() < 0.2:
                 continue
-            assert place.at_once or granted.wait(PATIENCE_S)
+            if place is None:
+                place = await budget.acquire(num_bytes, timeout_s=PATIENCE_S)
             with lock:
                 in_flight += place.num_bytes
                 most = max(most, in_flight)
@@ -161,9 +161,22 @@ def test_threads_share_a_budget() -> None:
             budget.release(place)
 
     with ThreadPoolExecutor(4) as pool:
-        for task in [pool.submit(work, random.Random(seed)) for seed in range(4)]:
+        for task in [pool.submit(asyncio.run, work(random.Random(seed))) for seed in range(4)]:
             task.result(PATIENCE_S)
     assert 0 < most <= BUDGET
+    assert not budget.taken_bytes
+
+
+async def test_room_that_is_there_is_taken_at_once_but_not_before_those_who_wait() -> None:
+    budget = MemoryBudget(BUDGET)
+    first = budget.take(1000)
+    assert first is not None
+    assert budget.take(1000) is None
+    waiting = asyncio.create_task(budget.acquire(1000))
+    await asyncio.sleep(0)
+    assert budget.take(SMALL + 1) is None
+    budget.release(first)
+    budget.release(await waiting)
     assert not budget.taken_bytes
 
 

@@ -288,6 +288,47 @@ def test_what_comes_after_its_deadline_is_too_late_and_not_one_too_many() -> Non
     assert len(batcher) == 1
 
 
+@pytest.mark.parametrize(
+    ("items", "max_items", "deadline_s", "message"),
+    [
+        (1, 1, NEVER_S, "the queue is full, 1 request is waiting: try again later"),
+        (2, 2, NEVER_S, "the queue is full, 2 requests are waiting: try again later"),
+        (
+            1,
+            256,
+            5.9,
+            (
+                "the answer would come after the deadline, because 1 request is waiting: "
+                "try again later or allow more time"
+            ),
+        ),
+    ],
+)
+def test_a_refusal_says_why_and_what_to_do(
+    items: int, max_items: int, deadline_s: float, message: str
+) -> None:
+    batcher = a_batcher(*(an_item() for _ in range(items)), max_items=max_items, batch_s=3.0)
+    with pytest.raises(QueueFullError) as refused:
+        batcher.admit(an_item(deadline_s=deadline_s))
+    assert str(refused.value) == message
+
+
+def test_a_refusal_behind_a_running_batch_alone_says_that_the_device_is_busy() -> None:
+    batcher = a_batcher(an_item(), batch_s=3.0)
+    batcher.take(now_s=0.0)
+    with pytest.raises(
+        QueueFullError, match=r"because the device is busy: try again later or allow more time$"
+    ):
+        batcher.admit(an_item(deadline_s=5.9))
+
+
+def test_a_client_with_its_share_of_the_queue_is_told_so() -> None:
+    batcher = a_batcher(an_item(lane=Lane.STREAM, source="a"), max_items=4)
+    with pytest.raises(RateLimitedError) as refused:
+        batcher.admit(an_item(lane=Lane.STREAM, source="a"))
+    assert str(refused.value).startswith("1 request is waiting from this client, and more may not")
+
+
 def test_nothing_is_refused_for_its_deadline_before_a_duration_is_known() -> None:
     batcher = a_batcher(*(an_item(deadline_s=0.001) for _ in range(10)))
     assert batcher.expected_wait_s(now_s=0.0) == 0.0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
 from chaos import Chaos
-from simulation import (
+
+from benchmarks.simulation import (
     ALONE,
     BATCHED,
     Outcome,
@@ -19,7 +20,6 @@ from simulation import (
     serve,
     ten_plus_two,
 )
-
 from model.pictures.preprocess import ImageSize
 from service.core.scheduling.scheduler import BatchKey, BatchLimits, Lane, Scheduler
 
@@ -165,6 +165,49 @@ def test_one_long_pause_does_not_turn_the_next_requests_away() -> None:
     outcomes = serve(requests)
     after = [o for o in outcomes if o.request.arrival_s > requests[250].arrival_s + 2.0]
     assert in_time(after) >= 0.95 * len(after)
+
+
+def sized(
+    size: ImageSize, *, at_s: Iterable[float], service_s: float, patience_s: float = 30.0
+) -> list[Request]:
+    """Return requests for pictures of one size."""
+    key = BatchKey("model", size)
+    return [Request(arrival_s, service_s, patience_s, key) for arrival_s in at_s]
+
+
+def test_tiny_pictures_say_nothing_about_large_ones() -> None:
+    probes = sized(ImageSize(32, 32), at_s=[0.0, 0.1, 0.2], service_s=0.005)
+    large = sized(ImageSize(2048, 2048), at_s=[1.0, 1.3, 1.6], service_s=3.5)
+    assert in_time(serve(probes + large)) == 6
+
+
+@pytest.mark.parametrize("factor", [2, 4, 16, 100])
+def test_no_size_is_refused_because_of_one_that_is_much_smaller(factor: int) -> None:
+    small = sized(ImageSize(64, 64), at_s=np.arange(100) / 10, service_s=0.010)
+    large = sized(
+        ImageSize(64 * factor, 64 * factor), at_s=[20.0, 20.0, 20.0], service_s=0.011, patience_s=0.2
+    )
+    assert in_time(serve(small + large)) == 103
+
+
+@pytest.mark.parametrize("minutes", [1, 10])
+def test_after_foreign_load_the_first_answer_ends_all_refusals(minutes: int) -> None:
+    size, end_s = ImageSize(512, 512), 60.0 * minutes
+    loaded = sized(size, at_s=np.arange(0.0, end_s, 0.5), service_s=0.4, patience_s=0.5)
+    after = sized(size, at_s=end_s + 1.0 + np.arange(300) // 3 / 10, service_s=0.02, patience_s=0.3)
+    outcomes = serve(loaded + after)[len(loaded) :]
+    assert outcomes[0].is_in_time
+    assert in_time(outcomes[3:]) == 297
+
+
+def test_after_foreign_load_a_quick_small_picture_lets_large_ones_in() -> None:
+    large, small = ImageSize(1024, 1024), ImageSize(256, 256)
+    loaded = sized(large, at_s=np.arange(0.0, 100.0, 6.0), service_s=5.0)
+    loaded += sized(small, at_s=np.arange(5.1, 100.0, 6.0), service_s=0.4)
+    # A device that is never idle from now on: there is always a small picture waiting.
+    after = sized(small, at_s=np.arange(200.0, 210.0, 0.05), service_s=0.055, patience_s=3.0)
+    after += sized(large, at_s=[203.0], service_s=0.5, patience_s=3.0)
+    assert serve(loaded + after)[-1].is_in_time
 
 
 def test_a_wrong_prediction_is_refuted_by_trying() -> None:

@@ -383,6 +383,15 @@ async def test_a_head_that_does_not_end_is_answered_with_408_and_cut_off(hasty: 
     assert await hasty.ask(start) == [408]
 
 
+async def test_who_is_too_slow_is_told_by_which_setting(hasty: Wire) -> None:
+    assert b"limits.head_timeout_s" in await hasty.converse(LIVE)
+
+
+async def test_a_probe_of_http_1_0_needs_no_host(wire: Wire) -> None:
+    answer = await wire.converse(b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert statuses(answer) == [200]
+
+
 async def test_a_head_that_trickles_is_cut_off_too(hasty: Wire) -> None:
     async with asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)

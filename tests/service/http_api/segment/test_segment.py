@@ -6,9 +6,7 @@ import asyncio
 import base64
 import re
 import threading
-import weakref
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -19,19 +17,17 @@ import pytest_asyncio
 from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine, PictureWatch, no_garbage_collector, red_scores
 from http_site import Site, encoded, open_site, picture_of
 from PIL import Image
-from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from model.artifacts.manifest import ModelVersion
 from model.labels import LabelMap, UInt8Array
 from model.pictures.image import ImageLimits
 from service.core.device.engine import Float32Array, ImageBatch
-from service.core.errors import InternalError
 from service.core.pictures import codec
 from service.core.pictures.segmenter import SegmenterLimits
 from service.http_api.app import HttpOptions
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions, while_connected
+from service.http_api.segment.segment import SegmentOptions
 
 PALETTE = FAKE_MANIFEST.palette
 IDS_HW = np.array([[0, 1, 2], [3, 3, 1]], np.uint8).repeat(16, axis=0).repeat(24, axis=1)
@@ -309,7 +305,9 @@ async def test_a_body_that_does_not_arrive_is_given_up() -> None:
 
     options = HttpOptions(segment=SegmentOptions(body=BodyLimits(receive_timeout_s=0.001)))
     async with open_site(options=options) as site:
-        assert code_of(await site.client.post("/v1/segment", content=stuck())) == (408, "request_too_slow")
+        response = await site.client.post("/v1/segment", content=stuck())
+        assert code_of(response) == (408, "request_too_slow")
+        assert "limits.receive_timeout_s" in response.json()["detail"]
 
 
 async def test_a_compressed_body_is_refused(site: Site) -> None:
@@ -511,105 +509,3 @@ async def test_nothing_of_a_picture_waits_for_the_garbage_collector(
             assert response.status_code == status
             engine.go_on()
             await watch.wait_until_gone()
-
-
-async def test_work_that_fails_keeps_nothing_alive() -> None:
-    kept: list[weakref.ref[FakeEngine]] = []
-
-    async def fail() -> None:
-        something = FakeEngine()
-        kept.append(weakref.ref(something))
-        raise InternalError
-
-    async def receive() -> Message:
-        return await asyncio.get_running_loop().create_future()
-
-    with no_garbage_collector():
-        request = asyncio.create_task(while_connected(receive, fail()))
-        await asyncio.wait([request])
-        assert isinstance(request.exception(), InternalError)
-        del request
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert kept[0]() is None
-
-
-async def test_who_cancels_a_request_is_not_taken_for_a_client_that_left() -> None:
-    async def receive() -> Message:
-        return await asyncio.get_running_loop().create_future()
-
-    request = asyncio.create_task(while_connected(receive, asyncio.sleep(PATIENCE_S)))
-    await asyncio.sleep(0.01)
-    request.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await request
-
-
-async def test_work_that_ends_while_the_client_leaves_is_cancelled_no_more() -> None:
-    left: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-
-    async def work() -> str:
-        await asyncio.sleep(0.01)
-        left.set_result({"type": "http.disconnect"})
-        return "done"
-
-    async def receive() -> Message:
-        return await left
-
-    assert await while_connected(receive, work()) == "done"
-    await asyncio.sleep(0.01)  # would be cancelled, if this task were
-
-
-@pytest.mark.parametrize("message", [{"type": "http.disconnect"}, OSError("broken")], ids=["left", "broken"])
-async def test_work_is_cancelled_when_the_client_leaves_or_its_connection_breaks(
-    message: Message | OSError,
-) -> None:
-    was_cancelled: list[bool] = []
-
-    async def work() -> None:
-        try:
-            await asyncio.sleep(PATIENCE_S)
-        except asyncio.CancelledError:
-            was_cancelled.append(True)
-            raise
-
-    async def receive() -> Message:
-        if isinstance(message, OSError):
-            raise message
-        return message
-
-    with pytest.raises(ClientDisconnect):
-        await while_connected(receive, work())
-    assert was_cancelled == [True]
-    assert (task := asyncio.current_task()) is not None
-    assert not task.cancelling()
-
-
-async def test_a_request_that_is_cancelled_while_its_client_leaves_is_cancelled() -> None:
-    left: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-
-    async def receive() -> Message:
-        return await left
-
-    request = asyncio.create_task(while_connected(receive, asyncio.sleep(PATIENCE_S)))
-    await asyncio.sleep(0.01)
-    left.set_result({"type": "http.disconnect"})
-    await asyncio.sleep(0)  # whoever listens ends
-    await asyncio.sleep(0)  # and cancels the request
-    request.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await request
-
-
-async def test_work_that_makes_something_else_of_being_cancelled_leaves_the_request_as_it_was() -> None:
-    async def work() -> str:
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(PATIENCE_S)
-        return "done"
-
-    async def receive() -> Message:
-        return {"type": "http.disconnect"}
-
-    assert await while_connected(receive, work()) == "done"
-    assert (task := asyncio.current_task()) is not None
-    assert not task.cancelling()

@@ -1,0 +1,134 @@
+"""One loaded version of a model: all that its users need of it.
+
+Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
+W/stride.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from model.artifacts.manifest import ModelManifest, ModelVersion
+from model.labels import UInt8Array
+from model.pictures.preprocess import ImageSize, PreparedImage
+from service.core.device.engine import EngineChoice, EngineInfo, Float32Array, ImageBatch
+from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
+from service.core.scheduling.scheduler import Lane
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """One version that is loaded and has proved itself; stays loaded while ``ModelHost.hold`` holds it.
+
+    Attributes:
+        version: its name and number.
+        manifest: what its artifact says about it.
+        engine: what runs it.
+        dispatcher: queues its pictures.
+        choice: what was timed before this engine was chosen, the chosen one first; empty if nothing was.
+    """
+
+    version: ModelVersion
+    manifest: ModelManifest
+    engine: EngineInfo
+    dispatcher: Dispatcher = field(repr=False)
+    choice: tuple[EngineChoice, ...] = ()
+
+    def refuse_early(self, *, deadline_s: float, source: str | None = None) -> None:
+        """Refuse an interactive picture before it is received, if there is no place for it.
+
+        Args:
+            deadline_s: time after which the answer is no longer needed (``time.monotonic``, seconds).
+            source: the client that asks; None = unknown.
+
+        Raises:
+            QueueFullError: too many pictures wait, or they alone outlast the deadline.
+            RateLimitedError: too many pictures of this source wait.
+        """
+        self.dispatcher.check(self.version, deadline_s=deadline_s, source=source)
+
+    def reserve(
+        self,
+        padded: ImageSize,
+        *,
+        deadline_s: float,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
+    ) -> Reservation:
+        """Reserve a place in the queue before anything is spent on reading the picture.
+
+        Args:
+            padded: size of the prepared picture.
+            deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds).
+            lane: how urgent the picture is.
+            source: the client or stream that asks: sources of a lane take turns. None = unknown.
+
+        Returns:
+            The argument of ``submit``; cancel its future if nothing is submitted.
+
+        Raises:
+            VersionNotFoundError: the version is not loaded (any more).
+            QueueFullError: too many pictures wait, or they alone outlast the deadline.
+            RateLimitedError: too many pictures of this source wait.
+            DeadlineExceededError: the deadline has passed.
+            NoWorkerError: workers die as soon as they are started.
+            DrainingError: the service is about to stop.
+        """
+        return self.dispatcher.reserve(self.version, padded, deadline_s=deadline_s, lane=lane, source=source)
+
+    def expected_wait_s(self) -> float:
+        """Return in how many seconds everything that runs and waits is expected to be done."""
+        return self.dispatcher.expected_wait_s()
+
+    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+        """Return memory to prepare a picture in; from there it need not be copied again.
+
+        Args:
+            padded: size of the prepared picture.
+            original: size of the picture itself, which its labels will have.
+
+        Returns:
+            uint8 HW3 of the padded size.
+        """
+        return self.dispatcher.canvas(padded, original)
+
+    def submit(self, image: PreparedImage, reservation: Reservation) -> Future[Answer]:
+        """Queue one picture.
+
+        Args:
+            image: prepared as the manifest says, best in a ``canvas``.
+            reservation: its place in the queue.
+
+        Returns:
+            The labels to come; cancelling the future withdraws the picture unless the engine already has it.
+
+        Raises:
+            UndecodableImageError: two workers died of this picture.
+        """
+        return self.dispatcher.redeem(reservation, image)
+
+    def infer(
+        self, images_NHW3: ImageBatch, *, deadline_s: float, lane: Lane = Lane.BULK
+    ) -> Future[Float32Array]:
+        """Queue one batch whose raw scores are wanted, for evaluation.
+
+        Args:
+            images_NHW3: RGB, uint8 or float32 of 0..255, both sides multiples of 32.
+            deadline_s: time after which the scores are no longer needed (``time.monotonic``, seconds).
+            lane: how urgent the batch is.
+
+        Returns:
+            raw_NKhw to come: float32, the head's raw output.
+
+        Raises:
+            ServiceError: what ``reserve`` raises.
+        """
+        shape = (len(images_NHW3), *_raw_shape(self.manifest, images_NHW3))
+        return self.dispatcher.infer(self.version, images_NHW3, shape, deadline_s=deadline_s, lane=lane)
+
+
+def _raw_shape(manifest: ModelManifest, images_NHW3: ImageBatch) -> tuple[int, int, int]:
+    sub_pixels = manifest.stride**2 if manifest.upsample == "pixel_shuffle" else 1
+    height, width = images_NHW3.shape[1] // manifest.stride, images_NHW3.shape[2] // manifest.stride
+    return manifest.palette.num_classes * sub_pixels, height, width

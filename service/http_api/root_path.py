@@ -1,0 +1,24 @@
+"""A path prefix under which a proxy offers the service."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class RootPath:
+    """Takes the prefix off the paths of requests from proxies that leave it on.
+
+    Args:
+        app: answers the paths without prefix.
+        prefix: such as ``/segmentation``, without a slash at its end.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = f"{prefix}/"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on."""
+        if scope["type"] == "http" and scope["path"].startswith(self._prefix):
+            scope = {**scope, "path": scope["path"][len(self._prefix) - 1 :]}
+        await self._app(scope, receive, send)

@@ -1,0 +1,158 @@
+"""The picture in the body of a request, and what people send instead of one."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from model.labels import UInt8Array
+from model.pictures.image import ImageHeader, ImageLimits
+from service.core.errors import InvalidArgumentError, UndecodableImageError, UnsupportedMediaError
+from service.core.pictures.picture import EncodedPicture, Picture
+
+JSON_KEY = "image"
+
+_JSON = "application/json"
+_FORM = "application/x-www-form-urlencoded"
+"""What curl sends with ``-d`` and ``--data-binary`` unless it is told another type."""
+
+_START_BYTES = 64
+_TEXT = re.compile(rb"(?!RIFF)[\t\n\r -~]+")
+"""How a text begins; of the formats of pictures, only WebP begins with letters."""
+
+_FILE_NAME = re.compile(rb"[^\r\n<>{}%=]{1,255}\.[A-Za-z0-9]{3,4}\s*")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def picture_of(content_type: str, body: bytes) -> Picture:
+    """Return the picture that a body holds.
+
+    The bytes decide: ``Content-Type`` is looked at where they are no picture.
+
+    Args:
+        content_type: of the request, or empty.
+        body: the whole body, or the file of a form; not empty.
+
+    Raises:
+        UnsupportedMediaError: the body is a text; the message says which, and what to send.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    if body[:_START_BYTES].lstrip().startswith(b"{"):
+        if media_type == _JSON:
+            return JsonPicture(body)
+        raise UnsupportedMediaError(
+            f'the body is JSON: send {{"{JSON_KEY}": BASE64}} with Content-Type: {_JSON}'
+        )
+    if _TEXT.fullmatch(body[:_START_BYTES]):
+        _refuse_text(media_type, body)
+    return FormTypedPicture(body) if media_type == _FORM else EncodedPicture(body)
+
+
+class JsonPicture:
+    """``{"image": base64 or data URL}``; decoded by the thread that reads the picture.
+
+    Args:
+        body: the JSON document.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def header(self, limits: ImageLimits) -> ImageHeader:
+        """Decode the document and read the header of the file in it.
+
+        Raises:
+            InvalidArgumentError: the document is not as described; the message says why.
+            ServiceError: what ``EncodedPicture`` raises.
+        """
+        self._file = EncodedPicture(_file_in(self._body))
+        return self._file.header(limits)
+
+    def read(self, limits: ImageLimits) -> UInt8Array:
+        """Decode the file."""
+        return self._file.read(limits)
+
+
+class FormTypedPicture(EncodedPicture):
+    """A file that came with the content type of a form, as from curl, which has ways to damage files."""
+
+    def header(self, limits: ImageLimits) -> ImageHeader:
+        """Read the header of the file."""
+        with _curl_explained():
+            return super().header(limits)
+
+    def read(self, limits: ImageLimits) -> UInt8Array:
+        """Decode the file."""
+        with _curl_explained():
+            return super().read(limits)
+
+
+@contextmanager
+def _curl_explained() -> Iterator[None]:
+    try:
+        yield
+    except (UnsupportedMediaError, UndecodableImageError) as error:
+        advice = "curl -d removes the line ends of a file; send it with --data-binary @FILE"
+        raise type(error)(f"{error}; {advice}") from error
+
+
+def _refuse_text(media_type: str, body: bytes) -> None:
+    """Name a text that is often sent by mistake; others are refused as any file that is no picture."""
+    if body.startswith(b"data:image/"):
+        raise UnsupportedMediaError(
+            f'the body is a data URL: send {{"{JSON_KEY}": URL}} with Content-Type: {_JSON}'
+        )
+    if media_type == _FORM and b"=" in body:
+        raise UnsupportedMediaError(
+            "the body is a URL-encoded form: send the file itself (curl --data-binary @FILE), or as field "
+            "'file' of a multipart form (curl -F file=@FILE)"
+        )
+    if _FILE_NAME.fullmatch(body):
+        raise UnsupportedMediaError(
+            "the body looks like the name of a file: curl sends the file itself if @ stands before its name "
+            "(curl --data-binary @FILE, curl -F file=@FILE)"
+        )
+
+
+def _file_in(body: bytes) -> bytes:
+    text = _image_text(_document(body))
+    if text.startswith(("http://", "https://")):
+        raise InvalidArgumentError(f"{JSON_KEY!r}: URLs are not fetched: send the file as base64")
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise InvalidArgumentError(f"{JSON_KEY!r}: a data URL is data:image/TYPE;base64,BASE64")
+    digits = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        file = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidArgumentError(f"{JSON_KEY!r} is not base64") from None
+    if not file:
+        raise InvalidArgumentError(f"{JSON_KEY!r} is empty")
+    return file
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidArgumentError("the body is not JSON") from None
+    assert isinstance(document, dict)  # it begins with a brace
+    return document
+
+
+def _image_text(document: dict[str, Any]) -> str:
+    unknown = [key for key in document if key != JSON_KEY]
+    if unknown:
+        raise InvalidArgumentError(
+            f"unknown key {unknown[0]!r} in the JSON body: it holds {JSON_KEY!r}, options stand in the query"
+        )
+    text = document.get(JSON_KEY)
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"the JSON body needs {JSON_KEY!r}: the file as base64, or a data URL")
+    return text

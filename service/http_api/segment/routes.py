@@ -1,0 +1,61 @@
+"""The paths that segment pictures, in one table; each request is looked up once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from service.core.errors import VersionNotFoundError
+
+ROUTES = (
+    "/v1/segment",
+    "/v1/models/{model}:segment",
+    "/v1/models/{model}/versions/{version}:segment",
+)
+"""The first one asks the default model."""
+
+_PATTERNS = tuple(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)) for route in ROUTES)
+_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True)
+class SegmentTarget:
+    """The model that a path asks for.
+
+    Attributes:
+        route: of ``ROUTES``; a closed set, unlike the path.
+        model: name of the model; None = the default one.
+        version: as the path says it; None = the version that is served under the name.
+    """
+
+    route: str
+    model: str | None = None
+    version: str | None = None
+
+    @property
+    def version_number(self) -> int | None:
+        """The number of the version.
+
+        Raises:
+            VersionNotFoundError: the path says something else than a number.
+        """
+        return None if self.version is None else version_number(self.version)
+
+
+def target_of(path: str) -> SegmentTarget | None:
+    """Return what a path asks for; None if it segments no pictures."""
+    for route, pattern in zip(ROUTES, _PATTERNS, strict=True):
+        if (match := pattern.fullmatch(path)) is not None:
+            return SegmentTarget(route, **match.groupdict())
+    return None
+
+
+def version_number(text: str) -> int:
+    """Return the number of a version in a path.
+
+    Raises:
+        VersionNotFoundError: it is none.
+    """
+    if not _VERSION_NUMBER.fullmatch(text):
+        raise VersionNotFoundError("a version is a number from 1")
+    return int(text)

@@ -1,0 +1,1 @@
+"""The page at ``/``: static files, served without a build step and without another host."""

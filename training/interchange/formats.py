@@ -1,0 +1,32 @@
+"""The formats that can be imported, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from training.interchange.coco import read_coco, read_panoptic
+from training.interchange.cvat import read_cvat
+from training.interchange.foreign import ForeignDataset, ReadOptions
+from training.interchange.label_studio import read_label_studio
+from training.interchange.labelme import read_labelme
+from training.interchange.left_out import LeftOut
+from training.interchange.mask_folders import read_mask_folders
+from training.interchange.source import Source
+from training.interchange.supervisely import read_supervisely
+from training.interchange.voc import read_voc
+
+Reader = Callable[[Source, LeftOut, ReadOptions], ForeignDataset]
+
+READERS: Mapping[str, Reader] = MappingProxyType(
+    {
+        "coco": read_coco,
+        "coco-panoptic": read_panoptic,
+        "cvat": read_cvat,
+        "label-studio": read_label_studio,
+        "labelme": read_labelme,
+        "masks": read_mask_folders,
+        "supervisely": read_supervisely,
+        "voc": read_voc,
+    }
+)
