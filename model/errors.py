@@ -16,6 +16,7 @@ ModelError                        anything this package refuses
 ├── EvaluationError               results that do not add up to one evaluation
 ├── ModelOutputError              a head's raw output is not finite, or not of the shape implied
 ├── NetworkError                  an architecture name, parameter or state dict that does not fit
+├── DownloadError                 weights that cannot be fetched, or are not the ones expected
 ├── ForeignCheckpointError        a checkpoint of another program that cannot be imported
 ├── ManifestError                 a manifest.json that is not a manifest
 ├── ArtifactError                 an artifact folder that must not be used
@@ -81,7 +82,7 @@ class PairError(DatasetError):
 
     Attributes:
         place: where the pair is named, and the path of the file.
-        reason: what is wrong with the file, without its name.
+        reason: the fault of the file, without its name.
     """
 
     def __init__(self, origin: str, path: str, reason: str) -> None:
@@ -116,6 +117,10 @@ class ModelOutputError(ModelError):
 
 class NetworkError(ModelError):
     """An architecture name, parameter or state dict does not fit."""
+
+
+class DownloadError(ModelError):
+    """Weights cannot be fetched, or are not the ones expected."""
 
 
 class ForeignCheckpointError(ModelError):

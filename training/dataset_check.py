@@ -1,4 +1,4 @@
-"""``bisenet dataset check``: what a data set holds, what of its folders is left out, and what is wrong."""
+"""``bisenet dataset check``: the content of a data set, files outside its splits, and its faults."""
 
 from __future__ import annotations
 

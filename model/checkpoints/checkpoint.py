@@ -16,7 +16,8 @@ import safetensors.torch
 from torch import Tensor
 
 from model.artifacts.artifact import check_weights
-from model.checkpoints.unpickle import MAX_FILE_BYTES, is_archive
+from model.checkpoints.limits import MAX_FILE_BYTES
+from model.checkpoints.unpickle import is_archive
 from model.errors import ForeignCheckpointError
 
 TIME_LIMIT_S = 300.0

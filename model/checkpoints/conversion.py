@@ -40,15 +40,20 @@ class Conversion:
         manifest: what an artifact of it says, but for the files.
         recognition: what the checkpoint is, and by which of its keys.
         dropped: the auxiliary heads that were left behind.
+        untrained: keys of biases, weights and statistics that hold nothing but what a new network begins
+            with: no program has learned them, or somebody completed the weights of another network.
     """
 
     network: SegmentationNetwork
     manifest: ModelManifest
     recognition: Recognition
     dropped: tuple[str, ...]
+    untrained: tuple[str, ...] = ()
 
 
-def convert_file(path: Path, *, palette: ClassPalette, mean: Rgb, std: Rgb) -> Conversion:
+def convert_file(
+    path: Path, *, palette: ClassPalette, mean: Rgb, std: Rgb, origin: Mapping[str, str] | None = None
+) -> Conversion:
     """Make a network of a checkpoint file.
 
     Args:
@@ -56,6 +61,7 @@ def convert_file(path: Path, *, palette: ClassPalette, mean: Rgb, std: Rgb) -> C
         palette: the classes; the file tells no more than their number.
         mean: RGB, of values 0..1, that pictures were normalised with; the file does not tell.
         std: RGB, of values 0..1; the same.
+        origin: what else the provenance says of the file, for example its ``url``.
 
     Raises:
         ForeignCheckpointError: the file is unreadable, of no known generation, or not of so many classes.
@@ -64,7 +70,7 @@ def convert_file(path: Path, *, palette: ClassPalette, mean: Rgb, std: Rgb) -> C
     state = read_checkpoint(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    source = {"file": path.name, "sha256": digest}
+    source = {"file": path.name, "sha256": digest, **(origin or {})}
     return convert(state, palette=palette, mean=mean, std=std, source=source)
 
 
@@ -102,7 +108,22 @@ def convert(
     _check(deployed, manifest, signature)
     network = from_manifest(manifest, converted(deployed, signature))
     dropped = {key.partition(".")[0] for key in state.keys() - deployed.keys()}
-    return Conversion(network, manifest, recognition, tuple(sorted(dropped)))
+    return Conversion(network, manifest, recognition, tuple(sorted(dropped)), untrained(deployed))
+
+
+def untrained(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the keys that hold what a new network begins with: zeros, or statistics of 0 and 1."""
+
+    def is_untrained(key: str, tensor: Tensor) -> bool:
+        if not tensor.is_floating_point() or not key.endswith((".bias", ".weight", ".running_var")):
+            return False
+        if key.endswith(".running_var"):
+            mean = state.get(key.removesuffix("var") + "mean")
+            return mean is not None and not mean.any() and bool((tensor == 1).all())
+        is_of_norm = key.endswith(".bias") and state[key.removesuffix("bias") + "weight"].ndim == 1
+        return not is_of_norm and not tensor.any()
+
+    return tuple(key for key, tensor in state.items() if is_untrained(key, tensor))
 
 
 def converted(state: Mapping[str, Tensor], signature: Signature) -> dict[str, Tensor]:

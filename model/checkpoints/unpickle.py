@@ -21,10 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from model.checkpoints.limits import MAX_FILE_BYTES
 from model.errors import ForeignCheckpointError
-
-MAX_FILE_BYTES = 512 << 20
-"""The largest known checkpoint has 111 MB of weights; with optimizer and averages it has four times that."""
 
 _MEMORY_BYTES = 5 * MAX_FILE_BYTES
 _CPU_TIME_S = 60

@@ -145,7 +145,7 @@ class DatasetSpec:
 
     @cached_property
     def labelling(self) -> dict[str, Any]:
-        """What labels depend on beside their files, as JSON values; rules that are not set are left out."""
+        """Rules that decide the labels of a file, as JSON values; a rule that is not set is left out."""
         masks, exif, missing = self.rules.masks, self.rules.exif, self.rules.missing_label
         colors = [[*color, target] for color, target in sorted(masks.colors.items())]
         in_colors = {"colors": colors, "color_tolerance": masks.color_tolerance}

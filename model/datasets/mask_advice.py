@@ -1,4 +1,4 @@
-"""What masks that cannot be read seem to be, and the lines of the data-set file that read them.
+"""Explanations of masks that cannot be read, and the lines of the data-set file that read them.
 
 Axes: H height, W width.
 """
@@ -40,7 +40,7 @@ _BYTE = 256
 
 
 def advise_ids(values: Collection[int], palette: ClassPalette, label_map: Mapping[int, int]) -> str:
-    """Say which values of masks are no classes, and what the values seem to mean.
+    """Explain values of masks that are no classes.
 
     Args:
         values: the values that occur, at least one of them without a class.
@@ -61,7 +61,7 @@ def advise_ids(values: Collection[int], palette: ClassPalette, label_map: Mappin
 
 
 def advise_one_class(values: Collection[int], palette: ClassPalette) -> str:
-    """Say that one class cannot be learned, and how pixels outside it get a class.
+    """Explain that one class cannot be learned, and how pixels outside it get a class.
 
     Args:
         values: the values that occur in the masks.
@@ -143,7 +143,7 @@ def advise_colors(
     masks_are_colors: bool,
     has_label_map: bool,
 ) -> str:
-    """Say what a mask in colours shows that cannot be read.
+    """Explain a mask in colours that cannot be read.
 
     Args:
         keys_HW: the mask's colours.
@@ -254,7 +254,7 @@ def _is_flat(values_HW: MaskArray) -> npt.NDArray[np.bool_]:
 def _guess(
     values: Sequence[int], unknown: Sequence[int], palette: ClassPalette
 ) -> tuple[str, dict[int, int]]:
-    """Return what the values of masks seem to mean, in words and as a label map."""
+    """Guess the meaning of the values of masks; return it in words and as a label map."""
     count, ignore_id = palette.num_classes, palette.ignore_id
     names, cityscapes = _cityscapes()
     if [name.lower() for name in palette.names] == names and unknown[-1] in cityscapes:

@@ -161,18 +161,18 @@ def _check_same_function(network: SegmentationNetwork, golden: Golden, precision
 def _write_graph(path: Path, network: SegmentationNetwork, precision: WeightsPrecision) -> None:
     openvino = load_openvino()
     graph = openvino.convert_model(_traced(network), input=[([-1, -1, -1, 3], openvino.Type.f32)])
-    name_by_order(graph)
     if precision == "f16":
         _halve_large_constants(openvino, graph)
+    name_by_order(graph)
     openvino.save_model(graph, path, compress_to_fp16=False)
 
 
 def _halve_large_constants(openvino: Any, graph: Any) -> None:
     """Store the large constants of a graph as f16; it still computes in f32.
 
-    Batch normalisation is folded into the kernels by now, so this rounds them a second time. Depthwise kernels
-    and biases suffer most from that and weigh least: with them in f32 the light BiSeNetV1 is off by 4e-4 of the
-    scores' range instead of 1.0e-3, for 1 % of the bytes.
+    Batch normalisation is folded into the kernels by now, so this rounds them a second time. Depthwise
+    kernels and biases suffer most from that and weigh least: with them in f32 the light BiSeNetV1 is off by
+    4e-4 of the range of the scores instead of 1.0e-3, for 1 % of the bytes.
     """
     for node in graph.get_ops():
         if _is_large_f32(node):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,14 @@ from fakes import seal, write_pooling_artifact
 
 from model.artifacts.artifact import Artifact, read_artifact
 from model.artifacts.manifest import GRAPH_FILE, GRAPH_WEIGHTS_FILE
-from model.artifacts.openvino_graph import prove_file, prove_graph, write_graph
+from model.artifacts.openvino_graph import load_openvino, prove_file, prove_graph, write_graph
 from model.errors import ArtifactError, DigestMismatchError, GoldenMismatchError
+
+
+def test_openvino_still_falls_back_on_its_stub_and_reports_nothing() -> None:
+    load_openvino()
+    telemetry = importlib.import_module("openvino.tools.ovc.telemetry_utils")
+    assert telemetry.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
 
 
 @pytest.fixture

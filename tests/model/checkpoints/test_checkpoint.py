@@ -12,7 +12,7 @@ import torch
 
 from model.checkpoints import checkpoint
 from model.checkpoints.checkpoint import read_checkpoint
-from model.checkpoints.unpickle import MAX_FILE_BYTES
+from model.checkpoints.limits import MAX_FILE_BYTES
 from model.errors import ForeignCheckpointError, ModelError, WeightsError
 
 needs_data = pytest.mark.skipif("BISENET_DATA_ROOT" not in os.environ, reason="needs BISENET_DATA_ROOT")
