@@ -268,7 +268,9 @@ def test_where_a_worker_has_the_data_set_is_no_other_list(
 ) -> None:
     elsewhere = write_dataset(tmp_path / "elsewhere", IMAGES)
     plan = work.plan_job(REQUEST)
-    assert open_work(elsewhere).count_images(REQUEST, plan, range(1)) == work.count_images(REQUEST, plan, range(1))
+    assert open_work(elsewhere).count_images(REQUEST, plan, range(1)) == work.count_images(
+        REQUEST, plan, range(1)
+    )
 
 
 def test_which_of_several_gpus_a_worker_has_is_no_other_device(
