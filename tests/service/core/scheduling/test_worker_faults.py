@@ -297,7 +297,7 @@ class Story:
     def check(self) -> None:
         """See that every picture has one answer, and its own."""
         assert len(self.crew.dispatcher._scheduler) == 0
-        assert set(self.crew.dispatcher._outstanding.values()) == {0}
+        assert set(self.crew.dispatcher._unanswered.values()) == {0}
         lost = 0
         for value, future in self.accepted:
             assert future.done()
