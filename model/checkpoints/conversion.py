@@ -123,7 +123,7 @@ def untrained(state: Mapping[str, Tensor]) -> tuple[str, ...]:
         is_of_norm = key.endswith(".bias") and state[key.removesuffix("bias") + "weight"].ndim == 1
         return not is_of_norm and not tensor.any()
 
-    return tuple(key for key, tensor in state.items() if is_untrained(key, tensor))
+    return tuple(sorted(key for key, tensor in state.items() if is_untrained(key, tensor)))
 
 
 def converted(state: Mapping[str, Tensor], signature: Signature) -> dict[str, Tensor]:
