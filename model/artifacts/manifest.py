@@ -22,6 +22,9 @@ GRAPH_FILE = "openvino/graph.xml"
 GRAPH_WEIGHTS_FILE = "openvino/graph.bin"
 ARTIFACT_FILES = (WEIGHTS_FILE, GOLDEN_FILE, GRAPH_FILE, GRAPH_WEIGHTS_FILE)
 
+RANDOM_WEIGHTS = "random weights"
+"""``started_from`` in the provenance of a model that was trained from scratch."""
+
 Upsample = Literal["bilinear", "bilinear_aligned", "pixel_shuffle"]
 WeightsPrecision = Literal["f32", "f16", "int8"]
 Parameter = int | float | bool | str

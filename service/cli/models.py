@@ -14,7 +14,7 @@ import typer
 from model.artifacts.aliases import Alias
 from model.artifacts.artifact import Artifact, read_artifact
 from model.artifacts.evaluation_records import Requirement
-from model.artifacts.manifest import ModelVersion
+from model.artifacts.manifest import RANDOM_WEIGHTS, ModelVersion
 from model.artifacts.openvino_graph import prove_graph
 from model.artifacts.registry import DEFAULT_ALIAS, ModelRegistry
 from model.errors import EvaluationError
@@ -61,7 +61,7 @@ def list_models(*, registry: RegistryUrl = None, as_json: AsJson = False) -> Non
 
 @app.command()
 def show(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJson = False) -> None:
-    """Say what a model is: architecture, classes, normalisation, where it came from.
+    """Show the architecture, classes and normalisation of a model, and what it was made from.
 
     Examples:
         bisenet models show
@@ -69,7 +69,9 @@ def show(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJs
     """
     with exit_on_errors():
         version, artifact = open_artifact(_settings(registry, model))
-        described = _identity(version) | {"folder": str(artifact.folder)} | _manifest(artifact)
+        described = (
+            _identity(version) | {"folder": str(artifact.folder)} | _origin(artifact) | _manifest(artifact)
+        )
     if as_json:
         _print_json(described)
     else:
@@ -247,6 +249,12 @@ def _report_move(name: str, alias: str, moved: Alias, *, as_json: bool) -> None:
 
 def _identity(version: ModelVersion) -> dict[str, Any]:
     return {"name": version.name, "version": version.number}
+
+
+def _origin(artifact: Artifact) -> dict[str, Any]:
+    """Return the model or file whose weights the training began with; nothing for random weights."""
+    started_from = artifact.manifest.provenance.get("started_from", RANDOM_WEIGHTS)
+    return {} if started_from == RANDOM_WEIGHTS else {"finetuned_from": started_from}
 
 
 def _manifest(artifact: Artifact) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from model.artifacts.artifact import Artifact, read_artifact
-from model.artifacts.manifest import ModelManifest
+from model.artifacts.manifest import RANDOM_WEIGHTS, ModelManifest
 from model.errors import ArtifactError, GoldenMismatchError
 from model.evaluation.metrics import ConfusionMatrix
 from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork
@@ -78,7 +78,7 @@ def build_manifest(
             "command": origin.command,
             "code_version": origin.code,
             "config": plain(config),
-            "started_from": origin.started_from or "random weights",
+            "started_from": origin.started_from or RANDOM_WEIGHTS,
             "torch": torch.__version__,
             "data_fingerprint": data.fingerprint,
             "steps": steps,

@@ -184,7 +184,8 @@ class _Start:
         elif source is not None:
             self._adopt(trainer, source)
             trainer.started_from = self.options.finetune_from
-        origin = RunProvenance(self.options.command, code, trainer.started_from)
+            trainer.finetuned_from = source.origin
+        origin = RunProvenance(self.options.command, code, trainer.finetuned_from)
         if trainer.budget is not None:
             trainer.costs = measure_costs(trainer, origin)
         finished = trainer.run(stop)

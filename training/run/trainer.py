@@ -92,7 +92,8 @@ class Trainer:
     Attributes:
         learner: network, average, optimiser.
         position: where the run stands.
-        started_from: the weights that the run began with; empty = random ones.
+        started_from: the weights that the run began with, as they were named; empty = random ones.
+        finetuned_from: the same as ``name@version`` or path.
         costs: what the run takes beside its steps; a validation replaces what was estimated of it.
         last_validated: the network that this process validated last; None before the first validation.
         best_validated: the best one since the run began; None where that was before it was resumed.
@@ -119,6 +120,7 @@ class Trainer:
         self.on_validation = on_validation
         self.position = Position(0, config.schedule.steps, frozen=budget is None)
         self.started_from = ""
+        self.finetuned_from = ""
         self.costs = Costs()
         self.last_validated: Validated | None = None
         self.best_validated: Validated | None = None
@@ -148,6 +150,7 @@ class Trainer:
         self.learner.load_state(state)
         self.position = position = Position(**state["position"])
         self.started_from = state["started_from"]
+        self.finetuned_from = state.get("finetuned_from") or self.started_from  # older ones lack it
         if self.log.board is not None:
             self.log.board.forget_after(position.step)
         is_late = self.budget is not None and position.frozen
@@ -304,6 +307,7 @@ class Trainer:
         if self.ranks.is_first:
             state = {
                 "started_from": self.started_from,
+                "finetuned_from": self.finetuned_from,
                 "config": plain(self.config),
                 "fingerprint": self.data.fingerprint,
                 "normalisation": [*self.data.mean, *self.data.std],
