@@ -13,7 +13,7 @@
 #   make images           build the container images
 #   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
 #   make train-camvid     train a longer model than the shipped one, for a machine with a GPU, and put it in the
-#                         place of all shipped versions (CAMVID=/path/to/camvid)
+#                         place of all shipped versions (CAMVID=/path/to/camvid WEIGHTS=efficientnet-lite0-57934424.pth)
 #   make quantize-camvid  make the int8 version of the shipped model again (CAMVID=/path/to/camvid)
 
 PYTHON ?= python3
@@ -76,13 +76,13 @@ compose-test:
 	docker/check.sh compose
 
 train-camvid: $(VENV)/.installed-dev
-	$(BIN)/python .ci/train_camvid.py "$(CAMVID)" $(ARGS)
+	$(BIN)/python .ci/train_camvid.py "$(CAMVID)" "$(WEIGHTS)" $(ARGS)
 
 quantize-camvid: $(VENV)/.installed-dev
-	rm -rf runs/camvid-v2-int8
-	$(BIN)/bisenet models quantize bisenetv2-camvid@1 --dataset camvid --root "$(CAMVID)" --out runs/camvid-v2-int8 $(ARGS)
-	rm -rf model/shipped/bisenetv2-camvid/2
-	mv runs/camvid-v2-int8 model/shipped/bisenetv2-camvid/2
+	rm -rf runs/camvid-int8
+	$(BIN)/bisenet models quantize camvid@1 --dataset camvid --root "$(CAMVID)" --out runs/camvid-int8 $(ARGS)
+	rm -rf model/shipped/camvid/2
+	mv runs/camvid-int8 model/shipped/camvid/2
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

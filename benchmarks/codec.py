@@ -1,6 +1,6 @@
-"""Times the palette PNG of ``service.core.pictures.codec`` against Pillow's at compression level 1.
+"""Time of ``service.core.pictures.codec``'s palette PNG against Pillow's at compression level 1, in turns.
 
-Both write the same 8-bit indexed picture; rounds are interleaved, so that a busy moment hits both.
+Both write the same 8-bit indexed picture.
 Target: at most a quarter of Pillow's time on real label maps.
 
     python benchmarks/codec.py --labels FOLDER     # a folder of label PNGs, such as CamVid's trainannot
@@ -9,11 +9,8 @@ Target: at most a quarter of Pillow's time on real label maps.
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import io
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,26 +21,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.command_line import make_parser, parse_if_idle
 from model.labels import ClassPalette, LabelMap, UInt8Array
 from service.core.pictures.codec import encode_palette_png
+from service.machine import this_machine
 
 NUM_CLASSES = 19
 MAX_FILES = 50
 
 
 def main() -> None:
-    """Parse the command line, measure, print one line a set of label maps."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Print one line for each set of label maps."""
+    parser = make_parser(__doc__)
     parser.add_argument("--labels", type=Path, help="folder of label maps as PNG, one id a pixel")
     parser.add_argument("--rounds", type=int, default=9, help="how often each map is encoded by each side")
-    parser.add_argument("--busy", action="store_true", help="run although the machine is busy")
-    options = parser.parse_args()
-    if os.getloadavg()[0] > 0.5 and not options.busy:
-        sys.exit(f"load average is {os.getloadavg()[0]:.1f}: timings would mean nothing (--busy runs anyway)")
+    options = parse_if_idle(parser)
     versions = ", ".join(f"{name} {version(name)}" for name in ("isal", "pillow", "numpy"))
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread; {versions}")
+    print(f"{this_machine().processor}, 1 thread; {versions}")
     print(f"{'label maps':28} {'ours ms':>9} {'Pillow ms':>9} {'ratio':>7} {'ours KB':>9} {'Pillow KB':>9}")
     if options.labels:
         for size in (None, (512, 1024)):
@@ -108,7 +102,7 @@ def real_maps(folder: Path, size: tuple[int, int] | None) -> list[LabelMap]:
 
 
 def smooth_map(height: int, width: int) -> LabelMap:
-    """Make regions like a network's: the arg max of smooth scores."""
+    """Return regions like those of a network: the arg max of smooth scores."""
     noise = np.random.default_rng(0).normal(size=(NUM_CLASSES, 12, 24)).astype(np.float32)
     scores = [
         np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC))
@@ -118,13 +112,13 @@ def smooth_map(height: int, width: int) -> LabelMap:
 
 
 def noise_map(height: int, width: int) -> LabelMap:
-    """Make the worst case: no two neighbours agree."""
+    """Return the worst case: neighbours rarely have the same class."""
     ids_HW: UInt8Array = np.random.default_rng(0).integers(0, NUM_CLASSES, (height, width), dtype=np.uint8)
     return LabelMap(ids_HW, rainbow(NUM_CLASSES))
 
 
 def rainbow(num_classes: int) -> ClassPalette:
-    """Name and colour any number of classes."""
+    """Return a palette of any number of classes."""
     hues = [colorsys.hsv_to_rgb(class_id / num_classes, 1, 1) for class_id in range(num_classes)]
     colors = tuple((round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in hues)
     return ClassPalette(tuple(f"class {class_id}" for class_id in range(num_classes)), colors)

@@ -1,4 +1,4 @@
-"""Time ``model.decoding.decode.labels`` against torch and against the plain loops, on real maps and on noise.
+"""Time of ``model.decoding.decode.labels`` against torch and plain loops, on real label maps and on noise.
 
     python benchmarks/decode.py --labels FOLDER_OF_LABEL_PNGS
 
@@ -10,8 +10,6 @@ Axes: K classes, h w = H/8 W/8, H W = 512 1024.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,10 +22,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from benchmarks.command_line import make_parser, parse_if_idle
 from model.artifacts.manifest import Upsample
 from model.decoding import decode
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
+from service.machine import this_machine
 
 Float32Array = npt.NDArray[np.float32]
 Decoder = Callable[[Float32Array], object]
@@ -41,21 +41,17 @@ BANDS = 2
 
 
 def main() -> None:
-    """Print one table a kind of map."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Print one table for each kind of label map."""
+    parser = make_parser(__doc__)
     parser.add_argument("--labels", type=Path, required=True, help="folder of 8-bit label PNGs")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--busy", action="store_true", help="run although the machine is busy")
-    options = parser.parse_args()
-    load = os.getloadavg()[0]
-    if load > 0.5 and not options.busy:
-        raise SystemExit(f"load average is {load:.1f}: timings would mean nothing (--busy runs anyway)")
+    options = parse_if_idle(parser)
     rng = np.random.default_rng(0)
     decode.warm_up()
     torch.set_num_threads(BANDS)
-    print(f"{NUM_CLASSES} x {SIZE.height // STRIDE}x{SIZE.width // STRIDE} -> {SIZE}, load {load:.1f}")
+    print(
+        f"{NUM_CLASSES} x {SIZE.height // STRIDE}x{SIZE.width // STRIDE} -> {SIZE}; {this_machine().summary}"
+    )
     with ThreadPoolExecutor(BANDS) as executor:
         report("real maps", real_maps(options.labels, rng), bilinear_decoders(executor), options.repeats)
         report("noise", [noise(rng, NUM_CLASSES)], bilinear_decoders(executor), options.repeats)
@@ -83,12 +79,12 @@ def scores_from(path: Path, rng: np.random.Generator) -> Float32Array:
 
 
 def noise(rng: np.random.Generator, channels: int) -> Float32Array:
-    """Every cell contested: the worst case."""
+    """Return scores with different classes at the corners of every cell: the worst case."""
     return rng.standard_normal((channels, SIZE.height // STRIDE, SIZE.width // STRIDE), np.float32)
 
 
 def bilinear_decoders(executor: Executor) -> dict[str, Decoder]:
-    """Name the ways to decode a bilinear head, the baseline first."""
+    """Return the decoders of a bilinear head by name, the baseline first."""
     return {
         f"torch interpolate + argmax, {BANDS} threads": torch_bilinear,
         "plain loops, 1 thread": plain,
@@ -99,7 +95,7 @@ def bilinear_decoders(executor: Executor) -> dict[str, Decoder]:
 
 
 def shuffle_decoders(executor: Executor) -> dict[str, Decoder]:
-    """Name the ways to decode a pixel-shuffle head, the baseline first."""
+    """Return the decoders of a pixel-shuffle head by name, the baseline first."""
     return {
         f"torch pixel_shuffle + argmax, {BANDS} threads": torch_shuffle,
         "decode.labels, 1 thread": lambda raw_Khw: ours(raw_Khw, "pixel_shuffle", None),

@@ -1,18 +1,17 @@
-"""Time evaluation against the bare engine, and the counting of pixels, with the shipped model.
+"""Time of evaluation against the bare engine, and of counting pixels, with the shipped model.
 
     python benchmarks/evaluation.py --root FOLDER_OF_CAMVID
 
-Three questions, each answered by medians of rounds in which the contenders take turns:
-``ss`` over a split, files decoded and pixels counted, against the engine alone on pictures of the size that
-it sees; counting 2 Mpx; and ``mscf`` of one 1024x2048 picture against its chips times the time for one.
+Three measurements, as medians of rounds: ``ss`` over a split, from files to counted pixels, against the
+    engine
+alone on pictures of the size that it sees, in turns; counting 2 Mpx; and ``mscf`` of one 1024x2048 picture
+against the number of its chips times the time of one.
 
 Axes: N pictures in a batch, H height, W width, 3 = red green blue.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command_line import make_parser, parse_if_idle
 from model.artifacts.manifest import ModelManifest
 from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.evaluation.metrics import confusion_matrix
@@ -36,32 +36,27 @@ from service.cli.local import local_settings, open_artifact
 from service.cli.scoring import EvaluatedModel, evaluate_split, open_evaluated_model
 from service.core.device.engine import InferenceEngine
 from service.engines import engine_builder
+from service.machine import this_machine
 
 LARGE = ImageSize(1024, 2048)
 NUM_CLASSES = 19
-MODEL = "bisenetv2-camvid@1"
+MODEL = "camvid@1"
 
 
 def main() -> None:
-    """Print one line a question."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Print one line for each measurement."""
+    parser = make_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="folder of CamVid")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--busy", action="store_true", help="run although the machine is busy")
-    options = parser.parse_args()
-    load = os.getloadavg()[0]
-    if load > 0.5 and not options.busy:
-        raise SystemExit(f"load average is {load:.1f}: timings would mean nothing (--busy runs anyway)")
+    options = parse_if_idle(parser)
     count_pixels(options.rounds)
     pictures = LabeledImages(DatasetSpec.load("camvid", root=options.root), "val")
     settings = local_settings({"models": {"precision": options.precision, "serve": [MODEL]}})
     _, artifact = open_artifact(settings)
     bare = engine_builder("openvino", "cpu")(artifact, engine_options(settings))
     with open_evaluated_model(settings) as candidate, closing(bare):
-        print(f"{candidate.version}, {bare.info.engine} {bare.info.precision}, load {load:.1f}")
+        print(f"{candidate.version}, {bare.info.engine} {bare.info.precision}; {this_machine().summary}")
         single_scale(candidate, bare, pictures, options.rounds)
         many_chips(artifact.manifest, bare, options.rounds)
 
@@ -128,7 +123,7 @@ def many_chips(manifest: ModelManifest, engine: InferenceEngine, rounds: int) ->
 
 
 def noise(size: ImageSize) -> UInt8Array:
-    """Return image_HW3; the time of a network does not depend on what it sees."""
+    """Return image_HW3 of noise; the time of a network does not depend on its pictures."""
     return np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), np.uint8)
 
 

@@ -1,30 +1,30 @@
-"""Time BiSeNetV2 by the width of its head: the same network with 1024, 256 and 128 channels, side by side.
+"""Time of BiSeNetV2 by the width of its head: networks with 1024, 256 and 128 channels, in turns.
 
     python benchmarks/head_width.py --size 512x1024
 
-Weights are random: the time of a network does not depend on them. Contenders take turns on one picture of
-noise; the baseline is the first width, 1024, which the published weights have.
+Weights are random: the time of a network does not depend on them. The picture is noise. The baseline is 1024
+channels, the width of the published weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.command_line import make_parser, parse_if_idle
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelManifest
 from model.export.export import write_artifact
 from model.labels import ClassPalette
 from model.networks.segmentation_network import ARCHITECTURES, build
 from service.cli.bench.bench import noise, parse_size
-from service.cli.bench.engine_race import EngineEntry, race
+from service.cli.bench.engine_comparison import ServiceEngine, compare
 from service.core.device.engine import EngineOptions
 from service.engines.openvino import build as build_engine
 from service.engines.openvino import precisions
-from service.machine import is_busy, this_machine
+from service.machine import this_machine
 
 ARCHITECTURE = "bisenetv2"
 WIDTHS = (1024, 256, 128)
@@ -35,8 +35,8 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True, eq=False)
-class WidthContender(EngineEntry):
-    """An engine that is told apart by the width of its network's head."""
+class HeadEngine(ServiceEngine):
+    """An engine whose name is the width of its network's head."""
 
     width: int = 0
 
@@ -47,16 +47,11 @@ class WidthContender(EngineEntry):
 
 
 def main() -> None:
-    """Print one table a precision."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Print one table for each precision."""
+    parser = make_parser(__doc__)
     parser.add_argument("--size", default="512x1024", metavar="HxW")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each width, in five rounds")
-    parser.add_argument("--busy", action="store_true", help="run although the machine is busy")
-    options = parser.parse_args()
-    if is_busy() and not options.busy:
-        raise SystemExit("the machine is busy with other work; wait, or measure with --busy")
+    options = parse_if_idle(parser)
     images_NHW3 = noise(1, parse_size(options.size))
     print(f"{ARCHITECTURE}, {options.size}, batch 1: {this_machine().processor}")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -66,8 +61,8 @@ def main() -> None:
             engines = {width: build_engine(artifacts[width], engine_options) for width in WIDTHS}
             for engine in engines.values():
                 stack.callback(engine.close)
-            contenders = [WidthContender(engines[width], images_NHW3, width) for width in WIDTHS]
-            for figures in race(contenders, rounds=ROUNDS, round_s=options.seconds / ROUNDS, batch=1):
+            compared = [HeadEngine(engines[width], images_NHW3, width=width) for width in WIDTHS]
+            for figures in compare(compared, rounds=ROUNDS, round_s=options.seconds / ROUNDS, batch=1):
                 print("{:<18}{:>6}{:>9}{:>9}{:>9}{:>9}   {}".format(*figures.cells()))
 
 

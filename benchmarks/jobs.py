@@ -1,18 +1,16 @@
-"""What an evaluation job costs those who wait: p95 of interactive requests beside a job, against without one.
+"""Latency of interactive requests beside an evaluation job: p95 with a job against p95 without one.
 
     python benchmarks/jobs.py --size 512x1024 --job-size 1024x2048
 
 A service with the shipped model answers JPEG pictures over HTTP at half of what it can, in an open (Poisson)
-loop. In each pair the load runs once without and once beside a job over made-up labelled pictures, in turns
-which comes first; the ratio is that of the pair. The goal is a median of at most 1.25.
+loop. In each pair the load runs once without a job and once beside a job over made-up labelled pictures; the
+order alternates. The ratio is that of the pair. The goal is a median of at most 1.25.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import socket
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -22,37 +20,39 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.command_line import make_parser, parse_if_idle
 from model.pictures.preprocess import ImageSize
 from service.cli.admin import AdminClient
-from service.cli.bench.http_target import HttpTarget, started_service
+from service.cli.bench.http_target import HttpTarget
 from service.cli.bench.load import LoadFigures, closed_loop, figures_of, open_loop, poisson_arrivals
+from service.cli.bench.own_service import own_service
 from service.cli.bench.pictures import encoded_pictures, parse_image_size
-from service.machine import is_busy, this_machine
+from service.machine import this_machine
 
 PAIRS = 5
 CAPACITY_SECONDS = 10.0
 IN_FLIGHT = 4
 EVALUATIONS = "/admin/v1/evaluations"
-MODEL = "bisenetv2-camvid"
+MODEL = "camvid"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same load twice."""
+    """The same load without and beside a job."""
 
     idle: LoadFigures
     beside_job: LoadFigures
 
     @property
     def ratio(self) -> float:
-        """Of the p95 beside a job to that without."""
+        """P95 beside a job / p95 without one."""
         assert self.beside_job.p95_ms is not None
         assert self.idle.p95_ms is not None
         return self.beside_job.p95_ms / self.idle.p95_ms
 
 
 class Job:
-    """A job that goes on as long as the context lasts: it is submitted again when it has ended."""
+    """An evaluation job of the service."""
 
     def __init__(self, admin: AdminClient, protocol: str) -> None:
         self._admin = admin
@@ -60,15 +60,15 @@ class Job:
         self._id = ""
 
     def begin(self) -> None:
-        """Return when pictures are being counted."""
+        """Submit it; returns when it scores pictures."""
         self._id = self._admin.call("POST", EVALUATIONS, self._body)["id"]
         while self._show()["total"] is None:
             assert self._show()["error"] is None, self._show()["error"]
 
     def end(self) -> int:
-        """Cancel it; returns how many pictures were counted, and fails when it ended by itself."""
+        """Cancel it; returns the number of scored pictures."""
         job = self._show()
-        assert job["state"] == "running", f"the job has ended: give it more pictures ({job})"
+        assert job["state"] == "running", f"the job has ended: raise --job-images ({job})"
         self._admin.call("DELETE", f"{EVALUATIONS}/{self._id}")
         return int(job["done"])
 
@@ -78,29 +78,20 @@ class Job:
 
 def main() -> None:
     """Print one line a pair, and the median."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--size", default="512x1024", metavar="HxW", help="of the requests' pictures")
     parser.add_argument("--job-size", default="1024x2048", metavar="HxW", help="of the job's pictures")
     parser.add_argument("--job-images", type=int, default=500)
     parser.add_argument("--protocol", default="ss")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each half of a pair")
-    parser.add_argument("--busy", action="store_true", help="run although the machine is busy")
-    options = parser.parse_args()
-    if is_busy() and not options.busy:
-        raise SystemExit("the machine is busy with other work; wait, or measure with --busy")
+    options = parse_if_idle(parser)
     pictures = encoded_pictures([parse_image_size(options.size)])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = write_config(folder, parse_image_size(options.job_size), options.job_images)
-        port = free_port()
-        flags = ["--config", str(config), "--jobs", "embedded", "--admin-port", str(port)]
-        with started_service(flags) as url:
-            admin = AdminClient(f"http://127.0.0.1:{port}", folder / "admin-token")
-            pairs, engine = asyncio.run(
-                measure(url, pictures, Job(admin, options.protocol), seconds=options.seconds)
-            )
+        with own_service(["--config", str(config), "--jobs", "embedded"]) as service:
+            job = Job(AdminClient(service.admin_url, service.admin_token_file), options.protocol)
+            pairs, engine = asyncio.run(measure(service.url, pictures, job, seconds=options.seconds))
     ratios = [pair.ratio for pair in pairs]
     print(json.dumps({"machine": asdict(this_machine()), "engine": engine, "options": vars(options)}))
     print(f"median ratio of p95 {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
@@ -109,7 +100,7 @@ def main() -> None:
 async def measure(
     url: str, pictures: Sequence[bytes], job: Job, *, seconds: float
 ) -> tuple[list[Pair], dict[str, object]]:
-    """Run the pairs; returns them, and what runs the model."""
+    """Run the pairs; returns them and a description of the engine."""
     async with HttpTarget(url) as target:
 
         async def send(number: int) -> None:
@@ -128,7 +119,7 @@ async def measure(
             async def beside_job(arrivals_s: Sequence[float] = arrivals_s) -> LoadFigures:
                 await asyncio.to_thread(job.begin)
                 figures = await load(arrivals_s)
-                print(f"  the job counted {await asyncio.to_thread(job.end)} pictures meanwhile")
+                print(f"  the job scored {await asyncio.to_thread(job.end)} pictures meanwhile")
                 return figures
 
             if number % 2:
@@ -142,7 +133,7 @@ async def measure(
 
 
 def write_config(folder: Path, size: ImageSize, images: int) -> Path:
-    """Write a configuration with a data set of made-up pictures; labels are noise, which costs the same."""
+    """Write a configuration with a data set of made-up pictures, whose labels are noise."""
     jpegs = encoded_pictures([size])
     random = np.random.default_rng(0)
     blocks = Image.fromarray(random.integers(0, 11, (16, 32), np.uint8))
@@ -160,12 +151,6 @@ def write_config(folder: Path, size: ImageSize, images: int) -> Path:
         f'[datasets]\nnoise = "noise.toml"\n'
     )
     return config
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

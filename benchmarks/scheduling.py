@@ -10,17 +10,15 @@ take the noise (standard deviation of the logarithm); ``10+2n`` takes 10 + 2n ms
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from simulation import (
+
+from benchmarks.command_line import make_parser, parse_if_idle
+from benchmarks.simulation import (
     BATCHED,
     Outcome,
     Request,
@@ -31,9 +29,10 @@ from simulation import (
     serve,
     ten_plus_two,
 )
-
 from model.pictures.preprocess import ImageSize
+from service.cli.bench.percentile import percentile
 from service.core.scheduling.scheduler import BatchKey, BatchLimits, Item, Scheduler
+from service.machine import this_machine
 
 FULL_BATCH_S = 0.010 + 0.002 * 16
 PEAK = 16 / FULL_BATCH_S
@@ -42,19 +41,14 @@ SERVICE_S = 0.020
 
 def main() -> None:
     """Parse the command line and print all tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--requests", type=int, default=20_000, help="of each simulated run")
     parser.add_argument(
         "--seeds", type=int, default=3, help="simulated runs of each line; medians are printed"
     )
     parser.add_argument("--items", type=int, default=20_000, help="of each timed run")
-    parser.add_argument("--busy", action="store_true", help="time although the machine is busy")
-    options = parser.parse_args()
-    if os.getloadavg()[0] > 0.5 and not options.busy:
-        sys.exit(f"load average is {os.getloadavg()[0]:.1f}: timings would mean nothing (--busy runs anyway)")
-    print(f"{platform.processor() or platform.machine()}, 1 thread, Python {platform.python_version()}")
+    options = parse_if_idle(parser)
+    print(f"{this_machine().summary}; 1 thread")
     report_cost(options.items)
     print(f"\n{options.requests} requests, medians of {options.seeds} seeds")
     report_latency(options.requests, options.seeds)
@@ -115,7 +109,13 @@ def latency(seed: int, load: float, count: int) -> tuple[float, float]:
     """Return p99 in ms: ours and that of the ideal queue."""
     requests = open_loop(seed, load=load, count=count, noise=0.1, patience_s=60.0)
     ours_s = [outcome.latency_s for outcome in serve(requests)]
-    return 1e3 * float(np.percentile(ours_s, 99)), 1e3 * float(np.percentile(ideal_fifo(requests), 99))
+    return _p99_ms(ours_s), _p99_ms(ideal_fifo(requests))
+
+
+def _p99_ms(latencies_s: Sequence[float]) -> float:
+    p99_ms = percentile([1e3 * latency_s for latency_s in latencies_s], 99)
+    assert p99_ms is not None, "too few requests"
+    return p99_ms
 
 
 def report_shedding(count: int, seeds: int) -> None:

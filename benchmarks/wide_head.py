@@ -1,4 +1,4 @@
-"""Publish the shipped model with a wider head that computes the same, to see what a wide head costs.
+"""Publish the shipped model with a wider head that computes the same, to measure the cost of a wide head.
 
     python benchmarks/wide_head.py --registry runs/wide
     bisenet models quantize wide@1 --registry runs/wide --dataset camvid --root CAMVID
@@ -37,7 +37,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--registry", required=True, metavar="URL", help="where it is published")
-    parser.add_argument("--model", default="bisenetv2-camvid@1", help="a BiSeNetV2 in floating point")
+    parser.add_argument("--model", required=True, help="a BiSeNetV2 in floating point, as name@version")
     parser.add_argument("--name", default="wide", help="of the wider model")
     parser.add_argument("--channels", type=int, default=1024, help="of its head")
     options = parser.parse_args()
@@ -68,7 +68,7 @@ def widened(source: Artifact, folder: Path, channels: int) -> Artifact:
 
 
 def repeated(state: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
-    """Return weights in which the channels between the head's two convolutions come so many times."""
+    """Return weights in which the channels between the head's two convolutions are repeated."""
     changed = dict(state)
     for name, weight in state.items():
         if name == SCORES:

@@ -82,7 +82,7 @@ class PairError(DatasetError):
 
     Attributes:
         place: where the pair is named, and the path of the file.
-        reason: what is wrong with the file, without its name.
+        reason: the fault of the file, without its name.
     """
 
     def __init__(self, origin: str, path: str, reason: str) -> None:

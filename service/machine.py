@@ -36,6 +36,12 @@ class Machine:
     system: str
     versions: dict[str, str]
 
+    @property
+    def summary(self) -> str:
+        """One line for the head of a report: processor, cores and versions."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return f"{self.processor}, {self.cores} cores; {versions}"
+
 
 def this_machine() -> Machine:
     """Describe the machine that this runs on."""

@@ -46,7 +46,7 @@ from service.http_api.segment.body_budget import (
 )
 from service.telemetry import LogFormat, LogLevel
 
-DEFAULT_MODEL = "bisenetv2-camvid"
+DEFAULT_MODEL = "camvid"
 
 _PREFIX = "BISENET_"
 _DELIMITER = "__"

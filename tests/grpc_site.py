@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,9 @@ class GrpcSite:
     async def stream(self, **wanted: Any) -> StreamCall:
         """Begin a stream: its first message is on the way."""
         call: StreamCall = self.stub.SegmentStream(timeout=PATIENCE_S)
-        await call.write(wire.StreamRequest(open=wire.StreamOpen(**wanted)))
+        # A stream that is refused at once may end before its first message has left; reading says why.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(wire.StreamRequest(open=wire.StreamOpen(**wanted)))
         return call
 
     def metric(self, name: str) -> float:

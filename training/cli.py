@@ -7,21 +7,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from model.progress import ProgressDisplay
 from training.command_errors import FAILED, exit_on_training_errors
 from training.dataset_check import check_dataset
-from training.interchange import commands
+from training.interchange.commands import run_example, run_export, run_import
 
 app = typer.Typer(no_args_is_help=True)
-dataset = typer.Typer(no_args_is_help=True, help="Look at a data set before anything is learned from it.")
+dataset = typer.Typer(no_args_is_help=True, help="Check, import, export and make data sets.")
 app.add_typer(dataset, name="dataset")
 dataset.command("check")(check_dataset)
+dataset.command("import")(run_import)
+dataset.command("export")(run_export)
+dataset.command("example")(run_example)
 
 
 @app.callback()
@@ -31,7 +33,7 @@ def _group() -> None:
 
 @dataset.callback()
 def _dataset_group() -> None:
-    """Look at a data set before anything is learned from it."""
+    """Check, import, export and make data sets."""
 
 
 @app.command()
@@ -77,7 +79,7 @@ def train(
 
       bisenet train camvid-v2 --set data.root=/data/camvid --out runs/short --max-minutes 50
 
-      bisenet train custom --set data.dataset=mine.toml --finetune-from bisenetv2-camvid --out runs/mine
+      bisenet train custom --set data.dataset=mine.toml --finetune-from camvid --out runs/mine
 
       torchrun --standalone --nproc-per-node=8 --max-restarts=3 -m training train cityscapes-v2
       --set data.root=/data/cityscapes --out runs/city --resume
@@ -103,14 +105,6 @@ def train(
         finished = run(load_config(config, set_ or []), options)
     if not finished:
         typer.echo(f"stopped; the state is in {out}: repeat the same command with --resume", err=True)
-
-
-@dataset.command("import")
-@wraps(commands.import_)
-def import_(*args: Any, **options: Any) -> None:
-    """Run the command with its errors as one line."""
-    with exit_on_training_errors():
-        commands.import_(*args, **options)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ USAGE_ERROR = 2
 
 @contextmanager
 def exit_on_training_errors(*, root_option: str = "--root DIR") -> Iterator[None]:
-    """Print what a user can mend and exit; a defect of this program keeps its traceback.
+    """Print errors that a user can mend, and exit; a defect of this program keeps its traceback.
 
     Args:
         root_option: how the command is told the folder of a preset's data set.

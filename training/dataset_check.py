@@ -1,4 +1,4 @@
-"""``bisenet dataset check``: what a data set holds, what of its folders is left out, and what is wrong."""
+"""``bisenet dataset check``: the content of a data set, files outside its splits, and its faults."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def _counter(name: str, total: int) -> Callable[[int], None]:
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     for split in found["splits"]:
         sizes = ", ".join(f"{size}: {count}" for size, count in split["sizes"].items())
-        yield f"{split['name']}: {split['pictures']} pictures ({sizes or 'none can be read'})"
+        pictures = "1 picture" if split["pictures"] == 1 else f"{split['pictures']} pictures"
+        yield f"{split['name']}: {pictures} ({sizes or 'none can be read'})"
         yield f"  fingerprint {split['fingerprint'] or 'unknown: files are missing'}"
         if split["unseen"]:
             yield f"  classes without a pixel: {', '.join(split['unseen'])}"

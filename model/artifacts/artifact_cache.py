@@ -13,18 +13,18 @@ from model.errors import ArtifactError, ManifestError, StorageError
 
 
 def cached_folder(cache: Path, manifest: bytes, fetch: Callable[[str], bytes]) -> Path:
-    """Return a verified copy of an artifact, fetching it unless it is there.
+    """Return the folder of a verified copy of an artifact; fetch it if there is none.
 
-    The copy is named by the digest of the manifest, which names the digests of all files: whatever is in a
-    folder of that name and verifies is the artifact, whichever process put it there.
+    The folder's name is the digest of the manifest, which names the digests of all files. A folder of that
+    name whose files verify is the artifact, whichever process wrote it.
 
     Args:
-        cache: is created for its owner only.
+        cache: folder of all copies; created for its owner only.
         manifest: bytes of ``manifest.json``.
         fetch: returns the bytes of a file of the artifact.
 
     Raises:
-        ArtifactError: what was fetched is not what the manifest names.
+        ArtifactError: a fetched file is not the one that the manifest names.
         ManifestError: the manifest is malformed.
         StorageError: the cache cannot be written.
     """
@@ -61,7 +61,7 @@ def _install(new: Path, folder: Path, *, damaged: Path) -> None:
     try:
         new.rename(folder)
     except OSError:
-        # There is one already: another process was faster, or it is the damaged one that is replaced here.
+        # A folder exists: another process was faster, or it is damaged and is replaced here.
         if not _is_intact(folder):
             folder.rename(damaged)
             new.rename(folder)

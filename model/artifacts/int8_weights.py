@@ -1,9 +1,9 @@
-"""How the weights file of an int8 version holds its kernels: 8 bits a weight, and a scale for each channel.
+"""The weights file of an int8 version: 8 bits for each weight of a kernel, and a scale for each channel.
 
 Axes: C output channels of a kernel, the first axis; the others are its own.
 
 A kernel ``a.weight`` becomes two tensors: ``a.weight``, int8, and ``a.weight_scale``, float32, with as many
-axes: (C, 1, 1, 1). Everything else, 1 % of the bytes, stays as it was.
+axes: (C, 1, 1, 1). All other tensors, 1 % of the bytes, stay as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TensorT = TypeVar("_TensorT")
 
 
 def packed(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Round kernels, the tensors of more than one axis, to 8 bits; half a step is the largest error.
+    """Round kernels (the tensors of more than one axis) to 8 bits; the largest error is half a step.
 
     Args:
         state: float16 or float32 tensors by key, finite; integers of one axis or none.
@@ -42,11 +42,11 @@ def _rounded(kernel: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt
 
 
 def unpacked(state: Mapping[str, _TensorT]) -> dict[str, _TensorT]:
-    """Return what ``packed`` was given, as nearly as it kept it; other weights pass as they are.
+    """Multiply int8 kernels by their scales; other tensors are returned as they are.
 
     Args:
-        state: tensors of numpy or of torch by key; a key without its kernel or its scale is left for the
-            network to refuse.
+        state: tensors of numpy or of torch by key. A scale without its kernel, or a kernel without its scale,
+            is returned as it is; the network refuses it.
     """
     scales = {key for key in state if key.removesuffix(SCALE_SUFFIX) in state and key.endswith(SCALE_SUFFIX)}
     return {

@@ -1,4 +1,4 @@
-"""The portable graph of an artifact, and the one way to OpenVINO: without its usage reporting.
+"""The portable graph of an artifact, and the import of OpenVINO without its usage reports.
 
 Axes: N images in a batch, K channels of the head's raw output, h w = H/stride W/stride.
 """
@@ -20,51 +20,54 @@ GRAPH_OUTPUT = "raw"
 
 
 def load_openvino() -> Any:
-    """Import OpenVINO and see to it that it reports nothing to anybody.
+    """Import OpenVINO so that it sends no usage reports.
 
-    ``import openvino`` alone announces itself to its maker's analytics. Where ``openvino_telemetry`` cannot
-    be imported it falls back on a stub of its own, so that import is made to fail in this process. Nothing
-    is written to the user's home, and other programs keep what their user chose.
+    A plain ``import openvino`` reports to its maker's analytics. Without the module ``openvino_telemetry`` it
+    uses a stub, so this function makes that import fail in this process. Nothing is written to the user's
+    home, and the settings of other programs stay as they are.
+
+    Source:
+        https://github.com/openvinotoolkit/openvino/blob/master/tools/ovc/openvino/tools/ovc/telemetry_utils.py
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not importable
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None = not importable
     return importlib.import_module("openvino")
 
 
 def prove_graph(artifact: Artifact) -> None:
-    """Run the golden sample through the artifact's graph, by OpenVINO on the CPU in f32.
+    """Run the golden sample through the artifact's graph with OpenVINO, on the CPU in f32.
 
     Raises:
-        GoldenMismatchError: the graph computes something else.
+        GoldenMismatchError: the graph does not reproduce the golden sample.
         ArtifactError: OpenVINO cannot load or run the graph.
     """
     prove_file(artifact.path(GRAPH_FILE), artifact.golden(), artifact.precision)
 
 
 def prove_file(path: Path, golden: Golden, precision: ComputePrecision) -> None:
-    """Run a sample through a file of any format that OpenVINO reads, on the CPU in f32.
+    """Run a sample through a file of a format that OpenVINO reads, on the CPU in f32.
 
     Args:
         path: of an ``.xml`` with its ``.bin`` beside it, or of an ``.onnx``.
         golden: the sample; its picture may have any size that the graph takes.
-        precision: what the file computes in: decides the tolerance.
+        precision: of the file; it determines the tolerance.
 
     Raises:
-        GoldenMismatchError: the file computes something else.
+        GoldenMismatchError: the file does not reproduce the sample.
         ArtifactError: OpenVINO cannot load or run it.
     """
     check_golden(golden, _run(path, golden.image_HW3), precision)
 
 
 def write_graph(artifact: Artifact, path: Path) -> None:
-    """Copy the artifact's graph out, its weights beside it, and prove the copy.
+    """Copy the artifact's graph and its weights, and run the golden sample through the copy.
 
     Args:
-        artifact: whose graph.
-        path: of the ``.xml`` file; the weights become ``.bin``.
+        artifact: has the graph.
+        path: of the new ``.xml`` file; the weights become a ``.bin`` file beside it.
 
     Raises:
         ArtifactError: the graph is damaged, or the copy does not run.
-        GoldenMismatchError: the copy computes something else.
+        GoldenMismatchError: the copy does not reproduce the golden sample.
         OSError: the files cannot be written.
     """
     path.write_bytes(artifact.read(GRAPH_FILE))
@@ -73,9 +76,9 @@ def write_graph(artifact: Artifact, path: Path) -> None:
 
 
 def name_by_order(graph: Any) -> None:
-    """Name everything in a graph by its order, so that the same graph gives the same bytes.
+    """Name all operations of a graph by their order, so that equal graphs give equal bytes.
 
-    OpenVINO's own names, and those of NNCF, count up through the process.
+    The names of OpenVINO and NNCF contain numbers that count up through the process.
     """
     graph.set_friendly_name("bisenet")
     for index, operation in enumerate(graph.get_ordered_ops()):

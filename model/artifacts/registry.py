@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from model.artifacts.aliases import Alias, parse_alias
 from model.artifacts.artifact import Artifact, read_artifact
@@ -58,6 +59,14 @@ from model.errors import (
     VersionConflictError,
     VersionNotFoundError,
 )
+
+RETIRED_MODELS: Mapping[str, str] = MappingProxyType(
+    {
+        "bisenetv2-camvid": "it is no longer shipped; use camvid, which has the same classes, or train it"
+        " again with the recipe camvid-v2",
+    }
+)
+"""Models that earlier releases shipped, and what to do instead."""
 
 SHIPPED_MODELS = Path(__file__).parents[1] / "shipped"
 """Folder of the models inside the package: ``<name>/<version>/``."""
@@ -133,7 +142,7 @@ class ModelRegistry:
         # Listed after the alias was read, so that what was published and promoted meanwhile is seen.
         versions = self.versions(reference.name)
         if not versions:
-            raise ModelNotFoundError(f"no model {reference.name!r}")
+            raise _no_model(reference.name)
         if number is None and reference.alias is not None:
             raise VersionNotFoundError(f"no alias {reference}")
         if number is None:
@@ -266,7 +275,7 @@ class ModelRegistry:
     def _rolled_back(self, name: str, alias: str, current: Alias | None) -> Alias:
         versions = self.versions(name)
         if not versions:
-            raise ModelNotFoundError(f"no model {name!r}")
+            raise _no_model(name)
         if current is None:
             raise VersionNotFoundError(f"no alias {name}:{alias}")
         moved = current.rolled_back({version.number for version in versions})
@@ -396,3 +405,8 @@ def _verified(folder: Path) -> Artifact:
     artifact = read_artifact(folder)
     artifact.verify()
     return artifact
+
+
+def _no_model(name: str) -> ModelNotFoundError:
+    advice = f": {RETIRED_MODELS[name]}" if name in RETIRED_MODELS else ""
+    return ModelNotFoundError(f"no model {name!r}{advice}")

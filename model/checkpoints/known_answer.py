@@ -85,8 +85,8 @@ class KnownAnswer:
             raise ForeignCheckpointError("--check: no pixel of the labels has a class")
         if agreement < minimum:
             raise ForeignCheckpointError(
-                f"the network gives {100 * agreement:.1f} % of {matrix.pixels} labelled pixels their class;"
-                f" --check-min is {100 * minimum:g} %: it computes something else than the program of the"
+                f"the network gives {100 * agreement:.1f} % of {matrix.pixels} labelled pixels their class,"
+                f" and --check-min is {100 * minimum:g} %: it computes something else than the program of the"
                 " weights. Perhaps that is a variant (an activation or a bias more or less), or --mean,"
                 " --std or the order of the classes differ"
             )

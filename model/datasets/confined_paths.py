@@ -1,4 +1,4 @@
-"""Reading of files that lie in given folders, and of no others, whatever paths a list names."""
+"""Reading of files that lie in given folders, and of no others."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DEFAULT_MAX_FILE_BYTES = 256 << 20
 class ConfinedReader:
     """Reads regular files whose real path lies below given folders; links may lead from one to another.
 
-    A list can name any path, and whoever may write into the data set can exchange a file for a link while it
-    is read: so the file is looked up once, checked, and read through that same handle.
+    A list can name any path, and a user who writes into the folder can replace a file by a link while it is
+    read. So a file is looked up once, checked, and read through the same handle.
 
     Args:
         root: the folder; it may be a link itself.

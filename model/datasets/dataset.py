@@ -145,7 +145,7 @@ class DatasetSpec:
 
     @cached_property
     def labelling(self) -> dict[str, Any]:
-        """What labels depend on beside their files, as JSON values; rules that are not set are left out."""
+        """Rules that decide the labels of a file, as JSON values; a rule that is not set is left out."""
         masks, exif, missing = self.rules.masks, self.rules.exif, self.rules.missing_label
         colors = [[*color, target] for color, target in sorted(masks.colors.items())]
         in_colors = {"colors": colors, "color_tolerance": masks.color_tolerance}
@@ -285,7 +285,9 @@ class LabeledImages:
         except OSError as error:
             reason = error.strerror or str(error)
             if error.errno == errno.ENOENT:
-                reason = with_additions(reason, *self._ways_to(path, is_label=path == pair.label))
+                alike = _similar_name(path)
+                ways = [] if alike else self._ways_to(path, is_label=path == pair.label)
+                reason = with_additions(f"{reason}{alike}", *ways)
             raise PairError(pair.origin, printable(path), reason) from error
         except ValueError as error:
             raise PairError(pair.origin, repr(printable(path)), str(error)) from error
@@ -308,6 +310,16 @@ class LabeledImages:
             if is_label
             else []
         )
+
+
+def _similar_name(path: Path) -> str:
+    """Return a hint at a file in the same folder whose name starts alike, in any case: ``*_mask.png``."""
+    stem = path.stem.lower()
+    try:
+        ends = [one.name[len(stem) :] for one in path.parent.iterdir() if one.name.lower().startswith(stem)]
+    except OSError:  # no such folder
+        return ""
+    return f"; there is a *{printable(min(ends))} in that folder" if ends else ""
 
 
 def _pairs(spec: DatasetSpec, source: str | PatternSplit, read: ReadFile) -> tuple[ListedPair, ...]:

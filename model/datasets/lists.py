@@ -122,7 +122,9 @@ def _other_separator(fields: Sequence[str], list_file: str) -> str:
         if len(fields) == 1 and len(fields[0].split(separator)) == _PAIR:
             command = f"sed -i 's/{pattern}/,/' '{list_file}'"
             return f"; it has {name} in place of the comma; this command changes all lines: {command}"
-    return ""
+    if len(fields) == 1 and not PurePosixPath(fields[0]).suffix:
+        return "; names alone, as in ImageSets of Pascal VOC, are converted by: bisenet dataset import voc"
+    return "; a line names a picture and its labels" if len(fields) == 1 else ""
 
 
 def _mapped(name: str, path_map: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What masks that cannot be read seem to be, and the lines of the data-set file that read them.
+"""Explanations of masks that cannot be read, and the lines of the data-set file that read them.
 
 Axes: H height, W width.
 """
@@ -40,7 +40,7 @@ _BYTE = 256
 
 
 def advise_ids(values: Collection[int], palette: ClassPalette, label_map: Mapping[int, int]) -> str:
-    """Say which values of masks are no classes, and what the values seem to mean.
+    """Explain values of masks that are no classes.
 
     Args:
         values: the values that occur, at least one of them without a class.
@@ -61,7 +61,7 @@ def advise_ids(values: Collection[int], palette: ClassPalette, label_map: Mappin
 
 
 def advise_one_class(values: Collection[int], palette: ClassPalette) -> str:
-    """Say that one class cannot be learned, and how pixels outside it get a class.
+    """Explain that one class cannot be learned, and how pixels outside it get a class.
 
     Args:
         values: the values that occur in the masks.
@@ -125,13 +125,8 @@ def advise_edges(
     if not _lies_on_edges(values_HW, is_unknown_HW):
         return None
     areas = [int(value) for value in np.unique(values_HW[_is_flat(values_HW)]) if value < _BYTE]
-    targets = [label_map.get(value, value) for value in areas]
-    if len(areas) == palette.num_classes:
-        targets = list(range(palette.num_classes))
-    entries = {
-        f"{value},{value},{value}": target if target < palette.num_classes else palette.ignore_id
-        for value, target in zip(areas, targets, strict=True)
-    }
+    targets = _targets_of_areas(areas, palette, label_map)
+    entries = {f"{value},{value},{value}": target for value, target in sorted(targets.items())}
     return with_additions(
         "a mask with anti-aliased edges: values between those of the classes lie along the edges of areas."
         " Save masks without anti-aliasing, or give these pixels the class of the nearest value",
@@ -148,7 +143,7 @@ def advise_colors(
     masks_are_colors: bool,
     has_label_map: bool,
 ) -> str:
-    """Say what a mask in colours shows that cannot be read.
+    """Explain a mask in colours that cannot be read.
 
     Args:
         keys_HW: the mask's colours.
@@ -259,7 +254,7 @@ def _is_flat(values_HW: MaskArray) -> npt.NDArray[np.bool_]:
 def _guess(
     values: Sequence[int], unknown: Sequence[int], palette: ClassPalette
 ) -> tuple[str, dict[int, int]]:
-    """Return what the values of masks seem to mean, in words and as a label map."""
+    """Guess the meaning of the values of masks; return it in words and as a label map."""
     count, ignore_id = palette.num_classes, palette.ignore_id
     names, cityscapes = _cityscapes()
     if [name.lower() for name in palette.names] == names and unknown[-1] in cityscapes:
@@ -274,6 +269,18 @@ def _guess(
         guess = f"a class for id {count} is missing, or 0 means no class. If 0 means no class"
         return guess, {0: ignore_id} | {value: value - 1 for value in ids[1:]}
     return "lead each value to a class, or leave its pixels out", dict.fromkeys(unknown, ignore_id)
+
+
+def _targets_of_areas(
+    areas: Sequence[int], palette: ClassPalette, label_map: Mapping[int, int]
+) -> dict[int, int]:
+    """Return the class id of each gray value that fills areas, and of the values of all other classes."""
+    is_known = all(value in label_map or value < palette.num_classes for value in areas)
+    if not is_known and len(areas) == palette.num_classes:
+        return {value: class_id for class_id, value in enumerate(areas)}
+    targets = {value: label_map.get(value, value if is_known else palette.ignore_id) for value in areas}
+    targets |= label_map
+    return targets | {id_: id_ for id_ in range(palette.num_classes) if id_ not in targets.values()}
 
 
 def _is_even(values: Sequence[int]) -> bool:

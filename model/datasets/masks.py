@@ -91,7 +91,7 @@ class MaskRules:
     """How a data-set file describes its label files.
 
     Args:
-        kind: what the pixels are. None = ids, unless a palette contradicts the colours of the classes.
+        kind: meaning of the pixels. None = ids, unless a palette contradicts the colours of the classes.
         colors: colour -> class id or ignore id, as far as the data-set file names colours.
         color_tolerance: a pixel of another colour has the id of the nearest one, unless a channel differs by
             more than this; 0..255.
@@ -111,7 +111,7 @@ class MaskReader:
     Args:
         palette: the classes, and the ignore id.
         label_map: value in masks of ids, 0..65535 -> class id or ignore id; absent values are ids.
-        rules: what the data-set file says of the label files.
+        rules: the data-set file's description of the label files.
     """
 
     palette: ClassPalette

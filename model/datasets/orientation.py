@@ -78,4 +78,4 @@ def _other_size(labels: ImageSize, picture: ImageSize, stored: ImageSize, orient
     if labels in {picture, stored}:
         right = "stored" if labels == stored else "upright"
         return with_additions(sentence, Addition(TOP, (f'exif = "{right}"',)))
-    return sentence
+    return f"{sentence}; save them at the size of the picture"

@@ -1,17 +1,18 @@
-"""The head's raw output -> class ids at the picture's own size, without K full-size score planes.
+"""Raw output -> class ids at the picture's own size, without K score planes of full size.
 
 Axes: K classes, S pixel-shuffle factor (1 for bilinear heads), h w = padded size / stride,
 R C = h*S w*S: the grid, whose points have one score per class, H W the picture's own size,
 P pixels of a strip, 4 = a cell's corners: top left, top right, bottom left, bottom right.
 
-Where an output pixel lies on the grid is said in ``model.decoding.score_grid``.
+``model.decoding.score_grid`` defines where an output pixel lies on the grid.
 
 Between four grid points (in a *cell*) scores are blended bilinearly. The weights are never negative and add
 up to one, so a class that is below another one at all four corners is below it everywhere between them.
-Hence, exactly: a class that wins at all four corners wins inside; and elsewhere only those classes need
-arithmetic that no corner's winner beats at every corner (3 of 19 in the contested cells of street scenes).
+Hence, exactly: a class that is the highest at all four corners is the highest inside. In all other cells only
+those classes need arithmetic that are not below the same corner's winner at every corner: 3 of 19 in street
+scenes.
 
-The kernels are compiled by numba on first use and kept on disk: see ``warm_up``.
+numba compiles the kernels at their first use and keeps them on disk: ``warm_up``.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ IntArray = npt.NDArray[np.intp]
 _Winners = tuple[np.uint8, np.uint8, np.uint8, np.uint8]
 
 _BAND_PIXELS = 262_144
-"""Pixels of one task in the executor: 0.1 to 0.2 ms of work, for a hand-over costs about 0.02 ms."""
+"""Pixels of one task in the executor: 0.1 to 0.2 ms of work, while a hand-over costs about 0.02 ms."""
 
 _STRIP_PIXELS = 256
-"""Pixels of a contested cell that are blended at once: enough for SIMD, and the scratch fits the L1 cache."""
+"""Pixels of a cell that are blended at once: enough for SIMD, and the scratch arrays fit the L1 cache."""
 
 _ONE = np.float32(1)
 _LOWEST = np.float32(-np.inf)
@@ -54,29 +55,29 @@ def labels(
     executor: Executor | None = None,
     out_HW: UInt8Array | None = None,
 ) -> UInt8Array:
-    """Name the highest-scoring class of each pixel of the picture as it was sent.
+    """Return the class with the highest score for each pixel of the picture as it was sent.
 
-    Equals up-sampling all scores to the padded size, taking the arg max over K and cropping; a picture that
-    was reduced is decoded straight to its original size from the same scores. Of exactly equal scores the
-    lowest class id wins, as in ``torch.argmax`` on CPU.
+    The result equals up-sampling all scores to the padded size, taking the arg max over K and cropping. A
+    reduced picture is decoded directly to its original size from the same scores. Of exactly equal scores the
+    lowest class id wins, as in ``torch.argmax`` on a CPU.
 
     Args:
-        raw_Khw: the head's raw output for one picture, float32, any finite values; ``pixel_shuffle`` heads
-            have K * stride**2 channels in the order of ``torch.nn.PixelShuffle``.
-        upsample: what the manifest says about the head.
-        stride: pixels of the padded picture per raw value along one side.
-        padded: the size that the network saw.
-        content: its top left part that holds the picture, at most ``padded``.
-        original: the size to decode to: ``content``, or the picture's own size when it was reduced.
-        executor: its threads share the rows; not the one whose thread calls, which could wait for itself.
-            None: the calling thread does all. The GIL is released either way.
-        out_HW: where the labels go, of size ``original``, uint8, C-contiguous; None = a new array.
+        raw_Khw: raw output for one picture, float32, finite; ``pixel_shuffle`` heads have K * stride**2
+            channels in the order of ``torch.nn.PixelShuffle``.
+        upsample: of the manifest.
+        stride: pixels of the padded picture for each raw value along one side.
+        padded: size of the network's input.
+        content: its top left part with the picture, at most ``padded``.
+        original: size of the labels: ``content``, or the picture's own size if it was reduced.
+        executor: its threads share the rows; the calling thread must not be one of them. None = the calling
+            thread does all. The GIL is released either way.
+        out_HW: array for the labels, of size ``original``, uint8, C-contiguous; None = a new array.
 
     Returns:
-        labels_HW of size ``original``, uint8, each in [0, K): ``out_HW`` if there is one.
+        labels_HW of size ``original``, uint8, each in [0, K): ``out_HW`` if it was given.
 
     Raises:
-        ModelOutputError: a score is not finite, or ``raw_Khw`` does not have the shape that the rest implies.
+        ModelOutputError: a score is not finite, or the shape of ``raw_Khw`` does not fit the other arguments.
         ValueError: ``content`` is larger than ``padded``.
 
     Source:
@@ -104,13 +105,14 @@ def labels(
 def warm_up(cache_folder: Path | None = None) -> None:
     """Load the compiled kernels, or compile and keep them, so that no request waits for a compiler.
 
-    To be called once, before the first ``labels``: afterwards numba keeps the folder that it chose. There are
-    no further compilations: every call of ``labels`` has the same argument types.
+    Call it once, before the first ``labels``: then numba keeps the folder that it chose. No further
+    compilation follows, because every call of ``labels`` has the same argument types.
 
     Args:
-        cache_folder: where compiled kernels are kept. Machine code is loaded from it: nobody else may write
-            there. None: what ``NUMBA_CACHE_DIR`` said when numba was imported, else ``__pycache__`` beside
-            this file, else numba's folder in the user's cache. With a read-only root and no home, name one.
+        cache_folder: folder of compiled kernels. Machine code is loaded from it, so only its owner may be
+            able to write there. None = the value of ``NUMBA_CACHE_DIR`` when numba was imported, else
+            ``__pycache__`` beside this file, else numba's folder in the user's cache. A process with a
+            read-only root and no home needs a folder.
 
     Raises:
         RuntimeError: numba found no folder that it can write to.
@@ -129,10 +131,10 @@ def warm_up(cache_folder: Path | None = None) -> None:
 
 
 def _unshuffled(raw_Khw: Float32Array, num_classes: int, factor: int) -> Float32Array:
-    """View the raw output as (K, S, S, h, w); PixelShuffle moves [k, i, j, y, x] to [k, y*S + i, x*S + j]."""
+    """Return a view (K, S, S, h, w); PixelShuffle moves [k, i, j, y, x] to [k, y*S + i, x*S + j]."""
     shape = (num_classes, factor, factor, *raw_Khw.shape[1:])
     raw_KSShw = np.require(raw_Khw, np.float32, ("C", "A")).reshape(shape).view()
-    raw_KSShw.setflags(write=False)  # one type for all callers: numba would compile anew for read-only arrays
+    raw_KSShw.setflags(write=False)  # one type for all callers: numba compiles again for read-only arrays
     return raw_KSShw
 
 
@@ -145,7 +147,10 @@ def _winners(raw_KSShw: Float32Array, grid: ImageSize, executor: Executor | None
 
 
 def _pick_winners(raw_KSShw: Float32Array, winners_RC: UInt8Array, first: int, last: int) -> bool:
-    """Name the highest class at each grid point of rows [first, last); tell whether all scores are finite."""
+    """Write the class with the highest score at each grid point of rows [first, last).
+
+    Returns whether all scores are finite.
+    """
     num_classes, factor, _, _, width = raw_KSShw.shape
     best_w = np.empty(width, np.float32)
     ids_w = np.empty(width, np.uint8)
@@ -156,15 +161,16 @@ def _pick_winners(raw_KSShw: Float32Array, winners_RC: UInt8Array, first: int, l
             best_w[:] = _LOWEST
             ids_w[:] = 0
             for k in range(num_classes):
-                _challenge(raw_KSShw[k, i, j, y], np.uint8(k), best_w, ids_w, flaws_w)
+                _keep_higher(raw_KSShw[k, i, j, y], np.uint8(k), best_w, ids_w, flaws_w)
             winners_RC[row, j::factor] = ids_w
     return not np.isnan(flaws_w).any()
 
 
 @part_of_kernel
-def _challenge(
+def _keep_higher(
     scores_w: Float32Array, k: np.uint8, best_w: Float32Array, ids_w: UInt8Array, flaws_w: Float32Array
 ) -> None:
+    """Write class k where its score is the highest so far; flaws become nan where it is not finite."""
     for x in range(scores_w.size):
         score = scores_w[x]
         flaws_w[x] += score - score  # 0, or nan where the score is not finite
@@ -180,12 +186,12 @@ def _draw_labels(
     column_positions_W: Float32Array,
     labels_HW: UInt8Array,
 ) -> None:
-    """Decode the output pixels that lie at these positions on the grid.
+    """Write the labels of the output pixels at these positions on the grid.
 
-    Each row of cells is drawn with the winners of its upper left corners, then its contested cells anew.
+    Each row of cells gets the winners of its upper left corners. Cells with different winners follow.
     """
     corners_K4 = np.empty((raw_KSShw.shape[0], 4), np.float32)
-    contenders_K = np.empty(raw_KSShw.shape[0], np.uint8)
+    candidates_K = np.empty(raw_KSShw.shape[0], np.uint8)
     weights_4P = np.empty((4, _STRIP_PIXELS), np.float32)
     best_P = np.empty(_STRIP_PIXELS, np.float32)
     ids_P = np.empty(_STRIP_PIXELS, np.uint8)
@@ -199,14 +205,14 @@ def _draw_labels(
         while left < columns_W.size:
             column, right = columns_W[left], min(column_ends_W[left], left + _STRIP_PIXELS)
             winners_4 = _corner_winners(winners_RC, row, column)
-            if _is_contested(winners_4):
+            if _differ(winners_4):
                 _gather_corners(raw_KSShw, row, column, corners_K4)
-                count = _find_contenders(corners_K4, winners_4, contenders_K)
+                count = _find_candidates(corners_K4, winners_4, candidates_K)
                 height = _STRIP_PIXELS // (right - left)
                 for y in range(top, bottom, height):
                     end = min(y + height, bottom)
                     pixels = _weigh_corners(down_H[y:end], across_W[left:right], weights_4P)
-                    _settle(corners_K4, contenders_K[:count], weights_4P, best_P[:pixels], ids_P)
+                    _pick_highest_blend(corners_K4, candidates_K[:count], weights_4P, best_P[:pixels], ids_P)
                     _copy(ids_P, labels_HW[y:end, left:right])
             left = right
         top = bottom
@@ -214,7 +220,7 @@ def _draw_labels(
 
 @part_of_kernel
 def _split(positions: Float32Array, grid: int) -> tuple[IntArray, IntArray, Float32Array]:
-    """Name each position's cell, where that cell's run of positions ends, and how far into the cell it is."""
+    """Return the cell of each position, the end of that cell's run, and the place in the cell, 0..1."""
     cells = np.empty(positions.size, np.intp)
     ends = np.empty(positions.size, np.intp)
     fractions = np.empty(positions.size, np.float32)
@@ -246,7 +252,7 @@ def _corner_winners(winners_RC: UInt8Array, row: int, column: int) -> _Winners:
 
 
 @part_of_kernel
-def _is_contested(winners_4: _Winners) -> bool:
+def _differ(winners_4: _Winners) -> bool:
     top_left, top_right, bottom_left, bottom_right = winners_4
     return bool(top_left != top_right or top_left != bottom_left or top_left != bottom_right)
 
@@ -266,26 +272,26 @@ def _gather_corners(raw_KSShw: Float32Array, row: int, column: int, corners_K4: 
 
 
 @part_of_kernel
-def _find_contenders(corners_K4: Float32Array, winners_4: _Winners, contenders_K: UInt8Array) -> int:
-    """Note, in ascending order, the classes that no corner's winner beats at every corner; count them."""
+def _find_candidates(corners_K4: Float32Array, winners_4: _Winners, candidates_K: UInt8Array) -> int:
+    """Write the classes, ascending, that are not below one winner at every corner; returns their number."""
     count = 0
     for k in range(corners_K4.shape[0]):
-        beaten = False
+        is_below = False
         for winner in winners_4:
-            beaten |= (
+            is_below |= (
                 (corners_K4[k, 0] < corners_K4[winner, 0])
                 & (corners_K4[k, 1] < corners_K4[winner, 1])
                 & (corners_K4[k, 2] < corners_K4[winner, 2])
                 & (corners_K4[k, 3] < corners_K4[winner, 3])
             )
-        contenders_K[count] = k
-        count += not beaten
+        candidates_K[count] = k
+        count += not is_below
     return count
 
 
 @part_of_kernel
 def _weigh_corners(down_H: Float32Array, across_W: Float32Array, weights_4P: Float32Array) -> int:
-    """Fill in the corners' shares of each pixel of a strip, row by row; count the pixels."""
+    """Write the corners' weights for each pixel of a strip, row by row; returns the number of pixels."""
     p = 0
     for down in down_H:
         for across in across_W:
@@ -298,18 +304,18 @@ def _weigh_corners(down_H: Float32Array, across_W: Float32Array, weights_4P: Flo
 
 
 @part_of_kernel
-def _settle(
+def _pick_highest_blend(
     corners_K4: Float32Array,
-    contenders: UInt8Array,
+    candidates: UInt8Array,
     weights_4P: Float32Array,
     best_P: Float32Array,
     ids_P: UInt8Array,
 ) -> None:
-    """Name the contender with the highest blend of corner scores in each of ``best_P.size`` pixels."""
+    """Write the candidate with the highest blend of corner scores for each of ``best_P.size`` pixels."""
     for p in range(best_P.size):
         best_P[p] = _LOWEST
-        ids_P[p] = contenders[0]  # stays where blends of the lowest floats overflow
-    for k in contenders:
+        ids_P[p] = candidates[0]  # remains where blends of the lowest floats overflow
+    for k in candidates:
         scores_4 = corners_K4[k, 0], corners_K4[k, 1], corners_K4[k, 2], corners_K4[k, 3]
         for p in range(best_P.size):
             score = (

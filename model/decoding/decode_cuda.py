@@ -1,11 +1,11 @@
-"""Decodes on an NVIDIA GPU: the head's raw output -> class ids, in one Triton kernel.
+"""Decoding on an NVIDIA GPU: raw output -> class ids, in one Triton kernel.
 
 Axes: N pictures, K classes, S pixel-shuffle factor (1 for bilinear heads), h w = padded size / stride,
 R C = h*S w*S: the grid, H W the picture's own size, P pixels of a tile.
 
 It computes the function of ``model.decoding.decode.labels``. ``model.decoding.score_grid`` defines where an
-output pixel lies on the grid. Every pixel blends the scores of all classes: a GPU has
-arithmetic to spare, and the shortcut of the CPU would need branches.
+output pixel lies on the grid. Every pixel blends the scores of all classes: that is cheap on a GPU, while the
+shortcut of the CPU would need branches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model.decoding.score_grid import grid_of, positions
 from model.pictures.preprocess import ImageSize
 
 _TILE_PIXELS = 256
-"""Of one row: two pixels for each thread of a block of four warps."""
+"""Pixels of one row: two for each thread of a block of four warps."""
 
 
 def labels(
@@ -34,24 +34,24 @@ def labels(
     content: ImageSize,
     original: ImageSize,
 ) -> Tensor:
-    """Name the highest-scoring class of each pixel of the picture as it was sent; returns before it is done.
+    """Enqueue decoding; return the class with the highest score for each pixel of the picture as it was sent.
 
-    Scores are taken to be finite: see ``are_finite``.
+    The scores must be finite: ``are_finite``.
 
     Args:
-        raw_Khw: the head's raw output for one picture on a GPU, f32, f16 or bf16, of any strides.
-        upsample: what the manifest says about the head.
-        stride: pixels of the padded picture per raw value along one side.
-        padded: the size that the network saw.
-        content: its top left part that holds the picture, at most ``padded``.
-        original: the size to decode to: ``content``, or the picture's own size when it was reduced.
+        raw_Khw: raw output for one picture on a GPU, f32, f16 or bf16, with any strides.
+        upsample: of the manifest.
+        stride: pixels of the padded picture for each raw value along one side.
+        padded: size of the network's input.
+        content: its top left part with the picture, at most ``padded``.
+        original: size of the labels: ``content``, or the picture's own size if it was reduced.
 
     Returns:
-        labels_HW of size ``original``, uint8, each in [0, K), on the same device: equal to what
-        ``model.decoding.decode.labels`` returns wherever the top two scores differ by more than rounding.
+        labels_HW of size ``original``, uint8, each in [0, K), on the same device: equal to the labels of
+        ``model.decoding.decode`` wherever the two highest scores differ by more than rounding.
 
     Raises:
-        ModelOutputError: ``raw_Khw`` does not have the shape that the rest implies.
+        ModelOutputError: the shape of ``raw_Khw`` does not fit the other arguments.
     """
     num_classes, factor, grid = grid_of(tuple(raw_Khw.shape), upsample=upsample, stride=stride, padded=padded)
     rows_H, columns_W = _positions_on(
@@ -75,7 +75,7 @@ def labels(
 
 
 def are_finite(raw_NKhw: Tensor) -> Tensor:
-    """Tell for each picture whether all its scores are finite: bool of shape (N,) on the same device."""
+    """Return for each picture whether all its scores are finite: bool of shape (N,) on the same device."""
     return torch.isfinite(raw_NKhw).flatten(1).all(1)
 
 
@@ -123,8 +123,8 @@ def _draw_labels(
     right_P = tl.minimum(left_P + 1, grid_width - 1)
     across_P = column_P - left_P.to(tl.float32)
 
-    # PixelShuffle moves channel k*S*S + i*S + j of (y, x) to class k of (y*S + i, x*S + j). Its scores are as
-    # many as all pixels' of all classes, which 32 bits cannot count in a large picture.
+    # PixelShuffle moves channel k*S*S + i*S + j of (y, x) to class k of (y*S + i, x*S + j). There is a score
+    # for each pixel and each class: more than 32 bits can index in a large picture.
     above = (top // FACTOR).to(tl.int64) * row_step + (top % FACTOR).to(tl.int64) * FACTOR * class_step
     below = (bottom // FACTOR).to(tl.int64) * row_step + (bottom % FACTOR).to(tl.int64) * FACTOR * class_step
     before_P = (left_P // FACTOR).to(tl.int64) * column_step + (left_P % FACTOR).to(tl.int64) * class_step

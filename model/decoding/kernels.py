@@ -1,7 +1,7 @@
-"""How numba's kernels are compiled, kept on disk, and spread over threads.
+"""numba: how kernels are compiled, kept on disk and run by several threads. No other module uses numba.
 
-Kernels are serial and release the GIL; rows are shared by a thread pool of ours, because numba's own
-threading layers abort or fight with OpenVINO's.
+Kernels are serial and release the GIL. The threads of an executor share the rows, because numba's threading
+layers abort, or compete with OpenVINO's threads.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
 _parts: list[Callable[..., Any]] = []
-"""What numba is not told yet: it is imported when the first kernel is compiled, on a GPU perhaps never."""
+"""Functions that are not registered yet: numba is imported with the first kernel, on a GPU perhaps never."""
 
-_telling = threading.Lock()
+_registering = threading.Lock()
 
 
 @functools.cache
 def compiled(kernel: _Function) -> _Function:
-    """Return the kernel as machine code: loaded from disk, or compiled on its first call and kept there."""
+    """Return the kernel as machine code: loaded from disk, or compiled at its first call and kept there."""
     import numba  # noqa: PLC0415 - takes a second
 
-    _tell_numba_of_parts()
-    # Not a decorator: njit(cache=True) looks for a writable folder at once, and importing must not fail.
+    _register_parts()
+    # Not a decorator: njit(cache=True) looks for a writable folder at once, and an import must not fail.
     return cast("_Function", numba.njit(nogil=True, cache=True)(kernel))
 
 
@@ -40,36 +40,40 @@ def part_of_kernel(function: _Function) -> _Function:
     return function
 
 
-def _tell_numba_of_parts() -> None:
+def _register_parts() -> None:
     from numba.extending import register_jitable  # noqa: PLC0415 - takes a second
 
-    with _telling:
+    with _registering:
         while _parts:
-            # Not inline="always": with numba 0.68.1 that frees arrays which inlined loops still write to.
+            # Not inline="always": numba 0.68.1 then frees arrays while inlined loops still write to them.
             register_jitable(_parts.pop(0))
 
 
 def keep_kernels_in(folder: Path) -> None:
-    """Keep compiled kernels in this folder; to be called before the first kernel is used.
+    """Keep compiled kernels in this folder; call it before the first kernel is used.
 
     Args:
-        folder: machine code is loaded from it: nobody else may write there.
+        folder: machine code is loaded from it, so only its owner may be able to write there.
+
+    Source:
+        https://numba.readthedocs.io/en/stable/reference/envvars.html#envvar-NUMBA_CACHE_DIR: the variable is
+        read once, at the import. Setting the value afterwards is not documented.
     """
     import numba  # noqa: PLC0415 - takes a second
 
-    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]  # made from the environment
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]  # numba sets it from the environment
 
 
 def in_bands(
     work: Callable[[int, int], _Result], size: ImageSize, executor: Executor | None, *, band_pixels: int
 ) -> list[_Result]:
-    """Call ``work(first, last)`` for bands of rows that together are all rows.
+    """Call ``work(first, last)`` for bands of rows that together are all rows; return the results in order.
 
     Args:
-        work: what is done to rows [first, last).
+        work: handles rows [first, last).
         size: of the picture.
-        executor: its threads share the bands; None: the calling thread does all rows, in bands.
-        band_pixels: of one band, about.
+        executor: its threads share the bands; None = the calling thread does all bands.
+        band_pixels: pixels of one band, approximately.
     """
     band = max(1, band_pixels // size.width)
     firsts = range(0, size.height, band)

@@ -1,9 +1,9 @@
-"""The grid that the head's raw output spans, and where on it the pixels of a picture lie.
+"""The grid of the raw output, and the positions of a picture's pixels on it.
 
 Axes: H W the picture's own size.
 
-Where an output pixel lies on the grid: along one axis let ``grid`` be R or C, and ``padded``, ``content`` and
-``original`` the sizes in pixels. Output pixel y of ``original`` has its centre, in padded pixels, at
+Along one axis, let ``grid`` be the number of grid points, and ``padded``, ``content`` and ``original`` the
+sizes in pixels. Output pixel y of ``original`` has its centre, in padded pixels, at
 
     p = (y + 1/2) * content / original - 1/2       (p = y unless the picture was reduced)
 
@@ -29,17 +29,17 @@ Float32Array = npt.NDArray[np.float32]
 def positions(
     grid: ImageSize, *, upsample: Upsample, padded: ImageSize, content: ImageSize, original: ImageSize
 ) -> tuple[Float32Array, Float32Array]:
-    """Return where on the grid the output pixels lie.
+    """Return the positions of the output pixels on the grid.
 
     Args:
-        grid: its size, in points.
-        upsample: what the manifest says about the head.
-        padded: the size that the network saw, in pixels.
-        content: the part of it that holds the picture.
-        original: the size that comes out.
+        grid: number of points on each side.
+        upsample: of the manifest.
+        padded: size of the network's input.
+        content: the part of it with the picture.
+        original: size of the output.
 
     Returns:
-        rows_H and columns_W, float32, of 0 .. side of the grid - 1/2.
+        rows_H and columns_W, float32, from 0 to the side of the grid - 1/2.
     """
     aligned = upsample == "bilinear_aligned"
     rows_H = axis_positions(grid.height, padded.height, content.height, original.height, aligned=aligned)
@@ -50,13 +50,17 @@ def positions(
 def grid_of(
     raw_shape: tuple[int, ...], *, upsample: Upsample, stride: int, padded: ImageSize
 ) -> tuple[int, int, ImageSize]:
-    """Say what a raw output of shape (channels, h, w) holds.
+    """Return the number of classes K, the pixel-shuffle factor S and the size of the grid of a raw output.
 
-    Returns:
-        The number of classes K, the pixel-shuffle factor S, and the size of the grid.
+    Args:
+        raw_shape: channels, h, w.
+        upsample: of the manifest.
+        stride: pixels of the padded picture for each raw value along one side.
+        padded: size of the network's input.
 
     Raises:
-        ModelOutputError: the shape does not fit the padded picture, or holds no whole number of classes.
+        ModelOutputError: the shape does not fit the padded picture, or the channels are not a whole number of
+            classes.
     """
     channels, *cells = raw_shape
     factor = stride if upsample == "pixel_shuffle" else 1
@@ -69,20 +73,20 @@ def grid_of(
 
 
 def axis_positions(grid: int, padded: int, content: int, original: int, *, aligned: bool) -> Float32Array:
-    """Return where on the grid the output pixels of one axis lie.
+    """Return the positions of the output pixels on one axis of the grid.
 
     Args:
         grid: side of the grid, in points; the other three are in pixels.
-        padded: side that the network saw.
-        content: the part of it that holds the picture.
-        original: side that comes out.
+        padded: side of the network's input.
+        content: the part of it with the picture.
+        original: side of the output.
         aligned: whether the corner pixels lie on the corner points (``bilinear_aligned``).
 
     Returns:
-        float32, 0 .. grid - 1/2, of length ``original``.
+        float32, from 0 to grid - 1/2, of length ``original``.
     """
-    # The scale is rounded to float32 and the position once more, as by torch's fused multiply-add: 256 points
-    # from the origin an exact position would differ from torch's by up to 3e-5, and so would the scores.
+    # The scale and the position are rounded to float32, as torch's fused multiply-add rounds them: 256 points
+    # from the origin, exact positions and scores would differ from torch's by up to 3e-5.
     steps, span = (grid - 1, max(padded - 1, 1)) if aligned else (grid, padded)
     scale = float(np.float32(steps * content / (span * original)))
     shift = 0.5 * float(np.float32(steps / span)) if aligned else 0.5

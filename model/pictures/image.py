@@ -2,8 +2,8 @@
 
 Policy: the first bytes decide between JPEG (the first picture of an MPO), PNG and WebP. Size limits are
 checked against the header, before any pixel is decoded. The first frame counts. EXIF orientation is applied,
-all other metadata is dropped. 16-bit gray keeps its high byte, transparency is dropped, other modes become RGB
-as Pillow converts them.
+all other metadata is dropped. 16-bit gray keeps its high byte, transparency is dropped, other modes become
+RGB as Pillow converts them.
 
 This is not ``Image.open(...).convert("RGB")``, because the bytes are hostile and several threads decode:
 
@@ -12,7 +12,7 @@ This is not ``Image.open(...).convert("RGB")``, because the bytes are hostile an
   libjpeg adds 2 to 8 for pictures in several scans; libwebp needs 12 in all. The header tells which.
 - Warnings. ``warnings.catch_warnings`` changes the whole process, and two threads undo each other's filters.
   So the code of Pillow that warns (EXIF and MPO directories, odd APNG headers, bombs) is never reached.
-- Time. Pillow parses markers and chunks in Python, and each scan of a JPEG visits all pixels: both are bounded.
+- Time. Pillow parses markers and chunks in Python, and each scan of a JPEG visits all pixels: both end.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -111,10 +111,12 @@ class ImageHeader:
     Attributes:
         size: upright size.
         decode_bytes: largest memory of ``decode_image``, its result included.
+        orientation: orientation of the stored pixels, 1..8 as EXIF counts.
     """
 
     size: ImageSize
     decode_bytes: int
+    orientation: int = 1
 
 
 def decode_image(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> UInt8Array:
@@ -193,6 +195,7 @@ def peek_header(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) 
     return ImageHeader(
         size=stored_size(ImageSize(height, width), orientation),
         decode_bytes=height * width * max(moving_bytes, depth + picture.library_bytes()),
+        orientation=orientation,
     )
 
 

@@ -1,4 +1,4 @@
-"""What is installed with an extra only: it is imported when a command needs it."""
+"""Imports what is installed with an extra only, when a command needs it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from service.core.errors import InvalidArgumentError
 
 
 def import_cameras() -> ModuleType:
-    """Return ``service.client.cameras``, which needs PyAV.
+    """Return the module ``service.client.cameras``, which needs PyAV.
 
     Raises:
-        InvalidArgumentError: that is not installed.
+        InvalidArgumentError: PyAV is not installed.
     """
     try:
         return import_module("service.client.cameras")
     except ImportError as error:
         raise InvalidArgumentError(
-            "films and cameras need the extra: pip install 'bisenet-service[client]'"
+            "films and cameras need an extra: pip install 'bisenet-service[client]'"
         ) from error

@@ -65,7 +65,7 @@ def show(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJs
 
     Examples:
         bisenet models show
-        bisenet models show bisenetv2-camvid@1 --json
+        bisenet models show camvid@1 --json
     """
     with exit_on_errors():
         version, artifact = open_artifact(_settings(registry, model))

@@ -6,63 +6,93 @@ import asyncio
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+from click import format_filename
 from rich.console import Console
 from rich.progress import Progress
 
+from model.errors import ImageError, ProtocolError, TooManyPixelsError
+from model.evaluation import protocols
+from model.pictures.image import ImageLimits
+from model.pictures.local_image import LocalImage, decode_local_image
 from model.pictures.preprocess import size_of
 from service.cli.extras import import_cameras
-from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings, open_segmenter
+from service.cli.labelers import Labeler, LabelledPicture, open_labeler, tile_protocol
+from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
+from service.cli.mask_rendering import Output, mask_png
+from service.cli.notes import FULL_BITS, LEAST_BITS, picture_notes
+from service.cli.picture_files import PredictPlan, PredictTask, is_film, not_taken_line, plan
 from service.client.errors import SourceError
 from service.core.errors import InvalidArgumentError, ServiceError
-from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
-from service.core.pictures.picture import EncodedPicture
-from service.core.pictures.segmenter import Segmentation, Segmenter
+from service.core.pictures.picture import IMAGE_ERRORS
 
-Output = Literal["labels", "color", "overlay"]
 Entry = dict[str, Any]
-"""The report on one picture: plain JSON values; ``error`` is there when there is no mask."""
-
-FILM_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-"""What is taken for a film by its name."""
-
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-"""What is taken of a folder; a file that is named is read whatever it is called."""
-
-_PATIENCE_S = 3600.0
-"""No picture takes longer, in any queue of our own."""
+"""The report on one input: plain JSON values. ``error`` is there when there is no mask."""
 
 _IN_FLIGHT = 2
 """While one picture is in the engine, the next one is read."""
 
 
 @dataclass(frozen=True)
-class PredictTask:
-    """One picture, and the file that its mask goes to."""
+class _Reading:
+    """How pictures are read: see ``decode_local_image``."""
 
-    source: Path
-    target: Path
+    limits: ImageLimits
+    bits: int
 
 
 def predict(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT", exists=True, help="Pictures, folders of pictures, or one film."),
+        typer.Argument(
+            metavar="INPUT",
+            exists=True,
+            help="Pictures, folders (pictures at any depth are taken), or one film.",
+        ),
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="PATH", help="A .png file for one picture, a film for a film, else a folder."),
+        typer.Option(
+            metavar="PATH",
+            help="A .png file for one picture, a film for a film, else a folder with the structure of INPUT.",
+        ),
     ],
     *,
     output: Annotated[Output, typer.Option(help="What the masks show.")] = "color",
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=32,
+            help="Label large pictures at full detail, in tiles of NxN pixels. Default: they are reduced.",
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            min=0,
+            max=0.9,
+            help="Share of a tile that its neighbour covers, too. Default: a third.",
+        ),
+    ] = None,
+    bits: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=LEAST_BITS,
+            max=FULL_BITS,
+            help="Bits in use in 16-bit pictures, for example 12: stretches dark pictures.",
+        ),
+    ] = FULL_BITS,
     model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
@@ -70,120 +100,83 @@ def predict(
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
 ) -> None:
-    """Segment pictures: masks are PNG files of each picture's own size.
+    """Segment pictures: each mask is a PNG file of its picture's own size.
 
-    Labels and color are one palette PNG: a pixel is a class id, the palette its colour.
+    Reads JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and, with the extra "heic", HEIC. In the masks
+    "labels" and "color" a pixel is a class id, and the palette of the file holds the colours.
 
     Examples:
         bisenet predict photo.jpg --out mask.png
         bisenet predict photos/ more/*.jpg --out masks --output overlay
+        bisenet predict aerial.tif --out mask.png --tile 1024
         bisenet predict photo.jpg --out mask.png --model city@3 --json
         bisenet predict clip.mp4 --out overlay.mp4 --output overlay
     """
     film = film_of(inputs, out, output)
-    jobs = plan(inputs, out) if film is None else []
+    planned = plan(inputs, out) if film is None else PredictPlan((), Counter())
+    tiles = _tiles(tile, overlap)
     models = {"serve": model and [model], "engine": engine, "device": device, "precision": precision}
     with exit_on_errors():
         settings = local_settings({"models": models, "registry": {"url": registry}})
+        reading = _Reading(ImageLimits(settings.limits.max_pixels, settings.limits.max_side), bits)
         with (
-            open_segmenter(settings) as (segmenter, served),
-            _progress(len(jobs) if film is None else None) as advance,
+            open_labeler(settings, tiles) as labeler,
+            _progress(len(planned.tasks) if film is None else None) as advance,
         ):
             if film is None:
-                entries = asyncio.run(_predict_all(segmenter, served, jobs, output, advance))
+                entries = asyncio.run(_predict_all(labeler, planned.tasks, output, reading, advance))
             else:
-                entries = [_predict_film(segmenter, served, film, out, output, advance=advance)]
-    _report(entries, served, as_json=as_json)
+                entries = [_predict_film(labeler, film, out, output, advance)]
+    if as_json:
+        typer.echo(json.dumps(_document(labeler, entries, planned.not_taken), indent=2))
+    else:
+        _print_report(labeler, entries, planned.not_taken)
     if any("error" in entry for entry in entries):
         raise typer.Exit(EXIT_FAILED)
 
 
+def _tiles(tile: int | None, overlap: float | None) -> protocols.Protocol | None:
+    if tile is None:
+        if overlap is not None:
+            raise typer.BadParameter("--overlap is for tiles: name their size with --tile")
+        return None
+    try:
+        return tile_protocol(tile, overlap)
+    except ProtocolError as error:
+        raise typer.BadParameter(f"--tile: {error}") from error
+
+
 def film_of(inputs: Sequence[Path], out: Path, output: Output) -> Path | None:
-    """Return the film that is to be read; None when there are pictures only.
+    """Return the film among the inputs; None when there are only pictures and folders.
 
     Raises:
-        typer.BadParameter: there are other inputs beside it, or its masks cannot be written there.
+        typer.BadParameter: the film is not the only input, or its masks cannot be written to ``out``.
     """
-    film = next((path for path in inputs if _is_film(path)), None)
+    film = next((path for path in inputs if is_film(path)), None)
     if film is None:
         return None
+    film_name, out_name = format_filename(film), format_filename(out)
     if len(inputs) > 1:
-        raise typer.BadParameter(f"a film is taken alone: {film}")
-    if _is_film(out) and output == "labels":
-        raise typer.BadParameter(f"a film holds no exact labels: name a folder, not {out}")
+        raise typer.BadParameter(f"a film must be the only input: run the command for {film_name} alone")
+    if is_film(out) and output == "labels":
+        raise typer.BadParameter(f"a film cannot hold exact labels: name a folder instead of {out_name}")
     if out.resolve() == film.resolve():
-        raise typer.BadParameter(f"the output would take the place of the film: {out}")
-    if out.suffix and not _is_film(out) and not out.is_dir():
-        raise typer.BadParameter(f"a film becomes a film or a folder of PNG files, not {out}")
+        raise typer.BadParameter(f"the output would replace the film: name another --out than {out_name}")
+    if out.suffix and not is_film(out) and not out.is_dir():
+        raise typer.BadParameter(f"a film becomes a film or a folder of PNG files, not {out_name}")
     return film
 
 
-def _is_film(path: Path) -> bool:
-    return path.suffix.lower() in FILM_SUFFIXES and not path.is_dir()
-
-
 def _predict_film(
-    segmenter: Segmenter,
-    model: LoadedModel,
-    film: Path,
-    out: Path,
-    output: Output,
-    *,
-    advance: Callable[[], None],
+    labeler: Labeler, film: Path, out: Path, output: Output, advance: Callable[[], None]
 ) -> Entry:
     import_cameras()
     from service.cli.video import predict_film  # noqa: PLC0415 - PyAV is an extra
 
     try:
-        return asyncio.run(
-            predict_film(segmenter, model, film, out, output, advance=advance, as_film=_is_film(out))
-        )
+        return asyncio.run(predict_film(labeler, film, out, output, advance, as_film=is_film(out)))
     except SourceError as error:
         return {"input": str(film), "error": {"code": "undecodable_image", "message": str(error)}}
-
-
-def plan(inputs: Sequence[Path], out: Path) -> list[PredictTask]:
-    """Decide which mask goes where, before anything is done.
-
-    Args:
-        inputs: files, taken as they are, and folders, of which the pictures directly inside are taken.
-        out: the mask's file if there is one input file and ``out`` has a suffix; else a folder.
-
-    Raises:
-        typer.BadParameter: no picture; two masks, or a mask and a picture, would share a file; or a mask
-            would be no ``.png``.
-    """
-    sources = list(dict.fromkeys(source for path in inputs for source in _pictures(path)))
-    if not sources:
-        raise typer.BadParameter(f"no pictures in {', '.join(map(str, inputs))}")
-    if len(inputs) == 1 and inputs[0].is_file() and out.suffix and not out.is_dir():
-        jobs = [PredictTask(sources[0], out)]
-    else:
-        jobs = [PredictTask(source, out / f"{source.stem}.png") for source in sources]
-    _check_targets(jobs)
-    return jobs
-
-
-def _pictures(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-    return [path]
-
-
-def _check_targets(jobs: Sequence[PredictTask]) -> None:
-    pictures = {job.source.resolve() for job in jobs}
-    owners: dict[Path, Path] = {}
-    for job in jobs:
-        target = job.target.resolve()
-        if target.suffix.lower() != ".png":
-            raise typer.BadParameter(f"masks are PNG files: {job.target}")
-        if target in pictures:
-            raise typer.BadParameter(
-                f"the mask of {job.source} would take the place of a picture: {job.target}"
-            )
-        rival = owners.setdefault(target, job.source)
-        if rival != job.source:
-            raise typer.BadParameter(f"{rival} and {job.source} would both become {job.target}")
 
 
 @contextmanager
@@ -195,71 +188,89 @@ def _progress(total: int | None) -> Iterator[Callable[[], None]]:
 
 
 async def _predict_all(
-    segmenter: Segmenter,
-    model: LoadedModel,
-    jobs: Sequence[PredictTask],
+    labeler: Labeler,
+    tasks: Sequence[PredictTask],
     output: Output,
+    reading: _Reading,
     advance: Callable[[], None],
 ) -> list[Entry]:
     entries: dict[int, Entry] = {}
-    remaining = iter(enumerate(jobs))
+    remaining = iter(enumerate(tasks))
 
     async def work() -> None:
-        for index, job in remaining:
-            entries[index] = await _predict(segmenter, model, job, output)
+        for index, task in remaining:
+            entries[index] = await _predict(labeler, task, output, reading)
             advance()
 
     await asyncio.gather(*(work() for _ in range(_IN_FLIGHT)))
-    return [entries[index] for index in range(len(jobs))]
+    return [entries[index] for index in range(len(tasks))]
 
 
-async def _predict(segmenter: Segmenter, model: LoadedModel, job: PredictTask, output: Output) -> Entry:
+async def _predict(labeler: Labeler, task: PredictTask, output: Output, reading: _Reading) -> Entry:
     try:
-        data = await asyncio.to_thread(_read, job.source)
-        write = partial(_write, job=job, output=output)
-        deadline_s = time.monotonic() + _PATIENCE_S
-        async with segmenter.segment(model, EncodedPicture(data), write, deadline_s=deadline_s) as entry:
-            return entry
+        started_s = time.monotonic()
+        picture = await asyncio.to_thread(_read, task.source, reading)
+        decode_ms = round(1e3 * (time.monotonic() - started_s), 3)
+        labelled = await labeler.label(picture.image_HW3)
+        await asyncio.to_thread(_write, task.target, picture, labelled, output)
     except ServiceError as error:
-        return {"input": str(job.source), "error": {"code": error.code, "message": str(error)}}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot be read: {error.strerror}") from error
-
-
-def _write(segmentation: Segmentation, job: PredictTask, output: Output) -> Entry:
-    label_map = segmentation.label_map
-    if output == "overlay":
-        encoded = codec.encode_rgb_png(codec.overlay(segmentation.image_HW3, label_map))
-    else:
-        encoded = codec.encode_palette_png(label_map)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    job.target.write_bytes(encoded)
-    size = size_of(segmentation.image_HW3)
-    return {
-        "input": str(job.source),
-        "output": str(job.target),
+        return {"input": str(task.source), "error": {"code": error.code, "message": str(error)}}
+    size = size_of(picture.image_HW3)
+    entry = {
+        "input": str(task.source),
+        "output": str(task.target),
         "width": size.width,
         "height": size.height,
-        "classes": codec.class_statistics(label_map),
-        "timings_ms": {
-            name.removesuffix("_s"): round(1e3 * seconds, 3)
-            for name, seconds in dataclasses.asdict(segmentation.timings).items()
-        },
+        "classes": codec.class_statistics(labelled.label_map),
+        "timings_ms": {**labelled.timings_ms, "decode": decode_ms},
     }
+    notes = picture_notes(picture, reading.bits, labelled.inference_size)
+    return {**entry, "notes": notes} if notes else entry
 
 
-def _report(entries: Sequence[Entry], served: LoadedModel, *, as_json: bool) -> None:
-    if as_json:
-        model = {"model": str(served.version), **dataclasses.asdict(served.engine)}
-        typer.echo(json.dumps({**model, "images": entries}, indent=2))
-        return
+def _read(path: Path, reading: _Reading) -> LocalImage:
+    try:
+        return decode_local_image(path.read_bytes(), reading.limits, bits=reading.bits)
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot be read: {error.strerror}") from error
+    except ImageError as error:
+        advice = ""
+        if isinstance(error, TooManyPixelsError):
+            advice = ": raise limits.max_pixels or limits.max_side (BISENET_LIMITS__MAX_PIXELS=...)"
+        raise IMAGE_ERRORS[type(error)](f"{error}{advice}") from error
+
+
+def _write(target: Path, picture: LocalImage, labelled: LabelledPicture, output: Output) -> None:
+    encoded = mask_png(picture.image_HW3, labelled.label_map, output)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(encoded)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"the mask cannot be written to {format_filename(target)}: {error.strerror}"
+        ) from error
+
+
+def _document(labeler: Labeler, entries: Sequence[Entry], not_taken: Counter[str]) -> dict[str, Any]:
+    document = {"model": str(labeler.version), **dataclasses.asdict(labeler.engine), "images": entries}
+    return {**document, "not_taken": dict(not_taken)} if not_taken else document
+
+
+def _print_report(labeler: Labeler, entries: Sequence[Entry], not_taken: Counter[str]) -> None:
     failures = [entry for entry in entries if "error" in entry]
     for entry in failures:
-        typer.echo(f"error: {entry['input']}: {entry['error']['message']}", err=True)
-    engine = f"{served.engine.engine} {served.engine.precision} on {served.engine.device}"
-    typer.echo(f"{len(entries) - len(failures)} of {len(entries)} pictures by {served.version} ({engine})")
+        typer.echo(f"error: {format_filename(entry['input'])}: {entry['error']['message']}", err=True)
+    noted: dict[str, list[str]] = {}
+    for entry in entries:
+        for note in entry.get("notes", ()):
+            noted.setdefault(note, []).append(format_filename(entry["input"]))
+    for note, names in noted.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        typer.echo(f"note: {names[0]}{others}: {note}", err=True)
+    if line := not_taken_line(not_taken):
+        typer.echo(line, err=True)
+    engine = f"{labeler.engine.engine} {labeler.engine.precision} on {labeler.engine.device}"
+    done = f"{len(entries) - len(failures)} of {len(entries)} pictures"
+    if not failures and "frames" in entries[0]:
+        done = f"{entries[0]['frames']} pictures of a film"
+    typer.echo(f"{done} by {labeler.version} ({engine})")

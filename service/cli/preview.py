@@ -1,4 +1,4 @@
-"""A window that shows pictures, where there is a display."""
+"""A window that shows pictures, on machines with a display."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from model.labels import UInt8Array
 
 
 class Preview:
-    """Shows one picture after the other; belongs to one thread.
+    """Shows one picture after the other. All calls come from one thread.
 
     Args:
-        title: of the window.
-        environment: of the process; None = its own.
+        title: title of the window.
+        environment: variables of the process; None = those of this process.
 
     Raises:
-        typer.BadParameter: there is no display, or Python came without tkinter.
+        typer.BadParameter: there is no display, or tkinter is not installed.
     """
 
     def __init__(self, title: str, environment: Mapping[str, str] | None = None) -> None:
         environment = os.environ if environment is None else environment
         if not environment.get("DISPLAY"):
             raise typer.BadParameter(
-                "--show needs a display, and DISPLAY is not set; --out writes a film instead"
+                "--show needs a display, and DISPLAY is not set: write a film with --out instead"
             )
         try:
             import tkinter as tk  # noqa: PLC0415 - Debian packs it separately; only a preview needs it
@@ -46,7 +46,7 @@ class Preview:
         self._photo: Any = None
 
     def show(self, image_HW3: UInt8Array) -> None:
-        """Show a picture, RGB, until the next one comes."""
+        """Show a picture, uint8 RGB, until the next one comes."""
         self._photo = self._photo_of(Image.fromarray(image_HW3))
         self._label.configure(image=self._photo)
         self._window.update()

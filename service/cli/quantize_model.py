@@ -52,7 +52,7 @@ def quantize_model(
 
     Examples:
         bisenet models quantize city --dataset city.toml
-        bisenet models quantize bisenetv2-camvid@1 --dataset camvid --root /data/camvid --max-miou-loss 0.2
+        bisenet models quantize camvid@1 --dataset camvid --root /data/camvid --max-miou-loss 0.2
     """
     with exit_on_errors():
         settings = local_settings({"models": {"serve": model and [model]}, "registry": {"url": registry}})

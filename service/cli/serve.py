@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from service.settings import Layer, Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from service.bootstrap import Ready
 
 EXIT_USAGE = 2
 EXIT_CANNOT_START = 3
@@ -34,7 +39,7 @@ def serve(
     ] = None,
     model: _Reference = None,
     engine: Annotated[
-        str | None, typer.Option(help="auto, openvino, tensorrt or torch. Default: auto.")
+        str | None, typer.Option(help="auto, openvino, tensorrt, torch or a Python module. Default: auto.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N. Default: auto.")] = None,
     precision: Annotated[
@@ -48,12 +53,21 @@ def serve(
     allow_anonymous: Annotated[
         bool | None, typer.Option("--allow-anonymous", help="Let other machines in without API keys.")
     ] = None,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="JSON with the addresses, written when the service is ready and removed at its end.",
+        ),
+    ] = None,
 ) -> None:
     """Serve models over HTTP and gRPC until SIGTERM or Ctrl-C.
 
     Examples:
         bisenet serve
-        bisenet serve --http-port 9000 --model bisenetv2-camvid@1
+        bisenet serve --http-port 9000 --model camvid@1
+        bisenet serve --http-port 0 --ready-file /run/bisenet/ready.json
         curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/segment -o mask.png
     """
     flags: Layer = {
@@ -64,26 +78,69 @@ def serve(
         "jobs": {"mode": jobs},
     }
     try:
-        raise typer.Exit(_run(load_settings(config, flags)))
+        raise typer.Exit(_run(load_settings(config, flags), ready_file))
     except SettingsError as error:
         _fail(error, EXIT_USAGE)
 
 
-def _run(settings: Settings) -> int:
-    # A wrong flag is told before the libraries are imported, a wrong model before the frontends are.
+def write_ready_file(path: Path, ready: Ready) -> None:
+    """Write the addresses of a service as JSON; the file has all of its content from the first moment on.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    document = {
+        "url": ready.url,
+        "grpc_address": ready.grpc_address,
+        "admin_url": ready.admin_url,
+        "models": [str(model.version) for model in ready.models],
+    }
+    part = _part_of(path)
+    part.write_text(json.dumps(document), encoding="utf-8")
+    part.replace(path)
+
+
+def _run(settings: Settings, ready_file: Path | None) -> int:
+    # A wrong flag is reported before the libraries are imported, a wrong model before the frontends are.
     from model.errors import StorageError  # noqa: PLC0415
     from service import registry  # noqa: PLC0415
 
     try:
         registry.find_models(settings)
-    except StorageError as error:
+        if ready_file is not None:
+            _clear(ready_file)
+    except (StorageError, OSError) as error:
         _fail(error, EXIT_CANNOT_START)
     from service import bootstrap  # noqa: PLC0415
 
+    def on_ready(ready: Ready) -> None:
+        if ready_file is not None:
+            write_ready_file(ready_file, ready)
+        typer.echo(str(ready))
+
     try:
-        return bootstrap.run_service(settings, on_ready=lambda ready: typer.echo(str(ready)))
+        return bootstrap.run_service(settings, on_ready=on_ready)
     except bootstrap.StartError as error:
         _fail(error, EXIT_CANNOT_START)
+    finally:
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
+
+
+def _clear(ready_file: Path) -> None:
+    """Remove the file of an earlier service, and prove that another one can be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    ready_file.unlink(missing_ok=True)
+    part = _part_of(ready_file)
+    part.touch()
+    part.unlink()
+
+
+def _part_of(ready_file: Path) -> Path:
+    return ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
 
 
 def _fail(error: Exception, exit_code: int) -> NoReturn:

@@ -8,18 +8,20 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click import format_filename
 from rich.console import Console
 from rich.status import Status
 
 from model.labels import ClassPalette, LabelMap, UInt8Array
 from service.cli.extras import import_cameras
 from service.cli.grpc_target import CaFile, Connect, Tls, connector
+from service.cli.notes import damage_note
 from service.cli.preview import Preview
 from service.client.answers import (
     ClassInfo,
@@ -51,55 +53,86 @@ _REDRAW_S = 0.5
 
 def stream(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A film, the number of a camera, or rtsp://...")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Film (path or URL), network camera (rtsp://..., http://...), or USB camera (its number or "
+            "path, for example /dev/v4l/by-id/...).",
+        ),
     ],
     *,
     server: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Of the service's gRPC.")
+        str, typer.Option(metavar="HOST:PORT", help="gRPC address of the service.")
     ] = "127.0.0.1:8001",
-    model: Annotated[str, typer.Option(help="NAME or NAME@VERSION. Default: the service's own.")] = "",
+    model: Annotated[
+        str, typer.Option(help="NAME or NAME@VERSION. Default: the default model of the service.")
+    ] = "",
     policy: Annotated[
         FramePolicy | None,
         typer.Option(
-            help="latest: newer frames replace older ones; block: none is lost. Default: by source."
+            help="latest: newer frames replace older ones; block: every frame is answered. "
+            "Default: latest for live sources, block for films."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILM", help="Write overlays as a film.")] = None,
     show: Annotated[bool, typer.Option("--show", help="Show overlays in a window.")] = False,
-    seconds: Annotated[float | None, typer.Option(min=0, help="End after so much of the source.")] = None,
-    max_age_ms: Annotated[int, typer.Option(min=0, help="Drop older frames; 0 = the service's limit.")] = 0,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="End after this many seconds of the source.")
+    ] = None,
+    max_age_ms: Annotated[
+        int, typer.Option(min=0, help="Drop frames that are older; 0 = the limit of the service.")
+    ] = 0,
+    camera_size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Picture size of a USB camera, for example 1280x720."),
+    ] = None,
+    camera_fps: Annotated[
+        float | None, typer.Option(min=0.1, help="Pictures per second of a USB camera.")
+    ] = None,
+    camera_pixel_format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Of a USB camera, for example mjpeg or yuyv422.")
+    ] = None,
+    camera_timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Longest silence of a network camera before it counts as lost.")
+    ] = 8.0,
     key_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Holds the API key.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="File with the API key.")
     ] = None,
     tls: Tls = False,
     ca_file: CaFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
 ) -> None:
-    """Send the frames of a camera or film to a service; reconnect when the connection is lost.
-
-    Cameras follow the policy "latest", films "block".
+    """Send the frames of a camera or film to a service. Lost connections and cameras are opened again.
 
     Examples:
-        bisenet stream 0 --show
+        bisenet stream 0 --show --camera-size 1280x720 --camera-pixel-format mjpeg
         bisenet stream rtsp://camera/stream --server gpu-box:8001 --out overlay.mp4
         bisenet stream 0 --server masks.example:443 --tls --key-file key
         bisenet stream clip.mp4 --policy latest --seconds 10 --json
     """
     if out is not None and _is_same(source, out):
-        raise typer.BadParameter(f"the output would take the place of the film: {out}")
+        raise typer.BadParameter(f"the output would replace the film: name another --out than {out}")
     connect = connector(server, key_file, tls=tls, ca_file=ca_file)
     try:
         cameras = import_cameras()
-        policy = policy or ("latest" if cameras.is_camera(source) else "block")
-        wish = StreamOptions(model=model, policy=policy, max_frame_age_s=max_age_ms / 1e3)
+        feed_of = partial(
+            cameras.CameraFeed,
+            source,
+            policy,
+            seconds=seconds,
+            on_lost=_warn_of_loss,
+            options=cameras.CameraOptions(camera_size, camera_fps, camera_pixel_format, camera_timeout_s),
+        )
+        options = StreamOptions(model=model, max_frame_age_s=max_age_ms / 1e3)
         with ExitStack() as stack:
-            screens = _screens(stack, source, cameras.FilmWriter, out, show=show)
-            feed_of = partial(cameras.CameraFeed, source, policy, seconds=seconds, on_lost=_warn_of_loss)
-            report = asyncio.run(_follow(feed_of, connect, wish, screens))
+            screens = _screens(stack, cameras.source_name(source), cameras.FilmWriter, out, show=show)
+            summary = asyncio.run(_follow(feed_of, connect, options, screens))
     except (ClientError, InvalidArgumentError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
-    typer.echo(json.dumps(report.document(), indent=2) if as_json else str(report))
+    if summary.damaged_packets:
+        typer.echo(f"warning: {damage_note(summary.damaged_packets)}", err=True)
+    typer.echo(json.dumps(summary.document(), indent=2) if as_json else str(summary))
 
 
 def _is_same(source: str, out: Path) -> bool:
@@ -112,26 +145,28 @@ def _warn_of_loss(reason: str, delay_s: float) -> None:
 
 @dataclass
 class StreamSummary:
-    """What became of a stream.
+    """What became of the frames of a stream.
 
     Args:
-        ledger: of its frames.
+        ledger: the outcome of every frame.
 
     Attributes:
-        skipped: pictures of the source that were never sent, as newer ones came.
+        skipped: pictures of the source that newer ones replaced before they were sent.
+        damaged_packets: packets of the source that could not be decoded.
         reconnects: how often the connection was lost.
-        ages_s: from capture to result, of every result.
+        ages_s: seconds from capture to result, of every result.
     """
 
     ledger: FrameLedger
     skipped: int = 0
+    damaged_packets: int = 0
     reconnects: int = 0
     ages_s: list[float] = field(default_factory=list)
     _started_s: float = field(default_factory=time.monotonic)
     _recent_s: deque[float] = field(default_factory=deque)
 
     def take(self, event: StreamEvent) -> None:
-        """Note an event."""
+        """Count an event."""
         if isinstance(event, Interrupted):
             self.reconnects += 1
         if isinstance(event, Result):
@@ -140,7 +175,7 @@ class StreamSummary:
                 self.ages_s.append(time.time() - event.captured_s)
 
     def line(self) -> str:
-        """Return how it goes at the moment."""
+        """Return the state of the stream at this moment, for people."""
         begin_s = time.monotonic() - _FPS_WINDOW_S
         while self._recent_s and self._recent_s[0] < begin_s:
             self._recent_s.popleft()
@@ -151,26 +186,27 @@ class StreamSummary:
         return f"{fps:5.1f} fps, age {age_ms:4.0f} ms, {outcomes['answered']} answered, {dropped} not"
 
     def document(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
+        """Return all figures as plain JSON values."""
         seconds = time.monotonic() - self._started_s
         answered = self.ledger.outcomes["answered"]
         return {
             "sent": self.ledger.sent,
             **{name: self.ledger.outcomes[name] for name in _OUTCOMES},
             "skipped": self.skipped,
+            "damaged_packets": self.damaged_packets,
             "reconnects": self.reconnects,
             "fps": round(answered / seconds, 2),
             "age_ms": {"p50": _percentile_ms(self.ages_s, 0.5), "p99": _percentile_ms(self.ages_s, 0.99)},
         }
 
     def __str__(self) -> str:
-        """Return a line for people."""
-        said = self.document()
-        outcomes = ", ".join(f"{said[name]} {name}" for name in _OUTCOMES if said[name])
-        age_ms = said["age_ms"]
+        """Return one line for people."""
+        figures = self.document()
+        outcomes = ", ".join(f"{figures[name]} {name}" for name in _OUTCOMES if figures[name])
+        age_ms = figures["age_ms"]
         return (
-            f"{said['sent']} frames sent: {outcomes or 'none answered'}; {said['fps']} results a second, "
-            f"age p50 {age_ms['p50']} ms, p99 {age_ms['p99']} ms"
+            f"{figures['sent']} frames sent: {outcomes or 'none answered'}; "
+            f"{figures['fps']} results a second, age p50 {age_ms['p50']} ms, p99 {age_ms['p99']} ms"
         )
 
 
@@ -201,33 +237,34 @@ class _Screens:
 
 
 def _screens(
-    stack: ExitStack, source: str, writer: type[FilmWriter], out: Path | None, *, show: bool
+    stack: ExitStack, title: str, writer: type[FilmWriter], out: Path | None, *, show: bool
 ) -> _Screens:
-    preview = stack.enter_context(closing(Preview(source))) if show else None
+    preview = stack.enter_context(closing(Preview(format_filename(title)))) if show else None
     film = stack.enter_context(closing(writer(out))) if out else None
     return _Screens(film, preview)
 
 
 async def _follow(
-    feed_of: Callable[[], CameraFeed], connect: Connect, wish: StreamOptions, screens: _Screens
+    feed_of: Callable[[], CameraFeed], connect: Connect, options: StreamOptions, screens: _Screens
 ) -> StreamSummary:
+    """Run a stream to its end."""
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connect())
         feed = await stack.enter_async_context(feed_of())
-        follower = ReconnectingStream(client, feed, wish)
+        frames = ReconnectingStream(client, feed, replace(options, policy=feed.policy))
         viewer = _Viewer(client, feed, screens)
-        events = await stack.enter_async_context(aclosing(follower.events()))
-        report = StreamSummary(follower.ledger)
-        await stack.enter_async_context(_live_line(report))
+        events = await stack.enter_async_context(aclosing(frames.events()))
+        summary = StreamSummary(frames.ledger)
+        await stack.enter_async_context(_live_line(summary))
         async for event in events:
-            report.take(event)
+            summary.take(event)
             await viewer.take(event)
-        report.skipped = feed.skipped
-        return report
+        summary.skipped, summary.damaged_packets = feed.skipped, feed.damaged_packets
+        return summary
 
 
 class _Viewer:
-    """Draws results, and tells people what they should know."""
+    """Draws results, and prints the events that a user should know of."""
 
     def __init__(self, client: AsyncGrpcClient, feed: CameraFeed, screens: _Screens) -> None:
         self._client = client
@@ -255,7 +292,7 @@ class _Viewer:
                 self._feed.forget(seq)
 
     async def _change_palette(self, version: int) -> None:
-        """Take the palette of a version; where it cannot be learned, the old one is the best guess."""
+        """Take the palette of a version. If the service does not tell it, the old palette stays."""
         with suppress(ClientError):
             for model in await self._client.models():
                 if (model.name, model.version) == (self._model, version):
@@ -264,9 +301,9 @@ class _Viewer:
     def _draw(self, result: Result) -> None:
         assert self._palette is not None
         if self._screens:
-            shot = self._feed.shot(result.seq)
+            frame = self._feed.picture(result.seq)
             label_map = LabelMap(result.mask.labels_HW(), self._palette)
-            self._screens.show(codec.overlay(shot.image_HW3, label_map).pixels(), shot.position_s)
+            self._screens.show(codec.overlay(frame.image_HW3, label_map).pixels(), frame.position_s)
 
 
 def _palette(classes: Sequence[ClassInfo]) -> ClassPalette:
@@ -274,21 +311,20 @@ def _palette(classes: Sequence[ClassInfo]) -> ClassPalette:
 
 
 @asynccontextmanager
-async def _live_line(report: StreamSummary) -> AsyncIterator[None]:
+async def _live_line(summary: StreamSummary) -> AsyncIterator[None]:
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
         return
     with Status("connecting", console=console) as status:
-        drawing = asyncio.create_task(_redraw(status, report))
+        drawing = asyncio.create_task(_redraw(status, summary))
         try:
             yield
         finally:
             drawing.cancel()
 
 
-async def _redraw(status: Status, report: StreamSummary) -> None:
-    """Show how it goes, also while nothing comes."""
+async def _redraw(status: Status, summary: StreamSummary) -> None:
     while True:
         await asyncio.sleep(_REDRAW_S)
-        status.update(report.line())
+        status.update(summary.line())

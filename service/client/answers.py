@@ -1,4 +1,4 @@
-"""What clients get, whichever protocol brought it.
+"""What clients return, the same for HTTP and gRPC.
 
 Axes: H height, W width.
 """
@@ -18,12 +18,21 @@ MaskForm = Literal["png", "raw", "coco_rle", "overlay"]
 """Palette PNG, one byte a pixel, run lengths as JSON, or the picture with colours over it as JPEG."""
 
 FramePolicy = Literal["latest", "block"]
+"""``latest``: newer frames replace frames that wait. ``block``: every frame is answered."""
+
 DropReason = Literal["superseded", "too_old", "draining"]
+"""A newer frame came, the frame waited too long, or the service stops."""
 
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """A class: its id in masks, its name, its colour (red, green, blue)."""
+    """A class of a model.
+
+    Attributes:
+        id: value of its pixels in masks.
+        name: for people.
+        color: red, green and blue, each 0..255.
+    """
 
     id: int
     name: str
@@ -32,16 +41,16 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A version that is served.
+    """A model version that the service answers with.
 
     Attributes:
-        name: of the model.
-        version: its number.
+        name: name of the model.
+        version: number of the version.
         classes: in the order of their ids.
-        ignore_id: marks pixels of no class.
-        engine: what runs it.
-        device: where.
-        precision: in which it computes.
+        ignore_id: value of pixels without a class.
+        engine: library that runs the network.
+        device: where it runs, ``cpu`` or ``cuda:N``.
+        precision: number format that it computes in.
     """
 
     name: str
@@ -55,13 +64,13 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Which class each pixel belongs to.
+    """The class of each pixel of a picture.
 
     Attributes:
-        data: as the service sent it.
-        form: what ``data`` is.
-        width: of the upright picture, in pixels.
-        height: of the upright picture, in pixels.
+        data: bytes as the service sent them.
+        form: what the bytes are.
+        width: width of the upright picture in pixels.
+        height: height of the upright picture in pixels.
     """
 
     data: bytes
@@ -73,19 +82,26 @@ class Mask:
         """Return the class ids, uint8.
 
         Raises:
-            ValueError: the mask came as run lengths or as an overlay.
+            ValueError: the form is ``coco_rle`` or ``overlay``.
         """
         match self.form:
             case "raw":
                 return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width)
             case "png":
                 return np.asarray(Image.open(io.BytesIO(self.data), formats=["PNG"]))
-        raise ValueError(f"a mask in the form {self.form!r} holds no array of ids")
+        raise ValueError(f"a mask in the form {self.form!r} holds no array of ids: ask for png or raw")
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The answer for one picture; ``timings_ms`` says where the service's time went, by stage."""
+    """The answer for one picture.
+
+    Attributes:
+        mask: the class of each pixel.
+        model: name of the model that answered.
+        version: its version.
+        timings_ms: time of each stage in the service, in milliseconds.
+    """
 
     mask: Mask
     model: str
@@ -95,12 +111,12 @@ class Segmentation:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a camera or film on its way to the service.
+    """A picture of a camera or film for a stream.
 
     Attributes:
-        seq: its number, larger than that of the frame before.
+        seq: frame number, larger than that of the frame before.
         data: a JPEG, PNG or WebP file.
-        captured_s: when it was taken, in seconds since 1970; None = unknown.
+        captured_s: when the picture was taken, in seconds since 1970; None = unknown.
     """
 
     seq: int
@@ -110,7 +126,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class Opened:
-    """A stream was agreed on."""
+    """The first event of each connection: the stream is accepted.
+
+    Attributes:
+        model: name of the model that answers.
+        version: its version.
+        max_in_flight: frames that the service works on at the same time.
+        max_frame_age_s: age at which the service drops a frame, in seconds.
+        classes: of the model, in the order of their ids.
+    """
 
     model: str
     version: int
@@ -121,7 +145,15 @@ class Opened:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The mask of a frame."""
+    """The answer for one frame.
+
+    Attributes:
+        seq: number of the frame.
+        mask: the class of each pixel.
+        version: version of the model that answered.
+        captured_s: as in the frame.
+        timings_ms: time of each stage in the service, in milliseconds.
+    """
 
     seq: int
     mask: Mask
@@ -132,7 +164,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Frames that were not answered, ``count`` of them."""
+    """Frames that the service did not answer.
+
+    Attributes:
+        first_seq: number of the first one.
+        last_seq: number of the last one.
+        count: how many frames were dropped.
+        reason: why.
+    """
 
     first_seq: int
     last_seq: int
@@ -142,7 +181,12 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Failed:
-    """A frame that could not be answered; ``code`` is the service's own."""
+    """A frame that the service could not answer.
+
+    Attributes:
+        seq: number of the frame.
+        code: error code of the service.
+    """
 
     seq: int
     code: str
@@ -150,25 +194,25 @@ class Failed:
 
 @dataclass(frozen=True)
 class ModelChanged:
-    """Results from here on come from another version."""
+    """The results that follow come from another version of the model."""
 
     version: int
 
 
 @dataclass(frozen=True)
 class GoingAway:
-    """The service stops within ``deadline_s``; the stream is about to end."""
+    """The service stops within ``deadline_s`` seconds, and the stream ends before that."""
 
     deadline_s: float
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The connection is lost; the next attempt begins after ``delay_s``.
+    """The connection is lost.
 
     Attributes:
         reason: why, for people.
-        delay_s: until the next attempt.
+        delay_s: seconds until the next attempt to connect.
         lost: numbers of the frames that will have no answer.
     """
 

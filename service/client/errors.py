@@ -1,27 +1,27 @@
-"""What a client may meet.
+"""What clients raise.
 
-ClientError                     anything that keeps an answer away
+ClientError                     a picture or frame has no answer
 ├── RefusedError                the service answered with an error
-├── UnreachableError            nobody answered, or the connection broke
-├── ProtocolError               the answer makes no sense
-└── SourceError                 a camera or film cannot be read
+├── UnreachableError            the service gave no answer, or the connection broke
+├── ProtocolError               the answer is not one of this service
+└── SourceError                 a camera or film cannot be read, or a film cannot be written
 """
 
 from __future__ import annotations
 
 
 class ClientError(Exception):
-    """Anything that keeps an answer away."""
+    """A picture or frame has no answer."""
 
 
 class RefusedError(ClientError):
     """The service answered with an error.
 
     Args:
-        code: the service's own, for example ``queue_full``.
+        code: error code of the service, for example ``queue_full``.
         message: for people.
-        retry_after_s: when to try again; None = the same request will be refused again.
-        request_id: finds the line in the service's log.
+        retry_after_s: seconds until another attempt may succeed; None = the same request fails again.
+        request_id: finds the line in the log of the service.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class RefusedError(ClientError):
 
 
 class UnreachableError(ClientError):
-    """Nobody answered, or the connection broke."""
+    """The service gave no answer, or the connection broke: a network, a proxy or a stopped service."""
 
 
 class ProtocolError(ClientError):
-    """The answer makes no sense."""
+    """The answer is not one of this service, or not one of this version."""
 
 
 class SourceError(ClientError):
-    """A camera or film cannot be read."""
+    """A camera or film cannot be read, or a film cannot be written."""

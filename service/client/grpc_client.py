@@ -1,8 +1,7 @@
-"""Clients for gRPC: one that blocks, one for asyncio."""
+"""Clients for gRPC: one that blocks, one for asyncio. Both send the calls of ``messages``."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -11,16 +10,19 @@ from typing import Self
 import grpc
 
 from service.client.answers import Frame, FramePolicy, MaskForm, Model, Segmentation, StreamEvent
-from service.client.decoding import (
+from service.client.errors import UnreachableError
+from service.client.grpc_write import StreamCall, WriteError, end_writing, write
+from service.client.messages import (
+    AnswerT,
+    UnaryCall,
     error_of,
     event_of,
     frame_request,
-    models_of,
+    models_call,
     open_request,
-    segment_request,
-    segmentation_of,
+    segment_call,
+    stream_error_of,
 )
-from service.client.errors import UnreachableError
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
 
@@ -29,25 +31,27 @@ DEFAULT_TIMEOUT_S = 30.0
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),  # a raw mask is as large as its picture
     ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 15_000),
+    # Keeps a connection alive through proxies that close it after 5 seconds of silence.
+    ("grpc.keepalive_time_ms", 4_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Or the channel itself would wait up to two minutes before it connects again, whatever the caller does.
+    ("grpc.http2.max_pings_without_data", 0),  # no limit: a camera may have no picture for a long time
+    # Otherwise the channel itself waits up to two minutes before it connects again.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # without it, grpcio 1.85 waits a minute for the answer to a ping
+    ("grpc.http2.ping_timeout_ms", 10_000),  # otherwise grpcio 1.85 waits a minute for the answer to a ping
 ]
-
-_StreamCall = grpc.aio.StreamStreamCall[wire.StreamRequest, wire.StreamResponse]
 
 
 class GrpcClient:
-    """Asks the service over gRPC and waits for the answer; may be shared by threads.
+    """Asks the service over gRPC and waits for the answer. Threads may share a client.
+
+    A call whose connection breaks is sent once more, as proxies close idle connections.
 
     Args:
         address: ``HOST:PORT``.
-        key: API key, where the service asks for one.
-        tls: encrypt; what has TLS is a proxy in front of the service.
-        ca: certificates to trust, PEM, which implies ``tls``; None = those that come with gRPC.
+        key: API key; None = the service asks for none.
+        tls: encrypt the connection, to a proxy with TLS in front of the service.
+        ca: certificates to trust, PEM, which implies ``tls``; None = those of gRPC.
     """
 
     def __init__(
@@ -71,33 +75,34 @@ class GrpcClient:
         classes: Sequence[int] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Segmentation:
-        """Have one picture segmented.
+        """Segment one picture.
 
         Args:
             picture: a JPEG, PNG or WebP file.
             model: NAME or NAME@VERSION; empty = the default model.
-            mask: the form of the answer.
+            mask: form of the answer.
             classes: ids to keep; empty = all.
-            timeout_s: after which the answer is useless.
+            timeout_s: time after which the answer is no longer needed, in seconds.
 
         Raises:
             RefusedError: the service answered with an error.
-            UnreachableError: nobody answered.
-            ProtocolError: the answer makes no sense.
+            UnreachableError: the service gave no answer.
+            ProtocolError: the answer is not one of this service.
         """
-        request = segment_request(picture, model, mask, classes)
-        try:
-            return segmentation_of(self._stub.Segment(request, timeout=timeout_s, metadata=self._metadata))
-        except grpc.RpcError as error:
-            raise error_of(error) from error
+        return self._ask(segment_call(picture, model, mask, classes), timeout_s)
 
     def models(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[Model]:
-        """List what is served, the default model first; raises as ``segment``."""
-        request = wire.ListModelsRequest()
-        try:
-            return models_of(self._stub.ListModels(request, timeout=timeout_s, metadata=self._metadata))
-        except grpc.RpcError as error:
-            raise error_of(error) from error
+        """List the models of the service, the default model first.
+
+        Args:
+            timeout_s: time after which the answer is no longer needed, in seconds.
+
+        Raises:
+            RefusedError: the service answered with an error.
+            UnreachableError: the service gave no answer.
+            ProtocolError: the answer is not one of this service.
+        """
+        return self._ask(models_call(), timeout_s)
 
     def close(self) -> None:
         """Close the connection."""
@@ -111,58 +116,79 @@ class GrpcClient:
     ) -> None:
         self.close()
 
+    def _ask(self, call: UnaryCall[AnswerT], timeout_s: float) -> AnswerT:
+        try:
+            return self._ask_once(call, timeout_s)
+        except UnreachableError:
+            return self._ask_once(call, timeout_s)
+
+    def _ask_once(self, call: UnaryCall[AnswerT], timeout_s: float) -> AnswerT:
+        method = getattr(self._stub, call.method)
+        try:
+            response = method(call.request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+        return call.read(response)
+
 
 class FrameCall:
-    """One stream on one connection: frames out, events in, each by one task at a time.
+    """One stream on one connection. One task sends frames, one task reads events.
 
     Args:
-        call: gRPC's own.
+        call: the call of gRPC.
     """
 
-    def __init__(self, call: _StreamCall) -> None:
+    def __init__(self, call: StreamCall) -> None:
         self._call = call
 
     async def send(self, frame: Frame) -> None:
-        """Send a frame; returns when there is room for the next one.
+        """Send a frame; return when the connection has room for the next one.
 
         Raises:
-            UnreachableError: the stream is over; ``events`` tells why.
+            UnreachableError: the stream is over; ``next_event`` tells why.
         """
         try:
-            await self._call.write(frame_request(frame))
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            await write(self._call, frame_request(frame))
+        except WriteError as error:
             raise UnreachableError("the stream is over") from error
 
     async def end(self) -> None:
-        """Say that no frame will come any more; raises as ``send``."""
+        """Tell the service that no more frames come.
+
+        Raises:
+            UnreachableError: the stream is over; ``next_event`` tells why.
+        """
         try:
-            await self._call.done_writing()
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            await end_writing(self._call)
+        except WriteError as error:
             raise UnreachableError("the stream is over") from error
 
     async def next_event(self) -> StreamEvent | None:
-        """Return what the service says next; None when it has answered everything.
+        """Return the next event; None at the end of the stream.
 
         Raises:
-            RefusedError: the service ended the stream.
+            RefusedError: the service ended the stream with an error.
             UnreachableError: the connection broke.
-            ProtocolError: the service says what this client does not know.
+            ProtocolError: this client does not know the message.
         """
         try:
             message: object = await self._call.read()
         except grpc.RpcError as error:
-            raise error_of(error) from error
+            raise stream_error_of(error) from error
         return event_of(message) if isinstance(message, wire.StreamResponse) else None
 
 
 class AsyncGrpcClient:
-    """Asks the service over gRPC; belongs to the event loop in which it was made.
+    """Asks the service over gRPC. A client belongs to the event loop in which it was made.
+
+    A call whose connection breaks is sent once more, as proxies close idle connections. A stream is not:
+    ``ReconnectingStream`` does that.
 
     Args:
         address: ``HOST:PORT``.
-        key: API key, where the service asks for one.
-        tls: encrypt; what has TLS is a proxy in front of the service.
-        ca: certificates to trust, PEM, which implies ``tls``; None = those that come with gRPC.
+        key: API key; None = the service asks for none.
+        tls: encrypt the connection, to a proxy with TLS in front of the service.
+        ca: certificates to trust, PEM, which implies ``tls``; None = those of gRPC.
     """
 
     def __init__(
@@ -186,22 +212,34 @@ class AsyncGrpcClient:
         classes: Sequence[int] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Segmentation:
-        """Have one picture segmented; see ``GrpcClient.segment``."""
-        request = segment_request(picture, model, mask, classes)
-        try:
-            response = await self._stub.Segment(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise error_of(error) from error
-        return segmentation_of(response)
+        """Segment one picture.
+
+        Args:
+            picture: a JPEG, PNG or WebP file.
+            model: NAME or NAME@VERSION; empty = the default model.
+            mask: form of the answer.
+            classes: ids to keep; empty = all.
+            timeout_s: time after which the answer is no longer needed, in seconds.
+
+        Raises:
+            RefusedError: the service answered with an error.
+            UnreachableError: the service gave no answer.
+            ProtocolError: the answer is not one of this service.
+        """
+        return await self._ask(segment_call(picture, model, mask, classes), timeout_s)
 
     async def models(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[Model]:
-        """List what is served, the default model first; raises as ``segment``."""
-        request = wire.ListModelsRequest()
-        try:
-            response = await self._stub.ListModels(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise error_of(error) from error
-        return models_of(response)
+        """List the models of the service, the default model first.
+
+        Args:
+            timeout_s: time after which the answer is no longer needed, in seconds.
+
+        Raises:
+            RefusedError: the service answered with an error.
+            UnreachableError: the service gave no answer.
+            ProtocolError: the answer is not one of this service.
+        """
+        return await self._ask(models_call(), timeout_s)
 
     @asynccontextmanager
     async def stream(
@@ -213,19 +251,19 @@ class AsyncGrpcClient:
         max_in_flight: int = 0,
         max_frame_age_s: float = 0.0,
     ) -> AsyncIterator[FrameCall]:
-        """Open a stream of frames; left early, it is cancelled.
+        """Open a stream of frames. A context that is left early cancels the stream.
 
         Args:
             model: NAME or NAME@VERSION; empty = the default model.
-            mask: the form of the results.
-            policy: ``latest``: newer frames replace those that wait. ``block``: none is replaced.
-            max_in_flight: frames in work at the same time; 0 = the service's own limit.
-            max_frame_age_s: older frames are dropped; 0 = the service's own limit.
+            mask: form of the results.
+            policy: ``latest``: newer frames replace frames that wait. ``block``: every frame is answered.
+            max_in_flight: frames in work at the same time; 0 = the limit of the service.
+            max_frame_age_s: age at which a frame is dropped, in seconds; 0 = the limit of the service.
         """
         call = self._stub.SegmentStream(metadata=self._metadata)
         try:
-            with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the first event tells why
-                await call.write(open_request(model, mask, policy, max_in_flight, max_frame_age_s))
+            with suppress(WriteError):  # the first event tells why
+                await write(call, open_request(model, mask, policy, max_in_flight, max_frame_age_s))
             yield FrameCall(call)
         finally:
             call.cancel()
@@ -241,6 +279,20 @@ class AsyncGrpcClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _ask(self, call: UnaryCall[AnswerT], timeout_s: float) -> AnswerT:
+        try:
+            return await self._ask_once(call, timeout_s)
+        except UnreachableError:
+            return await self._ask_once(call, timeout_s)
+
+    async def _ask_once(self, call: UnaryCall[AnswerT], timeout_s: float) -> AnswerT:
+        method = getattr(self._stub, call.method)
+        try:
+            response = await method(call.request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+        return call.read(response)
 
 
 def _metadata(key: str | None) -> tuple[tuple[str, str], ...]:

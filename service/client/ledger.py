@@ -1,4 +1,4 @@
-"""What became of each frame that was sent: pure bookkeeping."""
+"""Which frames were sent, and the outcome of each."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from service.client.errors import ProtocolError
 
 
 class FrameLedger:
-    """Checks that every frame has exactly one answer, in order, and counts outcomes.
+    """Checks that every frame has exactly one answer, in order, and counts the outcomes.
 
     Attributes:
-        sent: frames that went out, each counted once even if it was sent again.
-        outcomes: frames by what became of them: ``answered``, ``failed``, ``superseded``, ``too_old``,
-            ``draining``, ``lost``.
+        sent: frames that were sent. A frame that is sent again counts once.
+        outcomes: how many frames were ``answered``, ``failed``, ``superseded``, ``too_old``, ``draining``
+            or ``lost``.
     """
 
     def __init__(self) -> None:
         self.sent = 0
         self.outcomes: Counter[str] = Counter()
-        self._open: deque[int] = deque()
+        self._unanswered: deque[int] = deque()
 
     @property
     def unanswered(self) -> tuple[int, ...]:
-        """Numbers of the frames whose answer is still to come, in order."""
-        return tuple(self._open)
+        """Numbers of the frames without an answer, in order."""
+        return tuple(self._unanswered)
 
     def __len__(self) -> int:
-        """How many frames wait for their answer."""
-        return len(self._open)
+        """Return how many frames have no answer yet."""
+        return len(self._unanswered)
 
     def send(self, seq: int) -> None:
-        """Note that a frame goes out."""
+        """Record that a frame is sent."""
         self.sent += 1
-        self._open.append(seq)
+        self._unanswered.append(seq)
 
     def take(self, event: StreamEvent) -> None:
-        """Note an answer; what answers no frame is passed over.
+        """Record the answer of a frame. Events that answer no frame change nothing.
 
         Raises:
-            ProtocolError: it is not the answer of the oldest frame, or covers frames that were not sent.
+            ProtocolError: the answer is not that of the oldest frame, or covers frames that were not sent.
         """
         match event:
             case Result(seq=seq):
@@ -51,34 +51,34 @@ class FrameLedger:
                 self._close(first, last, count, reason)
 
     def lose(self) -> tuple[int, ...]:
-        """Give up the frames that wait for an answer; return their numbers."""
+        """Record that all frames without an answer are lost; return their numbers."""
         lost = self.unanswered
         self.outcomes["lost"] += len(lost)
-        self._open.clear()
+        self._unanswered.clear()
         return lost
 
     def take_back(self, dropped: Dropped | None = None) -> tuple[int, ...]:
-        """Return the numbers of frames that will be sent again.
+        """Forget frames that will be sent again; return their numbers.
 
         Args:
-            dropped: those of this range; None = all that wait for an answer.
+            dropped: the frames; None = all without an answer.
 
         Raises:
-            ProtocolError: as ``take``.
+            ProtocolError: ``dropped`` starts at another frame, or covers frames that were not sent.
         """
         again = self.unanswered
         if dropped is not None:
-            again = self._closed(dropped.first_seq, dropped.last_seq, dropped.count, dropped.reason)
+            again = self._answered(dropped.first_seq, dropped.last_seq, dropped.count, dropped.reason)
         else:
-            self._open.clear()
+            self._unanswered.clear()
         self.sent -= len(again)
         return again
 
     def _close(self, first: int, last: int, count: int, outcome: str) -> None:
-        self.outcomes[outcome] += len(self._closed(first, last, count, outcome))
+        self.outcomes[outcome] += len(self._answered(first, last, count, outcome))
 
-    def _closed(self, first: int, last: int, count: int, outcome: str) -> tuple[int, ...]:
-        closed = tuple(self._open.popleft() for _ in range(min(count, len(self._open))))
-        if len(closed) != count or (closed[0], closed[-1]) != (first, last):
-            raise ProtocolError(f"{outcome} {first}..{last} ({count}) answers {list(closed)}")
-        return closed
+    def _answered(self, first: int, last: int, count: int, outcome: str) -> tuple[int, ...]:
+        answered = tuple(self._unanswered.popleft() for _ in range(min(count, len(self._unanswered))))
+        if len(answered) != count or (answered[:1], answered[-1:]) != ((first,), (last,)):
+            raise ProtocolError(f"{outcome} {first}..{last} ({count}) answers {list(answered)}")
+        return answered

@@ -1,9 +1,9 @@
-"""A camera or film through the service, over as many connections as it takes."""
+"""A stream of frames over as many connections as it takes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -26,26 +26,37 @@ from service.client.grpc_client import AsyncGrpcClient, FrameCall
 from service.client.ledger import FrameLedger
 
 WINDOW = 32
-"""Frames that may wait for their answer; they are kept, to be sent again."""
+"""Frames without an answer, at most. They are kept to be sent again."""
 
-_ABOUT_TO_STOP = "the service is about to stop"
+_FAILURES_BEFORE_ADVICE = 3
+
+_SERVICE_STOPS = "the service is about to stop"
+_ENDED_EARLY = "the stream ended before every frame was answered"
 
 
 class FrameFeed(Protocol):
-    """Where frames come from."""
+    """Where the frames of a stream come from."""
 
     async def next(self) -> Frame | None:
-        """Return the next frame, None when there will be none; cancelled, it has taken none.
+        """Return the next frame; None at the end. A cancelled call takes no frame.
 
         Raises:
-            SourceError: it breaks off.
+            SourceError: the source cannot be read.
         """
         ...
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How frames are to be answered; see ``AsyncGrpcClient.stream``."""
+    """How the frames of a stream are answered.
+
+    Args:
+        model: NAME or NAME@VERSION; empty = the default model.
+        mask: form of the results.
+        policy: ``latest``: newer frames replace frames that wait. ``block``: every frame is answered.
+        max_in_flight: frames in work at the same time; 0 = the limit of the service.
+        max_frame_age_s: age at which a frame is dropped, in seconds; 0 = the limit of the service.
+    """
 
     model: str = ""
     mask: MaskForm = "raw"
@@ -55,27 +66,28 @@ class StreamOptions:
 
 
 class ReconnectingStream:
-    """Sends what a feed yields and tells what becomes of it; connects again when the connection is lost.
+    """Sends the frames of a feed and yields what becomes of them. A lost connection is opened again.
 
-    With ``latest`` the frames that were under way then are lost, as a camera has newer ones; with ``block``
-    they are sent again, and so are those that a service dropped because it is about to stop.
+    With ``latest``, frames without an answer are lost with their connection: a camera has newer ones. With
+    ``block``, they are sent again, as are the frames that a stopping service dropped: every frame is answered
+    once.
 
     Args:
-        client: connects.
+        client: opens the connections.
         feed: the frames.
-        wish: how they are to be answered.
+        options: how the frames are answered.
         backoff: how long to wait before the next attempt.
-        pause: waits so many seconds.
+        pause: waits that many seconds.
 
     Attributes:
-        ledger: what became of every frame.
+        ledger: the outcome of every frame.
     """
 
     def __init__(
         self,
         client: AsyncGrpcClient,
         feed: FrameFeed,
-        wish: StreamOptions,
+        options: StreamOptions,
         *,
         backoff: ReconnectBackoff | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -83,61 +95,62 @@ class ReconnectingStream:
         self.ledger = FrameLedger()
         self._client = client
         self._feed = feed
-        self._wish = wish
+        self._options = options
         self._backoff = backoff or ReconnectBackoff()
         self._pause = pause
-        self._kept: dict[int, Frame] = {}
+        self._kept: dict[int, Frame] = {}  # sent and without an answer
+        self._dropped: list[Frame] = []  # by a stopping service; to be sent again before ``_again``
         self._again: deque[Frame] = deque()
-        self._dropped: list[Frame] = []  # to be sent again, before those of ``_again``
+        self._next: Frame | None = None  # from the feed, not sent yet
+        self._window = WINDOW
         self._has_room = asyncio.Event()
-        self._end: SourceError | None = None
-        self._is_fed = False
+        self._is_fed = False  # the feed has ended
+        self._feed_error: SourceError | None = None
         self._fetching: asyncio.Task[Frame | None] | None = None
-        self._held: Frame | None = None
-        self._is_leaving = False
+        self._is_leaving = False  # the service stops, so no frame is sent on this connection
+        self._failures: Counter[int] = Counter()  # connections on which a frame was the oldest without answer
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
-        """Yield what the service says, and each interruption, until the last frame is answered.
+        """Yield the events of the service and each interruption, until the last frame is answered.
 
         Raises:
-            RefusedError: the service will not answer, however often it is asked.
-            SourceError: the feed broke off; what it had yielded is answered.
-            ProtocolError: its answers make no sense.
+            RefusedError: the service refuses the stream for good.
+            SourceError: the feed failed. The frames before that are answered.
+            ProtocolError: the answers do not fit the frames.
         """
-        while True:
-            interrupted: Interrupted | None = None
+        while not self._has_all_answers():
             try:
                 async with aclosing(self._connection()) as events:
                     async for event in events:
                         yield event
-            except (RefusedError, UnreachableError) as error:
-                if not self._is_complete:
-                    interrupted = self._interrupted(error)
-            if interrupted is None:
                 break
+            except (RefusedError, UnreachableError) as error:
+                if self._has_all_answers():
+                    break
+                interrupted = self._interrupted(error)
             yield interrupted
             await self._pause(interrupted.delay_s)
-        if self._end is not None:
-            raise self._end
+            await self._until_needed()
+        if self._feed_error is not None:
+            raise self._feed_error
 
-    @property
-    def _is_complete(self) -> bool:
-        """Whether nothing is left to send or to wait for: then a lost connection is no loss."""
-        return self._is_fed and not (self.ledger or self._dropped or self._again or self._held)
+    def _has_all_answers(self) -> bool:
+        """Return whether every frame of the feed is answered: then a lost connection costs nothing."""
+        return self._is_fed and not (self.ledger or self._dropped or self._again or self._next)
 
     async def _connection(self) -> AsyncGenerator[StreamEvent, None]:
-        wish = self._wish
+        options = self._options
         async with self._client.stream(
-            model=wish.model,
-            mask=wish.mask,
-            policy=wish.policy,
-            max_in_flight=wish.max_in_flight,
-            max_frame_age_s=wish.max_frame_age_s,
+            model=options.model,
+            mask=options.mask,
+            policy=options.policy,
+            max_in_flight=options.max_in_flight,
+            max_frame_age_s=options.max_frame_age_s,
         ) as call:
             sending: asyncio.Task[None] | None = None
             try:
                 while (event := await call.next_event()) is not None:
-                    # A message that is sent when the call has ended hides why it has ended.
+                    # Before the stream is accepted, a frame would hide the reason of a refusal.
                     if isinstance(event, Opened):
                         self._is_leaving = False
                         sending = asyncio.create_task(self._send(call))
@@ -148,19 +161,23 @@ class ReconnectingStream:
                     self._take(event)
                     yield event
             finally:
-                await _ended(sending)
-        if self._dropped:  # the frames had ended before the service said goodbye
-            raise UnreachableError(_ABOUT_TO_STOP)
+                await _cancel(sending)
+        if not self._has_all_answers():
+            raise UnreachableError(_SERVICE_STOPS if self._dropped else _ENDED_EARLY)
 
     def _takes_back(self, event: StreamEvent) -> bool:
-        if not (isinstance(event, Dropped) and event.reason == "draining" and self._wish.policy == "block"):
+        """Keep frames that a stopping service dropped, to send them again."""
+        is_dropped = isinstance(event, Dropped) and event.reason == "draining"
+        if not (is_dropped and self._options.policy == "block"):
             return False
+        assert isinstance(event, Dropped)
         self._dropped += [self._kept.pop(seq) for seq in self.ledger.take_back(event)]
         return True
 
     def _take(self, event: StreamEvent) -> None:
         if isinstance(event, Result):
             self._backoff.reset()
+            self._window = WINDOW
         self.ledger.take(event)
         for seq in self._kept.keys() - self.ledger.unanswered:
             del self._kept[seq]
@@ -168,63 +185,94 @@ class ReconnectingStream:
 
     async def _send(self, call: FrameCall) -> None:
         with suppress(UnreachableError):  # the events tell why
-            try:
-                while (frame := await self._fetched()) is not None:
-                    self._held = None
-                    self._kept[frame.seq] = frame
-                    self.ledger.send(frame.seq)
-                    await call.send(frame)
-            except SourceError as error:
-                self._end = error
-            self._is_fed = True
+            while (frame := await self._fetched()) is not None:
+                self._next = None
+                self._kept[frame.seq] = frame
+                self.ledger.send(frame.seq)
+                await call.send(frame)
             await call.end()
 
     def _leave(self) -> None:
-        """Send nothing more. The sending itself must not be cancelled: that would cancel the whole call."""
+        """Send nothing more. Only fetching is cancelled: a cancelled write would cancel the whole call."""
         self._is_leaving = True
         if self._fetching is not None:
             self._fetching.cancel()
 
     async def _fetched(self) -> Frame | None:
+        """Return the next frame to send.
+
+        Raises:
+            UnreachableError: the service is about to stop.
+        """
         if self._is_leaving:
-            raise UnreachableError(_ABOUT_TO_STOP)
-        self._fetching = asyncio.create_task(self._next())
+            raise UnreachableError(_SERVICE_STOPS)
+        self._fetching = asyncio.create_task(self._fetch())
         try:
             return await self._fetching
         except asyncio.CancelledError:
             if not self._is_leaving:
                 raise
-            raise UnreachableError(_ABOUT_TO_STOP) from None
+            raise UnreachableError(_SERVICE_STOPS) from None
 
-    async def _next(self) -> Frame | None:
-        while len(self.ledger) + len(self._dropped) >= WINDOW:
+    async def _fetch(self) -> Frame | None:
+        """Put the next frame to send into ``_next``, where it stays until a connection takes it."""
+        while len(self.ledger) + len(self._dropped) >= self._window:
             self._has_room.clear()
             await self._has_room.wait()
-        if self._held is None:  # else it was fetched, but nobody was there any more to take it
-            self._held = self._again.popleft() if self._again else await self._feed.next()
-        return self._held
+        if self._next is None and self._again:
+            self._next = self._again.popleft()
+        if self._next is None and not self._is_fed:
+            try:
+                self._next = await self._feed.next()
+            except SourceError as error:
+                self._feed_error = error
+            self._is_fed = self._next is None
+        return self._next
+
+    async def _until_needed(self) -> None:
+        """Wait for a frame to send, if there is none: a proxy would cut an idle connection again."""
+        if not (self.ledger or self._dropped):
+            await self._fetch()
 
     def _interrupted(self, error: RefusedError | UnreachableError) -> Interrupted:
+        """Prepare the next connection.
+
+        Raises:
+            RefusedError: another attempt would be refused as well.
+        """
         retry_after_s = error.retry_after_s if isinstance(error, RefusedError) else 0.0
         if retry_after_s is None:
             raise error
+        reason = _SERVICE_STOPS if self._is_leaving else str(error)
         lost: tuple[int, ...] = ()
-        if self._wish.policy == "block":
-            again = self._dropped + [self._kept[seq] for seq in self.ledger.take_back()]
-            self._dropped = []
-            if self._held is not None:
-                again.append(self._held)
-                self._held = None
+        if self._options.policy == "block":
+            unanswered = [self._kept[seq] for seq in self.ledger.take_back()]
+            if unanswered and isinstance(error, UnreachableError) and not self._is_leaving:
+                reason += self._advice(unanswered[0])
+                # If a proxy limits the bytes of a stream, each connection now brings one answer at least.
+                self._window = 1
+            again = self._dropped + unanswered + ([] if self._next is None else [self._next])
             self._again.extendleft(reversed(again))
+            self._dropped, self._next = [], None
         else:
             lost = self.ledger.lose()
         self._kept.clear()
         self._has_room.set()
-        reason = _ABOUT_TO_STOP if self._is_leaving else str(error)
         return Interrupted(reason, self._backoff.next_s(retry_after_s), lost)
 
+    def _advice(self, oldest: Frame) -> str:
+        """Return what may be wrong when one frame has no answer on several connections, else nothing."""
+        failures = self._failures[oldest.seq] + 1
+        self._failures = Counter({oldest.seq: failures})
+        if failures < _FAILURES_BEFORE_ADVICE:
+            return ""
+        return (
+            f"; frame {oldest.seq} of {len(oldest.data)} bytes has no answer after {failures} connections: a "
+            "proxy may limit the size of bodies (nginx: set client_max_body_size to 0 for gRPC)"
+        )
 
-async def _ended(task: asyncio.Task[None] | None) -> None:
+
+async def _cancel(task: asyncio.Task[None] | None) -> None:
     if task is not None:
         task.cancel()
         with suppress(asyncio.CancelledError):

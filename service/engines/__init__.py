@@ -36,27 +36,27 @@ ENGINES: Mapping[str, str] = MappingProxyType(
 """Name -> module, of the engines in this package."""
 
 FIRST_GPU = "cuda:0"
-NO_GPU = "needs an NVIDIA GPU; this machine shows none"
+NO_GPU = "needs an NVIDIA GPU, and this machine has none"
 _GPU_ENGINES = ("tensorrt", "torch")
-"""What ``auto`` takes on a GPU, the fastest first."""
+"""The engines of ``auto`` on a GPU, the fastest first."""
 
 _DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 
 
 def has_gpu() -> bool:
-    """Return whether the driver of an NVIDIA GPU is there; told without importing torch."""
+    """Return whether the driver of an NVIDIA GPU is installed; torch is not imported."""
     return any(Path(file).exists() for file in _DRIVER_FILES)
 
 
 def resolve_device(choice: str, engine: str = "auto") -> str:
-    """Return the device that a choice means.
+    """Return the device of an engine.
 
     Args:
         choice: ``cpu``, ``cuda:N`` or ``auto``.
         engine: a name, or ``auto``.
 
     Returns:
-        ``cpu``, ``cuda:N``; or ``auto`` where ``auto`` engines may take a GPU and fall back on the CPU.
+        ``cpu`` or ``cuda:N``; ``auto`` where the engine is ``auto`` too and may run on a GPU or on the CPU.
     """
     if choice != "auto":
         return choice
@@ -86,7 +86,11 @@ def engine_builder(choice: str, device: str) -> EngineBuilder:
 
 
 def late_builder(choice: str) -> EngineBuilder:
-    """Return what builds the chosen engine and imports its library only then; see ``engine_builder``."""
+    """Return a function that builds an engine and imports its library at its first call.
+
+    Args:
+        choice: as for ``engine_builder``, whose errors the function raises.
+    """
 
     def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
         return engine_builder(choice, options.device)(artifact, options)
@@ -121,37 +125,38 @@ def _plug_in_builder(choice: str) -> EngineBuilder:
 
 
 def engine_precisions(name: str, device: str) -> tuple[Precision, ...]:
-    """Return what an engine can compute in on a device, the default first.
+    """Return the precisions of an engine on a device, the default first.
 
     Raises:
-        EngineUnavailableError: it cannot run there; the message says why.
+        EngineUnavailableError: the engine cannot run there; the message says why.
     """
     return cast("tuple[Precision, ...]", _module(name).precisions(device))
 
 
-def _build_fastest(choice: str, artifact: Artifact, options: EngineOptions) -> InferenceEngine:
-    """Build the first engine that runs here; its info tells why those before it do not.
+def _build_fastest(device: str, artifact: Artifact, options: EngineOptions) -> InferenceEngine:
+    """Build the first engine of ``auto`` that can run; its info says why those before it cannot.
 
     Raises:
-        EngineUnavailableError: the last one does not run, either.
-        GoldenMismatchError: the last one computes something else.
+        EngineUnavailableError: the last one cannot run.
+        GoldenMismatchError: the last one does not reproduce the golden sample.
     """
-    import structlog  # noqa: PLC0415 - checks of one engine on a borrowed GPU do without it
+    import structlog  # noqa: PLC0415 - tests/gpu run on machines without it
 
-    refused = _refused_at_sight(choice)
-    *faster, (name, device) = _candidates(choice)
-    for one, its_device in faster:
+    refused = _refused_gpu_engines(device)
+    *faster, last = _auto_engines(device)
+    for name, engine_device in faster:
         try:
-            return _named(one, artifact, options, its_device, refused)
+            return _build(name, engine_device, artifact, options, refused)
         except (EngineUnavailableError, GoldenMismatchError) as error:
             structlog.get_logger().warning(
-                "engine is not used", engine=one, device=its_device, reason=str(error)
+                "engine is not used", engine=name, device=engine_device, reason=str(error)
             )
-            refused[one] = str(error)
-    return _named(name, artifact, options, device, refused)
+            refused[name] = str(error)
+    return _build(*last, artifact, options, refused)
 
 
-def _candidates(device: str) -> list[tuple[str, str]]:
+def _auto_engines(device: str) -> list[tuple[str, str]]:
+    """Return the engines of ``auto`` with their devices, the fastest first."""
     if device == "cpu":
         return [("openvino", "cpu")]
     gpu = FIRST_GPU if device == AUTO_DEVICE else device
@@ -159,17 +164,18 @@ def _candidates(device: str) -> list[tuple[str, str]]:
     return [*((name, gpu) for name in _GPU_ENGINES), *fallback]
 
 
-def _refused_at_sight(device: str) -> dict[str, str]:
-    reason = "the device was asked to be the CPU" if has_gpu() else NO_GPU
+def _refused_gpu_engines(device: str) -> dict[str, str]:
+    """Return why the GPU engines are not tried, by name."""
+    reason = "the settings ask for the CPU" if has_gpu() else NO_GPU
     return dict.fromkeys(_GPU_ENGINES, reason) if device == "cpu" else {}
 
 
-def _named(
-    name: str, artifact: Artifact, options: EngineOptions, device: str, refused: Mapping[str, str]
+def _build(
+    name: str, device: str, artifact: Artifact, options: EngineOptions, refused: Mapping[str, str]
 ) -> InferenceEngine:
-    told = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
+    reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
     build = cast("EngineBuilder", _module(name).build)
-    return build(artifact, dataclasses.replace(options, device=device, refused=told))
+    return build(artifact, dataclasses.replace(options, device=device, refused=reasons))
 
 
 def _module(name: str) -> ModuleType:

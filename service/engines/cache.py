@@ -1,4 +1,4 @@
-"""Compiled graphs on disk: a private folder of files that are believed only after their digest is right."""
+"""Compiled graphs on disk: files of a private folder, each checked by its digest before it is used."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def cache_key(**parts: Any) -> str:
-    """Return one name, 64 hex digits, for everything that a compiled graph depends on: plain JSON values."""
+    """Return a name of 64 hex digits for all that a cached file depends on; values are plain JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class CompileCache:
-    """Blobs by key; a file that was cut short, changed or lost counts as missing.
+    """Keeps bytes by key. A file that is incomplete or changed counts as missing.
 
     Args:
-        folder: is created (0700) when missing.
+        folder: created (0700) if it is missing.
 
     Raises:
-        EngineUnavailableError: the folder cannot be used, or others can write to it.
+        EngineUnavailableError: the folder cannot be used, or other users can write to it.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = private_folder(folder)
 
     def load(self, key: str) -> bytes | None:
-        """Return what was stored under a key; None = compile it."""
+        """Return the bytes that were stored under a key; None if there are none."""
         try:
             content = self._path(key).read_bytes()
         except FileNotFoundError:
             return None
         digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(blob).digest() != digest:
-            _log.warning("compiled graph is corrupt and made anew", key=key)
+            _log.warning("a cached file is corrupt and is made again", key=key)
             return None
         return blob
 
     def store(self, key: str, blob: bytes) -> None:
-        """Keep a blob; a full disk costs the next start some time and nothing else."""
+        """Keep bytes under a key; with a full disk they are not kept, and the next start takes longer."""
         try:
             with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
                 file.write(hashlib.sha256(blob).digest())
                 file.write(blob)
             Path(file.name).replace(self._path(key))
         except OSError as error:
-            _log.warning("compiled graph is not kept", error=error.strerror)
+            _log.warning("a cached file cannot be written; the next start takes longer", error=error.strerror)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.blob"

@@ -1,11 +1,11 @@
-"""An NVIDIA GPU in the hands of one thread: pixels in, the network, labels out, each on its own time.
+"""The engine of a network on an NVIDIA GPU: copies and computation of consecutive batches overlap.
 
 Axes: N images in a batch, K channels of the head, H height, W width (of the padded input), h w = H/stride
 W/stride, B bytes.
 
-Pictures are gathered in pinned memory and copied on a stream of their own, so that those of the next batch
-travel while this one is computed. Labels are decoded where the scores are: they are 1/64 of the scores' size
-at full resolution, and the CPU is free for pictures.
+Pictures are gathered in pinned memory and copied on a stream of their own while the network runs on the batch
+before. Labels are decoded on the GPU: they have 1/64 of the size of the scores at full resolution, and the
+CPU is free for pictures.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from service.engines.cuda_graphs import NetworkProgram
 
 
 class CudaEngine:
-    """Runs batches of one size on one stream of one GPU; one thread at a time.
+    """Runs batches on one stream of one GPU; used by one thread at a time.
 
     Args:
         program: the network.
-        manifest: how its raw output becomes labels.
-        info: what this engine is.
+        manifest: says how the raw output becomes labels.
+        info: of this engine.
     """
 
     def __init__(self, program: NetworkProgram, manifest: ModelManifest, info: EngineInfo) -> None:
@@ -49,14 +49,14 @@ class CudaEngine:
         self._manifest = manifest
         self._info = info
         device = torch.device(info.device)
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch forgot to type it
-        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch forgot to type it
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # untyped in torch
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # untyped in torch
         self._device = device
         self._free: list[_Staging] = []
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """Name, device and precision."""
         return self._info
 
     def infer(self, images_NHW3: ImageBatch) -> Float32Array:
@@ -69,7 +69,7 @@ class CudaEngine:
             raw_NKhw: float32, C-contiguous; the caller owns it.
 
         Raises:
-            DeviceMemoryError: the device has no memory for it.
+            DeviceMemoryError: the device has too little memory for the batch.
             DeviceLostError: the device is lost to this process.
         """
         with _device_errors(), torch.inference_mode(), torch.cuda.stream(self._stream):
@@ -78,22 +78,23 @@ class CudaEngine:
         return raw_NKhw
 
     def begin(self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array]) -> PendingLabels:
-        """Enqueue a batch and return while it runs; others may be begun before this one is fetched.
+        """Enqueue a batch and return while it runs; more batches may begin before this one is fetched.
 
         Args:
             pictures: of one padded size.
-            labels: where the labels of each go, uint8 HW of its original size; written when they are fetched.
+            labels: arrays for the labels of each picture, uint8 HW of its original size; written by the
+                returned function.
 
         Returns:
-            To be called once, in any order: for each picture None, or ``ModelOutputError`` where the network
-            produced values that are no scores.
+            Function that waits for the batch; to be called once. It returns for each picture None, or
+            ``ModelOutputError`` where the scores are not finite.
 
         Raises:
-            DeviceMemoryError: the device has no memory for it.
+            DeviceMemoryError: the device has too little memory for the batch.
             DeviceLostError: the device is lost to this process.
         """
-        # Until it is fetched a batch has memory of its own: one that failed is begun again, in parts, while
-        # the next one is under way. What a begin that fails took is not used again, either.
+        # A batch has memory of its own until it is fetched, because a batch that failed begins again, in
+        # parts, while the next one runs. The memory of a ``begin`` that raises is not used again.
         staging = self._free.pop() if self._free else _Staging(self._device)
         with _device_errors(), torch.inference_mode():
             with torch.cuda.stream(self._copies):
@@ -106,7 +107,7 @@ class CudaEngine:
         return partial(self._fetch, staging, labels)
 
     def close(self) -> None:
-        """Wait for what runs; memory goes with the engine."""
+        """Wait for the batches that run; the memory is freed with the engine."""
         self._stream.synchronize()
 
     def _fetch(self, staging: _Staging, labels: Sequence[UInt8Array]) -> list[ModelOutputError | None]:
@@ -126,18 +127,18 @@ class CudaEngine:
 
 
 class _Staging:
-    """Memory of one batch on its way: pinned and on the device; grows to the largest batch so far."""
+    """Pinned memory and device memory of one batch; grows to the largest batch so far."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pixels_B = _pinned(0)
         self._device_pixels_B = torch.empty(0, dtype=torch.uint8, device=device)
         self._answers_B = _pinned(0)
-        self.uploaded = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch forgot to type it
-        self._answered = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch forgot to type it
+        self.uploaded = torch.cuda.Event()  # type: ignore[no-untyped-call]  # untyped in torch
+        self._answered = torch.cuda.Event()  # type: ignore[no-untyped-call]  # untyped in torch
 
     def upload(self, pictures: Sequence[UInt8Array]) -> Tensor:
-        """Gather pictures of one size and enqueue their copy; returns images_NHW3 on the device."""
+        """Gather pictures of one size and enqueue their copies; returns images_NHW3 on the device."""
         num_bytes = sum(picture.size for picture in pictures)
         if self._pixels_B.numel() < num_bytes:
             self._pixels_B = _pinned(num_bytes)
@@ -153,7 +154,7 @@ class _Staging:
         return device_images_NHW3
 
     def download(self, labels: Sequence[Tensor], are_finite_N: Tensor) -> None:
-        """Enqueue the copy of one byte a picture, whether its scores are finite, and of all labels."""
+        """Enqueue the copies of all labels, and of one byte each: whether its scores are finite."""
         answers_B = torch.cat([are_finite_N.to(torch.uint8), *(labels_HW.flatten() for labels_HW in labels)])
         if self._answers_B.numel() < answers_B.numel():
             self._answers_B = _pinned(answers_B.numel())
@@ -161,7 +162,7 @@ class _Staging:
         self._answered.record()
 
     def fetch(self, labels: Sequence[UInt8Array]) -> list[ModelOutputError | None]:
-        """Wait for what was enqueued and write the labels of pictures whose scores are finite."""
+        """Wait for the copies and write the labels of pictures whose scores are finite."""
         with _device_errors():
             self._answered.synchronize()
         answers_B: UInt8Array = self._answers_B.numpy()
@@ -182,7 +183,7 @@ def _device_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors that were computed so far
         torch.cuda.empty_cache()
         raise DeviceMemoryError(str(error)) from None
     except torch.AcceleratorError as error:

@@ -1,4 +1,6 @@
-"""A network's kernels recorded once and launched together: a BiSeNet has 200 of them, and Python is slower.
+"""CUDA graphs: the kernels of a network are recorded once and launched together.
+
+A BiSeNet has 200 kernels, and launching each from Python takes longer than running it.
 
 Axes: N images in a batch, K channels of the head, H height, W width (of the padded input), h w = H/stride
 W/stride.
@@ -22,27 +24,27 @@ NetworkProgram = Callable[[Tensor], Tensor]
 """images_NHW3 on the device (uint8 or float32 0..255) -> raw_NKhw, enqueued on the current stream."""
 
 _MAX_GRAPHS = 16
-"""Each keeps its pictures and scores on the device; the one that was not used for longest goes first."""
+"""Each keeps its pictures and scores on the device; the least recently used one is dropped."""
 
 _USES_BEFORE_RECORDING = 3
-"""Of one shape; recording takes as long as a few batches, and many sizes come once only."""
+"""Of one shape. Recording takes as long as a few batches, and many sizes come only once."""
 
 _WARM_UPS = 3
 
 _MAX_COMPILED = 4096
-"""Shapes of all networks of a process. Of the default, 8, torch says nothing: the ninth is not compiled."""
+"""Shapes of all networks of a process. The default is 8; torch silently does not compile the ninth."""
 
 recording = threading.Lock()
-"""Held by whoever records, or waits for a whole device, which CUDA refuses while another thread records."""
+"""Held while a thread records, or waits for the whole device: CUDA refuses both at the same time."""
 
 _Key = tuple[int, int, int, torch.dtype]
 
 
 class GraphedNetwork:
-    """Calls a network, and from the third time on that a shape comes replays what it does.
+    """Runs a network; from the third batch of a shape on, replays its graph.
 
-    Belongs to the thread and the stream that call it; may be prepared by another thread before. Batches are
-    recorded in sizes of powers of two.
+    It is used by one thread and one stream; another thread may prepare it before. Batches are recorded in
+    sizes of powers of two.
 
     Args:
         network: images_NHW3 -> raw_NKhw, in evaluation mode on its device.
@@ -57,14 +59,14 @@ class GraphedNetwork:
         self._graphs: OrderedDict[_Key, _Graph] = OrderedDict()
 
     def prepare(self, size: ImageSize, max_batch: int) -> None:
-        """Record uint8 batches of one size with fused kernels (torch.compile), which takes minutes.
+        """Record uint8 batches of one size with fused kernels (torch.compile); takes minutes.
 
         Args:
             size: padded.
             max_batch: the largest batch; 1, 2, 4 ... up to it are recorded.
         """
         fused = torch.compile(self._network, dynamic=False)
-        for batch in reversed(prepared_batches(max_batch)):  # the smaller find their memory in the pool
+        for batch in reversed(prepared_batches(max_batch)):  # smaller batches reuse memory of larger ones
             key = (batch, size.height, size.width, torch.uint8)
             with recording, _compiling(), _searching():
                 self._prepared[key] = self._recorder.record(fused, key)
@@ -86,20 +88,20 @@ class GraphedNetwork:
         return self._graphs[key]
 
     def _record(self, key: _Key) -> bool:
-        """Record a shape when it is due; it has no second chance: what was too large for memory stays so."""
+        """Record a shape at its third use; a shape that was too large for memory is not tried again."""
         if self._uses[key] >= _USES_BEFORE_RECORDING:
             return False
         if self._uses[key] + 1 < _USES_BEFORE_RECORDING:
             self._uses[key] += 1
             return False
-        # Another thread may compile for minutes; pictures do not wait for it.
+        # Another thread may compile for minutes; pictures must not wait for it.
         if not recording.acquire(blocking=False):
             return False
         try:
             self._graphs[key] = self._recorder.record(self._network, key)
         except torch.OutOfMemoryError as error:
             self._uses[key] += 1
-            traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that were computed so far
             return False
         finally:
             recording.release()
@@ -110,12 +112,12 @@ class GraphedNetwork:
 
 
 def recorded_batch(num_images: int) -> int:
-    """Return the smallest power of two that is not below a number of pictures."""
+    """Return the smallest power of two that is at least a number of pictures."""
     return 1 << (num_images - 1).bit_length()
 
 
 def prepared_batches(max_batch: int) -> list[int]:
-    """Return 1, 2, 4 ... up to the smallest that is not below the largest batch."""
+    """Return 1, 2, 4 ... up to the smallest power of two that is at least the largest batch."""
     return [1 << power for power in range(recorded_batch(max_batch).bit_length())]
 
 
@@ -126,7 +128,7 @@ class _Graph:
     raw_NKhw: Tensor
 
     def replay(self, images_NHW3: Tensor) -> Tensor:
-        # What the other rows hold is computed too, and nobody looks at it.
+        # The other rows are computed too, and not returned.
         num_images = len(images_NHW3)
         self.images_NHW3[:num_images].copy_(images_NHW3)
         self.graph.replay()
@@ -134,31 +136,31 @@ class _Graph:
 
 
 class _Recorder:
-    """Records graphs of one engine, which share memory: they run one after the other, on one stream."""
+    """Records the graphs of one engine; they share memory, because they run one after the other."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # Of another priority than the engines' streams: of each there are 32, which torch hands out again and
-        # again, and what somebody else enqueues on a stream that is recorded would be recorded, too.
-        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # torch forgot it
+        # Another priority than that of the engines' streams: torch has 32 streams of each priority and hands
+        # them out in turn. Kernels of another engine on a recorded stream would be recorded too.
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # untyped in torch
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, network: NetworkProgram, key: _Key) -> _Graph:
-        """Record what a network does to a batch; by one thread of the process at a time.
+        """Record a network on a batch; one thread of the process at a time.
 
         Raises:
-            torch.OutOfMemoryError: the device has no memory for it.
+            torch.OutOfMemoryError: the device has too little memory.
         """
         batch, height, width, dtype = key
-        # With gradients every activation would be kept for a backward that never comes.
+        # With gradients, every activation would be kept for a backward pass.
         with torch.cuda.device(self._device), torch.inference_mode():
             self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):  # torch.cuda.graph does not leave it when recording fails
+            with torch.cuda.stream(self._stream):  # torch.cuda.graph does not leave its stream on an error
                 images_NHW3 = torch.zeros((batch, height, width, 3), dtype=dtype, device=self._device)
                 for _ in range(_WARM_UPS):  # cuDNN picks its algorithms, Triton compiles
                     network(images_NHW3)
                 graph = torch.cuda.CUDAGraph()
-                # Other threads go on: by default whatever they allocate meanwhile would spoil the recording.
+                # By default, an allocation of another thread would make the recording fail.
                 with torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
@@ -169,9 +171,9 @@ class _Recorder:
 
 @contextmanager
 def _searching() -> Iterator[None]:
-    """Have cuDNN time its algorithms: worth seconds for a size that is prepared, not for one that happens by.
+    """Have cuDNN time its algorithms, which takes seconds: worth it for prepared sizes only.
 
-    For the whole process: what another thread runs for the first time meanwhile is searched for, too.
+    It holds for the whole process: cuDNN also times the first runs of other threads meanwhile.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
@@ -182,7 +184,11 @@ def _searching() -> Iterator[None]:
 
 
 def _compiling() -> AbstractContextManager[object]:
-    """Return the context in which a shape is compiled, or an error says why not."""
+    """Return a context in which each shape is compiled, or raises an error.
+
+    Source:
+        https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_dynamo/config.py: private settings of torch.
+    """
     from torch._dynamo import config  # noqa: PLC0415 - takes a second, and most engines compile nothing
 
     patch: AbstractContextManager[object] = config.patch(

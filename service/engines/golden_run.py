@@ -1,4 +1,4 @@
-"""What makes an engine trustworthy: it computes the artifact's golden sample.
+"""The check of every engine before its first picture: it must reproduce the artifact's golden sample.
 
 Axes: N images in a batch, K channels of the head, h w = H/stride W/stride.
 """
@@ -16,23 +16,23 @@ from service.core.device.engine import Float32Array, ImageBatch, Precision
 PixelType = Literal["uint8", "float32"]
 
 
-def prove(
+def run_golden_sample(
     infer: Callable[[ImageBatch], Float32Array],
     artifact: Artifact,
     *,
     pixels: PixelType,
     precision: Precision,
 ) -> None:
-    """Run the golden sample and compare.
+    """Run the golden sample through an engine and compare the scores.
 
     Args:
-        infer: what is to be trusted, images_NHW3 -> raw_NKhw.
-        artifact: whose golden sample.
-        pixels: what the picture is fed as.
-        precision: what ``infer`` computes in: decides the tolerance.
+        infer: the engine's function, images_NHW3 -> raw_NKhw.
+        artifact: has the golden sample.
+        pixels: type of the pixels that ``infer`` gets.
+        precision: that ``infer`` computes in; it determines the tolerance.
 
     Raises:
-        GoldenMismatchError: it computes something else.
+        GoldenMismatchError: the scores differ by more than the tolerance.
     """
     golden = artifact.golden()
     images_NHW3: ImageBatch = golden.image_HW3[np.newaxis].astype(pixels)

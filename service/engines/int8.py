@@ -10,7 +10,9 @@ def refuse_int8(manifest: ModelManifest, engine: str) -> None:
     """Refuse an int8 version for an engine that would compute its rounded weights in floating point.
 
     Raises:
-        EngineUnavailableError: it is one.
+        EngineUnavailableError: the version is int8.
     """
     if manifest.precision == "int8":
-        raise EngineUnavailableError(f"{engine} does not run int8 versions; {manifest.derived_from} is none")
+        raise EngineUnavailableError(
+            f"{engine} does not run int8 versions: serve {manifest.derived_from}, its original"
+        )

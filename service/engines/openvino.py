@@ -1,4 +1,4 @@
-"""The CPU engine of production: the artifact's portable graph, compiled by OpenVINO.
+"""The engine for CPUs: the artifact's portable graph, compiled by OpenVINO.
 
 Axes: N images in a batch, K channels of the head, H height, W width (of the padded input),
 h w = H/stride W/stride.
@@ -33,24 +33,25 @@ from service.core.device.engine import (
     PrecisionChoice,
 )
 from service.engines.cache import CompileCache, cache_key
-from service.engines.golden_run import PixelType, prove
+from service.engines.golden_run import PixelType, run_golden_sample
 
 _log = structlog.get_logger()
 
 _CAPABILITIES: dict[str, Precision] = {"BF16": "bf16", "FP32": "f32", "FP16": "f16", "INT8": "int8"}
-"""What OpenVINO calls the precisions of a processor; in the order in which ``auto`` takes them."""
+"""OpenVINO's names of the precisions of a processor, the default first."""
 
 _AUTO: tuple[Precision, ...] = ("bf16", "f32")
+"""The precisions of ``auto`` where nothing was measured, in the order in which they are tried."""
 
 _MAX_STREAMS = 2
 """Pictures of a batch that run side by side."""
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """Return what the processor computes in, the default first.
+    """Return the precisions of the processor, the default first.
 
     Raises:
-        EngineUnavailableError: the device is no CPU.
+        EngineUnavailableError: the device is not the CPU.
     """
     if device != "cpu":
         raise EngineUnavailableError(f"openvino runs on the CPU, not on {device}")
@@ -59,31 +60,30 @@ def precisions(device: str) -> tuple[Precision, ...]:
 
 
 def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
-    """Compile the graph, or load it compiled, and prove it.
+    """Compile the graph, or load it from the cache, and run the golden sample.
 
-    With precision ``auto`` one that misses the golden sample gives way to the next slower one.
-
-    An int8 version computes in int8, whatever the processor; what of it is not int8 runs in the first
-    precision of ``auto``.
+    With precision ``auto``, a precision that does not reproduce the golden sample gives way to the next one.
+    An int8 version runs in int8; its other operations run in the first precision of ``auto``.
 
     Raises:
-        EngineUnavailableError: the device is no CPU, does not compute in the precision that was asked for, or
-            that is int8 and the model is not, or the other way round.
-        GoldenMismatchError: the graph runs, but computes something else.
-        ArtifactError: the graph is not the one of the manifest.
+        EngineUnavailableError: the device is not the CPU; the processor does not have the precision; or the
+            precision is int8 and the version is not, or the other way round.
+        GoldenMismatchError: the graph does not reproduce the golden sample.
+        ArtifactError: the graph is not the one that the manifest names.
     """
-    candidates = _candidates(options.precision, precisions(options.device), artifact.manifest)
-    for precision in candidates[:-1]:
+    *faster, last = _wanted_precisions(options.precision, precisions(options.device), artifact.manifest)
+    for precision in faster:
         try:
             return OpenVinoEngine(artifact, options, precision)
         except GoldenMismatchError as error:
             _log.warning("precision is not used", precision=precision, reason=str(error))
-    return OpenVinoEngine(artifact, options, candidates[-1])
+    return OpenVinoEngine(artifact, options, last)
 
 
-def _candidates(
+def _wanted_precisions(
     choice: PrecisionChoice, native: tuple[Precision, ...], manifest: ModelManifest
 ) -> tuple[Precision, ...]:
+    """Return the precisions to try, in their order."""
     if manifest.precision == "int8":
         if choice not in ("auto", "int8"):
             raise EngineUnavailableError(
@@ -92,7 +92,7 @@ def _candidates(
         return ("int8",)
     if choice == "int8":
         raise EngineUnavailableError(
-            "this version is not int8: `bisenet models quantize` makes one of it that is"
+            "this version is not int8: `bisenet models quantize` makes an int8 version of it"
         )
     if choice == "auto":
         return tuple(precision for precision in native if precision in _AUTO)
@@ -102,75 +102,76 @@ def _candidates(
 
 
 def _floating_point(precision: Precision, native: tuple[Precision, ...]) -> Precision:
-    """Return what the floating-point operations compute in; which ones are int8 stands in the graph."""
+    """Return the precision of the floating-point operations; the graph says which operations are int8."""
     return next(one for one in native if one in _AUTO) if precision == "int8" else precision
 
 
-def _threads() -> int:
-    """Return how many threads a container's quota can keep busy; 0 = one for each physical core there is."""
+def _default_threads() -> int:
+    """Return the number of threads that a container's quota can keep busy; 0 = one for each physical core."""
     cores = usable_cores()
     return 0 if cores == len(os.sched_getaffinity(0)) else cores
 
 
 @dataclass(frozen=True)
-class _KeptArtifact(Artifact):
-    """An artifact that can still be read when its folder is gone: float32 is compiled for on first use."""
+class _ArtifactInMemory(Artifact):
+    """An artifact whose folder may be deleted: the graph for float32 pixels is compiled at its first use."""
 
     contents: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> _ArtifactInMemory:
+        """Read the files; a missing file raises its error when it is needed."""
+        contents = {}
+        for name in (GRAPH_FILE, GRAPH_WEIGHTS_FILE, GOLDEN_FILE):
+            with suppress(ArtifactError):  # a compiled graph in the cache replaces the files of the graph
+                contents[name] = artifact.read(name)
+        return cls(artifact.folder, artifact.manifest, contents)
 
     def read(self, name: str) -> bytes:
         """Return the bytes that the file had when the engine was built."""
         return self.contents[name] if name in self.contents else super().read(name)
 
 
-def _kept(artifact: Artifact) -> _KeptArtifact:
-    contents = {}
-    for name in (GRAPH_FILE, GRAPH_WEIGHTS_FILE, GOLDEN_FILE):
-        with suppress(ArtifactError):  # told when it is needed, which it is not if a compiled graph is there
-            contents[name] = artifact.read(name)
-    return _KeptArtifact(artifact.folder, artifact.manifest, contents)
-
-
 class OpenVinoEngine:
-    """One graph for all sizes and batches; pixels are converted inside it.
+    """One compiled graph for all sizes and batches; it also converts the pixels.
 
-    A picture alone has all threads. Of a batch, two pictures run side by side on half of them each: that is
-    1 to 9 % more pictures a second, and 8 % where other threads read and write pictures meanwhile, since
-    whatever interrupts one of the threads that share a picture keeps all of them waiting (two cores with
-    AVX-512, 512x1024, bf16 and int8).
+    A single picture has all threads. Two pictures of a batch run side by side on half of the threads each:
+    that is 1 to 9 % more pictures a second, and 8 % while other threads read and write pictures, because an
+    interrupted thread delays all threads that share its picture (two cores with AVX-512, 512x1024, bf16 and
+    int8).
 
-    A graph of its own for each size was 1 to 2 % faster in bf16 and not at all in f32 (BiSeNetV1 and V2 at
-    512x1024, one thread of a Zen 5 core): not worth compiling one for every size that clients think of.
+    A graph for each size was 1 to 2 % faster in bf16 and not faster in f32 (BiSeNetV1 and V2 at 512x1024, one
+    thread of a Zen 5 core): too little to compile one for every size that clients send.
 
     Args:
-        artifact: whose graph.
-        options: threads and cache folder.
-        precision: what to compute in.
+        artifact: has the graph.
+        options: threads, streams and cache folder.
+        precision: that it computes in.
 
     Raises:
-        GoldenMismatchError: the graph computes something else.
-        ArtifactError: the graph is not the one of the manifest.
+        GoldenMismatchError: the graph does not reproduce the golden sample.
+        ArtifactError: the graph is not the one that the manifest names.
     """
 
     def __init__(self, artifact: Artifact, options: EngineOptions, precision: Precision) -> None:
-        self._artifact = _kept(artifact)
+        self._artifact = _ArtifactInMemory.of(artifact)
         self._info = EngineInfo("openvino", options.device, precision, options.refused)
         self._core = load_openvino().Core()
         self._cache = CompileCache(options.cache_folder / "openvino")
-        threads = options.threads or _threads()
+        threads = options.threads or _default_threads()
         self._properties = {
-            # Its own default may be bf16, even for a graph of f32.
+            # OpenVINO's default may be bf16, even for a graph of f32.
             "INFERENCE_PRECISION_HINT": _floating_point(precision, precisions(options.device)),
             "INFERENCE_NUM_THREADS": threads,
             # OpenVINO pins to the first cores. Engines of fewer threads than cores, in one process or in the
-            # containers of one machine, would all be pinned to the same ones.
+            # containers of one machine, would all be pinned to the same cores.
             "ENABLE_CPU_PINNING": threads == 0,
         }
         self._requests: dict[str, Any] = {}
         self._side_by_side: list[Any] = []
         # OpenVINO 2026.4 corrupts the heap when a graph that two threads have run is destroyed after one of
         # them has ended (build, run it here and in a thread that ends, destroy: a crash within 500 rounds).
-        # So everything happens in one thread of our own.
+        # Therefore one thread of this engine does everything.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="openvino")
         try:
             self._thread.submit(self._add_request, "uint8").result()
@@ -183,16 +184,16 @@ class OpenVinoEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """Name, device and precision."""
         return self._info
 
     @property
     def threads(self) -> int:
-        """How many threads run one picture."""
+        """Number of threads that run one picture."""
         return int(self._requests["uint8"].get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
 
     def infer(self, images_NHW3: ImageBatch) -> Float32Array:
-        """Run the network; the first float32 batch waits until a graph for such is compiled.
+        """Run the network; the first float32 batch waits until the graph for float32 pixels is compiled.
 
         Args:
             images_NHW3: RGB, uint8 or float32 of 0..255, C-contiguous, both sides multiples of 32.
@@ -217,14 +218,19 @@ class OpenVinoEngine:
 
     def _add_request(self, pixels: PixelType) -> None:
         request = self._compiled(pixels, {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
-        prove(partial(_run, request), self._artifact, pixels=pixels, precision=self._info.precision)
+        self._run_golden_sample(request, pixels)
         self._requests[pixels] = request
 
     def _add_streams(self, streams: int) -> None:
         compiled = self._compiled("uint8", {"NUM_STREAMS": streams})
         requests = [compiled.create_infer_request() for _ in range(streams)]
-        prove(partial(_run, requests[0]), self._artifact, pixels="uint8", precision=self._info.precision)
+        self._run_golden_sample(requests[0], "uint8")
         self._side_by_side += requests
+
+    def _run_golden_sample(self, request: Any, pixels: PixelType) -> None:
+        run_golden_sample(
+            partial(_run, request), self._artifact, pixels=pixels, precision=self._info.precision
+        )
 
     def _compiled(self, pixels: PixelType, order: Mapping[str, object]) -> Any:
         properties = {**self._properties, **order}
@@ -240,7 +246,7 @@ class OpenVinoEngine:
             try:
                 return self._core.import_model(blob, "CPU", properties)
             except RuntimeError:
-                _log.warning("compiled graph does not load here and is made anew", key=key)
+                _log.warning("a compiled graph cannot be loaded and is compiled again", key=key)
         compiled = self._core.compile_model(self._graph(pixels), "CPU", properties)
         self._cache.store(key, compiled.export_model().getvalue())
         return compiled
@@ -255,7 +261,7 @@ class OpenVinoEngine:
 
 
 def _run(request: Any, images_NHW3: ImageBatch) -> Float32Array:
-    # Shared: OpenVINO reads the pixels where they are. Not shared: what comes back is a copy.
+    # Inputs are shared: OpenVINO reads the pixels in place. Outputs are not: the result is a copy.
     raw_NKhw: Float32Array = request.infer(images_NHW3, share_inputs=True, share_outputs=False)[0]
     return raw_NKhw
 

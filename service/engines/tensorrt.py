@@ -1,14 +1,14 @@
-"""The GPU engine of production: one TensorRT engine in half precision for each size, built by Torch-TensorRT.
+"""The fastest engine for GPUs: one TensorRT engine in half precision for each size, built by Torch-TensorRT.
 
-Sizes that no engine was built for run as ``service.engines.torch`` runs them.
+Other sizes run as ``service.engines.torch`` runs them.
 
 Axes: N images in a batch, K channels of the head, H height, W width (of the padded input), h w = H/stride
 W/stride.
 
 Source:
-    https://github.com/pytorch/TensorRT, documentation and wheel of release 2.13.0. TensorRT 11 knows strong
-    typing only: a half network makes a half engine, and ``enabled_precisions`` would be dropped without a
-    word.
+    https://github.com/pytorch/TensorRT, documentation and wheel of release 2.13.0. TensorRT 11 has strong
+    typing only: a network in half precision makes an engine in half precision, and ``enabled_precisions`` is
+    ignored silently.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from service.core.device.engine import (
 )
 from service.engines.cache import CompileCache, cache_key
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram, recording
-from service.engines.golden_run import prove
+from service.engines.golden_run import run_golden_sample
 from service.engines.int8 import refuse_int8
 from service.engines.torch import check_size, load_network
 
 _PRECISIONS: tuple[Precision, ...] = ("f16",)
 _EXAMPLE_BATCH = 2
-"""``torch.export`` takes a batch of one for a constant."""
+"""``torch.export`` would treat a batch of one as a constant."""
 
 _OPTIMIZATION_LEVEL = 4
 _PACKAGES = ("torch", "torch-tensorrt", "tensorrt")
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """Return what TensorRT engines compute in here.
+    """Return the precisions of TensorRT engines.
 
     Raises:
         EngineUnavailableError: there is no GPU of this name, or a library is missing.
@@ -62,13 +62,14 @@ def precisions(device: str) -> tuple[Precision, ...]:
 
 
 def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
-    """Build or load one engine for each size of the options, and prove each.
+    """Build an engine for each size of the options, or load it from the cache, and check each.
 
     Raises:
         EngineUnavailableError: there is no GPU, a library is missing, the precision is not f16, or the
             version is int8.
         ArtifactError: the weights are not those of the manifest or do not fit the network.
-        GoldenMismatchError: an engine, or the network in half precision, computes something else.
+        GoldenMismatchError: the network in half precision does not reproduce the golden sample, or the engine
+            of a size computes other scores than the network.
     """
     refuse_int8(artifact.manifest, "tensorrt")
     native = precisions(options.device)
@@ -89,17 +90,17 @@ def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
     for size in engines:
         check_size(program, network, size, 1, num_classes=num_classes, info=info)
     engine = CudaEngine(program, artifact.manifest, info)
-    prove(engine.infer, artifact, pixels="uint8", precision="f16")
+    run_golden_sample(engine.infer, artifact, pixels="uint8", precision="f16")
     return engine
 
 
 class TensorRtProgram:
-    """Takes the engine of a batch's size, or the general network where there is none.
+    """Runs the engine of a batch's size, or the general network for other sizes.
 
     Args:
-        network: pads nothing here, but normalises; TensorRT takes no bytes.
+        network: normalises the pixels, because TensorRT takes no bytes.
         engines: by padded size: x_N3HW in half precision -> raw_NKhw.
-        general: images_NHW3 -> raw_NKhw for every other size.
+        general: images_NHW3 -> raw_NKhw, for every other size.
     """
 
     def __init__(
@@ -120,13 +121,13 @@ class TensorRtProgram:
 
 
 class TensorRtBuilder:
-    """Builds engines, and keeps them in a cache of ours.
+    """Builds engines and keeps them in the compile cache.
 
-    Torch-TensorRT's own cache is not used: its key leaves out weights, GPU and the arguments of operators.
+    The cache of Torch-TensorRT is not used: its key leaves out weights, GPU and the arguments of operators.
 
     Args:
         library: torch_tensorrt.
-        cache: of a folder that only its owner can write to: engines are pickles.
+        cache: its folder must be writable by its owner only, because engines are pickles.
         gpu: name and compute capability.
         max_batch: pictures of the largest batch.
     """
@@ -138,12 +139,12 @@ class TensorRtBuilder:
         self._max_batch = max(max_batch, _EXAMPLE_BATCH)
 
     def engine(self, architecture: nn.Module, size: ImageSize, files: Mapping[str, str]) -> nn.Module:
-        """Load the engine of a size, or build and keep it.
+        """Return the engine of a size, from the cache or newly built.
 
         Args:
             architecture: on the GPU, in half precision: x_N3HW -> raw_NKhw.
             size: padded.
-            files: name -> sha256 of the artifact's files: what the weights are known by.
+            files: SHA-256 of the artifact's files by name; part of the cache key.
         """
         key = cache_key(
             files=dict(files),
@@ -185,7 +186,7 @@ class TensorRtBuilder:
 
 
 def exported(architecture: nn.Module, size: ImageSize, max_batch: int) -> torch.export.ExportedProgram:
-    """Export a network for one size and batches of 1 .. max_batch.
+    """Export a network for one size and batches of 1..``max_batch``.
 
     Args:
         architecture: x_N3HW, normalised, of the type of its weights -> raw_NKhw.
@@ -210,15 +211,16 @@ def _gpu(device: str) -> str:
 
 
 def library() -> Any:
-    """Import torch_tensorrt, which without a driver or TensorRT's libraries fails with whatever it likes.
+    """Import torch_tensorrt.
 
     Raises:
-        EngineUnavailableError: it cannot be imported, or there is no GPU to import it for.
+        EngineUnavailableError: there is no GPU, or the import fails: without a driver or TensorRT's libraries
+            it raises exceptions of many types.
     """
     if not torch.cuda.is_available():
         raise EngineUnavailableError("tensorrt needs an NVIDIA GPU; torch finds none")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints there, where results go
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints to stdout, which is for reports
             return importlib.import_module("torch_tensorrt")
     except Exception as error:
         raise EngineUnavailableError(f"torch_tensorrt cannot be imported: {error}") from error

@@ -1,4 +1,4 @@
-"""The network of the artifact's weights, run by torch: the reference on a CPU, in earnest on an NVIDIA GPU.
+"""The engine of torch: the reference on a CPU, and an engine for serving on an NVIDIA GPU.
 
 Axes: N images in a batch, K channels of the head, H height, W width (of the padded input),
 h w = H/stride W/stride.
@@ -27,21 +27,21 @@ from service.core.device.engine import (
     Precision,
 )
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram, prepared_batches
-from service.engines.golden_run import prove
+from service.engines.golden_run import run_golden_sample
 from service.engines.int8 import refuse_int8
 
 if TYPE_CHECKING:
     from service.engines.cuda import CudaEngine
 
 _CPU_PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
-"""The default is what the golden sample was made with: other engines are measured against this one."""
+"""The default is the precision of the golden sample: other engines are compared with this one."""
 
 _CUDA_PRECISIONS: tuple[Precision, ...] = ("f16", "bf16", "f32")
 _WEIGHTS = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """Return what torch computes in, the default first.
+    """Return the precisions of torch on a device, the default first.
 
     Raises:
         EngineUnavailableError: torch cannot use the device.
@@ -49,20 +49,19 @@ def precisions(device: str) -> tuple[Precision, ...]:
     if device == "cpu":
         return _CPU_PRECISIONS
     if not torch.cuda.is_available():
-        raise EngineUnavailableError(f"torch finds no NVIDIA GPU to be {device}")
+        raise EngineUnavailableError(f"torch finds no NVIDIA GPU for {device}")
     return _CUDA_PRECISIONS
 
 
 def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
-    """Load the weights into the network and prove it.
+    """Load the weights into the network and run the golden sample.
 
-    Sets, for the whole process, the number of threads of torch on a CPU and how exact f32 is on a GPU.
+    Sets torch's number of threads on a CPU, and forbids TF32 on a GPU, for the whole process.
 
     Raises:
-        EngineUnavailableError: torch cannot use the device or does not compute in the precision there, or the
-            version is int8.
+        EngineUnavailableError: torch cannot use the device, or not in this precision, or the version is int8.
         ArtifactError: the weights are not those of the manifest or do not fit the network.
-        GoldenMismatchError: the network computes something else.
+        GoldenMismatchError: the network does not reproduce the golden sample.
     """
     refuse_int8(artifact.manifest, "torch")
     native = precisions(options.device)
@@ -72,7 +71,7 @@ def build(artifact: Artifact, options: EngineOptions) -> InferenceEngine:
     info = EngineInfo("torch", options.device, precision, options.refused)
     on_cpu = options.device == "cpu"
     engine = _cpu_engine(artifact, options, info) if on_cpu else _cuda_engine(artifact, options, info)
-    prove(engine.infer, artifact, pixels="uint8", precision=precision)
+    run_golden_sample(engine.infer, artifact, pixels="uint8", precision=precision)
     return engine
 
 
@@ -89,18 +88,18 @@ def _cuda_engine(artifact: Artifact, options: EngineOptions, info: EngineInfo) -
 def recorded_engine(
     network: SegmentationNetwork, manifest: ModelManifest, options: EngineOptions, info: EngineInfo
 ) -> CudaEngine:
-    """Record the sizes of the options, prove each, and return the engine.
+    """Record the sizes of the options, compare each with the network, and return the engine.
 
     Args:
         network: as ``on_gpu`` returns it.
         manifest: of the network.
         options: sizes and the largest batch.
-        info: what the engine is.
+        info: of the engine.
 
     Raises:
-        GoldenMismatchError: what was recorded for a size computes something else.
+        GoldenMismatchError: the graph of a size computes other scores than the network.
     """
-    # Triton, which this needs, is only there where torch was built for CUDA.
+    # This module needs Triton, which only torch for CUDA brings along.
     from service.engines.cuda import CudaEngine  # noqa: PLC0415
 
     program = GraphedNetwork(network, torch.device(info.device))
@@ -121,10 +120,18 @@ def check_size(
     num_classes: int,
     info: EngineInfo,
 ) -> None:
-    """Compare what was made for a size with the network itself; the golden sample has another size.
+    """Compare the program of one size with the network on noise; the golden sample has another size.
+
+    Args:
+        program: made for the size.
+        network: the reference.
+        size: padded.
+        batch: pictures.
+        num_classes: of the network.
+        info: of the engine; its precision determines the tolerance.
 
     Raises:
-        GoldenMismatchError: it computes something else.
+        GoldenMismatchError: the program computes other scores than the network.
     """
     images_NHW3 = np.random.default_rng(0).integers(0, 256, (batch, size.height, size.width, 3), np.uint8)
     on_device_NHW3 = torch.from_numpy(images_NHW3).to(info.device)
@@ -135,7 +142,7 @@ def check_size(
 
 
 def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
-    """Return the network on its GPU, in channels-last memory, its weights in the precision of the engine.
+    """Return the network on its GPU, in channels-last memory, with weights in the precision of the engine.
 
     Raises:
         ArtifactError: the weights are not those of the manifest or do not fit the network.
@@ -144,11 +151,11 @@ def load_network(artifact: Artifact, info: EngineInfo) -> SegmentationNetwork:
 
 
 def on_gpu(network: SegmentationNetwork, info: EngineInfo) -> SegmentationNetwork:
-    """Move a network to the GPU of an engine, for good; returns it."""
-    torch.backends.cudnn.allow_tf32 = False  # "f32" means it
+    """Move a network to the GPU of an engine and return it; its gradients are off from then on."""
+    torch.backends.cudnn.allow_tf32 = False  # TF32 has 10 bits of mantissa: not what "f32" promises
     # Not the whole network: normalisation stays in f32.
     network.architecture.to(_WEIGHTS[info.precision])
-    network.architecture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types
+    network.architecture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
     return network.to(info.device).requires_grad_(requires_grad=False)
 
 
@@ -157,7 +164,7 @@ class TorchEngine:
 
     Args:
         network: in evaluation mode.
-        info: says the precision of convolutions; normalisation is always f32.
+        info: of this engine: the precision of convolutions. Normalisation is always f32.
     """
 
     def __init__(self, network: SegmentationNetwork, info: EngineInfo) -> None:
@@ -166,7 +173,7 @@ class TorchEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """Name, device and precision."""
         return self._info
 
     def infer(self, images_NHW3: ImageBatch) -> Float32Array:
@@ -185,4 +192,4 @@ class TorchEngine:
         return scores
 
     def close(self) -> None:
-        """Nothing to free but memory, which goes with the engine."""
+        """Do nothing: the memory is freed with the engine."""

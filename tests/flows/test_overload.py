@@ -14,7 +14,7 @@ pytestmark = pytest.mark.soak
 
 
 def measured(*arguments: str) -> list[dict[str, Any]]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "overload.py"), *arguments, "--busy", "--json"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "overload.py"), *arguments, "--force", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     sys.stdout.buffer.write(done.stdout)
     results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])["results"]

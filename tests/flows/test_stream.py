@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from certificates import make_certificate, needs_openssl
 from fakes import PATIENCE_S
+from films import damage, film_server, mjpeg_camera, turn
 from grpc_site import GrpcSite, open_grpc_site
 from http_site import picture_of
 
@@ -71,10 +72,43 @@ async def test_a_film_comes_back_with_overlays_picture_by_picture(
     assert (report["sent"], report["answered"], report["lost"]) == (20, 20, 0)
     assert report["age_ms"]["p99"] > 0
     overlays = list(source_frames(str(out)))
-    assert [round(25 * shot.position_s) for shot in overlays] == list(range(20))
+    assert [round(25 * frame.position_s) for frame in overlays] == list(range(20))
     left, right = (overlays[5].image_HW3[16:48, columns].mean() for columns in (slice(4, 24), slice(40, 60)))
     assert abs(left - 85) < 12
     assert right > 200
+
+
+@pytest.mark.parametrize("form", ["file://{folder}/clip.mp4", "{url}/clip.mp4"])
+async def test_a_url_of_a_film_is_read_once_and_loses_no_frame(site: GrpcSite, clip: Path, form: str) -> None:
+    with film_server(clip.parent) as url:
+        report = await report_of(form.format(folder=clip.parent, url=url), "--server", site.address)
+    assert (report["sent"], report["answered"], report["reconnects"]) == (20, 20, 0)
+
+
+async def test_a_film_of_a_phone_becomes_an_upright_overlay(
+    site: GrpcSite, clip: Path, tmp_path: Path
+) -> None:
+    turn(clip, 0, 1, -1, 0)  # the dark left half is now the upper one
+    await report_of(clip, "--server", site.address, "--out", tmp_path / "overlay.mp4")
+    overlays = list(source_frames(str(tmp_path / "overlay.mp4")))
+    upper, lower = (overlays[5].image_HW3[rows].mean() for rows in (slice(4, 24), slice(40, 60)))
+    assert abs(upper - 85) < 12
+    assert lower > 200
+
+
+async def test_a_damaged_film_costs_its_pictures_and_one_line(site: GrpcSite, clip: Path) -> None:
+    code, output, complaints = await bisenet_stream(damage(clip, 7), "--server", site.address)
+    assert code == 0
+    assert complaints == "warning: 1 damaged packet was skipped; its pictures are missing\n"
+    assert output.startswith("19 frames sent: 19 answered")
+
+
+async def test_a_lost_camera_is_told_and_opened_again(site: GrpcSite) -> None:
+    with mjpeg_camera(5) as url:
+        code, output, complaints = await bisenet_stream(url, "--server", site.address, "--seconds", "2")
+    assert code == 0, complaints
+    assert f"warning: camera lost: {url}: " in complaints
+    assert "answered" in output
 
 
 async def test_live_frames_are_all_accounted_for(site: GrpcSite, clip: Path) -> None:
@@ -83,14 +117,16 @@ async def test_live_frames_are_all_accounted_for(site: GrpcSite, clip: Path) -> 
     assert report["answered"] + report["superseded"] + report["too_old"] == report["sent"]
 
 
-async def test_without_a_display_a_preview_is_a_wrong_use(site: GrpcSite, clip: Path) -> None:
+async def test_without_a_display_a_preview_is_bad_usage(site: GrpcSite, clip: Path) -> None:
     code, _, complaints = await bisenet_stream(clip, "--server", site.address, "--show")
     assert code == 2
     assert "DISPLAY" in complaints
 
 
 @pytest.mark.parametrize("what", ["film", "server", "model"])
-async def test_what_is_not_there_is_told_in_one_line(site: GrpcSite, clip: Path, what: str) -> None:
+async def test_a_missing_film_service_or_model_is_told_in_one_line(
+    site: GrpcSite, clip: Path, what: str
+) -> None:
     source = "none.mp4" if what == "film" else clip
     server = "127.0.0.1:9" if what == "server" else site.address
     code, _, complaints = await bisenet_stream(

@@ -54,7 +54,7 @@ def test_a_data_set_with_problems_ends_with_one(dataset_file: Path, tmp_path: Pa
     assert "train.csv:2: " in result.stdout
     assert "fingerprint unknown: files are missing" in result.stdout
     assert "problems: 1" in result.stdout
-    assert "1 broken pairs can be left out: bisenet train ... --set data.skip_broken=true" in result.stdout
+    assert "1 broken pair can be left out: bisenet train ... --set data.skip_broken=true" in result.stdout
 
 
 def test_a_preset_asks_for_its_root_by_the_name_of_the_option() -> None:
@@ -73,7 +73,7 @@ def test_nothing_is_written_as_mean_or_weight_of_nothing(tmp_path: Path) -> None
     (tmp_path / "images/0.jpg").write_bytes(b"")
     code, text = report_on(file)
     assert code == 1
-    assert "train: 1 pictures (none can be read)" in text
+    assert "train: 1 picture (none can be read)" in text
     assert "mean" not in text
     assert "weight" not in text
     found = json.loads(check(file, "--json").stdout)
@@ -309,8 +309,8 @@ FIELD = {
     "palette/d.toml": (1, "b.png: index 0 stands for background", 'masks = "colors"'),
     "edges/d.toml": (1, "antialiased.png: a mask with anti-aliased edges", "color_tolerance"),
     "lists/bom.toml": (0, "train: 2 pictures"),
-    "lists/quoted.toml": (0, "train: 1 pictures"),
-    "lists/header.toml": (0, "train: 1 pictures"),
+    "lists/quoted.toml": (0, "train: 1 picture (96x128: 1)"),
+    "lists/header.toml": (0, "train: 1 picture (96x128: 1)"),
     "lists/backslash.toml": (1, "backslashes", "[path_map]"),
     "broken/d.toml": (1, "images/5.jpg: the picture is damaged or incomplete", "skip_broken"),
 }

@@ -70,7 +70,8 @@ def skip_hint(facts: Sequence[SplitFacts]) -> str:
     broken = sum(len(each.broken) for each in facts)
     if not broken or any(each.flaws or len(each.broken) == each.pictures for each in facts):
         return ""
-    return f"{broken} broken pairs can be left out: bisenet train ... --set data.skip_broken=true"
+    pairs = "1 broken pair" if broken == 1 else f"{broken} broken pairs"
+    return f"{pairs} can be left out: bisenet train ... --set data.skip_broken=true"
 
 
 def report_dataset(facts: Sequence[SplitFacts], splits: Sequence[LabeledImages]) -> dict[str, Any]:

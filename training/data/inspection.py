@@ -1,4 +1,4 @@
-"""Reading every pair of a split once, to learn what it holds and what would stop or spoil a training run.
+"""Reading of every pair of a split, for the facts and the faults that matter to a training run.
 
 Axes: H height, W width, 3 = red green blue, V values of a byte.
 """
@@ -28,7 +28,7 @@ _BATCH = 64
 
 
 class _Reading(NamedTuple):
-    """What one readable pair adds to the facts of its split.
+    """Contribution of one readable pair to the facts of its split.
 
     Attributes:
         size: ``HEIGHTxWIDTH``.

@@ -25,7 +25,7 @@ class BrokenPair(NamedTuple):
 
     Attributes:
         place: where the pair is named, and the path of the broken file.
-        reason: what is wrong with the file.
+        reason: the fault of the file.
         values: the values in its labels, where some are no classes; else empty.
     """
 
@@ -35,7 +35,7 @@ class BrokenPair(NamedTuple):
 
     @property
     def message(self) -> str:
-        """Name of the file and what is wrong with it."""
+        """Name of the file and its fault."""
         return f"{self.place}: {self.reason}"
 
 
@@ -53,7 +53,7 @@ class TurnedPicture(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What one split holds.
+    """Content of one split.
 
     Attributes:
         split: its name.
@@ -97,7 +97,7 @@ class SplitFacts:
 
     @classmethod
     def from_json(cls, text: str) -> SplitFacts:
-        """Read what ``to_json`` wrote.
+        """Read the text that ``to_json`` wrote.
 
         Raises:
             ValueError: the text is something else, or was written by another version.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from model.datasets.palettes import distinct_colors
+from model.datasets.palettes import ClassList
 from model.errors import PaletteError
-from model.labels import IGNORE_ID, MAX_CLASSES, ClassPalette, Color
+from model.labels import IGNORE_ID, ClassPalette, Color
 from training.errors import InterchangeError
 from training.interchange.foreign import ClassIds, ForeignClass, ForeignDataset, Uncovered
 
@@ -76,24 +76,17 @@ def _uncovered_class(
 
 
 def _palette(classes: Sequence[ForeignClass]) -> ClassPalette:
-    names = [_plain(one.name) for one in classes]
+    """Return the classes; each keeps its colour unless an earlier one has it."""
+    colors: list[Color | None] = []
+    for one in classes:
+        colors.append(None if one.color in colors else one.color)
+    names = tuple(_plain(one.name) for one in classes)
     try:
-        return ClassPalette(tuple(names), _colors([one.color for one in classes]))
+        return ClassList(names, tuple(colors)).palette(IGNORE_ID, "the classes of the source")
     except PaletteError as error:
-        raise InterchangeError(f"the classes of the source: {error}") from error
+        raise InterchangeError(str(error)) from error
 
 
 def _plain(name: str) -> str:
     """Return the name without commas, which separate names wherever classes are listed, and line ends."""
     return " ".join(name.replace(",", " ").split())
-
-
-def _colors(wanted: Sequence[Color | None]) -> tuple[Color, ...]:
-    """Keep the colours that are one class's alone; give the others one of their own."""
-    taken = {color for color in wanted if color is not None}
-    free = (color for color in distinct_colors(MAX_CLASSES) if color not in taken)
-    colors: list[Color] = []
-    for color in wanted:
-        is_own = color is not None and color not in colors
-        colors.append(color if is_own and color is not None else next(free, _BLACK))
-    return tuple(colors)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from model.datasets.palettes import parse_class_list
 from model.datasets.text import decode_text
-from model.labels import IGNORE_ID
+from model.errors import PaletteError
 from training.errors import InterchangeError
 from training.interchange.foreign import ForeignClass, ReadOptions
 from training.interchange.source import Source
@@ -16,23 +16,33 @@ _NAMES = ("classes.txt", "labelmap.txt", "class_dict.csv", "classes.csv", "label
 
 
 def find_class_list(source: Source, options: ReadOptions) -> Sequence[ForeignClass]:
-    """Return the classes with their colours.
+    """Return the classes of the user, or else those of a file of the source.
 
     Args:
-        source: may hold one of ``classes.txt``, ``labelmap.txt``, ``class_dict.csv``, ``classes.csv``.
+        source: may hold ``classes.txt``, ``labelmap.txt``, ``class_dict.csv`` or ``classes.csv``.
         options: may hold the classes.
 
     Raises:
-        InterchangeError: neither does.
-        PaletteError: the file is no class list.
+        InterchangeError: there is none, or it is malformed.
     """
     if options.classes is not None:
         return list(map(ForeignClass, options.classes.names, options.classes.colors))
     found = [name for name in source.names if posixpath.basename(name).lower() in _NAMES]
     if not found:
         raise InterchangeError(
-            "which class has which colour? Give --classes FILE, one name,red,green,blue a line"
+            "which class has which colour? Give --classes FILE: name,red,green,blue a line"
         )
-    classes = parse_class_list(decode_text(source.read(found[0])), found[0])
-    palette = classes.palette(IGNORE_ID, found[0])
-    return list(map(ForeignClass, palette.names, palette.colors))
+    return read_class_list(source, found[0])
+
+
+def read_class_list(source: Source, name: str) -> Sequence[ForeignClass]:
+    """Read a class list of the source.
+
+    Raises:
+        InterchangeError: it is malformed.
+    """
+    try:
+        classes = parse_class_list(decode_text(source.read(name)), name)
+    except (PaletteError, ValueError) as error:
+        raise InterchangeError(str(error)) from error
+    return list(map(ForeignClass, classes.names, classes.colors))

@@ -272,6 +272,10 @@ class _SegmentFile:
     name: str
     class_names: Mapping[int, str]
 
+    def own_size(self) -> ImageSize | None:
+        """Return None: the JSON file says the size."""
+        return None
+
     def ids(self, size: ImageSize, classes: ClassIds) -> UInt8Array:
         """Return ids_HW, uint8: each segment has its class.
 

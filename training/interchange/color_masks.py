@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -75,18 +76,24 @@ def decode_mask(data: bytes, where: str, size: ImageSize | None) -> Image.Image:
     Raises:
         InterchangeError: the bytes are no such picture, are damaged, or have another size.
     """
+    with _library_errors(where), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        if size is not None and image.size != (size.width, size.height):
+            raise InterchangeError(
+                f"{where}: the mask has {image.height}x{image.width} pixels, its picture {size}"
+            )
+        if image.width * image.height > DEFAULT_LIMITS.max_pixels:
+            raise InterchangeError(f"{where}: more than {DEFAULT_LIMITS.max_pixels} pixels")
+        if image.mode not in _MODES:
+            raise InterchangeError(f"{where}: a mask has no pixels of kind {image.mode!r}")
+        image.load()
+        return image
+
+
+@contextmanager
+def _library_errors(where: str) -> Iterator[None]:
+    """Turn what Pillow raises on bytes that are no mask into one error that names the file."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if size is not None and image.size != (size.width, size.height):
-                raise InterchangeError(
-                    f"{where}: the mask has {image.height}x{image.width} pixels, its picture {size}"
-                )
-            if image.width * image.height > DEFAULT_LIMITS.max_pixels:
-                raise InterchangeError(f"{where}: more than {DEFAULT_LIMITS.max_pixels} pixels")
-            if image.mode not in _MODES:
-                raise InterchangeError(f"{where}: a mask has no pixels of kind {image.mode!r}")
-            image.load()
-            return image
+        yield
     except _ERRORS as error:
         raise InterchangeError(f"{where}: not a readable mask ({', '.join(_FORMATS)})") from error
 
@@ -124,6 +131,18 @@ class MaskFile:
     source: Source
     name: str
     meaning: MaskMeaning
+
+    def own_size(self) -> ImageSize | None:
+        """Return the size of the mask, from its header.
+
+        Raises:
+            InterchangeError: the file is unreadable.
+        """
+        with (
+            _library_errors(self.name),
+            Image.open(io.BytesIO(self.source.read(self.name)), formats=_FORMATS) as image,
+        ):
+            return ImageSize(image.height, image.width)
 
     def ids(self, size: ImageSize, classes: ClassIds) -> UInt8Array:
         """Return ids_HW, uint8.

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from training.command_errors import exit_on_training_errors
+
 
 class Format(StrEnum):
     """What can be imported."""
@@ -25,6 +27,13 @@ class Format(StrEnum):
     VOC = "voc"
 
 
+class ExportFormat(StrEnum):
+    """What can be exported."""
+
+    COCO_PANOPTIC = "coco-panoptic"
+    PALETTE = "palette"
+
+
 class Pictures(StrEnum):
     """How pictures get into the new folder."""
 
@@ -32,7 +41,7 @@ class Pictures(StrEnum):
     LINK = "link"
 
 
-def import_(
+def run_import(
     format_: Annotated[Format, typer.Argument(metavar="FORMAT", help="What SOURCE is.")],
     source: Annotated[Path, typer.Argument(help="Folder or ZIP file of the export.")],
     dest: Annotated[Path, typer.Argument(help="New folder of the data set.")],
@@ -108,22 +117,77 @@ def import_(
     from training.interchange.foreign import ReadOptions  # noqa: PLC0415
     from training.interchange.importing import ImportOptions, import_dataset  # noqa: PLC0415
 
-    palette = read_palette(classes) if classes else None
-    options = ImportOptions(
-        ReadOptions(palette, keep_empty, color_tolerance),
-        images=images,
-        ignore=ignore or (),
-        background=background,
-        val_fraction=val_fraction,
-        pictures=pictures.value,
-        workers=workers,
-    )
-    report = import_dataset(format_.value, source, dest, options, _counter("imported"))
+    with exit_on_training_errors():
+        palette = read_palette(classes) if classes else None
+        options = ImportOptions(
+            ReadOptions(palette, keep_empty, color_tolerance),
+            images=images,
+            ignore=ignore or (),
+            background=background,
+            val_fraction=val_fraction,
+            pictures=pictures.value,
+            workers=workers,
+        )
+        report = import_dataset(format_.value, source, dest, options, _counter("imported"))
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
         return
     typer.echo("\n".join(report.lines()))
     typer.echo(f"next: bisenet dataset check {report.dataset_file}")
+
+
+def run_export(
+    format_: Annotated[ExportFormat, typer.Argument(metavar="FORMAT", help="What DEST is for.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A data-set file, or a preset with --root.")
+    ],
+    dest: Annotated[Path, typer.Argument(help="New folder.")],
+    *,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the data set; replaces the root of the file.")
+    ] = None,
+) -> None:
+    """Write a data set for other programs, pictures included.
+
+    coco-panoptic   a JSON file for each split, and PNG files of segments, one for each class of a picture
+
+    palette         8-bit palette PNG files whose pixels are class ids, class list, lists, data-set file
+
+    Examples:
+      bisenet dataset export coco-panoptic mine.toml exported/
+
+      bisenet dataset export palette camvid exported/ --root /data/camvid
+    """
+    from model.datasets.dataset import DatasetSpec  # noqa: PLC0415 - --help does not wait
+    from training.interchange.exporting import export_dataset  # noqa: PLC0415
+
+    with exit_on_training_errors():
+        spec = DatasetSpec.load(source, root=root)
+        counts = export_dataset(spec, dest, format_.value, _counter("exported"))
+    typer.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in counts.items())} pictures")
+
+
+def run_example(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")],
+    *,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pictures.")] = 0,
+) -> None:
+    """Make a small synthetic data set with a film, for tutorials: made-up streets, five classes.
+
+    200 pictures to train on and 40 to validate on, with masks, a data-set file, a film of 10 seconds and a
+    README with the next commands.
+
+    Examples:
+      bisenet dataset example streets
+    """
+    from training.interchange.example import write_example  # noqa: PLC0415 - --help does not wait
+
+    with exit_on_training_errors():
+        report = write_example(folder, seed=seed, progress=_counter("drawn"))
+    counts = ", ".join(f"{split} {count}" for split, count in report.splits.items())
+    typer.echo(f"{report.dataset_file}: {counts} pictures")
+    typer.echo(f"film: {report.film or 'none: install bisenet-service[client], which writes films'}")
+    typer.echo(f"next: read {report.readme}, or: {report.commands[0]}")
 
 
 def _counter(word: str) -> Callable[[int, int], None]:

@@ -78,18 +78,25 @@ def write_dataset(
     classes = list(zip(palette.names, palette.colors, strict=True))
     lines = [f"{called},{red},{green},{blue}\n" for called, (red, green, blue) in classes]
     (folder / CLASS_FILE).write_text("".join(lines), "utf-8")
-    (folder / DATASET_FILE).write_text("\n".join(_toml(name, palette, splits)), "utf-8")
+    write_dataset_file(folder / DATASET_FILE, name, palette, {split: f'"{split}.csv"' for split in splits})
 
 
-def _toml(name: str, palette: ClassPalette, splits: Mapping[str, Sequence[PairNames]]) -> Iterator[str]:
-    yield f"name = {_string(name)}"
-    yield f"ignore_id = {palette.ignore_id}"
-    yield ""
-    yield "[splits]"
-    yield from (f'{split} = "{split}.csv"' for split in splits)
-    for called, color in zip(palette.names, palette.colors, strict=True):
-        yield f"\n[[classes]]\nname = {_string(called)}\ncolor = {list(color)}"
-    yield ""
+def write_dataset_file(path: Path, name: str, palette: ClassPalette, splits: Mapping[str, str]) -> None:
+    """Write a data-set file whose paths start at its folder.
+
+    Args:
+        path: of the file.
+        name: how reports call the data set.
+        palette: the classes.
+        splits: split name -> what the file says of it, as TOML.
+    """
+    head = f"name = {_string(name)}\nignore_id = {palette.ignore_id}\n\n[splits]\n"
+    lines = [f"{split} = {said}\n" for split, said in splits.items()]
+    classes = [
+        f"\n[[classes]]\nname = {_string(called)}\ncolor = {list(color)}\n"
+        for called, color in zip(palette.names, palette.colors, strict=True)
+    ]
+    path.write_text(head + "".join(lines + classes), "utf-8")
 
 
 def _string(text: str) -> str:

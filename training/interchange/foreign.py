@@ -91,6 +91,14 @@ class ClassIds:
 class Labels(Protocol):
     """What draws the labels of one picture."""
 
+    def own_size(self) -> ImageSize | None:
+        """Return the size that a mask has; None = shapes can be drawn in any.
+
+        Raises:
+            InterchangeError: the mask is unreadable.
+        """
+        ...
+
     def ids(self, size: ImageSize, classes: ClassIds) -> UInt8Array:
         """Return ids_HW, uint8: class ids and the ignore id.
 
@@ -128,6 +136,10 @@ class Shapes:
     """
 
     shapes: Sequence[Shape]
+
+    def own_size(self) -> ImageSize | None:
+        """Return None: shapes can be drawn in any size."""
+        return None
 
     def ids(self, size: ImageSize, classes: ClassIds) -> UInt8Array:
         """Draw the shapes on the background.

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import ImageError
-from model.pictures.image import peek_header
-from model.pictures.preprocess import ImageSize
+from model.labels import UInt8Array
+from model.pictures.image import ImageHeader, peek_header, stored_size, turn_upright
 from training.errors import InterchangeError
 from training.interchange.class_ids import IGNORE, class_ids
 from training.interchange.dataset_folder import (
@@ -203,11 +203,11 @@ class _Writer:
         """Write one picture and its mask."""
         data = picture.embedded() if picture.embedded else self._source.read(picture.name)
         try:
-            size = peek_header(data).size
+            header = peek_header(data)
         except ImageError as error:
             kind = "pictures that cannot be read (JPEG, PNG and WebP can)"
             return _Refused(kind, f"{picture.name}: {error}", picture.name)
-        ids_HW = picture.labels.ids(_labelled_size(picture, size), self._classes)
+        ids_HW = _upright_ids(picture, header, self._classes)
         suffix = next((end for magic, end in _MAGIC.items() if data.startswith(magic)), "")
         pair = f"images/{stem}{suffix}", f"masks/{stem}.png"
         self._write_picture(self._folder / pair[0], picture, data)
@@ -240,12 +240,17 @@ def _pictures(dataset: ForeignDataset, source_path: Path) -> Sequence[ForeignPic
     return pictures
 
 
-def _labelled_size(picture: ForeignPicture, size: ImageSize) -> ImageSize:
-    if picture.size in {None, size}:
-        return size
+def _upright_ids(picture: ForeignPicture, header: ImageHeader, classes: ClassIds) -> UInt8Array:
+    """Draw the labels; those of a picture that EXIF turns may be of its upright or of its stored pixels."""
+    drawn_on = picture.size or picture.labels.own_size() or header.size
+    stored = stored_size(header.size, header.orientation)
+    if drawn_on == header.size:
+        return picture.labels.ids(header.size, classes)
+    if drawn_on == stored:
+        return turn_upright(picture.labels.ids(stored, classes), header.orientation)
     raise InterchangeError(
-        f"{picture.origin}: was drawn on {picture.size} pixels, but {picture.name} has {size}: restore that "
-        "picture, or export the labels again"
+        f"{picture.origin}: was drawn on {drawn_on} pixels, but {picture.name} has {header.size}: restore "
+        "that picture, or export the labels again"
     )
 
 

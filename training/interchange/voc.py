@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from model.datasets.palettes import distinct_colors
 from model.labels import MAX_CLASSES, Color
 from training.errors import InterchangeError
+from training.interchange.class_lists import read_class_list
 from training.interchange.color_masks import MaskFile, MaskMeaning
 from training.interchange.foreign import ForeignClass, ForeignDataset, ForeignPicture, ReadOptions, Uncovered
 from training.interchange.left_out import LeftOut
@@ -114,29 +115,13 @@ def _voc_colors() -> Sequence[Color]:
 
 
 def _label_map(source: Source) -> Sequence[ForeignClass]:
-    """Read the classes that CVAT names: a line ``name:red,green,blue:parts:actions`` for each."""
-    lines = [
-        (line, f"{name}:{number}")
-        for name in source.names
-        if posixpath.basename(name) == LABEL_MAP
-        for number, line in enumerate(source.read(name).decode("utf-8-sig", "replace").splitlines(), 1)
-        if line.strip() and not line.startswith("#")
-    ]
+    """Read the classes that CVAT names; one without a colour (``road:::``) has that of VOC for its id."""
+    names = [name for name in source.names if posixpath.basename(name) == LABEL_MAP]
+    classes = [one for name in names for one in read_class_list(source, name)]
     return [
-        _mapped_class(line, where, color) for (line, where), color in zip(lines, _voc_colors(), strict=False)
+        ForeignClass(one.name.removesuffix(":::"), color if one.color is None else one.color)
+        for one, color in zip(classes, _voc_colors(), strict=False)
     ]
-
-
-def _mapped_class(line: str, where: str, usual_color: Color) -> ForeignClass:
-    name, _, rest = line.partition(":")
-    color = rest.split(":")[0]
-    if not color:
-        return ForeignClass(name.strip(), usual_color)
-    try:
-        red, green, blue = map(int, color.split(","))
-    except ValueError as error:
-        raise InterchangeError(f"{where}: not name:red,green,blue:parts:actions: {line!r}") from error
-    return ForeignClass(name.strip(), (red, green, blue))
 
 
 def _splits(source: Source) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -130,34 +131,40 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _groups(network: SegmentationNetwork, config: OptimizerConfig) -> list[dict[str, Any]]:
-    factors = _lr_factors(network.architecture, config)
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    """Return trunk, heads and the pretrained backbone, if any, each with and without weight decay.
+
+    Checkpoints depend on the order, and on empty groups being there.
+    """
+    architecture = network.architecture
+    lr_factors = {"trunk": 1.0, "heads": config.head_lr_factor}
+    part_of = dict.fromkeys(map(id, _head_weights(architecture)), "heads")
+    backbone = architecture.pretrained_part()
+    if backbone is not None:
+        lr_factors["backbone"] = config.backbone_lr_factor
+        part_of |= dict.fromkeys(map(id, backbone.parameters()), "backbone")
+    elif config.backbone_lr_factor != 1:
+        raise ConfigError("optimizer.backbone_lr_factor: this architecture has no pretrained backbone")
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (part, decay): [] for part in lr_factors for decay in (True, False)
+    }
     for parameter in network.parameters():
         # Batch-normalisation gains and all biases are vectors; what is decayed has more axes.
-        group = (factors.get(id(parameter), 1.0), parameter.ndim > 1)
-        groups.setdefault(group, []).append(parameter)
+        groups[part_of.get(id(parameter), "trunk"), parameter.ndim > 1].append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": config.weight_decay if decay else 0.0,
-            "lr_factor": lr_factor,
+            "lr_factor": lr_factors[part],
         }
-        for (lr_factor, decay), parameters in groups.items()
+        for (part, decay), parameters in groups.items()
     ]
 
 
-def _lr_factors(architecture: SegmentationArchitecture, config: OptimizerConfig) -> dict[int, float]:
-    """Return the factors of heads and backbone by the id of each of their parameters."""
+def _head_weights(architecture: SegmentationArchitecture) -> Iterator[nn.Parameter]:
     heads = [architecture.main_head(), *architecture.auxiliary_heads().values()]
     if isinstance(architecture, BiSeNetV1 | BiSeNetV1Lite):
         heads.append(architecture.ffm)  # as the published code counts it
-    factors = {id(weight): config.head_lr_factor for head in heads for weight in head.parameters()}
-    backbone = architecture.pretrained_part()
-    if backbone is not None:
-        factors |= {id(weight): config.backbone_lr_factor for weight in backbone.parameters()}
-    elif config.backbone_lr_factor != 1:
-        raise ConfigError("optimizer.backbone_lr_factor: this architecture has no pretrained backbone")
-    return factors
+    return (weight for head in heads for weight in head.parameters())
 
 
 class MovingAverage:

@@ -1,8 +1,8 @@
-"""Load on something that answers pictures, in closed and open loops, and what came of it.
+"""Closed and open loops of requests, and the figures of a load.
 
-In a closed loop a slow answer delays the requests behind it, and nobody measures how long those would have
-waited. An open loop sends whatever is answered, and latency counts from the moment at which a request was
-meant to be sent: a stalled service, or a stalled sender, shows in every request that it delayed.
+In a closed loop a slow answer delays the requests behind it, and their waiting is not measured. An open loop
+sends at given times. Its latencies count from the intended time of sending: a service or a sender that stalls
+shows in every request that it delays.
 
 Source:
     Gil Tene, "How NOT to Measure Latency": coordinated omission; github.com/giltene/wrk2.
@@ -18,9 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Send = Callable[[int], Awaitable[None]]
-"""Has the request of this number, from 0, answered; raises ``RefusedError`` where there is no answer."""
+from service.cli.bench.percentile import percentile
 
+Send = Callable[[int], Awaitable[None]]
+"""Sends the request of this number, from 0, and waits for its answer.
+
+Raises:
+    RefusedError: there is no answer.
+"""
 
 Clock = Callable[[], float]
 
@@ -34,69 +39,74 @@ class RequestRecord:
     """One request.
 
     Attributes:
-        intended_s: when it was meant to be sent, on the clock of the load.
-        ended_s: when its answer was complete, or its refusal.
-        refusal: why there was no answer; None = there was.
+        intended_s: intended time of sending, on the clock of the load.
+        ended_s: time at which the answer was complete, or the refusal.
+        refusal: code of the refusal; None = it was answered.
     """
 
     intended_s: float
     ended_s: float
     refusal: str | None = None
 
+    @property
+    def latency_s(self) -> float:
+        """Seconds from the intended time of sending to the end."""
+        return self.ended_s - self.intended_s
+
 
 async def closed_loop(
     send: Send, *, in_flight: int, seconds: float, clock: Clock = time.monotonic
 ) -> list[RequestRecord]:
-    """Send a request for each one that was answered, for about ``seconds``.
+    """Keep a number of requests under way: each answer is followed by the next request.
 
     Args:
-        send: has a request answered.
-        in_flight: how many are under way all the time.
-        seconds: no request begins later; each sender sends one at least.
-        clock: tells seconds; not the event loop's own, which may tell milliseconds only.
+        send: sends one request.
+        in_flight: requests under way.
+        seconds: no request begins later; each sender sends at least one.
+        clock: seconds; not the event loop's own clock, which may count milliseconds only.
     """
     end_s = clock() + seconds
-    shots: list[RequestRecord] = []
+    records: list[RequestRecord] = []
     number = iter(range(1 << 62))
 
     async def keep_sending() -> None:
         while True:
-            shots.append(await _shot(send, next(number), clock(), clock))
+            records.append(await _record(send, next(number), clock(), clock))
             if clock() >= end_s:
                 return
 
     async with asyncio.TaskGroup() as senders:
         for _ in range(in_flight):
             senders.create_task(keep_sending())
-    return shots
+    return records
 
 
 async def open_loop(
     send: Send, *, arrivals_s: Sequence[float], clock: Clock = time.monotonic
 ) -> list[RequestRecord]:
-    """Send at given times, whatever is answered meanwhile.
+    """Send requests at given times, whether or not earlier ones are answered.
 
     Args:
-        send: has a request answered.
-        arrivals_s: when, in seconds from now, ascending.
-        clock: as for ``closed_loop``.
+        send: sends one request.
+        arrivals_s: times of sending, in seconds from now, ascending.
+        clock: seconds; not the event loop's own clock, which may count milliseconds only.
     """
     began_s = clock()
     async with asyncio.TaskGroup() as requests:
         tasks = []
         for number, arrival_s in enumerate(arrivals_s):
             await asyncio.sleep(began_s + arrival_s - clock())
-            tasks.append(requests.create_task(_shot(send, number, began_s + arrival_s, clock)))
+            tasks.append(requests.create_task(_record(send, number, began_s + arrival_s, clock)))
     return [task.result() for task in tasks]
 
 
 def poisson_arrivals(*, rate: float, seconds: float, seed: int = 0) -> list[float]:
-    """Return when independent clients send, in seconds from the start, ascending.
+    """Return the times at which independent clients send, in seconds from the start, ascending.
 
     Args:
         rate: requests a second, on average.
         seconds: no request comes later.
-        seed: the same one gives the same times.
+        seed: equal seeds give equal times.
     """
     random = np.random.default_rng(seed)
     gaps_s = random.exponential(1 / rate, size=int(rate * seconds * 2) + 100)
@@ -106,16 +116,16 @@ def poisson_arrivals(*, rate: float, seconds: float, seed: int = 0) -> list[floa
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """What a load came to.
+    """The figures of a load; latencies are those of answered requests, from the intended time of sending.
 
     Attributes:
-        answered: requests that were.
-        refused: how many were not, by code.
-        pictures_per_s: answered ones by the time from the first request to the last answer.
-        p50_ms: of the latency of what was answered, from the intended time; None where nothing was.
-        p95_ms: the same; None where the answers are too few.
-        p99_ms: the same.
-        max_ms: the same.
+        answered: number of answered requests.
+        refused: number of refused requests by code.
+        pictures_per_s: answered requests by the time from the first request to the last answer.
+        p50_ms: of the latencies; None where there is no answer.
+        p95_ms: of the latencies; None where the answers are too few.
+        p99_ms: of the latencies; None where the answers are too few.
+        max_ms: of the latencies; None where there is no answer.
     """
 
     answered: int
@@ -127,7 +137,7 @@ class LoadFigures:
     max_ms: float | None
 
     def __str__(self) -> str:
-        """Return the table, for people."""
+        """Return a table."""
         shown = [self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms]
         cells = ["-" if value is None else f"{value:.2f}" for value in shown]
         row = "{:>10}{:>12}{:>10}{:>10}{:>10}{:>10}"
@@ -139,19 +149,14 @@ class LoadFigures:
         return "\n".join(lines)
 
 
-def figures_of(shots: Sequence[RequestRecord]) -> LoadFigures:
-    """Sum up a load.
-
-    Args:
-        shots: at least one.
-    """
-    answered = [shot for shot in shots if shot.refusal is None]
-    latencies_ms = [1e3 * (shot.ended_s - shot.intended_s) for shot in answered]
-    took_s = max(shot.ended_s for shot in shots) - min(shot.intended_s for shot in shots)
+def figures_of(records: Sequence[RequestRecord]) -> LoadFigures:
+    """Return the figures of a load of at least one request."""
+    latencies_ms = [1e3 * record.latency_s for record in records if record.refusal is None]
+    took_s = max(record.ended_s for record in records) - min(record.intended_s for record in records)
     return LoadFigures(
-        answered=len(answered),
-        refused=dict(Counter(shot.refusal for shot in shots if shot.refusal is not None)),
-        pictures_per_s=round(len(answered) / took_s, 2) if took_s else 0.0,
+        answered=len(latencies_ms),
+        refused=refusals(records),
+        pictures_per_s=round(len(latencies_ms) / took_s, 2) if took_s else 0.0,
         p50_ms=percentile(latencies_ms, 50),
         p95_ms=percentile(latencies_ms, 95),
         p99_ms=percentile(latencies_ms, 99),
@@ -159,14 +164,12 @@ def figures_of(shots: Sequence[RequestRecord]) -> LoadFigures:
     )
 
 
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return a percentile; None where less than half a value lies above it: nothing is known of it then."""
-    if len(values) * (1 - percent / 100) < 0.5:  # noqa: PLR2004 - the median of one value is that value
-        return None
-    return round(float(np.percentile(values, percent)), 3)
+def refusals(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Return the number of refused requests by code."""
+    return dict(Counter(record.refusal for record in records if record.refusal is not None))
 
 
-async def _shot(send: Send, number: int, intended_s: float, clock: Clock) -> RequestRecord:
+async def _record(send: Send, number: int, intended_s: float, clock: Clock) -> RequestRecord:
     try:
         await send(number)
     except RefusedError as error:

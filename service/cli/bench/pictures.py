@@ -1,4 +1,4 @@
-"""Pictures to measure with: files of a folder, or soft shapes with some noise, at the sizes asked for.
+"""Pictures to measure with: those of a folder, or soft shapes with some noise, in given sizes.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -31,7 +31,7 @@ def parse_image_size(text: str) -> ImageSize:
     """Read ``HEIGHTxWIDTH``.
 
     Raises:
-        typer.BadParameter: it is written otherwise.
+        typer.BadParameter: the text has another form.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
@@ -40,22 +40,22 @@ def parse_image_size(text: str) -> ImageSize:
 
 
 def encoded_pictures(sizes: Sequence[ImageSize], folder: Path | None = None) -> list[bytes]:
-    """Return JPEG files to be sent in turn: each picture in one size, each size in turn.
+    """Return JPEG files: the pictures one after the other, each in the next size.
 
     Args:
         sizes: of the pictures.
-        folder: whose pictures are resized; None = made-up ones, which take as long to decode as photographs,
-            but whose masks are not those of a street.
+        folder: of the pictures; None = made-up ones, which take as long to decode as photographs. Their masks
+            are simpler than those of a street.
 
     Raises:
         typer.BadParameter: the folder has no pictures, or other files.
     """
-    sources = [_made_up(seed) for seed in range(_MADE_UP)] if folder is None else _read(folder)
+    sources = [_made_up_picture(seed) for seed in range(_MADE_UP)] if folder is None else _read(folder)
     count = max(len(sources), len(sizes))
     return [_jpeg(sources[n % len(sources)], sizes[n % len(sizes)]) for n in range(count)]
 
 
-def _made_up(seed: int) -> UInt8Array:
+def _made_up_picture(seed: int) -> UInt8Array:
     random = np.random.default_rng(seed)
     grid = Image.fromarray(random.integers(0, 256, _GRID, np.uint8))
     smooth_HW3 = np.asarray(grid.resize((1024, 512), Image.Resampling.BICUBIC), np.int16)
@@ -70,7 +70,7 @@ def _read(folder: Path) -> list[UInt8Array]:
     try:
         return [decode_image(path.read_bytes()) for path in files]
     except ImageError as error:
-        raise typer.BadParameter(f"{folder} holds something else than pictures: {error}") from error
+        raise typer.BadParameter(f"{folder} holds a file that is no picture: {error}") from error
 
 
 def _jpeg(source_HW3: UInt8Array, size: ImageSize) -> bytes:

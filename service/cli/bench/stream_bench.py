@@ -5,22 +5,30 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Self
-from urllib.request import Request, urlopen
 
 import typer
-import uvloop
-from prometheus_client.parser import text_string_to_metric_families
 
-from service.cli.bench.http_target import RunningService, running_service
-from service.cli.bench.load import RefusedError, percentile
+from service.cli.bench.load import RefusedError
+from service.cli.bench.options import (
+    AsJson,
+    Force,
+    KeyFile,
+    Model,
+    Pictures,
+    Precision,
+    Seconds,
+    refuse_busy,
+    run_async,
+    service_arguments,
+)
+from service.cli.bench.own_service import ServiceWatch, own_service
+from service.cli.bench.percentile import percentile
 from service.cli.bench.pictures import encoded_pictures, parse_image_size
 from service.cli.grpc_target import CaFile, Connect, Tls, connector, refuse_tls_on_loopback
 from service.cli.local import EXIT_FAILED
@@ -29,24 +37,22 @@ from service.client.errors import ClientError
 from service.client.grpc_client import AsyncGrpcClient, FrameCall
 from service.client.ledger import FrameLedger
 from service.core.memory import frozen_objects
-from service.machine import Machine, is_busy, this_machine
-from service.telemetry import PICTURE_CPU
+from service.machine import Machine, this_machine
 
 _WARM_UP = 10
-_PATIENCE_S = 30.0
 _BLOCK_WINDOW = 8
 """Frames of a film that are under way: more than the service takes at once."""
 
 
 @dataclass(frozen=True)
 class StreamLoad:
-    """What is sent.
+    """The frames of a measurement.
 
     Attributes:
-        cameras: streams, each on a connection of its own.
-        fps: frames a second that each sends; 0 = as many as are taken.
+        cameras: number of streams; each has a connection of its own.
+        fps: frames a second of each camera; 0 = as many as the service takes.
         policy: of all streams.
-        seconds: how long.
+        seconds: duration.
         size: of the frames.
     """
 
@@ -59,7 +65,14 @@ class StreamLoad:
 
 @dataclass(frozen=True)
 class CameraFigures:
-    """What became of the frames of one camera; ages from the intended moment of capture to the result."""
+    """The frames of one camera.
+
+    Attributes:
+        sent: number of frames.
+        outcomes: number of frames by outcome.
+        age_p50_ms: of the time from the intended moment of capture to the result.
+        age_p99_ms: of the time from the intended moment of capture to the result.
+    """
 
     sent: int
     outcomes: dict[str, int]
@@ -69,13 +82,13 @@ class CameraFigures:
 
 @dataclass(frozen=True)
 class ServerCost:
-    """What a service on this machine took for it.
+    """The cost of the frames for a service on this machine.
 
     Attributes:
-        cpu_ms: of the serving process for each result, decoding and encoding included.
-        overhead_ms: the same without what its threads took to decode frames and to encode masks, by its own
-            metrics; the network runs in another process.
-        rss_mb: of all its processes when the load began, in the middle of it, and at its end.
+        cpu_ms: processor time of the service's process for each result, in milliseconds.
+        overhead_ms: the part of ``cpu_ms`` outside decoding frames and encoding masks. The network runs in
+            another process.
+        rss_mb: memory of all its processes at the beginning, in the middle and at the end of the load.
     """
 
     cpu_ms: float
@@ -83,7 +96,7 @@ class ServerCost:
     rss_mb: tuple[float, float, float]
 
     def __str__(self) -> str:
-        """Return the cost for people."""
+        """Return one line."""
         rss = ", ".join(f"{mb:.0f}" for mb in self.rss_mb)
         return (
             f"server: {self.cpu_ms:.2f} ms CPU a result, {self.overhead_ms:.2f} ms of it neither decoding "
@@ -93,22 +106,23 @@ class ServerCost:
 
 @dataclass(frozen=True)
 class StreamReport:
-    """The ledger and everything without which it means nothing.
+    """The figures of all cameras with their context.
 
     Attributes:
-        load: what was sent.
+        load: frames that were sent.
         model: that answered.
-        single_frame_ms: from sending one frame to its result, when nothing else is under way; median.
+        single_frame_ms: median time from sending a frame to its result while no other frame is under way.
         results_per_s: of all cameras together.
-        share_spread: results of the best served camera over those of the worst, minus one.
+        share_spread: results of the camera with the most, over those of the camera with the fewest, minus 1.
         age_p50_ms: of all results.
         age_p99_ms: of all results.
-        age_limit_ms: frame interval + 2 single frames + 20 ms, of a camera that is served live.
-        totals: frames by what became of them.
-        is_balanced: answered + dropped + failed = sent, for each camera.
-        cameras: one by one.
+        age_limit_ms: frame interval + 2 single frames + 20 ms: the goal for cameras that are served live;
+            None without a frame rate.
+        totals: number of frames by outcome, and of all frames (``sent``).
+        is_balanced: whether answered + dropped + failed = sent, for each camera.
+        cameras: each camera.
         cost: None where the service runs elsewhere.
-        machine: that of the clients.
+        machine: of the clients.
     """
 
     load: StreamLoad
@@ -126,12 +140,12 @@ class StreamReport:
     machine: Machine
 
     def __str__(self) -> str:
-        """Return the figures for people."""
+        """Return one line for each figure."""
         load = self.load
         totals = ", ".join(f"{count} {name}" for name, count in self.totals.items())
         lines = [
             f"stream: {self.model}, {load.cameras} x {load.size}, {load.fps:g} fps, {load.policy}",
-            f"{self.machine.processor}, {self.machine.cores} cores",
+            self.machine.summary,
             f"{self.results_per_s:.1f} results/s; one frame alone {self.single_frame_ms:.1f} ms",
             f"age p50 {self.age_p50_ms} ms, p99 {self.age_p99_ms} ms (limit {self.age_limit_ms} ms)",
             f"shares within {100 * self.share_spread:.1f} %",
@@ -145,24 +159,19 @@ def stream(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A service that runs; else one is started.")
     ] = None,
-    key_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Holds the API key.")
-    ] = None,
+    key_file: KeyFile = None,
     tls: Tls = False,
     ca_file: CaFile = None,
     cameras: Annotated[int, typer.Option(min=1, help="Streams at the same time.")] = 8,
     fps: Annotated[float, typer.Option(min=0, help="Of each camera; 0 = as fast as it goes.")] = 30.0,
     policy: Annotated[FramePolicy, typer.Option(help="latest or block.")] = "latest",
-    seconds: Annotated[float, typer.Option(min=0, help="How long to send.")] = 30.0,
+    seconds: Seconds = 30.0,
     size: Annotated[str, typer.Option(metavar="HxW", help="Of the frames.")] = "360x480",
-    pictures: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="A folder of pictures; else made-up ones."),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, f32, bf16, f16 or int8.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Measure even though the machine is busy.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
+    pictures: Pictures = None,
+    model: Model = None,
+    precision: Precision = None,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send frames of many cameras to a service and account for each of them.
 
@@ -170,101 +179,49 @@ def stream(
         bisenet bench stream --cameras 8 --fps 30 --seconds 600
         bisenet bench stream --cameras 1 --fps 0 --policy block --json
     """
+    flags = {"--model": model, "--precision": precision}
+    arguments = service_arguments(flags, address=address, option="--address")
     if not address:
         refuse_tls_on_loopback(tls=tls, ca_file=ca_file)
     wanted = parse_image_size(size)
     frames = encoded_pictures([wanted], pictures)
-    if is_busy() and not force:
-        typer.echo("error: the machine is busy with other work; wait, or measure with --force", err=True)
-        raise typer.Exit(EXIT_FAILED)
+    refuse_busy(force=force)
     load = StreamLoad(cameras, fps, policy, seconds, str(wanted))
-    flags = {"--model": model, "--precision": precision}
-    arguments = [word for flag, value in flags.items() if value for word in (flag, value)]
     try:
-        with ExitStack() as stack, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            stack.enter_context(frozen_objects())  # pauses of this program would be charged to the service
+        with ExitStack() as stack:
+            stack.enter_context(frozen_objects())  # a pause of this process would count as age of frames
             watch = None
             if address is None:
-                service = stack.enter_context(running_service(arguments))
+                service = stack.enter_context(own_service(arguments))
                 address, watch = service.grpc_address, ServiceWatch(service)
             connect = connector(address, key_file, tls=tls, ca_file=ca_file)
-            report = runner.run(_measure(connect, load, frames, watch))
+            report = run_async(_measure(connect, load, frames, watch))
     except (ClientError, RefusedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else str(report))
 
 
-class ServiceWatch:
-    """Looks at a service of our own: its processor time, what of it pictures took, and its memory.
-
-    Args:
-        service: runs on this machine.
-    """
-
-    def __init__(self, service: RunningService) -> None:
-        self._pid = service.pid
-        self._metrics = Request(  # noqa: S310 - it has said itself where it listens
-            f"{service.admin_url}/metrics",
-            headers={"Authorization": f"Bearer {service.admin_token_file.read_text('utf-8').strip()}"},
-        )
-
-    def picture_cpu_s(self) -> float:
-        """Return the time that decoding and encoding have spent on processors.
-
-        Raises:
-            RefusedError: the service does not tell.
-        """
-        try:
-            with urlopen(self._metrics, timeout=_PATIENCE_S) as answer:  # noqa: S310 - as above
-                families = text_string_to_metric_families(answer.read().decode())
-        except OSError as error:
-            raise RefusedError(f"no metrics: {error}") from error
-        samples = (sample for family in families for sample in family.samples)
-        return sum(sample.value for sample in samples if sample.name == PICTURE_CPU)
-
-    def cpu_s(self) -> float:
-        """Return the time that the process itself has spent on processors."""
-        return process_cpu_s(self._pid)
-
-    def rss_mb(self) -> float:
-        """Return the memory of the process and its children."""
-        tasks = Path(f"/proc/{self._pid}/task").iterdir()
-        children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-        return sum(_rss_mb(pid) for pid in (self._pid, *children))
-
-
-def process_cpu_s(pid: int) -> float:
-    """Return the time that a process of this machine has spent on processors, in steps of 10 ms."""
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _rss_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 @dataclass
 class _Camera:
-    """One stream, its clock and its book."""
+    """One stream, the capture times of its frames, and its ledger."""
 
     call: FrameCall
     ledger: FrameLedger = field(default_factory=FrameLedger)
     captured_s: dict[int, float] = field(default_factory=dict)
     ages_s: list[float] = field(default_factory=list)
-    _room: asyncio.Event = field(default_factory=asyncio.Event)
+    _answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, load: StreamLoad, frames: Sequence[bytes]) -> None:
-        """Send at the camera's rate, whatever becomes of the frames."""
+        """Send frames at the camera's rate, whether or not earlier ones are answered."""
         started_s = time.monotonic()
         seq = 0
         while (now_s := time.monotonic()) < started_s + load.seconds:
             due_s = started_s + seq / load.fps if load.fps else now_s
             await asyncio.sleep(max(0.0, due_s - now_s))
             while not load.fps and len(self.ledger) >= _BLOCK_WINDOW:
-                self._room.clear()
-                await self._room.wait()
+                self._answered.clear()
+                await self._answered.wait()
             seq += 1
             self.captured_s[seq] = due_s if load.fps else time.monotonic()
             self.ledger.send(seq)
@@ -272,10 +229,10 @@ class _Camera:
         await self.call.end()
 
     async def listen(self) -> None:
-        """Book every answer."""
+        """Enter every answer into the ledger."""
         while (event := await self.call.next_event()) is not None:
             self.ledger.take(event)
-            self._room.set()
+            self._answered.set()
             if isinstance(event, Result):
                 self.ages_s.append(time.monotonic() - self.captured_s.pop(event.seq))
 
@@ -293,7 +250,7 @@ async def _measure(
         single_s = await _single_frame_s(client, frames)
     async with _Cameras(connect, load) as cameras:
         begun_s = time.monotonic()
-        cost = await _costed(cameras, load, frames, watch)
+        cost = await _run_and_watch(cameras, load, frames, watch)
         seconds = time.monotonic() - begun_s
     results = [camera.ledger.outcomes["answered"] for camera in cameras.all]
     ages_s = [age_s for camera in cameras.all for age_s in camera.ages_s]
@@ -343,25 +300,24 @@ class _Cameras:
                 tasks.create_task(camera.send(self._load, frames))
 
 
-async def _costed(
+async def _run_and_watch(
     cameras: _Cameras, load: StreamLoad, frames: Sequence[bytes], watch: ServiceWatch | None
 ) -> ServerCost | None:
-    """Run the load, and look at the service meanwhile."""
+    """Run the load; returns its cost, if the service can be watched."""
     if watch is None:
         await cameras.run(frames)
         return None
-    picture_s = await asyncio.to_thread(watch.picture_cpu_s)
-    cpu_s, begin_mb = watch.cpu_s(), watch.rss_mb()
+    before = await asyncio.to_thread(watch.processor_times)
+    begin_mb = watch.rss_mb()
     running = asyncio.create_task(cameras.run(frames))
     await asyncio.wait([running], timeout=load.seconds / 2)
     middle_mb = watch.rss_mb()
     await running
-    cpu_s = watch.cpu_s() - cpu_s
-    picture_s = await asyncio.to_thread(watch.picture_cpu_s) - picture_s
+    spent = await asyncio.to_thread(watch.processor_times) - before
     results = max(1, sum(camera.ledger.outcomes["answered"] for camera in cameras.all))
     return ServerCost(
-        cpu_ms=round(1e3 * cpu_s / results, 3),
-        overhead_ms=round(1e3 * (cpu_s - picture_s) / results, 3),
+        cpu_ms=round(1e3 * spent.service_s / results, 3),
+        overhead_ms=round(1e3 * spent.overhead_s / results, 3),
         rss_mb=(begin_mb, middle_mb, watch.rss_mb()),
     )
 

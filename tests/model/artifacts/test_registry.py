@@ -525,3 +525,8 @@ def test_neither_the_registry_nor_what_it_needs_imports_torch_or_reports_home(tm
     output = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120).stdout
     assert json.loads(output) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_no_longer_shipped_says_what_to_use_instead(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="use camvid"):
+        ModelRegistry(tmp_path).resolve("bisenetv2-camvid")

@@ -41,5 +41,5 @@ def test_a_shipped_int8_version_was_made_from_the_original_beside_it(folder: Pat
 
 def test_what_is_shipped_stays_small() -> None:
     sizes = [path.stat().st_size for path in SHIPPED_MODELS.rglob("*") if path.is_file()]
-    assert max(sizes) <= 8 * MEGABYTE
-    assert sum(sizes) <= 16 * MEGABYTE
+    assert max(sizes) <= 8.5 * MEGABYTE
+    assert sum(sizes) <= 24 * MEGABYTE

@@ -156,6 +156,14 @@ def test_paths_that_start_at_the_list_are_told_the_line_that_leads_to_them(file:
     assert np.array_equal(first_pair(file)[0], IMAGE)
 
 
+@pytest.mark.parametrize("name", ["label.PNG", "label.bmp", "Label_mask.png"])
+def test_a_missing_file_is_told_what_is_called_alike(file: Path, name: str) -> None:
+    file.with_name("label.png").rename(file.with_name(name))
+    alike = name[len("label") :]
+    with pytest.raises(PairError, match=rf"label\.png: No such file or directory; there is a \*{alike} in"):
+        first_pair(file)
+
+
 def test_missing_labels_mean_a_class_if_the_file_says_so(file: Path) -> None:
     file.with_name("label.png").unlink()
     with pytest.raises(PairError, match="No such file") as error:

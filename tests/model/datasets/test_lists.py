@@ -85,6 +85,13 @@ def test_another_separator_is_named_with_the_command_that_changes_it(separator: 
         parsed(f"a/1.jpg{separator}b/1.png\n")
 
 
+def test_a_line_with_one_name_is_told_what_a_line_is() -> None:
+    with pytest.raises(DatasetError, match=r"'1.jpg'; a line names a picture and its labels"):
+        parsed("1.jpg\n")
+    with pytest.raises(DatasetError, match=r"'2007_000032'; .* bisenet dataset import voc"):
+        parsed("2007_000032\n2007_000039\n")
+
+
 def test_labels_may_be_left_empty_where_a_missing_label_means_a_class() -> None:
     rules = ListRules(may_lack_labels=True)
     (pair,) = parse_list(b"1.jpg,\n", LIST, ROOT, rules)

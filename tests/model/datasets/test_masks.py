@@ -188,6 +188,13 @@ def test_anti_aliased_edges_of_gray_masks_are_named(low: int, high: int, label_m
     assert f'"{low},{low},{low}" = 0\n    "{high},{high},{high}" = 1' in message
 
 
+def test_every_class_keeps_its_gray_value_where_a_mask_shows_some_of_them() -> None:
+    message = refusal(encoded(smooth_edges(0, 255)), THREE, {255: 2, 127: 1})
+    assert message.endswith('"0,0,0" = 0\n    "127,127,127" = 1\n    "255,255,255" = 2')
+    message = refusal(encoded(smooth_edges(0, 200)), TWO, {0: 1, 200: 0})
+    assert message.endswith('"0,0,0" = 1\n    "200,200,200" = 0')
+
+
 def test_areas_are_not_taken_for_edges() -> None:
     values = IDS.copy()
     values[0:4, 0:9], values[16:20, 0:9], values[16:20, 20:30] = 30, 40, 50

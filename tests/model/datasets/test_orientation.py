@@ -42,7 +42,7 @@ def test_labels_that_contradict_the_policy_are_told_the_other_one(
 @pytest.mark.parametrize("policy", [None, *get_args(ExifPolicy)])
 def test_a_picture_that_is_not_turned_has_labels_of_its_size(policy: ExifPolicy | None) -> None:
     assert not is_drawn_on_stored(WIDE, WIDE, 1, policy)
-    with pytest.raises(MaskError, match=r"labels are 4x3, their picture is 3x4$"):
+    with pytest.raises(MaskError, match=r"labels are 4x3, their picture is 3x4; save them at"):
         is_drawn_on_stored(TALL, WIDE, 1, policy)
 
 

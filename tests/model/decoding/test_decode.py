@@ -203,12 +203,12 @@ def test_the_most_extreme_scores_still_become_class_ids(extreme: float) -> None:
     assert got_HW.max() < 3
 
 
-def test_blends_that_overflow_name_the_lowest_contender() -> None:
+def test_blends_that_overflow_name_the_lowest_candidate() -> None:
     corners_K4 = np.full((3, 4), np.finfo(np.float32).min)
     weights_4P = np.full((4, 2), np.nextafter(np.float32(0.25), np.float32(1)))
     best_P, ids_P = np.zeros(2, np.float32), np.full(2, 99, np.uint8)
     with np.errstate(over="ignore"):
-        decode._settle(corners_K4, np.array([1, 2], np.uint8), weights_4P, best_P, ids_P)
+        decode._pick_highest_blend(corners_K4, np.array([1, 2], np.uint8), weights_4P, best_P, ids_P)
     assert ids_P.tolist() == [1, 1]
 
 

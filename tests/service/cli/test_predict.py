@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from hypothesis import given
-from hypothesis import strategies as st
+from fakes import PATIENCE_S, write_pooling_artifact
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from service.cli.local import local_settings, open_segmenter
-from service.cli.predict import PredictTask, plan, predict
+from service.cli.predict import predict
 from service.core.pictures.codec import encode_palette_png
+from service.core.pictures.picture import EncodedPicture
 from service.core.pictures.segmenter import Segmentation
 from service.engines import NO_GPU
 
 Run = Callable[..., Result]
+
+ROOT = Path(__file__).parents[3]
+DATA = os.environ.get("BISENET_DATA_ROOT")
 
 app = typer.Typer()
 app.command()(predict)
@@ -73,9 +79,9 @@ def test_the_mask_is_what_the_segmenter_and_the_codec_make_of_the_same_bytes(
         monkeypatch.setenv(name, value)
 
     async def encoded() -> bytes:
-        with open_segmenter(local_settings({})) as (segmenter, _):
-            deadline_s = time.monotonic() + 30
-            async with segmenter.segment(source.read_bytes(), _png, deadline_s=deadline_s) as encoded:
+        with open_segmenter(local_settings({})) as (segmenter, model):
+            picture, deadline_s = EncodedPicture(source.read_bytes()), time.monotonic() + 30
+            async with segmenter.segment(model, picture, _png, deadline_s=deadline_s) as encoded:
                 return encoded
 
     assert target.read_bytes() == asyncio.run(encoded())
@@ -151,55 +157,159 @@ def test_what_cannot_run_is_named_before_anything_is_written(
     assert not (tmp_path / "mask.png").exists()
 
 
-class TestPlan:
-    def test_a_folder_without_pictures_is_bad_usage(self, run: Run, tmp_path: Path) -> None:
-        (tmp_path / "in").mkdir()
-        assert run(tmp_path / "in", "--out", tmp_path / "masks").exit_code == 2
+class TestFolders:
+    def test_structure_is_kept_and_other_files_are_told(self, run: Run, tmp_path: Path) -> None:
+        for name in ("1.jpg", "2.tif", "3.bmp", "cam1/0001.jpg", "cam2/0001.jpg"):
+            picture(tmp_path / "in" / name)
+        (tmp_path / "in" / "notes.txt").write_text("no picture")
+        result = run(tmp_path / "in", "--out", tmp_path / "masks")
+        assert result.exit_code == 0
+        assert result.stderr == "not taken: 1 .txt\n"
+        assert result.stdout.startswith("5 of 5 pictures by pooling@1")
+        written = {str(path.relative_to(tmp_path / "masks")) for path in (tmp_path / "masks").rglob("*.png")}
+        assert written == {"1.png", "2.png", "3.png", "cam1/0001.png", "cam2/0001.png"}
 
-    def test_an_input_that_is_not_there_is_bad_usage(self, run: Run, tmp_path: Path) -> None:
+    def test_the_json_report_counts_other_files(self, run: Run, tmp_path: Path) -> None:
+        picture(tmp_path / "in" / "a.jpg")
+        (tmp_path / "in" / "notes.txt").write_text("no picture")
+        assert report(run(tmp_path / "in", "--out", tmp_path / "masks", "--json"))["not_taken"] == {".txt": 1}
+
+    def test_no_pictures_is_bad_usage_and_says_where_it_looked(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "notes.txt").write_text("no picture")
+        result = run(tmp_path / "in", "--out", tmp_path / "masks")
+        assert result.exit_code == 2
+        assert "no pictures in" in result.stderr
+
+    def test_an_input_that_does_not_exist_is_bad_usage(self, run: Run, tmp_path: Path) -> None:
         assert run(tmp_path / "in.png", "--out", tmp_path / "mask.png").exit_code == 2
 
-    def test_two_masks_of_one_name_are_refused_and_both_pictures_named(self, tmp_path: Path) -> None:
-        first, second = picture(tmp_path / "a" / "x.png"), picture(tmp_path / "b" / "x.jpg")
-        with pytest.raises(typer.BadParameter, match=r"a/x\.png and .*b/x\.jpg would both become .*x\.png"):
-            plan([first, second], tmp_path / "masks")
-
-    def test_a_picture_is_never_overwritten_by_a_mask(self, tmp_path: Path) -> None:
-        picture(tmp_path / "in" / "a.jpg")
-        picture(tmp_path / "in" / "a.png")
-        with pytest.raises(typer.BadParameter, match="place of a picture"):
-            plan([tmp_path / "in" / "a.jpg", tmp_path / "in" / "a.png"], tmp_path / "in")
-        with pytest.raises(typer.BadParameter, match="place of a picture"):
-            plan([tmp_path / "in" / "a.png"], tmp_path / "in" / "a.png")
-
-    def test_a_picture_that_is_named_twice_is_done_once(self, tmp_path: Path) -> None:
-        source = picture(tmp_path / "in" / "a.png")
-        assert plan([source, tmp_path / "in"], tmp_path / "out") == [
-            PredictTask(source, tmp_path / "out" / "a.png")
-        ]
-
-    def test_a_mask_is_a_png(self, tmp_path: Path) -> None:
-        with pytest.raises(typer.BadParameter, match="PNG"):
-            plan([picture(tmp_path / "a.png")], tmp_path / "mask.jpg")
-
-    def test_a_folder_that_exists_is_a_folder_whatever_it_is_called(self, tmp_path: Path) -> None:
-        source = picture(tmp_path / "a.png")
-        (tmp_path / "v1.2").mkdir()
-        assert plan([source], tmp_path / "v1.2") == [PredictTask(source, tmp_path / "v1.2" / "a.png")]
-
-    @given(st.sets(st.from_regex(r"[a-z]{1,3}\.(png|jpg|txt)", fullmatch=True), min_size=1, max_size=8))
-    def test_each_picture_has_a_mask_of_its_own_or_nothing_is_done(
-        self, tmp_path_factory: pytest.TempPathFactory, names: set[str]
+    def test_names_that_are_not_utf8_are_read_written_and_printed(
+        self, environment: dict[str, str], tmp_path: Path
     ) -> None:
-        folder = tmp_path_factory.mktemp("plan")
-        for name in names:
-            (folder / name).touch()
-        pictures = {name for name in names if not name.endswith(".txt")}
-        stems = {name.rpartition(".")[0] for name in pictures}
-        if not pictures or len(stems) < len(pictures):
-            with pytest.raises(typer.BadParameter):
-                plan([folder], folder / "masks")
-        else:
-            jobs = plan([folder], folder / "masks")
-            assert {job.source.name for job in jobs} == pictures
-            assert {job.target.name for job in jobs} == {f"{stem}.png" for stem in stems}
+        folder = tmp_path / os.fsdecode(b"in\xe9")
+        picture(folder / os.fsdecode(b"a\xe9.png"))
+        (folder / os.fsdecode(b"b\xe9.png")).write_bytes(b"no picture")
+        (folder / os.fsdecode(b"c.\xe9")).touch()
+        for flags in ([], ["--json"]):
+            done = subprocess.run(
+                [sys.executable, ROOT / "bisenet.py", "predict", folder, "--out", tmp_path / "masks", *flags],
+                env={
+                    **os.environ,
+                    **environment,
+                    "PYTHONPATH": str(ROOT),
+                    "PYTHONIOENCODING": "utf-8:strict",
+                },
+                capture_output=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert b"Traceback" not in done.stderr
+            if flags:
+                images = json.loads(done.stdout)["images"]
+                assert [Path(entry["input"]).name for entry in images] == ["a\udce9.png", "b\udce9.png"]
+            else:
+                assert b"1 of 2 pictures" in done.stdout
+                assert "b\ufffd.png: ".encode() in done.stderr
+        assert (tmp_path / "masks" / os.fsdecode(b"a\xe9.png")).exists()
+
+
+class TestSixteenBits:
+    @pytest.fixture
+    def dark(self, tmp_path: Path) -> Path:
+        values_HW = np.random.default_rng(0).integers(0, 4096, (40, 70)).astype(np.uint16)
+        Image.fromarray(values_HW).save(tmp_path / "dark.png")
+        Image.fromarray((values_HW >> 4).astype(np.uint8)).save(tmp_path / "bright.png")
+        return tmp_path / "dark.png"
+
+    def test_a_picture_that_uses_12_bits_is_told(self, run: Run, dark: Path, tmp_path: Path) -> None:
+        result = run(dark, "--out", tmp_path / "mask.png")
+        assert result.exit_code == 0
+        assert f"note: {dark}: 12 of 16 bits are in use" in result.stderr
+        (entry,) = report(run(dark, "--out", tmp_path / "mask.png", "--json"))["images"]
+        assert "--bits 12" in entry["notes"][0]
+
+    def test_stretched_it_is_as_bright_as_with_8_bits(self, run: Run, dark: Path, tmp_path: Path) -> None:
+        overlay = ("--output", "overlay", "--out")
+        result = run(dark, "--bits", "12", *overlay, tmp_path / "stretched.png")
+        assert result.stderr == ""
+        run(dark.with_name("bright.png"), *overlay, tmp_path / "overlay.png")
+        assert (tmp_path / "stretched.png").read_bytes() == (tmp_path / "overlay.png").read_bytes()
+
+    def test_one_note_stands_for_all_pictures_of_its_kind(self, run: Run, dark: Path, tmp_path: Path) -> None:
+        for number in range(3):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / "in" / f"{number}.png").write_bytes(dark.read_bytes())
+        result = run(tmp_path / "in", "--out", tmp_path / "masks")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"note: {tmp_path}/in/0.png and 2 more: 12 of 16 bits")
+
+
+class TestTiles:
+    def test_a_large_picture_is_reduced_and_told_or_done_in_tiles(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BISENET_LIMITS__MAX_INFER_PIXELS", "4096")
+        source = tmp_path / "in.png"
+        cells_HW3 = np.random.default_rng(0).integers(0, 2, (17, 25, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(255 * cells_HW3[:130]).save(source)
+        red = tmp_path / "registry" / "models" / "red"  # tells red from the other colours
+        red.mkdir(parents=True)
+        write_pooling_artifact(red / "1", seed=1)
+        chosen = ("--registry", tmp_path / "registry", "--model", "red")
+        result = run(source, "--out", tmp_path / "reduced.png", *chosen)
+        assert "--tile" in result.stderr
+        result = run(source, "--out", tmp_path / "tiled.png", "--tile", "64", *chosen)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert opened(tmp_path / "tiled.png").size == (200, 130)
+        assert (tmp_path / "reduced.png").read_bytes() != (tmp_path / "tiled.png").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--tile", "100"], "multiple of 32"),
+            (["--overlap", "0.3"], "--tile"),
+            (["--tile", "64", "--overlap", "0.95"], "0.9"),
+            (["--bits", "7"], "8"),
+        ],
+    )
+    def test_wrong_options_are_bad_usage(
+        self, run: Run, tmp_path: Path, arguments: list[str], message: str
+    ) -> None:
+        result = run(picture(tmp_path / "in.png"), "--out", tmp_path / "mask.png", *arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+class TestFailures:
+    def test_an_unreadable_and_an_unwritable_file_fail_alone(self, run: Run, tmp_path: Path) -> None:
+        picture(tmp_path / "in" / "a.png")
+        picture(tmp_path / "in" / "sub" / "b.png")
+        (tmp_path / "masks").mkdir()
+        (tmp_path / "masks" / "sub").write_text("a file where a folder must be")
+        result = run(tmp_path / "in", "--out", tmp_path / "masks")
+        assert result.exit_code == 1
+        assert "sub/b.png: the mask cannot be written to" in result.stderr
+        assert result.stdout.startswith("1 of 2 pictures")
+
+    def test_a_picture_above_the_limits_is_told_with_the_setting(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BISENET_LIMITS__MAX_PIXELS", "1000")
+        result = run(picture(tmp_path / "in.tif"), "--out", tmp_path / "mask.png")
+        assert result.exit_code == 1
+        assert "raise limits.max_pixels" in result.stderr
+
+
+@pytest.mark.data
+@pytest.mark.skipif(DATA is None, reason="BISENET_DATA_ROOT is not set")
+def test_the_inbox_of_the_field_is_read_as_expected(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cli.picture_files.has_heic_reader", lambda: False)
+    result = run(Path(DATA or "") / "field" / "inbox", "--out", tmp_path)
+    assert result.exit_code == 0
+    assert result.stderr == "not taken: 1 .heic (pip install 'bisenet-service[heic]')\n"
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert written == {"1.png", "2.png", "3.png", "cam1/0001.png", "cam2/0001.png"}

@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 
 pytest.importorskip("av", reason="the extra `client` is not installed")
 
+from films import film
+
 from service.cli import stream as module
 from service.cli.stream import StreamSummary, _Screens, _Viewer, stream
 from service.client.answers import ClassInfo, Mask, Model, ModelChanged, Opened, Result
-from service.client.cameras import CameraFrame
-from service.client.errors import UnreachableError
+from service.client.cameras import CameraFrame, CameraOptions
+from service.client.errors import SourceError, UnreachableError
 from service.client.ledger import FrameLedger
 
 OLD = ClassInfo(0, "road", (255, 0, 0))
@@ -30,7 +32,7 @@ app.command()(stream)
 
 
 class Service:
-    """Lists models, or is not there any more."""
+    """Lists models. Without any, it is gone."""
 
     def __init__(self, *models: Model) -> None:
         self.asked = 0
@@ -44,9 +46,9 @@ class Service:
 
 
 class Feed:
-    """Remembers black pictures only."""
+    """A feed whose pictures are all black."""
 
-    def shot(self, _: int) -> CameraFrame:
+    def picture(self, _: int) -> CameraFrame:
         return CameraFrame(BLACK_HW3, 0.0, 0.0)
 
     def forget(self, _: int) -> None:
@@ -54,7 +56,7 @@ class Feed:
 
 
 class Film:
-    """Keeps what it is to show."""
+    """Keeps the pictures that it is given."""
 
     def __init__(self) -> None:
         self.shown: list[Any] = []
@@ -68,7 +70,7 @@ def model(name: str, version: int, *classes: ClassInfo) -> Model:
 
 
 async def colour_after_a_change(service: Service, film: Film | None) -> list[bool]:
-    """Show a frame of version 2 to who knows version 1; returns which channels its picture has."""
+    """Show a frame of version 2 to a viewer of version 1; return which channels its overlay has."""
     screens = _Screens(film, None)  # type: ignore[arg-type]
     viewer = _Viewer(service, Feed(), screens)  # type: ignore[arg-type]
     await viewer.take(Opened("city", 1, 4, 30.0, (OLD,)))
@@ -83,20 +85,20 @@ async def test_a_new_version_brings_its_own_colours() -> None:
 
 
 @pytest.mark.parametrize("models", [(), (model("forest", 2, NEW),)])
-async def test_colours_that_cannot_be_learned_stay_as_they_are(models: tuple[Model, ...]) -> None:
+async def test_without_an_answer_the_colours_stay(models: tuple[Model, ...]) -> None:
     assert await colour_after_a_change(Service(*models), Film()) == [True, False, False]
 
 
-async def test_who_shows_nothing_asks_for_no_colours() -> None:
+async def test_without_screens_no_colours_are_asked_for() -> None:
     service = Service()
     assert not await colour_after_a_change(service, None)
     assert service.asked == 0
 
 
 def test_the_rate_falls_while_nothing_comes() -> None:
-    report = StreamSummary(FrameLedger())
-    report._recent_s.extend([time.monotonic() - 2 * module._FPS_WINDOW_S] * 20)
-    assert report.line().strip().startswith("0.0 fps")
+    summary = StreamSummary(FrameLedger())
+    summary._recent_s.extend([time.monotonic() - 2 * module._FPS_WINDOW_S] * 20)
+    assert summary.line().strip().startswith("0.0 fps")
 
 
 def hard_linked(clip: Path, out: Path) -> None:
@@ -128,3 +130,26 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) ->
     )
     assert result.exit_code == 1
     assert result.stderr == f"error: {out}: cannot be written: there is no folder {out.parent}\n"
+
+
+def test_options_of_usb_cameras_are_refused_for_other_sources(tmp_path: Path) -> None:
+    arguments = [str(film(tmp_path / "clip.mp4", 1)), "--server", "127.0.0.1:9", "--camera-fps", "30"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "options of USB cameras only" in result.stderr
+
+
+def test_options_of_usb_cameras_reach_the_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[CameraOptions] = []
+
+    def refuse(_: str, wanted: CameraOptions) -> None:
+        options.append(wanted)
+        raise SourceError("no such camera")
+
+    monkeypatch.setattr("service.client.cameras.VideoSource", refuse)
+    arguments = ["0", "--server", "127.0.0.1:9", "--camera-size", "1280x720", "--camera-fps", "30"]
+    result = CliRunner().invoke(
+        app, [*arguments, "--camera-pixel-format", "mjpeg", "--camera-timeout-s", "3"]
+    )
+    assert result.exit_code == 1
+    assert options == [CameraOptions("1280x720", 30.0, "mjpeg", 3.0)]

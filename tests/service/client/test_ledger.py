@@ -1,4 +1,4 @@
-"""The client's book: what was sent is answered, lost, or still under way."""
+"""Every frame that was sent is answered, lost, or without an answer yet."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from service.client.ledger import FrameLedger
 
 
 def ledger(*seqs: int) -> FrameLedger:
-    book = FrameLedger()
+    frames = FrameLedger()
     for seq in seqs:
-        book.send(seq)
-    return book
+        frames.send(seq)
+    return frames
 
 
-def test_each_answer_closes_what_it_names() -> None:
-    book = ledger(1, 2, 5, 6)
-    book.take(Failed(1, "undecodable_image"))
-    book.take(Dropped(2, 5, 2, "superseded"))
-    assert book.unanswered == (6,)
-    assert dict(book.outcomes) == {"failed": 1, "superseded": 2}
+def test_each_answer_closes_the_frames_that_it_names() -> None:
+    frames = ledger(1, 2, 5, 6)
+    frames.take(Failed(1, "undecodable_image"))
+    frames.take(Dropped(2, 5, 2, "superseded"))
+    assert frames.unanswered == (6,)
+    assert dict(frames.outcomes) == {"failed": 1, "superseded": 2}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ def test_each_answer_closes_what_it_names() -> None:
     [
         Failed(2, "internal"),  # not the oldest
         Dropped(1, 2, 1, "superseded"),  # counts wrong
+        Dropped(1, 0, 0, "superseded"),  # answers no frame
         Dropped(1, 9, 3, "superseded"),  # more than was sent
         Dropped(0, 2, 2, "superseded"),
     ],
@@ -46,40 +47,40 @@ def test_an_answer_for_nothing_is_noticed() -> None:
         FrameLedger().take(Failed(1, "internal"))
 
 
-def test_what_answers_no_frame_changes_nothing() -> None:
-    book = ledger(1)
-    book.take(ModelChanged(2))
-    book.take(GoingAway(1.0))
-    assert book.unanswered == (1,)
+def test_an_event_that_answers_no_frame_changes_nothing() -> None:
+    frames = ledger(1)
+    frames.take(ModelChanged(2))
+    frames.take(GoingAway(1.0))
+    assert frames.unanswered == (1,)
 
 
 @given(st.lists(st.integers(1, 5), max_size=20), st.integers(0, 20))
-def test_nothing_gets_lost_in_the_book(steps: list[int], answered: int) -> None:
+def test_every_frame_has_one_outcome(steps: list[int], answered: int) -> None:
     seqs = [sum(steps[: index + 1]) for index in range(len(steps))]
-    book = ledger(*seqs)
+    frames = ledger(*seqs)
     for seq in seqs[:answered]:
-        book.take(Failed(seq, "internal"))
-    lost = book.lose()
-    assert book.sent == len(seqs) == sum(book.outcomes.values())
+        frames.take(Failed(seq, "internal"))
+    lost = frames.lose()
+    assert frames.sent == len(seqs) == sum(frames.outcomes.values())
     assert len(lost) == max(0, len(seqs) - answered)
-    assert not book.unanswered
+    assert not frames.unanswered
 
 
 def test_a_frame_that_is_sent_again_counts_once() -> None:
-    book = ledger(1, 2)
-    assert book.take_back() == (1, 2)
-    book.send(1)
-    book.send(2)
-    assert book.sent == 2
+    frames = ledger(1, 2)
+    assert frames.take_back() == (1, 2)
+    frames.send(1)
+    frames.send(2)
+    assert frames.sent == 2
 
 
 def test_a_dropped_range_can_be_taken_back_and_counts_once() -> None:
-    book = ledger(1, 2, 3)
-    book.take(Failed(1, "internal"))
-    assert book.take_back(Dropped(2, 2, 1, "draining")) == (2,)
-    assert (book.unanswered, book.sent, dict(book.outcomes)) == ((3,), 2, {"failed": 1})
+    frames = ledger(1, 2, 3)
+    frames.take(Failed(1, "internal"))
+    assert frames.take_back(Dropped(2, 2, 1, "draining")) == (2,)
+    assert (frames.unanswered, frames.sent, dict(frames.outcomes)) == ((3,), 2, {"failed": 1})
     with pytest.raises(ProtocolError):
-        book.take_back(Dropped(2, 2, 1, "draining"))
+        frames.take_back(Dropped(2, 2, 1, "draining"))
 
 
 def test_the_wait_doubles_up_to_its_limit_and_starts_anew_after_a_success() -> None:

@@ -46,6 +46,15 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch.compiler.reset()
 
 
+def test_torch_still_has_the_private_settings_that_forbid_skipping_a_shape() -> None:
+    from torch._dynamo import config  # noqa: PLC0415 - as in the code
+
+    with cuda_graphs._compiling():
+        assert config.recompile_limit == config.accumulated_recompile_limit == 4096
+        assert config.fail_on_recompile_limit_hit
+    assert (config.recompile_limit, config.fail_on_recompile_limit_hit) == (8, False)
+
+
 class Network(nn.Module):
     """Notes in which state it is called."""
 

@@ -184,7 +184,7 @@ def test_auto_falls_back_from_a_gpu_that_no_engine_can_use_and_says_why(
     assert (engine.info.engine, engine.info.device) == ("openvino", "cpu")
     reasons = engine.info.refused.split("; torch: ")
     assert reasons[0].startswith("tensorrt: tensorrt needs an NVIDIA GPU")
-    assert reasons[1] == "torch finds no NVIDIA GPU to be cuda:0"
+    assert reasons[1] == "torch finds no NVIDIA GPU for cuda:0"
     engine.close()
 
 

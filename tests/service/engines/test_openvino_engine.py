@@ -30,10 +30,10 @@ from service.core.device.engine import (
 )
 from service.engines.openvino import (
     OpenVinoEngine,
-    _candidates,
+    _default_threads,
     _floating_point,
     _run,
-    _threads,
+    _wanted_precisions,
     build,
     precisions,
 )
@@ -105,9 +105,9 @@ def test_a_graph_for_float_pixels_is_compiled_though_the_version_was_deleted(
 
 def test_a_quota_of_the_container_bounds_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engines.openvino.usable_cores", lambda: len(os.sched_getaffinity(0)))
-    assert _threads() == 0
+    assert _default_threads() == 0
     monkeypatch.setattr("service.engines.openvino.usable_cores", lambda: 999)
-    assert _threads() == 999
+    assert _default_threads() == 999
 
 
 def test_a_graph_that_is_not_the_manifests_is_refused(artifact: Artifact, options: EngineOptions) -> None:
@@ -226,30 +226,30 @@ INT8_MANIFEST = dataclasses.replace(POOLING_MANIFEST, precision="int8", derived_
 
 
 def test_auto_is_bf16_where_the_processor_has_it_and_f32_elsewhere() -> None:
-    assert _candidates("auto", ("bf16", "f32", "f16"), POOLING_MANIFEST) == ("bf16", "f32")
-    assert _candidates("auto", ("f32", "f16"), POOLING_MANIFEST) == ("f32",)
+    assert _wanted_precisions("auto", ("bf16", "f32", "f16"), POOLING_MANIFEST) == ("bf16", "f32")
+    assert _wanted_precisions("auto", ("f32", "f16"), POOLING_MANIFEST) == ("f32",)
 
 
 def test_a_precision_is_asked_for_by_name_or_refused() -> None:
-    assert _candidates("f16", ("f32", "f16"), POOLING_MANIFEST) == ("f16",)
+    assert _wanted_precisions("f16", ("f32", "f16"), POOLING_MANIFEST) == ("f16",)
     with pytest.raises(EngineUnavailableError, match="f32, not in bf16"):
-        _candidates("bf16", ("f32",), POOLING_MANIFEST)
+        _wanted_precisions("bf16", ("f32",), POOLING_MANIFEST)
 
 
 @pytest.mark.parametrize("choice", ["auto", "int8"])
 def test_an_int8_version_computes_in_int8(choice: PrecisionChoice) -> None:
-    assert _candidates(choice, ("f32",), INT8_MANIFEST) == ("int8",)
+    assert _wanted_precisions(choice, ("f32",), INT8_MANIFEST) == ("int8",)
 
 
 @pytest.mark.parametrize("choice", ["f32", "bf16", "f16"])
 def test_an_int8_version_cannot_compute_in_anything_else(choice: PrecisionChoice) -> None:
     with pytest.raises(EngineUnavailableError, match=f"cannot compute in {choice}; pooling@1 can"):
-        _candidates(choice, ("bf16", "f32", "f16"), INT8_MANIFEST)
+        _wanted_precisions(choice, ("bf16", "f32", "f16"), INT8_MANIFEST)
 
 
 def test_a_version_that_is_not_int8_cannot_compute_in_it() -> None:
     with pytest.raises(EngineUnavailableError, match="bisenet models quantize"):
-        _candidates("int8", ("f32", "int8"), POOLING_MANIFEST)
+        _wanted_precisions("int8", ("f32", "int8"), POOLING_MANIFEST)
 
 
 @pytest.mark.parametrize(("native", "rest"), [(("bf16", "f32", "int8"), "bf16"), (("f32", "int8"), "f32")])

@@ -73,13 +73,13 @@ def test_a_file_names_no_other_host_and_holds_no_inline_script_or_style(path: Pa
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=|innerHTML|outerHTML", text)
 
 
-def test_the_examples_are_pictures_of_this_project_in_the_size_of_a_camera() -> None:
+def test_the_examples_are_pictures_of_this_project_near_the_size_that_the_model_learned_from() -> None:
     examples = sorted((ROOT / "service/page/examples").glob("*.jpg"))
     shown = re.search(r"EXAMPLES = \[(.*?)\]", (STATIC / "try.js").read_text("utf-8"))
     assert shown is not None
     assert [example.stem for example in examples] == re.findall(r'"([^"]+)"', shown[1])
     for example in examples:
-        assert Image.open(BytesIO(example.read_bytes())).size == (1280, 720)
+        assert Image.open(BytesIO(example.read_bytes())).size == (640, 360)
 
 
 def test_without_the_page_its_module_is_not_imported() -> None:

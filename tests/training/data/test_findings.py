@@ -68,7 +68,7 @@ def test_a_run_is_refused_with_the_first_ten_problems(split: LabeledImages, fact
 
 def test_leaving_broken_pairs_out_is_proposed_only_where_it_helps(facts: SplitFacts) -> None:
     torn = BrokenPair("1.jpg", "torn")
-    assert "1 broken pairs can be left out" in skip_hint([with_broken(facts, torn)])
+    assert "1 broken pair can be left out" in skip_hint([with_broken(facts, torn)])
     assert skip_hint([facts]) == ""
     assert skip_hint([with_broken(facts, torn, torn, torn)]) == ""
     assert skip_hint([dataclasses.replace(with_broken(facts, torn), flaws=["one class"])]) == ""

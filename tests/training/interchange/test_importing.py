@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interchange_site import HEIGHT, WIDTH, imported, left_in, picture_bytes, write
+from interchange_site import HEIGHT, WIDTH, encoded, imported, left_in, picture_bytes, write
+from PIL import Image, ImageOps
 
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
@@ -173,6 +175,9 @@ def test_many_pictures_in_many_threads_keep_their_own_labels(
         def __init__(self, number: int) -> None:
             self.number = number
 
+        def own_size(self) -> None:
+            return None
+
         def ids(self, size: ImageSize, classes: ClassIds) -> UInt8Array:
             del classes
             return np.full(size.shape, self.number, np.uint8)
@@ -199,3 +204,45 @@ def test_kinds_are_told_by_their_frequency() -> None:
     for kind in "abb":
         left_out.add(kind, f"of {kind}")
     assert left_out.lines() == ["b: 2 (first: of b)", "a: 1 (first: of a)"]
+
+
+def turned_jpeg(orientation: int) -> bytes:
+    """Return a picture that is stored with 60 rows of 40 pixels and shown with 40 rows of 60."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = io.BytesIO()
+    Image.new("RGB", (HEIGHT, WIDTH)).save(data, "JPEG", exif=exif)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_labels_of_a_picture_that_exif_turns_are_turned_where_they_were_drawn_on_its_stored_pixels(
+    tmp_path: Path, orientation: int
+) -> None:
+    source = write(tmp_path / "s", {"a.jpg": turned_jpeg(orientation)})
+    write(source, {"a.json": labelme("a.jpg")})  # 40 rows of 60: as it is shown
+    shown_HW = imported("labelme", source, tmp_path / "shown").ids["a"]
+    assert (shown_HW[:, :31] == 1).all()
+    assert not shown_HW[:, 31:].any()
+    write(source, {"a.json": labelme("a.jpg", size=(WIDTH, HEIGHT))})  # 60 rows of 40: as it is stored
+    stored_HW = imported("labelme", source, tmp_path / "stored").ids["a"]
+    assert stored_HW.shape == (HEIGHT, WIDTH)
+    drawn_HW = np.zeros((WIDTH, HEIGHT), np.uint8)
+    drawn_HW[:40, :31] = 1
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    drawn = Image.fromarray(drawn_HW)
+    drawn.info["exif"] = exif.tobytes()
+    assert (stored_HW == np.asarray(ImageOps.exif_transpose(drawn))).all()
+
+
+def test_masks_of_a_picture_that_exif_turns_are_turned_where_they_have_its_stored_size(
+    tmp_path: Path,
+) -> None:
+    mask_HW = np.zeros((WIDTH, HEIGHT), np.uint8)
+    mask_HW[:10] = 1
+    files = {"labelmap.txt": "a:0,0,0::\nb:255,0,0::\n", "JPEGImages/a.jpg": turned_jpeg(6)}
+    source = write(tmp_path / "s", files | {"SegmentationClass/a.png": encoded(Image.fromarray(mask_HW))})
+    ids_HW = imported("voc", source, tmp_path / "data").ids["a"]
+    assert (ids_HW[:, -10:] == 1).all()
+    assert not ids_HW[:, :-10].any()

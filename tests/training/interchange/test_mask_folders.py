@@ -106,8 +106,8 @@ def test_jpeg_masks_need_a_tolerance(tmp_path: Path) -> None:
     [
         ({"images/a.jpg": picture_bytes(), "masks/a.png": mask()}, "which class has which colour"),
         (
-            {"classes.txt": "a\nb\n", "images/a.jpg": picture_bytes(), "masks/a.png": mask()},
-            "colours of no class",
+            {"classes.txt": "a\nb,1,2,3\n", "images/a.jpg": picture_bytes(), "masks/a.png": mask()},
+            "a colour of its own",
         ),
         (
             {"classes.txt": CLASSES, "all/a.jpg": picture_bytes(), "all/a.png": mask()},

@@ -11,10 +11,10 @@ from training.errors import InterchangeError
 from training.interchange.importing import ImportOptions, import_dataset
 
 BITMAP = (
-    "eJzrDPBz5+WS4mJgYOD19HAJAtKcQMzGyAwktTnV2kCcAJ8QVyD9////pTfn3wWyGEuC/IIZHJ7dSANypDxdHEMq5iQnJCRsSE/4dfDAESA6AAQM"
-    "DHyLGN36b/W+B6pi8HT1c1nnlNAEAEhcI2s="
+    "eJzrDPBz5+WS4mJgYOD19HAJAtKcQMzGyAwktTnV2kCcAJ8QVyD9////pTfn3wWyGEuC/IIZHJ7dSANypDxdHEMq5iQnJCRs"
+    "SE/4dfDAESA6AAQMDHyLGN36b/W+B6pi8HT1c1nnlNAEAEhcI2s="
 )
-"""What ``supervisely.Bitmap.data_2_base64`` makes of 6 rows of 9, with a frame of zeros and a hole at (2, 4)."""
+"""What ``supervisely.Bitmap.data_2_base64`` makes of 6x9 pixels: ones, a frame of zeros, a hole at (2, 4)."""
 
 META = {
     "classes": [

@@ -97,11 +97,11 @@ def files_of(folder: str, classes: int) -> dict[str, str | bytes]:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"labelmap.txt": "a:1,2::\n"}, r"labelmap.txt:1: not name:red,green,blue"),
+        ({"labelmap.txt": "a:1,2::\n"}, r"labelmap\.txt:1: not red,green,blue"),
         ({"labelmap.txt": "a:1,2,3::\nb:1,2,3::\n"}, "two classes share one colour"),
         (
             {"SegmentationClass/a.png": picture_bytes(kind="PNG", width=9)},
-            "mask has 40x9 pixels, its picture 40x60",
+            "was drawn on 40x9 pixels, but JPEGImages/a.jpg has 40x60",
         ),
         (
             {"SegmentationClass/a.png": b"\x89PNG\r\n\x1a\n broken"},

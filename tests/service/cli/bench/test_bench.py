@@ -41,13 +41,13 @@ def test_every_engine_in_every_precision_is_measured_once(run: Run) -> None:
     assert report["machine"]["versions"]["openvino"]
 
 
-def test_auto_and_what_it_means_are_one_contender(run: Run) -> None:
+def test_auto_and_what_it_means_are_one_engine(run: Run) -> None:
     arguments = ("--precision", "f32", "--size", "32x32", "--seconds", "0", "--force", "--json")
     result = run("--engine", "auto", "--engine", "openvino", *arguments)
     assert [figures["name"] for figures in json.loads(result.stdout)["results"]] == ["openvino f32"]
 
 
-def test_a_contender_that_cannot_run_is_left_out_by_name(run: Run) -> None:
+def test_an_engine_that_cannot_run_is_left_out_by_name(run: Run) -> None:
     arguments = ("--size", "32x32", "--seconds", "0", "--force", "--json")
     # The network is no int8 version, so nothing can run it in int8.
     result = run("--precision", "f32", "--precision", "int8", *arguments)
@@ -88,7 +88,7 @@ def test_int8_is_measured_on_the_int8_version_of_the_model(
 
 def test_people_read_the_same_with_its_context(run: Run) -> None:
     lines = run("--size", "32x32", "--seconds", "0", "--force", "--precision", "f32").stdout.splitlines()
-    assert lines[0].startswith("pooling@1, 32x32, batch 1, cpu: ")
+    assert lines[0].startswith("pooling@1, 32x32, batch 1, cpu")
     assert "openvino" in lines[1]
     assert lines[-1].startswith("openvino f32")
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 import typer
 
-from service.cli.bench.http_target import HttpTarget, started_service
+from service.cli.bench.http_target import HttpTarget
 from service.cli.bench.load import RefusedError
 
 Answer = Callable[[bytes, bytes], bytes]
@@ -49,7 +49,7 @@ def response(status: str, body: bytes) -> bytes:
 async def test_a_picture_is_posted_and_answered_over_one_connection() -> None:
     site = Site(lambda head, body: response("200 OK", head.split(b"\r\n")[0] + b"|" + body))
     async with site.open() as target:
-        answers = [await target.segment(b"picture") for _ in range(3)]
+        answers = [(await target.segment(b"picture")).body for _ in range(3)]
     assert answers == [b"POST /v1/segment HTTP/1.1|picture"] * 3
     assert site.connections == 1
 
@@ -57,8 +57,8 @@ async def test_a_picture_is_posted_and_answered_over_one_connection() -> None:
 async def test_requests_at_the_same_time_have_connections_of_their_own() -> None:
     site = Site(lambda _, body: response("200 OK", body))
     async with site.open() as target:
-        requests: list[Awaitable[bytes]] = [target.segment(b"%d" % number) for number in range(4)]
-        assert await asyncio.gather(*requests) == [b"0", b"1", b"2", b"3"]
+        requests = [target.segment(b"%d" % number) for number in range(4)]
+        assert [answer.body for answer in await asyncio.gather(*requests)] == [b"0", b"1", b"2", b"3"]
         assert site.connections == 4
         await asyncio.gather(*(target.segment(b"") for _ in range(4)))
     assert site.connections == 4
@@ -68,7 +68,7 @@ async def test_a_connection_that_the_service_closed_is_not_used_again() -> None:
     site = Site(lambda _, body: response("200 OK", body), closes=True)
     async with site.open() as target:
         for number in range(3):
-            assert await target.segment(b"%d" % number) == b"%d" % number
+            assert (await target.segment(b"%d" % number)).body == b"%d" % number
             while target._idle and not target._idle[0][0].at_eof():  # noqa: ASYNC110 - nothing tells of an end
                 await asyncio.sleep(0)
     assert site.connections == 3
@@ -77,7 +77,15 @@ async def test_a_connection_that_the_service_closed_is_not_used_again() -> None:
 async def test_headers_are_sent_along() -> None:
     site = Site(lambda head, _: response("200 OK", head))
     async with site.open({"Authorization": "Bearer secret"}) as target:
-        assert b"\r\nAuthorization: Bearer secret\r\n" in await target.segment(b"")
+        assert b"\r\nAuthorization: Bearer secret\r\n" in (await target.segment(b"")).body
+
+
+async def test_the_times_of_the_stages_come_from_the_head() -> None:
+    answers = iter([b"\r\nServer-Timing: decode;dur=3.2, infer;dur=1e+2\r\n", b"\r\n"])
+    site = Site(lambda *_: b"HTTP/1.1 200 OK\r\nContent-Length: 0" + next(answers) + b"\r\n")
+    async with site.open() as target:
+        assert (await target.segment(b"")).stages_ms == {"decode": 3.2, "infer": 100.0}
+        assert (await target.segment(b"")).stages_ms == {}
 
 
 async def test_models_are_listed() -> None:
@@ -116,11 +124,3 @@ async def test_nobody_there_is_a_refusal() -> None:
 def test_anything_else_is_no_url_of_a_service(url: str) -> None:
     with pytest.raises(typer.BadParameter):
         HttpTarget(url)
-
-
-def test_a_service_that_does_not_start_says_so() -> None:
-    with (
-        pytest.raises(RefusedError, match="did not start"),
-        started_service(["--precision", "f64"]),
-    ):
-        pass

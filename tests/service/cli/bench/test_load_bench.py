@@ -139,7 +139,7 @@ def test_a_folder_without_pictures_is_bad_usage(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="no pictures"):
         encoded_pictures([ImageSize(8, 8)], tmp_path)
     (tmp_path / "note.txt").write_text("no picture")
-    with pytest.raises(typer.BadParameter, match="something else"):
+    with pytest.raises(typer.BadParameter, match="no picture: "):
         encoded_pictures([ImageSize(8, 8)], tmp_path)
 
 

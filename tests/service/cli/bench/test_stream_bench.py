@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli.bench import bench, stream_bench
+from service.cli.bench.own_service import ProcessorTimes
 from service.cli.bench.stream_bench import ServerCost, StreamLoad, StreamReport
 from service.machine import this_machine
 
@@ -96,7 +97,7 @@ async def test_decoding_and_encoding_are_no_overhead() -> None:
     camera.ledger.outcomes["answered"] = 10
     cameras, watch = Cameras([camera]), Watch()
     load = StreamLoad(cameras=1, fps=30.0, policy="latest", seconds=0.0, size="400x720")
-    cost = await stream_bench._costed(cast("Any", cameras), load, [b"frame"], cast("Any", watch))
+    cost = await stream_bench._run_and_watch(cast("Any", cameras), load, [b"frame"], cast("Any", watch))
     assert cost is not None
     assert (cost.cpu_ms, cost.overhead_ms) == (1000.0, 400.0)
 
@@ -115,14 +116,11 @@ class Watch:
     """A service that worked for 10 seconds between two looks at it, 6 of them on pictures."""
 
     def __init__(self) -> None:
-        self._looks_s = count(step=10.0)
-        self._pictures_s = count(step=6.0)
+        self._looks = count()
 
-    def picture_cpu_s(self) -> float:
-        return next(self._pictures_s)
-
-    def cpu_s(self) -> float:
-        return next(self._looks_s)
+    def processor_times(self) -> ProcessorTimes:
+        look = next(self._looks)
+        return ProcessorTimes(service_s=10.0 * look, workers_s=7.0, decode_s=4.0 * look, encode_s=2.0 * look)
 
     def rss_mb(self) -> float:
         return 90.0

@@ -49,6 +49,7 @@ from service.core.jobs.evaluation_job import (
     JsonObject,
 )
 from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
+from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
 
@@ -568,14 +569,14 @@ def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
     ],
 )
 def test_what_passes_by_itself_holds_the_job_up(
-    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, host: ModelHost, failure: ServiceError
+    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, failure: ServiceError
 ) -> None:
     plan = work.plan(REQUEST)
 
     def refuse(*_: object, **__: object) -> None:
         raise failure
 
-    monkeypatch.setattr(host, "infer", refuse)
+    monkeypatch.setattr(LoadedModel, "infer", refuse)
     with pytest.raises(JobHeldUpError, match=str(failure)):
         work.count(REQUEST, plan, range(1))
 

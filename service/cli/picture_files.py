@@ -1,0 +1,178 @@
+"""Which pictures ``bisenet predict`` reads, and which file each mask goes to."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+from click import format_filename
+
+from model.pictures.local_image import HEIC_EXTRA, HEIC_SUFFIXES, LOCAL_SUFFIXES, has_heic_reader
+
+FILM_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"}) | {
+    *(".3gp", ".flv", ".m2ts", ".mts", ".ts", ".wmv")
+}
+"""Names of films."""
+
+
+@dataclass(frozen=True)
+class PredictTask:
+    """One picture and the file of its mask."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class PredictPlan:
+    """What a run of the command reads and writes.
+
+    Attributes:
+        tasks: the pictures in the order of the inputs, those of a folder by name.
+        not_taken: how many files lie in the folders and are not read, by kind.
+    """
+
+    tasks: tuple[PredictTask, ...]
+    not_taken: Counter[str]
+
+
+def is_film(path: Path) -> bool:
+    """Return whether a path is a film by its name."""
+    return path.suffix.lower() in FILM_SUFFIXES and not path.is_dir()
+
+
+def plan(inputs: Sequence[Path], out: Path) -> PredictPlan:
+    """Decide which mask goes where, before anything is read.
+
+    Args:
+        inputs: files, which are read whatever their names are, and folders, of which the pictures at any
+            depth are read.
+        out: the file of the mask if there is one input file and ``out`` has a suffix; else a folder, in which
+            masks lie as their pictures lie in the input folder.
+
+    Raises:
+        typer.BadParameter: there is no picture, two pictures have the same mask file, a mask would replace a
+            picture, or the name of a mask does not end in ``.png``.
+    """
+    found = _Findings()
+    for path in inputs:
+        if path.is_dir():
+            _search(path, out, found)
+        else:
+            found.pictures.setdefault(path, Path(path.name))
+    if not found.pictures:
+        raise typer.BadParameter(_nothing_found(inputs, found))
+    if len(inputs) == 1 and inputs[0].is_file() and out.suffix and not out.is_dir():
+        tasks = [PredictTask(inputs[0], out)]
+    else:
+        tasks = [
+            PredictTask(source, out / relative.parent / f"{relative.stem}.png")
+            for source, relative in found.pictures.items()
+        ]
+    _check_targets(tasks)
+    return PredictPlan(tuple(tasks), found.not_taken)
+
+
+def not_taken_line(not_taken: Counter[str]) -> str:
+    """Return the counts of files that are not read as one line, empty when there are none."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(not_taken.items()))
+    return f"not taken: {kinds}" if kinds else ""
+
+
+@dataclass
+class _Findings:
+    """What a search found.
+
+    Attributes:
+        pictures: each with its path below the input folder.
+        not_taken: files that are not read, by kind.
+        folders: how many were searched.
+    """
+
+    pictures: dict[Path, Path] = field(default_factory=dict)
+    not_taken: Counter[str] = field(default_factory=Counter)
+    folders: int = 0
+
+
+def _search(top: Path, out: Path, found: _Findings) -> None:
+    suffixes = LOCAL_SUFFIXES | HEIC_SUFFIXES if has_heic_reader() else LOCAL_SUFFIXES
+    for folder, names in _walk(top, out, found):
+        found.folders += 1
+        for name in names:
+            path = folder / name
+            kind = _other_kind(path, suffixes)
+            if kind is None:
+                found.pictures.setdefault(path, path.relative_to(top))
+            else:
+                found.not_taken[kind] += 1
+
+
+def _walk(top: Path, out: Path, found: _Findings) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder with its files by name. Links are followed, but each folder is searched once."""
+
+    def count_unreadable(_: OSError) -> None:
+        found.not_taken["folders without permission to read"] += 1
+
+    output_folder = out.resolve()
+    seen = {top.resolve()}
+    for folder, folder_names, names in os.walk(top, followlinks=True, onerror=count_unreadable):
+        kept = []
+        for name in sorted(folder_names):
+            path = Path(folder, name).resolve()
+            if name.startswith("."):
+                found.not_taken["hidden"] += 1
+            elif path == output_folder:
+                found.not_taken["output folder"] += 1
+            elif path not in seen:
+                seen.add(path)
+                kept.append(name)
+        folder_names[:] = kept
+        yield Path(folder), sorted(names)
+
+
+def _other_kind(path: Path, suffixes: frozenset[str]) -> str | None:
+    """Return what a file is that is not read, for people; None for a picture."""
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):
+        return "hidden"
+    if not path.is_file():
+        return "broken links or special files"
+    if suffix in suffixes:
+        return None
+    if suffix in HEIC_SUFFIXES:
+        return f"{suffix} ({HEIC_EXTRA})"
+    if suffix in FILM_SUFFIXES:
+        return f"{suffix} (name each film as an input of its own)"
+    return format_filename(suffix) or "without suffix"
+
+
+def _nothing_found(inputs: Sequence[Path], found: _Findings) -> str:
+    where = ", ".join(format_filename(path) for path in inputs)
+    below = found.folders - len(inputs)
+    folders = f" and {below} folders below" if below else ""
+    others = not_taken_line(found.not_taken) or "there are no files at all"
+    return f"no pictures in {where}{folders}; {others}"
+
+
+def _check_targets(tasks: Sequence[PredictTask]) -> None:
+    pictures = {task.source.resolve() for task in tasks}
+    owners: dict[Path, Path] = {}
+    for task in tasks:
+        target = task.target.resolve()
+        source_name, target_name = format_filename(task.source), format_filename(task.target)
+        if target.suffix.lower() != ".png":
+            raise typer.BadParameter(f"masks are PNG files: {target_name}")
+        if target in pictures:
+            raise typer.BadParameter(
+                f"the mask of {source_name} would replace a picture, {target_name}: name another --out"
+            )
+        owner = owners.setdefault(target, task.source)
+        if owner != task.source:
+            raise typer.BadParameter(
+                f"{format_filename(owner)} and {source_name} would both become {target_name}: "
+                "rename one of them, or run the command for each with an --out of its own"
+            )
