@@ -1,4 +1,4 @@
-"""``bisenet models export``: a model as a file that other programs read."""
+"""``bisenet models export``: a model as a file for other programs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.cli.local import exit_on_errors, local_settings, open_artifact
 Format = Literal["onnx", "openvino"]
 
 SUFFIXES: dict[Format, tuple[str, ...]] = {"onnx": (".onnx",), "openvino": (".xml", ".bin")}
-"""The files of a format; the first one is the one that programs are given."""
+"""Suffixes of the files of a format; programs are given the first file."""
 
 _ONNX_PACKAGES = ("torch", "onnxscript", "onnxruntime")
 _MAX_SIDE = 16_384
@@ -33,16 +33,16 @@ _MAX_SIDE = 16_384
 def export_model(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION; else the shipped one."),
+        typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION. Default: the shipped one."),
     ] = None,
     *,
     form: Annotated[
         Format,
-        typer.Option("--format", help="onnx needs the extra of that name; openvino needs nothing."),
+        typer.Option("--format", help="onnx needs the extra onnx; openvino needs no extra."),
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="PATH", help="A .onnx or .xml file (a .bin joins it), or a folder for it."),
+        typer.Option(metavar="PATH", help="A .onnx or .xml file (with a .bin beside it), or a folder."),
     ],
     size: Annotated[
         str | None,
@@ -58,7 +58,7 @@ def export_model(
     precision: Annotated[
         Literal["f32", "f16"] | None, typer.Option(help="onnx: of weights and computation; else f32.")
     ] = None,
-    registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
+    registry: Annotated[str | None, typer.Option(metavar="URL", help="Registry of the models.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
 ) -> None:
     """Write a model as ONNX or as an OpenVINO graph, proven by its golden sample to compute the same.
@@ -96,10 +96,10 @@ def export_model(
 
 
 def check_out(form: Format, out: Path) -> None:
-    """Refuse a file name that says another format.
+    """Refuse a file name with the suffix of another format.
 
     Raises:
-        typer.BadParameter: it has a suffix, and not the one of the format.
+        typer.BadParameter: the suffix is not that of the format.
     """
     if _is_file_name(out) and out.suffix != SUFFIXES[form][0]:
         raise typer.BadParameter(f"--out: {form} is written as {SUFFIXES[form][0]}, not {out.suffix}")
@@ -148,7 +148,7 @@ def export(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
             draft = Path(folder, target.name)
             write(artifact, draft)
-            # The weights first: who sees the first file finds the others.
+            # The weights first: a program that sees the first file finds the others.
             return [draft.with_suffix(s).replace(target.with_suffix(s)) for s in reversed(suffixes)][::-1]
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror}") from error

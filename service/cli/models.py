@@ -1,4 +1,4 @@
-"""``bisenet models``: what a registry holds, how artifacts get into it, and where its aliases point."""
+"""``bisenet models``: list, show, publish, promote and delete the versions of a registry."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ app = typer.Typer(no_args_is_help=True, help="List, publish, import, promote, qu
 
 Reference = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION; the shipped model if left out."),
+    typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION. Default: the shipped model."),
 ]
 Version = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="One version of a model.")]
-AliasName = Annotated[str, typer.Option("--alias", help="Which alias; others are made as they are named.")]
+AliasName = Annotated[str, typer.Option("--alias", help="Name of the alias; a new one is created.")]
 RegistryUrl = Annotated[
     str | None,
     typer.Option(
@@ -84,7 +84,7 @@ def publish(
         Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="A complete artifact.")
     ],
     name: Annotated[str, typer.Option(help="Name of the model: a-z, 0-9, '.', '_' and '-'.")],
-    version: Annotated[int | None, typer.Option(min=1, help="Its number; the next one if left out.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Version number. Default: the next one.")] = None,
     *,
     registry: RegistryUrl = None,
     as_json: AsJson = False,
@@ -134,8 +134,8 @@ def promote(
         list[str] | None,
         typer.Option(
             metavar="dataset=D,protocol=P,min=0..1[,split=S][,precision=X][,skipped=N]",
-            help="Refuse unless the newest such evaluation job found at least this, leaving at most N (0) "
-            "broken pictures out; may be repeated.",
+            help="Refuse unless the newest such evaluation job has at least this mIoU and left out at most N "
+            "(default 0) broken pictures; repeatable.",
         ),
     ] = None,
     registry: RegistryUrl = None,

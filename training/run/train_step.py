@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -111,7 +112,9 @@ class TrainStep:
         """Restore what ``state`` returned."""
         self.network.load_state_dict(state["network"])
         self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(
+            _with_backbone_groups(state["optimizer"], self.optimizer, self.network)
+        )
         self.scaler.load_state_dict(state["scaler"])
 
     def _loss_of(self, step: int, part: int, images_NHW3: Tensor, labels_NHW: Tensor) -> Tensor:
@@ -134,6 +137,32 @@ class TrainStep:
         if isinstance(self._heads, DistributedDataParallel):
             return self._heads.no_sync()
         return nullcontext()
+
+
+def _with_backbone_groups(
+    saved: dict[str, Any], optimizer: torch.optim.Optimizer, network: nn.Module
+) -> dict[str, Any]:
+    """Return a saved state in the groups of today: older ones have the backbone among the trunk.
+
+    Args:
+        saved: ``state_dict`` of an optimiser of the same network.
+        optimizer: has groups for trunk, heads and backbone, each with and without weight decay.
+        network: of the optimiser.
+    """
+    groups = [group["params"] for group in optimizer.param_groups]
+    if len(saved["param_groups"]) == len(groups):
+        return saved
+    place = {parameter: index for index, parameter in enumerate(network.parameters())}
+    decayed, plain, *heads, decayed_backbone, plain_backbone = groups
+    both = decayed + decayed_backbone, plain + plain_backbone
+    trunk = [sorted(parameters, key=place.__getitem__) for parameters in both]
+    number = {parameter: index for index, parameter in enumerate(chain(*groups))}
+    states = {
+        number[parameter]: saved["state"][index]
+        for index, parameter in enumerate(chain(*trunk, *heads))
+        if index in saved["state"]
+    }
+    return {"state": states, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 class _Heads(nn.Module):
