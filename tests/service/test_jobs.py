@@ -135,11 +135,11 @@ def test_a_job_on_a_data_set_that_broke_since_is_refused_when_it_is_submitted(tm
         assert jobs is not None
         asked = {"model": "pool", "dataset": "noise", "protocol": "ss"}
         with pytest.raises(InvalidArgumentError, match="noise has no split 'train', only val"):
-            jobs.desk.submit(**asked, split="train")
+            jobs.submission.submit_evaluation(**asked, split="train")
         file.write_text("colour = 3\n" + file.read_text())
         with pytest.raises(InvalidArgumentError, match=r"noise\.toml: unknown keys: colour"):
-            jobs.desk.submit(**asked, split="val")
-        assert jobs.desk.jobs.list() == ()
+            jobs.submission.submit_evaluation(**asked, split="val")
+        assert jobs.submission.jobs.list_jobs() == ()
 
 
 def test_a_service_that_leaves_jobs_to_workers_does_not_keep_them_from_the_file(tmp_path: Path) -> None:
