@@ -45,7 +45,7 @@ class SegmentationArchitecture(nn.Module, ABC):
             x_N3HW: normalised RGB, float; both sides multiples of 32.
 
         Returns:
-            raw_NKhw: scores at stride 8 (h = H/8, w = W/8), not up-sampled.
+            raw_NKhw: scores of cells (h = H/stride, w = W/stride), not up-sampled.
         """
         raw_NKhw: Tensor = self.main_head()(self.features(x_N3HW)[0])
         return raw_NKhw

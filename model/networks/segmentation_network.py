@@ -62,7 +62,7 @@ class SegmentationNetwork(nn.Module):
                 ``torch.jit.trace`` does not pad: it takes multiples of 32 only.
 
         Returns:
-            raw_NKhw: the head's scores of the padded pictures, at stride 8.
+            raw_NKhw: the head's scores of the padded pictures, at the stride of the architecture.
         """
         raw_NKhw: Tensor = self.architecture(self.normalised(images_NHW3))
         return raw_NKhw
@@ -120,19 +120,22 @@ class Architecture:
     Attributes:
         builder: called as ``builder(num_scores, with_auxiliary=..., **form, **parameters)``.
         generation: key of ``GENERATIONS``: the form that new networks have; those of manifests may differ.
-        stride: input pixels per cell of the raw output.
         parameters: the parameters it takes, all numbers of channels, and their defaults.
     """
 
     builder: Callable[..., SegmentationArchitecture]
     generation: str
-    stride: int = 8
     parameters: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def upsample(self) -> Upsample:
         """How the raw output of new networks becomes full-size scores."""
         return GENERATIONS[self.generation].upsample
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per cell of the raw output of new networks."""
+        return GENERATIONS[self.generation].stride
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -141,7 +144,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "bisenetv1-diss": Architecture(BiSeNetV1, generation="v1-diss"),
         "bisenetv1-lite": Architecture(
             BiSeNetV1Lite,
-            generation="v1-lite",
+            generation="v1-lite4",
             parameters={
                 "context_channels": 64,
                 "detail_channels": 32,
@@ -217,7 +220,7 @@ def from_manifest(manifest: ModelManifest, state: Mapping[str, Tensor]) -> Segme
 
     Raises:
         NetworkError: the manifest names an architecture, generation or parameter that there is not, or an
-            up-sampling that the generation does not have.
+            up-sampling or stride that the generation does not have.
         WeightsError: a key is missing or unknown, or its tensor is of another shape or kind.
     """
     network = blank_network(manifest)
@@ -250,6 +253,8 @@ def _generation(manifest: ModelManifest) -> Generation:
         raise NetworkError(
             f"{manifest.generation} is up-sampled {generation.upsample}, not {manifest.upsample}"
         )
+    if manifest.stride != generation.stride:
+        raise NetworkError(f"{manifest.generation} has stride {generation.stride}, not {manifest.stride}")
     return generation
 
 
