@@ -204,7 +204,7 @@ def test_a_check_that_names_no_pair_exits_with_2(run: Run, checkpoint: Path, che
 def test_tensors_that_nobody_learned_are_pointed_out(run: Run, checkpoint: Path, classes: Path) -> None:
     result = run(checkpoint, "--name", "new", "--classes", classes, "--preset", "face")
     assert result.exit_code == 0, result.output
-    assert "tensors are those of a new network, such as detail.S1.0.bn.running_var" in result.stdout
+    assert "bga.conv.1.running_var: were the weights of another network completed? --check" in result.stdout
 
 
 def test_another_number_of_classes_exits_with_1_and_publishes_nothing(
