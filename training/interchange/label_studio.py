@@ -33,10 +33,11 @@ from training.interchange.foreign import (
     Shapes,
 )
 from training.interchange.json_files import Record, parse
-from training.interchange.left_out import LeftOut
 from training.interchange.shapes import Bitmap, Points, Polygon, Region, ellipse, turned
 from training.interchange.source import PICTURE_SUFFIXES, Source
 from training.interchange.split_names import split_of
+from training.interchange.tally import Tally
+from training.interchange.values import image_size
 
 _MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[^-]*-(?P<label>.+)-\d+\.png")
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
@@ -102,7 +103,7 @@ class _BrushMask:
     label: str  # of the project's tag and of the class, with a - between them
 
 
-def read_label_studio(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_label_studio(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read an export of Label Studio.
 
     Of several annotations of a picture the newest one counts. PNG files are read where the JSON file does not
@@ -133,7 +134,7 @@ def read_label_studio(source: Source, left_out: LeftOut, options: ReadOptions) -
     )
 
 
-def _tasks(source: Source, name: str, left_out: LeftOut) -> Sequence[_Task]:
+def _tasks(source: Source, name: str, left_out: Tally) -> Sequence[_Task]:
     data = source.read(name)
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
         left_out.add("JSON files that are no list of tasks", name)
@@ -157,7 +158,7 @@ def _known_labels(tasks: Iterable[tuple[str, _Task]], options: ReadOptions) -> f
 
 class _Reader:
     def __init__(
-        self, source: Source, left_out: LeftOut, options: ReadOptions, known_labels: frozenset[str]
+        self, source: Source, left_out: Tally, options: ReadOptions, known_labels: frozenset[str]
     ) -> None:
         self._source = source
         self._left_out = left_out
@@ -267,10 +268,7 @@ def _size(results: Sequence[_Result], where: str) -> ImageSize | None:
         raise InterchangeError(
             f"{where}: its shapes were drawn on pictures of different sizes: {sorted(sizes)}"
         )
-    try:
-        return ImageSize(*sizes.pop()) if sizes else None
-    except ValueError as error:
-        raise InterchangeError(f"{where}: {error}") from error
+    return image_size(*sizes.pop(), where) if sizes else None
 
 
 def _region(result: _Result) -> Region | None:

@@ -16,16 +16,16 @@ from training.errors import InterchangeError
 from training.interchange.class_lists import find_class_list
 from training.interchange.color_masks import MASK_SUFFIXES, MaskFile, MaskMeaning
 from training.interchange.foreign import ForeignDataset, ForeignPicture, ReadOptions, Uncovered
-from training.interchange.left_out import LeftOut
 from training.interchange.source import PICTURE_SUFFIXES, Source, shared_folders
 from training.interchange.split_names import named_split, split_of
+from training.interchange.tally import Tally
 
 _MASK_FOLDER = re.compile(r"mask|label|annot|segm|(^|[^a-z])gt([^a-z]|$)", re.IGNORECASE)
 _PICTURE_FOLDER = re.compile(r"im(age|g)|photo|picture|jpe?g|frame|input", re.IGNORECASE)
 _MASK_ENDING = re.compile(r"([_-](l|gt|mask|label|seg|annotation|colou?r|rgb)s?)+$", re.IGNORECASE)
 
 
-def read_mask_folders(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_mask_folders(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read pictures and their masks.
 
     Args:
@@ -54,7 +54,7 @@ def read_mask_folders(source: Source, left_out: LeftOut, options: ReadOptions) -
     )
 
 
-def _pairs(source: Source, left_out: LeftOut) -> Iterator[tuple[str, str]]:
+def _pairs(source: Source, left_out: Tally) -> Iterator[tuple[str, str]]:
     """Yield pictures with their masks."""
     names = source.with_suffix(*MASK_SUFFIXES, *PICTURE_SUFFIXES)
     shared = shared_folders(names)
