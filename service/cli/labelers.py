@@ -86,16 +86,16 @@ def open_labeler(settings: Settings, tiles: protocols.Protocol | None) -> Iterat
         EngineUnavailableError: this machine cannot run the engine.
     """
     if tiles is None:
-        with open_segmenter(settings) as (segmenter, served):
-            yield WholePictureLabeler(segmenter, served)
+        with open_segmenter(settings) as (segmenter, model):
+            yield WholePictureLabeler(segmenter, model)
         return
-    model = choose_model(settings)
-    options = engine_options(settings).tuned(model.tuning)
+    chosen = choose_model(settings)
+    options = engine_options(settings).tuned(chosen.tuning)
     network_passes.warm_up(private_folder(options.cache_folder / "numba"))
-    engine = engine_builder(settings.models.engine, options.device)(model.artifact, options)
+    engine = engine_builder(settings.models.engine, options.device)(chosen.artifact, options)
     try:
         with ThreadPoolExecutor(usable_cores(), "tiles") as executor:
-            yield TileLabeler(model.version, model.artifact.manifest, engine, tiles, executor)
+            yield TileLabeler(chosen.version, chosen.artifact.manifest, engine, tiles, executor)
     finally:
         engine.close()
 
@@ -137,10 +137,8 @@ class WholePictureLabeler:
         Raises:
             ServiceError: the picture is larger than the limits, or the model failed.
         """
-        picture, deadline_s = (
-            RawPicture(image_HW3.tobytes(), size_of(image_HW3)),
-            time.monotonic() + _TIMEOUT_S,
-        )
+        picture = RawPicture(image_HW3.tobytes(), size_of(image_HW3))
+        deadline_s = time.monotonic() + _TIMEOUT_S
         async with self._segmenter.segment(
             self._model, picture, _labelled, deadline_s=deadline_s
         ) as labelled:

@@ -1,4 +1,4 @@
-"""What the commands share that run a model in their own process: settings, artifact, engine, exit codes."""
+"""Settings, artifact, engine and exit codes of the commands that run a model in their own process."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ EXIT_USAGE = 2
 
 @contextmanager
 def exit_on_errors() -> Iterator[None]:
-    """Turn what users can cause into one line on stderr and an exit code; defects keep their traceback.
+    """Print errors that users can cause as one line on stderr. Defects of the program keep their traceback.
 
     Raises:
-        typer.Exit: 2 for a wrong configuration, registry URL or reference, 1 for what failed.
+        typer.Exit: with 2 for a wrong configuration, registry URL or reference, with 1 for other errors.
     """
     try:
         yield
@@ -51,25 +51,25 @@ def exit_on_errors() -> Iterator[None]:
 
 
 def local_settings(flags: Layer, config: Path | None = None) -> Settings:
-    """Return the settings under the given flags; from here on only warnings are logged, to stderr.
+    """Return the settings, and from now on log only warnings, to stderr.
 
     Args:
-        flags: what the command line said.
-        config: a TOML file; None = none.
+        flags: values from the command line. They override the environment, which overrides the file.
+        config: TOML file; None = no file.
 
     Raises:
-        SettingsError: a value is wrong.
+        SettingsError: a key is unknown or a value is wrong.
     """
     configure_logging(LogOptions(level="warning"))
     return load_settings(config, flags)
 
 
 def open_artifact(settings: Settings) -> tuple[ModelVersion, Artifact]:
-    """Return the first model of the settings, verified: its int8 version if the settings ask for int8.
+    """Return the first model of the settings, its int8 version if they ask for int8, and its artifact.
 
     Raises:
-        RegistryError: there is no such model, or the registry failed.
-        ArtifactError: it is damaged.
+        RegistryError: the model does not exist, or the registry failed.
+        ArtifactError: the artifact is damaged.
     """
     registry = open_registry(settings)
     version = registry.resolve(settings.models.serve[0], int8=settings.models.precision == "int8")
@@ -78,12 +78,12 @@ def open_artifact(settings: Settings) -> tuple[ModelVersion, Artifact]:
 
 @dataclass(frozen=True, eq=False)
 class ChosenModel:
-    """The first model of the settings, and how it runs here.
+    """The first model of the settings, and how this machine runs it.
 
     Attributes:
-        version: that was chosen.
-        artifact: of it, verified.
-        chooser: that chose.
+        version: the chosen version of the model.
+        artifact: its verified artifact.
+        chooser: chose the version, and knows how its engine is built.
     """
 
     version: ModelVersion
@@ -92,16 +92,16 @@ class ChosenModel:
 
     @property
     def tuning(self) -> EngineTuning:
-        """How its engine is built."""
+        """How the engine of the model is built."""
         return self.chooser.tuning(self.version, self.artifact.manifest)
 
 
 def choose_model(settings: Settings) -> ChosenModel:
-    """Choose the version and the engine of the first model; at its first use its engines are timed.
+    """Choose version and engine of the first model of the settings. At the first use, engines are timed.
 
     Raises:
-        RegistryError: there is no such model, or the registry failed.
-        ArtifactError: it is damaged.
+        RegistryError: the model does not exist, or the registry failed.
+        ArtifactError: the artifact is damaged.
         EngineUnavailableError: the cache folder cannot be used.
     """
     registry = open_registry(settings)
@@ -112,10 +112,10 @@ def choose_model(settings: Settings) -> ChosenModel:
 
 @contextmanager
 def open_segmenter(settings: Settings) -> Iterator[tuple[Segmenter, LoadedModel]]:
-    """Load the first model of the settings; yields what answers pictures, and what was loaded.
+    """Load the first model of the settings. Yield a segmenter for pictures, and the model.
 
     Raises:
-        ModelError: the model is not there, or must not be used.
+        ModelError: the model does not exist or must not be used.
         EngineUnavailableError: this machine cannot run the engine.
     """
     model = choose_model(settings)
