@@ -111,7 +111,6 @@ RejectReason = Literal[
     "queue_full", "rate_limited", "loading", "draining", "no_worker", "busy", "too_many_connections"
 ]
 CpuStage = Literal["decode", "encode"]
-WasteReason = Literal["cancelled", "expired", "failed"]
 FrameOutcome = Literal["answered", "superseded", "too_old", "draining", "failed"]
 JobStateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -249,10 +248,6 @@ class Metrics:
         self._batch_size.observe(size)
         self._batch_padding.observe(padding_ratio)
 
-    def wasted(self, reason: WasteReason, seconds: float) -> None:
-        """Add time of the device that nobody had an answer for."""
-        self._wasted.labels(reason).inc(max(0.0, seconds))
-
     def worker_restarted(self) -> None:
         """Count a worker process that was started again."""
         self._worker_restarts.inc()
@@ -360,9 +355,6 @@ class Metrics:
         )
         self._queue_depth = self._gauge("queue_depth", "Pictures that wait for the device.")
         self._busy_ratio = self._gauge("worker_busy_ratio", "Share of time in which the device is busy.")
-        self._wasted = self._counter(
-            "wasted_device_seconds", "Time of the device without an answer.", "reason"
-        )
         self._worker_restarts = self._counter("worker_restarts", "Worker processes started again.")
         self._model_info = self._gauge(
             "model_info", "1 for each served version.", "model", "version", "engine", "device", "precision"
@@ -370,7 +362,6 @@ class Metrics:
         self._model_load = self._histogram(
             "model_load_seconds", "From artifact to proved engine.", _LOAD_BUCKETS_S
         )
-        _begin_at_zero(self._wasted, WasteReason)
 
     def _create_stream_instruments(self) -> None:
         self._stream_active = self._gauge("stream_active", "Open streams.")

@@ -28,7 +28,6 @@ NAMES = {
     "rejected": {"reason"},
     "expired": {"stage"},
     "cancelled": {"stage"},
-    "wasted_device_seconds": {"reason"},
     "stream_active": set(),
     "stream_frames": {"outcome"},
     "stream_frame_age_seconds": set(),
