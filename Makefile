@@ -8,7 +8,7 @@
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
 #   make proto            write service/wire from proto/
-#   make reference        write docs/reference from the code: every setting, error code and metric
+#   make reference        write docs/reference from the code: every setting, error code, metric and public name
 #   make examples         run the programs and the notebook of examples
 #   make docs             build the documentation into build/site
 #   make images           build the container images

@@ -60,6 +60,8 @@ from model.errors import (
     VersionNotFoundError,
 )
 
+__all__ = ["ModelRegistry"]
+
 RETIRED_MODELS: Mapping[str, str] = MappingProxyType(
     {
         "bisenetv2-camvid": "it is no longer shipped; use camvid, which has the same classes, or train it"

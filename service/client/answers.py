@@ -14,6 +14,25 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+__all__ = [
+    "ClassInfo",
+    "DropReason",
+    "Dropped",
+    "Failed",
+    "Frame",
+    "FramePolicy",
+    "GoingAway",
+    "Interrupted",
+    "Mask",
+    "MaskForm",
+    "Model",
+    "ModelChanged",
+    "Opened",
+    "Result",
+    "Segmentation",
+    "StreamEvent",
+]
+
 MaskForm = Literal["png", "raw", "coco_rle", "overlay"]
 """Palette PNG, one byte a pixel, run lengths as JSON, or the picture with colours over it as JPEG."""
 
@@ -222,3 +241,4 @@ class Interrupted:
 
 
 StreamEvent = Opened | Result | Dropped | Failed | ModelChanged | GoingAway | Interrupted
+"""What a stream yields."""

@@ -9,6 +9,8 @@ ClientError                     a picture or frame has no answer
 
 from __future__ import annotations
 
+__all__ = ["ClientError", "ProtocolError", "RefusedError", "SourceError", "UnreachableError"]
+
 
 class ClientError(Exception):
     """A picture or frame has no answer."""

@@ -20,6 +20,8 @@ from PIL import Image
 from service.client.answers import ClassInfo, Mask, MaskForm, Model, Segmentation
 from service.client.errors import ClientError, ProtocolError, RefusedError, UnreachableError
 
+__all__ = ["AsyncHttpClient", "HttpClient"]
+
 DEFAULT_TIMEOUT_S = 30.0
 
 _ACCEPT: Mapping[MaskForm, str] = {

@@ -25,6 +25,8 @@ from service.client.errors import RefusedError, SourceError, UnreachableError
 from service.client.grpc_client import AsyncGrpcClient, FrameCall
 from service.client.ledger import FrameLedger
 
+__all__ = ["FrameFeed", "ReconnectingStream", "StreamOptions"]
+
 WINDOW = 32
 """Frames without an answer, at most. They are kept to be sent again."""
 
