@@ -132,7 +132,7 @@ class Runner(Protocol):
         ...
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
-        """Return memory for a prepared picture, uint8 HW3; what is prepared there is not copied again."""
+        """Return memory for a prepared picture, uint8 HW3; a picture prepared there is not copied again."""
         ...
 
     def run_batch(self, token: int, batch: BatchJob) -> None:

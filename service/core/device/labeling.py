@@ -65,7 +65,7 @@ class _Times:
 
 
 _PendingFlaws = Callable[[], Sequence[str | None]]
-"""Waits for pictures that were started; returns for each what is wrong with its scores, or None.
+"""Waits for pictures that were started; returns the fault of each picture's scores, or None.
 
 Texts instead of exceptions: a traceback would keep the pixels in memory.
 """

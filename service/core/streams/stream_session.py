@@ -125,7 +125,7 @@ class _Entry(Generic[FrameT, ResultT]):
 class StreamSession(Generic[FrameT, ResultT]):
     """The frames of one stream whose answers are not sent yet.
 
-    Not thread-safe. After each change the owner looks at the properties to see what is possible now.
+    Not thread-safe. After each change the owner reads the properties.
 
     Args:
         rules: of the stream.
