@@ -103,7 +103,7 @@ def read_coco(source: Source, left_out: Tally, options: ReadOptions) -> ForeignD
 
     Args:
         source: holds JSON files with ``images``, ``categories`` and ``annotations``, and the pictures.
-        left_out: is told what is not taken.
+        left_out: counts the records that are not taken.
         options: what else the user says.
 
     Raises:
@@ -133,7 +133,7 @@ def read_panoptic(source: Source, left_out: Tally, options: ReadOptions) -> Fore
 
     Args:
         source: holds JSON files with ``segments_info``, their PNG files, and the pictures.
-        left_out: is told what is not taken.
+        left_out: counts the records that are not taken.
         options: what else the user says.
 
     Raises:

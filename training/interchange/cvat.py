@@ -39,7 +39,7 @@ def read_cvat(source: Source, left_out: Tally, options: ReadOptions) -> ForeignD
 
     Args:
         source: holds ``annotations.xml``, or ``labelmap.txt`` beside ``SegmentationClass``.
-        left_out: is told what is not taken.
+        left_out: counts the records that are not taken.
         options: what else the user says.
 
     Raises:

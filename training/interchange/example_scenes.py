@@ -192,7 +192,7 @@ class Scene:
         self._things: Sequence[_Thing] = [*self._houses(random), *self._trees(random), *self._cars(random)]
 
     def picture(self, z: float, *, frame: int = 0) -> tuple[UInt8Array, UInt8Array]:
-        """Draw what is seen from a place in the left lane.
+        """Draw the view from a place in the left lane.
 
         Args:
             z: how far along the street, 0..240.

@@ -1,4 +1,4 @@
-"""JSON files of other programs, checked against what is read of them."""
+"""JSON files of other programs; the fields that are read are checked."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def read_label_studio(source: Source, left_out: Tally, options: ReadOptions) -> 
 
     Args:
         source: holds the JSON file, PNG files ``task-7-annotation-3-by-1-tag-CLASS-0.png``, and the pictures.
-        left_out: is told what is not taken.
+        left_out: counts the records that are not taken.
         options: what else the user says.
 
     Raises:

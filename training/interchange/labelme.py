@@ -60,7 +60,7 @@ def read_labelme(source: Source, left_out: Tally, options: ReadOptions) -> Forei
 
     Args:
         source: holds them and their pictures; where a picture is missing, the copy in its JSON file is taken.
-        left_out: is told what is not taken.
+        left_out: counts the records that are not taken.
         options: what else the user says.
 
     Raises:

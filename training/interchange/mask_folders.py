@@ -30,7 +30,7 @@ def read_mask_folders(source: Source, left_out: Tally, options: ReadOptions) -> 
 
     Args:
         source: holds both, and the table of the colours unless ``options`` do.
-        left_out: is told what is not taken.
+        left_out: counts the records that are not taken.
         options: what else the user says.
 
     Raises:

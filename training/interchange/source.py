@@ -63,7 +63,7 @@ class FolderContainer:
 
     Args:
         root: the folder.
-        left_out: is told of names that are no UTF-8.
+        left_out: counts names that are no UTF-8.
     """
 
     def __init__(self, root: Path, left_out: Tally) -> None:
@@ -93,7 +93,7 @@ class ZipContainer:
 
     Args:
         path: the ZIP file.
-        left_out: is told of names that lead out of it.
+        left_out: counts names that lead out of it.
 
     Raises:
         InterchangeError: it is no ZIP file, or unpacks to far more than its size.
@@ -141,11 +141,11 @@ class ZipContainer:
 
 
 class Source:
-    """What is imported: one or two containers as one list of names.
+    """One or two containers to import, as one list of names.
 
     Args:
         paths: folders or ZIP files; a name of the first hides the same name of the second.
-        left_out: is told of files that cannot be taken.
+        left_out: counts the files that cannot be taken.
 
     Raises:
         InterchangeError: a path is neither a folder nor a ZIP file, or holds no file.
@@ -221,7 +221,7 @@ class Source:
         """Say which files had no part in the import, except those of which it was said already.
 
         Args:
-            left_out: is told.
+            left_out: counts these files.
             kind: what a file is called, by its name.
         """
         for name in sorted(self._unread - left_out.files):

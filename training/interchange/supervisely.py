@@ -85,7 +85,7 @@ def read_supervisely(source: Source, left_out: Tally, options: ReadOptions) -> F
 
     Args:
         source: holds ``meta.json``, and for each picture ``DATASET/img/NAME`` and ``DATASET/ann/NAME.json``.
-        left_out: is told what is not taken.
+        left_out: counts the records that are not taken.
         options: what else the user says.
 
     Raises:

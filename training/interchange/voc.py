@@ -59,7 +59,7 @@ def read_voc(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDa
 
     Args:
         source: holds ``SegmentationClass``, perhaps ``JPEGImages``, ``ImageSets`` and ``labelmap.txt``.
-        left_out: is told what is not taken.
+        left_out: counts the records that are not taken.
         options: what else the user says.
 
     Raises:
