@@ -118,7 +118,7 @@ class House:
         spacing: between the middles of its windows.
         window: width of a window.
         shop: colour of the shop on the ground floor; None = a door and windows.
-        sign: what is written over the shop.
+        sign: text over the shop.
         roof: height of its roof; 0 = flat.
         bricks: whether the wall shows them.
     """
@@ -176,7 +176,7 @@ class Canvas:
         return slice(int(first), int(last))
 
     def put(self, columns: slice, where_HW: npt.NDArray[np.bool_], depth_N: Floats, color_N3: Floats) -> None:
-        """Show a surface, where it is nearer than what is there.
+        """Draw a surface where it is nearer than the surfaces drawn so far.
 
         Args:
             columns: of the picture.
@@ -426,7 +426,7 @@ def lettering(word: str, s_N: Floats, y_N: Floats, height: float = 0.46) -> npt.
     """Return which points of a sign lie within the letters of a word.
 
     Args:
-        word: what is written.
+        word: the text.
         s_N: metres right of the word's beginning.
         y_N: metres above the letters' foot.
         height: of a line.

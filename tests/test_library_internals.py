@@ -57,6 +57,16 @@ def test_a_library_whose_internals_are_used_has_an_upper_bound(name: str) -> Non
     assert any(bound.operator == "<" for bound in requirement.specifier)
 
 
+def test_private_functions_of_torch_are_used_by_the_moving_average_alone() -> None:
+    torch = pytest.importorskip("torch")
+    found = {
+        str(path.relative_to(ROOT)) for path in source_files() if "torch._foreach" in path.read_text("utf-8")
+    }
+    assert found == {"training/optimisation/optim.py"}
+    assert callable(torch._foreach_lerp_)
+    assert callable(torch._foreach_copy_)
+
+
 def test_uvicorn_has_what_the_guarded_protocol_overrides_and_reads() -> None:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle  # noqa: PLC0415
 
