@@ -1,4 +1,4 @@
-"""What clients return, the same for HTTP and gRPC.
+"""The results of clients, the same for HTTP and gRPC.
 
 Axes: H height, W width.
 """
@@ -87,7 +87,7 @@ class Mask:
 
     Attributes:
         data: bytes as the service sent them.
-        form: what the bytes are.
+        form: of the bytes.
         width: width of the upright picture in pixels.
         height: height of the upright picture in pixels.
     """
@@ -241,4 +241,4 @@ class Interrupted:
 
 
 StreamEvent = Opened | Result | Dropped | Failed | ModelChanged | GoingAway | Interrupted
-"""What a stream yields."""
+"""An event of a stream."""

@@ -1,4 +1,4 @@
-"""What clients raise.
+"""The errors of clients.
 
 ClientError                     a picture or frame has no answer
 ├── RefusedError                the service answered with an error

@@ -37,7 +37,7 @@ _ENDED_EARLY = "the stream ended before every frame was answered"
 
 
 class FrameFeed(Protocol):
-    """Where the frames of a stream come from."""
+    """The source of the frames of a stream."""
 
     async def next(self) -> Frame | None:
         """Return the next frame; None at the end. A cancelled call takes no frame.
@@ -68,7 +68,7 @@ class StreamOptions:
 
 
 class ReconnectingStream:
-    """Sends the frames of a feed and yields what becomes of them. A lost connection is opened again.
+    """Sends the frames of a feed and yields their events. A lost connection is opened again.
 
     With ``latest``, frames without an answer are lost with their connection: a camera has newer ones. With
     ``block``, they are sent again, as are the frames that a stopping service dropped: every frame is answered
@@ -263,7 +263,7 @@ class ReconnectingStream:
         return Interrupted(reason, self._backoff.next_s(retry_after_s), lost)
 
     def _advice(self, oldest: Frame) -> str:
-        """Return what may be wrong when one frame has no answer on several connections, else nothing."""
+        """Return advice when one frame has no answer on several connections, else nothing."""
         failures = self._failures[oldest.seq] + 1
         self._failures = Counter({oldest.seq: failures})
         if failures < _FAILURES_BEFORE_ADVICE:

@@ -104,7 +104,7 @@ def read_coco(source: Source, left_out: Tally, options: ReadOptions) -> ForeignD
     Args:
         source: holds JSON files with ``images``, ``categories`` and ``annotations``, and the pictures.
         left_out: counts the records that are not taken.
-        options: what else the user says.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no such file, or one is malformed.
@@ -134,7 +134,7 @@ def read_panoptic(source: Source, left_out: Tally, options: ReadOptions) -> Fore
     Args:
         source: holds JSON files with ``segments_info``, their PNG files, and the pictures.
         left_out: counts the records that are not taken.
-        options: what else the user says.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no such file, or one is malformed.

@@ -40,7 +40,7 @@ def read_cvat(source: Source, left_out: Tally, options: ReadOptions) -> ForeignD
     Args:
         source: holds ``annotations.xml``, or ``labelmap.txt`` beside ``SegmentationClass``.
         left_out: counts the records that are not taken.
-        options: what else the user says.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: neither is there, or a file is malformed.

@@ -88,7 +88,7 @@ def write_dataset_file(path: Path, name: str, palette: ClassPalette, splits: Map
         path: of the file.
         name: how reports call the data set.
         palette: the classes.
-        splits: split name -> what the file says of it, as TOML.
+        splits: split name -> its value in the file, as TOML.
     """
     head = f'name = {_string(name)}\nignore_id = {palette.ignore_id}\nexif = "upright"\n\n[splits]\n'
     lines = [f"{split} = {said}\n" for split, said in splits.items()]

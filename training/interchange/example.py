@@ -44,7 +44,7 @@ What to do with it:
 
 @dataclass(frozen=True)
 class ExampleReport:
-    """What was written.
+    """The files of the example.
 
     Attributes:
         dataset_file: path of the data-set file.
@@ -63,7 +63,7 @@ class ExampleReport:
 
     @property
     def commands(self) -> Sequence[str]:
-        """What to do with the data set, in this order."""
+        """Commands that use the data set, in this order."""
         file = shlex.quote(str(self.dataset_file))
         commands = [
             f"bisenet dataset check {file}",

@@ -1,4 +1,4 @@
-"""What became of a foreign data set."""
+"""The report of an import."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from training.interchange.tally import Tally
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of the source.
+    """The result of an import, in counts.
 
     Attributes:
         dataset_file: path of the result's data-set file.
         splits: split name -> pictures.
         pixels: class name -> labelled pixels.
         ignored_pixels: pixels that are neither learned nor scored.
-        drawing_order: what lies above what.
+        drawing_order: order of overlapping shapes, one sentence.
         background: class of the pixels that no shape covers; ``ignore`` = they do not count; None = the masks
             say the class of every pixel.
         divided: whether train and val were chosen here, not by the source.

@@ -42,7 +42,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a user may say about an import.
+    """Choices of the user about an import.
 
     Args:
         read: how the source is read.
@@ -103,7 +103,7 @@ def import_dataset(
         format_name: a key of ``READERS``.
         source_path: folder or ZIP file.
         target: folder of the result; must not exist, or be empty.
-        options: what else the user says.
+        options: further choices of the user.
         progress: called with the pictures that are done and all.
 
     Raises:
@@ -152,7 +152,7 @@ class _Writer:
     def all(
         self, pictures: Sequence[ForeignPicture], left_out: Tally, notes: Tally, progress: Progress
     ) -> Iterator[_Written]:
-        """Write the pictures; yield those that could be read."""
+        """Write the pictures; yield the readable ones."""
         names = FileNames([one.name for one in pictures])
         stems = [names.stem(one.name) for one in pictures]
         with ThreadPoolExecutor(self._workers, "import") as pool:

@@ -112,7 +112,7 @@ def read_label_studio(source: Source, left_out: Tally, options: ReadOptions) -> 
     Args:
         source: holds the JSON file, PNG files ``task-7-annotation-3-by-1-tag-CLASS-0.png``, and the pictures.
         left_out: counts the records that are not taken.
-        options: what else the user says.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no such file, or one is malformed.
@@ -243,7 +243,7 @@ def _in_file_name(label: str) -> str:
 
 
 def _file_names(task: _Task) -> Sequence[str]:
-    """Return what the file of a task's picture may be called, the likeliest name first."""
+    """Return possible file names of a task's picture, the likeliest first."""
     values = [value for value in task.data.values() if isinstance(value, str)]
     pictures = [name for value in values if (name := _path_of(value)).lower().endswith(PICTURE_SUFFIXES)]
     names = [*([task.file_upload] if task.file_upload else []), *pictures]

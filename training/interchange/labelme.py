@@ -61,7 +61,7 @@ def read_labelme(source: Source, left_out: Tally, options: ReadOptions) -> Forei
     Args:
         source: holds them and their pictures; where a picture is missing, the copy in its JSON file is taken.
         left_out: counts the records that are not taken.
-        options: what else the user says.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no such file, or one is malformed.

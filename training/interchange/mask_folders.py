@@ -31,7 +31,7 @@ def read_mask_folders(source: Source, left_out: Tally, options: ReadOptions) -> 
     Args:
         source: holds both, and the table of the colours unless ``options`` do.
         left_out: counts the records that are not taken.
-        options: what else the user says.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no table, no mask, or no picture of a mask.
@@ -94,7 +94,7 @@ def _picture_of(mask: str, by_key: Mapping[tuple[str, ...], list[str]]) -> str |
 
 
 def _keys(name: str, stem: str) -> Iterator[tuple[str, ...]]:
-    """Yield what a picture and its mask have in common, the surest first."""
+    """Yield the features that a picture shares with its mask, the surest first."""
     folders = [named_split(folder) or folder for folder in posixpath.dirname(name).split("/")]
     told = [
         folder for folder in folders if not _MASK_FOLDER.search(folder) and not _PICTURE_FOLDER.search(folder)

@@ -218,11 +218,11 @@ class Source:
         return None
 
     def tell_unread(self, left_out: Tally, kind: Callable[[str], str]) -> None:
-        """Say which files had no part in the import, except those of which it was said already.
+        """Count the files that had no part in the import and were not counted before.
 
         Args:
             left_out: counts these files.
-            kind: what a file is called, by its name.
+            kind: returns the kind of a file from its name.
         """
         for name in sorted(self._unread - left_out.files):
             left_out.add(kind(name), name)

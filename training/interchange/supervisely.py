@@ -86,7 +86,7 @@ def read_supervisely(source: Source, left_out: Tally, options: ReadOptions) -> F
     Args:
         source: holds ``meta.json``, and for each picture ``DATASET/img/NAME`` and ``DATASET/ann/NAME.json``.
         left_out: counts the records that are not taken.
-        options: what else the user says.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: it is no such project, or a file is malformed.

@@ -1,4 +1,4 @@
-"""Counts what an import did not take, or changed, by kind."""
+"""Counts records that an import did not take, or changed, by kind."""
 
 from __future__ import annotations
 

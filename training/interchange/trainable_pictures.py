@@ -62,7 +62,7 @@ def upright_ids(picture: ForeignPicture, header: ImageHeader, classes: ClassIds)
     """Draw the labels of a picture; those of one that EXIF turns may be of its stored pixels.
 
     Args:
-        picture: says what draws them, and on which size.
+        picture: has the labels and the size on which they were drawn.
         header: of the picture.
         classes: names -> ids.
 

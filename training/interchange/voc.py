@@ -60,7 +60,7 @@ def read_voc(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDa
     Args:
         source: holds ``SegmentationClass``, perhaps ``JPEGImages``, ``ImageSets`` and ``labelmap.txt``.
         left_out: counts the records that are not taken.
-        options: what else the user says.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there are no masks, or a file is malformed.

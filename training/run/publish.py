@@ -37,7 +37,7 @@ _DIGEST_DIGITS = 12
 
 @dataclass(frozen=True)
 class RunProvenance:
-    """Where a run comes from.
+    """The origin of a run.
 
     Attributes:
         command: the command line.

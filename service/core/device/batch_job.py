@@ -1,4 +1,4 @@
-"""Batch jobs: what a device is given, what it returns, and the interfaces of both sides.
+"""Batch jobs: the input and the result of a device, and the interfaces of both sides.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.

@@ -22,7 +22,7 @@ ResultT = TypeVar("ResultT")
 
 
 class FramePolicy(Enum):
-    """What happens to frames that come faster than they are answered."""
+    """The treatment of frames that come faster than they are answered."""
 
     LATEST_WINS = auto()
     """A newer frame replaces the waiting one."""
