@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from training.interchange.example import write_example
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples/labels_to_mask.ipynb"
 CELL_TIMEOUT_S = 900
@@ -52,12 +54,13 @@ def test_the_notebook_is_stored_without_outputs(notebook: Any) -> None:
         assert cell.get("execution_count") is None
 
 
-def test_the_notebook_serves_a_mask_after_two_steps_of_training(
+def test_the_notebook_serves_a_mask_after_two_steps_on_eight_pictures_of_ones_own(
     notebook: Any, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dataset = write_example(tmp_path / "own", splits={"train": 8, "val": 2}, film_s=0).dataset_file
     [parameters] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert re.match(r"STEPS = \d+\b", parameters.source)
-    parameters.source = "STEPS = 2"
+    assert re.match(r"STEPS = \d+\b.*\nDATASET_FILE = \"\"", parameters.source)
+    parameters.source = f"STEPS = 2\nDATASET_FILE = {str(dataset)!r}"
     text = execute(notebook, tmp_path, shared_cache, monkeypatch)
     assert "streets@1" in text
     assert 0 <= agreement(text) <= 100
