@@ -1,7 +1,7 @@
 """BiSeNetV1 made light: its context path is an EfficientNet-Lite0, its detail comes from the same backbone.
 
-A spatial path of its own would cost as much as half the backbone (512x1024); strides 4 and 8 of the backbone
-know edges and small things already, and ImageNet taught them.
+A separate spatial path would cost as much as half the backbone (512x1024); strides 4 and 8 of the backbone
+give edges and small objects already, pretrained on ImageNet.
 
 Axes: N images in a batch, C or 3 channels, K classes, H height, W width, h w = the same at a coarser stride.
 """
@@ -37,7 +37,7 @@ class BiSeNetV1Lite(SegmentationArchitecture):
     Args:
         num_scores: values that a head gives a cell.
         context_channels: of the refined features of strides 32, 16 and 8.
-        detail_channels: that stride 4 is brought down to stride 8 with; those of stride 8 join as they are.
+        detail_channels: of stride 4 when it is brought down to stride 8; those of stride 8 are not changed.
         fused_channels: of detail and context together.
         head_channels: width of the main head.
         sub_cells: scores along each side of a cell of stride 8 in the main head. With 2 its output has stride

@@ -1,4 +1,4 @@
-"""The ages of the published BiSeNet code, as data: what each made of the same blocks.
+"""The generations of the published BiSeNet code, as data.
 
 Sources: CoinCheung/BiSeNet at the commits named below, Deeachain/BiSeNet, zllrunning/face-parsing.PyTorch.
 """
@@ -17,14 +17,14 @@ _SUB_PIXELS = 64
 
 @dataclass(frozen=True)
 class Generation:
-    """What one age of the code computes with its weights.
+    """The network of one generation of the code.
 
     Attributes:
         architecture: key of ``model.networks.segmentation_network.ARCHITECTURES``.
-        title: what people know it by.
+        title: name for people.
         upsample: how raw output becomes full-size scores.
         stride: input pixels per cell of the raw output.
-        form: arguments of the architecture's constructor; what is left out has its default.
+        form: arguments of the architecture's constructor; others have their defaults.
     """
 
     architecture: str
@@ -80,4 +80,4 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
         "v2-g4": Generation("bisenetv2", "BiSeNetV2 since c0422a1"),
     }
 )
-"""The name of a generation, as manifests carry it -> what it computes."""
+"""Name of a generation in manifests -> the generation."""
