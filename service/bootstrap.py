@@ -23,7 +23,9 @@ from model.errors import ModelError, RegistryUrlError
 from service.assembly import engine_options, open_core, worker_process
 from service.core.device.engine import EngineOptions, EngineUnavailableError
 from service.core.errors import NoWorkerError
-from service.core.keys import key_digests
+from service.core.keys.access_key import AccessKey
+from service.core.keys.key_file import KeyFileError
+from service.core.keys.key_ring import KeyRing
 from service.core.memory import frozen_objects, limit_heaps
 from service.core.models.live_versions import LiveVersions
 from service.core.models.loaded_model import LoadedModel
@@ -191,6 +193,7 @@ def _listen(settings: Settings, stack: ExitStack) -> Listeners:
 def open_service(settings: Settings) -> Iterator[Service]:
     """Build a service that has not loaded a model yet; closed, it has answered what it had accepted."""
     registry = _open_registry(settings)
+    keys = _open_keys(settings)
     with ExitStack() as stack:
         metrics = Metrics()
         chooser = EngineChooser(settings, registry)
@@ -203,7 +206,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             core.host,
             lifecycle=lifecycle,
             metrics=metrics,
-            options=_http_options(settings),
+            options=_http_options(settings, keys),
             scoreboard=scoreboard,
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
@@ -215,11 +218,11 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 versions_router(versions),
                 *_job_routers(jobs, lifecycle),
             ],
-            policy=_admin_policy(settings),
+            policy=_admin_policy(settings, keys),
             lifecycle=lifecycle,
             metrics=metrics,
         )
-        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings))
+        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys))
         yield Service(
             settings,
             registry,
@@ -309,10 +312,10 @@ def _grpc_server(service: Service) -> GrpcServer:
     )
 
 
-def _servicer_options(settings: Settings) -> ServicerOptions:
+def _servicer_options(settings: Settings, keys: KeyRing) -> ServicerOptions:
     limits = settings.limits
     return ServicerOptions(
-        key_digests=key_digests(settings.auth.read_keys()),
+        keys=keys if settings.auth.needs_key else None,
         default_timeout_s=limits.default_timeout_s,
         receive_timeout_s=limits.receive_timeout_s,
         max_image_bytes=limits.max_body_bytes,
@@ -332,12 +335,12 @@ def _frames_at_once(options: EngineOptions) -> int:
     return 2 if options.device == "cpu" else 2 * options.max_batch
 
 
-def _http_options(settings: Settings) -> HttpOptions:
+def _http_options(settings: Settings, keys: KeyRing) -> HttpOptions:
     server, limits = settings.server, settings.limits
     is_listed = server.is_loopback or bool(server.allowed_hosts)
     return HttpOptions(
         access=AccessPolicy(
-            key_digests=key_digests(settings.auth.read_keys()),
+            keys=keys if settings.auth.needs_key else None,
             hosts=_own_names(server.host, server.allowed_hosts) if is_listed else None,
         ),
         segment=SegmentOptions(
@@ -352,13 +355,24 @@ def _http_options(settings: Settings) -> HttpOptions:
     )
 
 
-def _admin_policy(settings: Settings) -> AdminPolicy:
-    host, auth = settings.server.admin_host, settings.auth
-    return AdminPolicy(
-        _token("admin_token_file", auth.admin_token_file),
-        _token("scrape_token_file", auth.scrape_token_file),
-        _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None,
-    )
+def _admin_policy(settings: Settings, keys: KeyRing) -> AdminPolicy:
+    host = settings.server.admin_host
+    return AdminPolicy(keys, _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None)
+
+
+def _open_keys(settings: Settings) -> KeyRing:
+    auth = settings.auth
+    scrape_token = _token("scrape_token_file", auth.scrape_token_file)
+    admin_token = _token("admin_token_file", auth.admin_token_file)
+    keys = [
+        *(AccessKey.of_secret(key.get_secret_value()) for key in auth.keys),
+        AccessKey.of_secret(scrape_token, ("metrics",), "scrape-token"),
+        AccessKey.of_secret(admin_token, ("admin",), "admin-token"),
+    ]
+    try:
+        return KeyRing(keys, auth.keys_file)
+    except KeyFileError as error:
+        raise SettingsError(f"auth.keys_file: {error}") from error
 
 
 def _token(key: str, path: Path) -> str:

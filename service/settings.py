@@ -34,6 +34,7 @@ from model.errors import InvalidReferenceError
 from model.pictures.image import ImageLimits
 from model.pictures.preprocess import DEFAULT_MAX_INFER_PIXELS
 from service.core.device.engine import PrecisionChoice
+from service.core.keys.access_key import is_secret
 from service.core.scheduling.memory_budget import DEFAULT_MAX_PIXELS_IN_FLIGHT
 from service.core.scheduling.scheduler import DEFAULT_MAX_WAITING
 from service.engines import ENGINES, is_plug_in
@@ -254,7 +255,8 @@ class AuthSettings(_Section):
 
     Attributes:
         keys: API keys, of which a client sends one as ``Authorization: Bearer KEY``.
-        keys_file: more of them, one a line.
+        keys_file: further keys, one a line: named ones with scopes, limits and expiry, as ``bisenet keys
+            create`` writes them, or the bare key. The service reads the file again when it has changed.
         allow_anonymous: listen beyond loopback without keys.
         admin_token_file: holds the token of the admin frontend; made on the first start.
         scrape_token_file: holds the token that opens ``/metrics`` alone; likewise.
@@ -266,18 +268,17 @@ class AuthSettings(_Section):
     admin_token_file: UserPath = Field(default_factory=lambda: _data_folder() / "admin-token")
     scrape_token_file: UserPath = Field(default_factory=lambda: _data_folder() / "scrape-token")
 
-    def read_keys(self) -> tuple[str, ...]:
-        """Return all keys.
+    @field_validator("keys")
+    @classmethod
+    def _are_secrets(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(is_secret(key.get_secret_value()) for key in keys):
+            raise ValueError("a key is printable ASCII without spaces, and not empty")
+        return keys
 
-        Raises:
-            SettingsError: the file cannot be read or holds none, or a key is not printable ASCII.
-        """
-        keys = [key.get_secret_value() for key in self.keys]
-        if self.keys_file is not None:
-            keys += _lines(self.keys_file)
-        if not all(key and key.isascii() and key.isprintable() and " " not in key for key in keys):
-            raise SettingsError("auth.keys: a key is printable ASCII without spaces, and not empty")
-        return tuple(keys)
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests for inference need a key."""
+        return bool(self.keys) or self.keys_file is not None
 
 
 class JobsSettings(_Section):
@@ -330,8 +331,7 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _is_not_open_to_everybody(self) -> Self:
-        has_keys = self.auth.keys or self.auth.keys_file is not None
-        if not (self.server.is_loopback or has_keys or self.auth.allow_anonymous):
+        if not (self.server.is_loopback or self.auth.needs_key or self.auth.allow_anonymous):
             raise ValueError(
                 f"server.host: {self.server.host!r} is open to other machines: set auth.keys or "
                 "auth.keys_file, or say --allow-anonymous"
@@ -427,17 +427,6 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"{key}: unknown key"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError):
-        raise SettingsError(f"auth.keys_file: cannot read {path}") from None
-    keys = [line for line in lines if line]
-    if not keys:
-        raise SettingsError(f"auth.keys_file: {path} holds no key")
-    return keys
 
 
 def _data_folder() -> Path:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as HttpScope
 
-from service.core.errors import ForbiddenError, InvalidArgumentError, ServiceError, UnauthenticatedError
-from service.core.keys import bearer_digest, bears_known_key
+from service.core.errors import ForbiddenError, InvalidArgumentError, ServiceError
+from service.core.keys.access_key import Scope
+from service.core.keys.key_ring import Admission, KeyRing
 from service.http_api.edge import PROBE_PATHS
 from service.http_api.exchange import Exchange
 from service.http_api.problems import problem
@@ -28,26 +30,32 @@ class AccessPolicy:
     """What a request must show.
 
     Args:
-        key_digests: SHA-256 of each API key; empty = no key is asked for.
+        keys: of which one is needed; None = none is needed.
         hosts: values of ``Host`` that are answered, lower case, without port; None = any. A page that
             a browser loaded from elsewhere can reach a loopback service under a name of its own
             (DNS rebinding), but it cannot forge this header.
-        open_paths: what needs no key.
-        needed: what is said to who shows none, or a wrong one.
+        open_paths: paths that need no key.
+        scopes: the key must have one of them.
+        needed: message for a caller without a valid key.
     """
 
-    key_digests: frozenset[bytes] = frozenset()
+    keys: KeyRing | None = None
     hosts: frozenset[str] | None = None
     open_paths: frozenset[str] = OPEN_PATHS
+    scopes: tuple[Scope, ...] = ("infer",)
     needed: str = "a valid API key is needed: Authorization: Bearer KEY"
 
-    def check(self, headers: Headers, path: str) -> None:
+    def admit(self, headers: Headers, path: str) -> Admission | None:
         """Let a request pass, or not.
+
+        Returns:
+            The key of the request, to be left when it is answered; None where no key is needed.
 
         Raises:
             InvalidArgumentError: the path is malformed, or the host is, or there are two.
-            ForbiddenError: the host is not allowed.
-            UnauthenticatedError: there is no key, or a wrong one.
+            ForbiddenError: the host is not allowed, or the key does not have the scope.
+            UnauthenticatedError: there is no key, a wrong one, or one that has expired.
+            RateLimitedError: the key has as many requests as it may have.
         """
         hosts = headers.getlist("host")
         if len(hosts) > 1 or not all(_HOST.fullmatch(host) for host in hosts):
@@ -57,20 +65,18 @@ class AccessPolicy:
         is_anonymous_probe = not hosts and path in PROBE_PATHS  # HTTP/1.0, as load balancers speak it
         if self.hosts is not None and not (is_anonymous_probe or self._is_host_allowed(hosts)):
             raise ForbiddenError("this service does not answer under this host name")
-        if (
-            self.key_digests
-            and path not in self.open_paths
-            and not bears_known_key(headers.get("authorization", ""), self.key_digests)
-        ):
-            raise UnauthenticatedError(self.needed)
+        if self.keys is None or path in self.open_paths:
+            return None
+        return self.keys.admit(headers.get("authorization", ""), *self.scopes, needed=self.needed)
 
-    def source(self, scope: Scope) -> str | None:
-        """Return who asks, of the requests that pass: a key, or an address where nobody needs a key.
+    def source(self, scope: HttpScope) -> str | None:
+        """Return who sends an admitted request: the digest of its key, or an address where there is no key.
 
         Behind a proxy everybody has the address of the proxy.
         """
-        if self.key_digests:
-            return bearer_digest(Headers(scope=scope).get("authorization", "")).hex()
+        key = Exchange.of(scope).key
+        if key is not None:
+            return key.sha256
         client = scope.get("client")
         return None if client is None else str(client[0])
 
@@ -87,8 +93,8 @@ def _without_port(host: str) -> str:
 class Policy(Protocol):
     """Lets a request pass, or raises an error of the service."""
 
-    def check(self, headers: Headers, path: str) -> None:
-        """Look at the head of a request."""
+    def admit(self, headers: Headers, path: str) -> Admission | None:
+        """Look at the head of a request; the caller leaves the admission when the request is answered."""
         ...
 
 
@@ -104,12 +110,16 @@ class AccessCheck:
         self._app = app
         self._policy = policy
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 401 or 403."""
+    async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401, 403 or 429."""
         answer = self._app
         if scope["type"] == "http":
+            exchange = Exchange.of(scope)
             try:
-                self._policy.check(Headers(scope=scope), scope["path"])
+                admission = self._policy.admit(Headers(scope=scope), scope["path"])
             except ServiceError as refusal:
-                answer = problem(refusal, Exchange.of(scope))
+                answer = problem(refusal, exchange)
+            else:
+                if admission is not None:
+                    exchange.admitted(admission)
         await answer(scope, receive, send)

@@ -7,13 +7,12 @@ import socket
 
 import grpc
 import pytest
-from fakes import PATIENCE_S, FakeEngine, until
+from fakes import PATIENCE_S, FakeEngine, key_ring, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of
 from http2_bytes import stream_of
 
-from service.core.keys import key_digests
 from service.grpc_api.edge import SERVICE_NAME
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.server import GrpcBindError
@@ -57,7 +56,7 @@ async def test_who_watches_is_told_of_the_drain_at_once() -> None:
 
 
 async def test_health_needs_no_key() -> None:
-    async with open_grpc_site(options=ServicerOptions(key_digests=key_digests(["a-key"]))) as site:
+    async with open_grpc_site(options=ServicerOptions(keys=key_ring("a-key"))) as site:
         assert await health(site) == SERVING
 
 

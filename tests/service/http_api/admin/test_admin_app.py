@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
-from fakes import write_pooling_artifact
+from fakes import admin_keys, write_pooling_artifact
 from http_site import Site, open_site
 
 from model.artifacts.manifest import ModelReference, ModelVersion
@@ -35,7 +35,7 @@ class AdminSite:
         routers = [metrics_router(site.metrics), drain_router(site.lifecycle), versions_router(versions)]
         self.app = create_admin_app(
             routers,
-            policy=AdminPolicy(ADMIN, SCRAPE, LOOPBACK_HOSTS),
+            policy=AdminPolicy(admin_keys(ADMIN, SCRAPE), LOOPBACK_HOSTS),
             lifecycle=site.lifecycle,
             metrics=site.metrics,
         )
@@ -85,7 +85,7 @@ async def test_the_scraper_sees_the_metrics_and_nothing_else(admin: AdminSite) -
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")
     assert 'bisenet_requests_total{code="ok",model="",protocol="http",route="/v1/models"' in response.text
-    assert code_of(await admin.ask("POST", "/admin/v1/drain", token=SCRAPE)) == (401, "unauthenticated")
+    assert code_of(await admin.ask("POST", "/admin/v1/drain", token=SCRAPE)) == (403, "forbidden")
     assert not admin.site.lifecycle.draining
 
 
