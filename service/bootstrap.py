@@ -32,6 +32,7 @@ from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.readiness import Readiness
+from service.core.tls import TlsError
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
 from service.engines.choice import RACE_BUDGET_S
@@ -160,7 +161,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
 
     Raises:
         StartError: the port is taken, or a model cannot be served.
-        SettingsError: the keys file cannot be used.
+        SettingsError: the keys file or a certificate cannot be used.
     """
     limit_heaps()
     with ExitStack() as stack:
@@ -177,6 +178,8 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
                     stream.close()
                     os._exit(code)
                 return code
+        except TlsError as error:
+            raise SettingsError(f"server.tls: {error}") from error
         except (BindError, GrpcBindError, JobsUnavailableError, ModelError, EngineUnavailableError) as error:
             raise StartError(str(error)) from error
 
@@ -245,7 +248,7 @@ def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRout
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:
     lifecycle, server = service.lifecycle, service.settings.server
     grpc_server = _grpc_server(service)
-    grpc_address = grpc_server.bind(server.host, server.grpc_port)
+    grpc_address = grpc_server.bind(server.host, server.grpc_port, server.tls.files)
     frontends = Frontends(
         [_http_server(service, service.app, listeners.http), grpc_server],
         _http_server(service, service.admin_app, listeners.admin),
@@ -267,7 +270,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
             _log.info("ready", url=url, models=[str(m.version) for m in service.host.models])
             on_ready(Ready(url, grpc_address, admin_url, token_file, service.host.models))
 
-    url, admin_url = url_of(listeners.http), url_of(listeners.admin)
+    url, admin_url = (url_of(socket_, server.tls.scheme) for socket_ in (listeners.http, listeners.admin))
     auth = service.settings.auth
     token_file = auth.admin_token_file
     _log.info(
@@ -298,6 +301,7 @@ def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> Htt
             idle_timeout_s=limits.idle_timeout_s,
         ),
         metrics=service.metrics,
+        tls=None if server.tls.files is None else server.tls.files.http_context(),
     )
 
 

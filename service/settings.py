@@ -1,6 +1,7 @@
 """The configuration: TOML file < environment < flags; nothing else in the service reads the environment.
 
-Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores:
+Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores (and
+``BISENET_SERVER__TLS__CERT`` the key ``cert`` of ``[server.tls]``):
 Kubernetes puts variables with one (``BISENET_SERVICE_HOST``) into every pod beside a service of that name.
 One that would be a key with two is taken for a slip and refused.
 Lists are separated by commas there. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
@@ -37,6 +38,7 @@ from service.core.device.engine import PrecisionChoice
 from service.core.keys.access_key import is_secret
 from service.core.scheduling.memory_budget import DEFAULT_MAX_PIXELS_IN_FLIGHT
 from service.core.scheduling.scheduler import DEFAULT_MAX_WAITING
+from service.core.tls import TlsFiles
 from service.engines import ENGINES, is_plug_in
 from service.grpc_api.limits import PeerLimits
 from service.http_api.connection.connection_limits import ConnectionLimits
@@ -99,6 +101,41 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+class TlsSettings(_Section):
+    """``[server.tls]``: certificates of the HTTP, gRPC and admin ports; none = connections are not encrypted.
+
+    Attributes:
+        cert: PEM file of the service's certificate, followed by those of its issuers.
+        key: PEM file of its private key.
+        client_ca: PEM file of certificates. Clients must show one of them, or one that they issued; none =
+            every client may connect.
+    """
+
+    cert: UserPath | None = None
+    key: UserPath | None = None
+    client_ca: UserPath | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key are needed together")
+        if self.client_ca is not None and self.cert is None:
+            raise ValueError("client_ca needs cert and key")
+        return self
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """The files, or None where connections are not encrypted."""
+        if self.cert is None or self.key is None:
+            return None
+        return TlsFiles(self.cert, self.key, self.client_ca)
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """How the URLs of the service begin."""
+        return "http" if self.cert is None else "https"
+
+
 class ServerSettings(_Section):
     """``[server]``: where it listens.
 
@@ -118,6 +155,7 @@ class ServerSettings(_Section):
         page: serve the page for people at ``/`` of the HTTP port; auto = on loopback only.
         grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
         lame_duck_s: how long after SIGTERM new requests are still answered.
+        tls: certificates of all ports.
     """
 
     host: str = "127.0.0.1"
@@ -131,6 +169,7 @@ class ServerSettings(_Section):
     page: Literal["auto", "on", "off"] = "auto"
     grace_s: Count = 25
     lame_duck_s: Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)] = 5.0
+    tls: TlsSettings = TlsSettings()
 
     @property
     def is_loopback(self) -> bool:
@@ -387,7 +426,7 @@ def _read_toml(path: Path) -> Layer:
 
 
 def _environment_layer(environment: Mapping[str, str]) -> Layer:
-    layer: dict[str, dict[str, str]] = {}
+    layer: dict[str, dict[str, Any]] = {}
     for name, value in environment.items():
         if name in _slips() and not _ADDRESS.match(value):
             raise SettingsError(f"{name}: did you mean {_slips()[name]}?")
@@ -395,7 +434,11 @@ def _environment_layer(environment: Mapping[str, str]) -> Layer:
             _SHORTHANDS.get(name, name).removeprefix(_PREFIX).lower().partition(_DELIMITER)
         )
         if name.startswith(_PREFIX) and delimiter:
-            layer.setdefault(section, {})[key] = value
+            table, nested, inner = key.partition(_DELIMITER)
+            if nested:
+                layer.setdefault(section, {}).setdefault(table, {})[inner] = value
+            else:
+                layer.setdefault(section, {})[key] = value
     return layer
 
 
@@ -417,7 +460,10 @@ def _merged(*layers: Layer) -> dict[str, dict[str, Any]]:
     for layer in layers:
         for section, values in layer.items():
             said = {key: value for key, value in values.items() if value is not None}
-            merged[section] = merged.get(section, {}) | said
+            known = merged.setdefault(section, {})
+            for key, value in said.items():
+                is_table = isinstance(value, dict) and isinstance(known.get(key), dict)
+                known[key] = known[key] | value if is_table else value
     return merged
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from model.pictures.preprocess import ImageSize
 from service.assembly import engine_options
+from service.core.tls import TlsFiles
 from service.settings import DEFAULT_MODEL, Layer, Settings, SettingsError, load_settings
 
 
@@ -226,6 +227,24 @@ def test_an_empty_list_of_keys_is_no_key(empty: str) -> None:
     assert not load(BISENET_AUTH__KEYS=empty).auth.needs_key
     with pytest.raises(SettingsError, match="allow-anonymous"):
         load(BISENET_AUTH__KEYS=empty, BISENET_SERVER__HOST="0.0.0.0")
+
+
+def test_certificates_are_a_table_in_the_file_and_have_three_words_in_the_environment(tmp_path: Path) -> None:
+    toml = '[server]\nhttp_port = 1\n[server.tls]\ncert = "a.pem"\nkey = "b.pem"\n'
+    settings = load(toml=toml, folder=tmp_path, BISENET_SERVER__TLS__KEY="c.pem")
+    assert settings.server.tls.files == TlsFiles(Path("a.pem"), Path("c.pem"))
+    assert (settings.server.http_port, settings.server.tls.scheme) == (1, "https")
+    assert load().server.tls.files is None
+    assert load().server.tls.scheme == "http"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("CERT", "needed together"), ("KEY", "needed together"), ("CLIENT_CA", "needs cert"), ("X", "unknown")],
+)
+def test_half_a_certificate_is_refused(name: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=rf"server\.tls.*{said}"):
+        load_settings(environment={f"BISENET_SERVER__TLS__{name}": "x.pem"})
 
 
 @pytest.mark.parametrize("key", ["two words", "caf\u00e9", "bell\a"])
