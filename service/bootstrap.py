@@ -44,6 +44,7 @@ from service.grpc_api.streams import StreamLimits
 from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
+from service.http_api.admin.audit import AuditLog
 from service.http_api.admin.drain import drain_router
 from service.http_api.admin.evaluations import evaluations_router
 from service.http_api.admin.metrics import metrics_router
@@ -224,6 +225,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             policy=_admin_policy(settings, keys),
             lifecycle=lifecycle,
             metrics=metrics,
+            audit=AuditLog(settings.log.audit_file),
         )
         servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys))
         yield Service(

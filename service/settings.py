@@ -345,10 +345,17 @@ class JobsSettings(_Section):
 
 
 class LogSettings(_Section):
-    """``[log]``: what is written to stderr."""
+    """``[log]``: what is written to stderr, and who changed what.
+
+    Attributes:
+        level: the least that is written.
+        format: ``auto`` = ``console`` on a terminal, else ``json``.
+        audit_file: actions of the admin port, two JSON lines each; none = lines of the ordinary log.
+    """
 
     level: LogLevel = "info"
     format: LogFormat = "auto"
+    audit_file: UserPath | None = None
 
 
 class Settings(_Section):

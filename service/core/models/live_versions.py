@@ -108,6 +108,20 @@ class LiveVersions:
             self._follow(ModelVersion(name, moved.version), alias)
             return moved
 
+    def alias(self, name: str, alias: str) -> Alias | None:
+        """Return where an alias points, or None if there is none.
+
+        Raises:
+            InvalidArgumentError: nothing can be called so.
+            BusyError: the registry does not answer.
+        """
+        with _service_errors():
+            return self._registry.alias(name, alias)
+
+    def loaded(self, name: str) -> list[int]:
+        """Return the numbers of the served versions of a model, in ascending order."""
+        return sorted(m.version.number for m in self._host.models if m.version.name == name)
+
     def follows(self, name: str, alias: str) -> bool:
         """Return whether this service serves what an alias points at, also when it is moved.
 
