@@ -27,6 +27,7 @@ from service.core.keys.access_key import AccessKey
 from service.core.keys.key_file import KeyFileError
 from service.core.keys.key_ring import KeyRing
 from service.core.memory import frozen_objects, limit_heaps
+from service.core.models.alias_follower import AliasFollower
 from service.core.models.live_versions import LiveVersions
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
@@ -101,6 +102,7 @@ class Service:
     metrics: Metrics
     scoreboard: Scoreboard
     jobs: JobsService | None
+    follower: AliasFollower
     app: ASGIApp
     admin_app: ASGIApp
     servicer: Servicer
@@ -140,6 +142,11 @@ class Service:
         """
         if self.jobs is not None:
             self.jobs.start(self.host, self.chooser, self.registry, self.scoreboard, self.metrics)
+
+    def follow_aliases(self) -> None:
+        """Begin to follow the aliases of the served models, after these are loaded."""
+        if not self.lifecycle.draining:
+            self.follower.start()
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,6 +222,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
         versions = LiveVersions(registry, core.host, references)
+        follower = stack.enter_context(AliasFollower(versions, settings.registry.follow_s))
         admin_app = create_admin_app(
             [
                 metrics_router(metrics),
@@ -237,6 +245,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics,
             scoreboard,
             jobs,
+            follower,
             app,
             admin_app,
             servicer,
@@ -263,6 +272,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
         try:
             await asyncio.to_thread(service.load_models)
             await asyncio.to_thread(service.start_jobs)
+            service.follow_aliases()
         except BaseException:
             frontends.end()
             raise

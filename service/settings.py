@@ -191,11 +191,19 @@ class ServerSettings(_Section):
 
 
 class RegistrySettings(_Section):
-    """``[registry]``: where published models are; the shipped model is always there beside them."""
+    """``[registry]``: where published models are; the shipped model is always there beside them.
+
+    Attributes:
+        url: a folder, ``file://``, ``s3://``, ``gs://`` or ``az://``; ``s3://bucket/prefix?endpoint=URL`` for
+            a store of one's own that speaks S3.
+        follow_s: time between two looks at the aliases of the served models, which another replica or a
+            command may have moved.
+    """
 
     url: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         default_factory=lambda: str(_data_folder() / "registry")
     )
+    follow_s: Seconds = 2.0
 
 
 class ModelsSettings(_Section):
