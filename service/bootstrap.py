@@ -23,13 +23,17 @@ from model.errors import ModelError, RegistryUrlError
 from service.assembly import engine_options, open_core, worker_process
 from service.core.device.engine import EngineOptions, EngineUnavailableError
 from service.core.errors import NoWorkerError
-from service.core.keys import key_digests
+from service.core.keys.access_key import AccessKey
+from service.core.keys.key_file import KeyFileError
+from service.core.keys.key_ring import KeyRing
 from service.core.memory import frozen_objects, limit_heaps
+from service.core.models.alias_follower import AliasFollower
 from service.core.models.live_versions import LiveVersions
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.readiness import Readiness
+from service.core.tls import TlsError
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
 from service.engines.choice import RACE_BUDGET_S
@@ -41,6 +45,7 @@ from service.grpc_api.streams import StreamLimits
 from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
+from service.http_api.admin.audit import AuditLog
 from service.http_api.admin.drain import drain_router
 from service.http_api.admin.evaluations import evaluations_router
 from service.http_api.admin.metrics import metrics_router
@@ -97,6 +102,7 @@ class Service:
     metrics: Metrics
     scoreboard: Scoreboard
     jobs: JobsService | None
+    follower: AliasFollower
     app: ASGIApp
     admin_app: ASGIApp
     servicer: Servicer
@@ -137,6 +143,11 @@ class Service:
         if self.jobs is not None:
             self.jobs.start(self.host, self.chooser, self.registry, self.scoreboard, self.metrics)
 
+    def follow_aliases(self) -> None:
+        """Begin to follow the aliases of the served models, after these are loaded."""
+        if not self.lifecycle.draining:
+            self.follower.start()
+
 
 @dataclass(frozen=True, eq=False)
 class Listeners:
@@ -158,7 +169,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
 
     Raises:
         StartError: a port is in use, or a model cannot be served.
-        SettingsError: the keys file cannot be used.
+        SettingsError: the keys file or a certificate cannot be used.
     """
     limit_heaps()
     with ExitStack() as stack:
@@ -175,6 +186,8 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
                     stream.close()
                     os._exit(code)
                 return code
+        except TlsError as error:
+            raise SettingsError(f"server.tls: {error}") from error
         except (BindError, GrpcBindError, JobsUnavailableError, ModelError, EngineUnavailableError) as error:
             raise StartError(str(error)) from error
 
@@ -191,6 +204,7 @@ def _listen(settings: Settings, stack: ExitStack) -> Listeners:
 def open_service(settings: Settings) -> Iterator[Service]:
     """Open a service without models. At the end of the context, all accepted requests are answered."""
     registry = _open_registry(settings)
+    keys = _open_keys(settings)
     with ExitStack() as stack:
         metrics = Metrics()
         chooser = EngineChooser(settings, registry)
@@ -203,11 +217,12 @@ def open_service(settings: Settings) -> Iterator[Service]:
             core.host,
             lifecycle=lifecycle,
             metrics=metrics,
-            options=_http_options(settings),
+            options=_http_options(settings, keys),
             scoreboard=scoreboard,
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
         versions = LiveVersions(registry, core.host, references)
+        follower = stack.enter_context(AliasFollower(versions, settings.registry.follow_s))
         admin_app = create_admin_app(
             [
                 metrics_router(metrics),
@@ -215,11 +230,12 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 versions_router(versions),
                 *_job_routers(jobs, lifecycle),
             ],
-            policy=_admin_policy(settings),
+            policy=_admin_policy(settings, keys),
             lifecycle=lifecycle,
             metrics=metrics,
+            audit=AuditLog(settings.log.audit_file),
         )
-        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings))
+        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys))
         yield Service(
             settings,
             registry,
@@ -229,6 +245,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics,
             scoreboard,
             jobs,
+            follower,
             app,
             admin_app,
             servicer,
@@ -242,7 +259,7 @@ def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRout
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:
     lifecycle, server = service.lifecycle, service.settings.server
     grpc_server = _grpc_server(service)
-    grpc_address = grpc_server.bind(server.host, server.grpc_port)
+    grpc_address = grpc_server.bind(server.host, server.grpc_port, server.tls.files)
     frontends = Frontends(
         [_http_server(service, service.app, listeners.http), grpc_server],
         _http_server(service, service.admin_app, listeners.admin),
@@ -255,6 +272,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
         try:
             await asyncio.to_thread(service.load_models)
             await asyncio.to_thread(service.start_jobs)
+            service.follow_aliases()
         except BaseException:
             frontends.end()
             raise
@@ -264,7 +282,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
             _log.info("ready", url=url, models=[str(m.version) for m in service.host.models])
             on_ready(Ready(url, grpc_address, admin_url, token_file, service.host.models))
 
-    url, admin_url = url_of(listeners.http), url_of(listeners.admin)
+    url, admin_url = (url_of(socket_, server.tls.scheme) for socket_ in (listeners.http, listeners.admin))
     auth = service.settings.auth
     token_file = auth.admin_token_file
     _log.info(
@@ -295,6 +313,7 @@ def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> Htt
             idle_timeout_s=limits.idle_timeout_s,
         ),
         metrics=service.metrics,
+        tls=None if server.tls.files is None else server.tls.files.http_context(),
     )
 
 
@@ -309,10 +328,10 @@ def _grpc_server(service: Service) -> GrpcServer:
     )
 
 
-def _servicer_options(settings: Settings) -> ServicerOptions:
+def _servicer_options(settings: Settings, keys: KeyRing) -> ServicerOptions:
     limits = settings.limits
     return ServicerOptions(
-        key_digests=key_digests(settings.auth.read_keys()),
+        keys=keys if settings.auth.needs_key else None,
         default_timeout_s=limits.default_timeout_s,
         receive_timeout_s=limits.receive_timeout_s,
         max_image_bytes=limits.max_body_bytes,
@@ -332,12 +351,12 @@ def _frames_at_once(options: EngineOptions) -> int:
     return 2 if options.device == "cpu" else 2 * options.max_batch
 
 
-def _http_options(settings: Settings) -> HttpOptions:
+def _http_options(settings: Settings, keys: KeyRing) -> HttpOptions:
     server, limits = settings.server, settings.limits
     is_listed = server.is_loopback or bool(server.allowed_hosts)
     return HttpOptions(
         access=AccessPolicy(
-            key_digests=key_digests(settings.auth.read_keys()),
+            keys=keys if settings.auth.needs_key else None,
             hosts=_own_names(server.host, server.allowed_hosts) if is_listed else None,
         ),
         segment=SegmentOptions(
@@ -352,13 +371,24 @@ def _http_options(settings: Settings) -> HttpOptions:
     )
 
 
-def _admin_policy(settings: Settings) -> AdminPolicy:
-    host, auth = settings.server.admin_host, settings.auth
-    return AdminPolicy(
-        _token("admin_token_file", auth.admin_token_file),
-        _token("scrape_token_file", auth.scrape_token_file),
-        _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None,
-    )
+def _admin_policy(settings: Settings, keys: KeyRing) -> AdminPolicy:
+    host = settings.server.admin_host
+    return AdminPolicy(keys, _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None)
+
+
+def _open_keys(settings: Settings) -> KeyRing:
+    auth = settings.auth
+    scrape_token = _token("scrape_token_file", auth.scrape_token_file)
+    admin_token = _token("admin_token_file", auth.admin_token_file)
+    keys = [
+        *(AccessKey.of_secret(key.get_secret_value()) for key in auth.keys),
+        AccessKey.of_secret(scrape_token, ("metrics",), "scrape-token"),
+        AccessKey.of_secret(admin_token, ("admin",), "admin-token"),
+    ]
+    try:
+        return KeyRing(keys, auth.keys_file)
+    except KeyFileError as error:
+        raise SettingsError(f"auth.keys_file: {error}") from error
 
 
 def _token(key: str, path: Path) -> str:

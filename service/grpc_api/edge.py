@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 import structlog
 from google.rpc.status_pb2 import Status
 
-from service.core.errors import BusyError, InternalError, ServiceError, UnauthenticatedError
-from service.core.keys import bearer_digest, bears_known_key
+from service.core.errors import BusyError, InternalError, ServiceError
+from service.core.keys.access_key import Scope
+from service.core.keys.key_ring import Admission, KeyRing
 from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
 from service.telemetry import Metrics, sane_request_id
 from service.wire import segmentation_pb2 as wire
@@ -25,6 +27,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE_NAME = wire.DESCRIPTOR.services_by_name["Segmentation"].full_name
 REQUEST_ID_KEY = "x-request-id"
+
+_SCOPES: Mapping[str, tuple[Scope, ...]] = MappingProxyType(
+    {"SegmentStream": ("stream",), "ListModels": ("infer", "stream")}
+)
+"""Method -> scopes of which a key needs one; all other methods need ``infer``."""
 
 CLIENT_CLOSED_REQUEST = "client_closed_request"
 """Code in log and metrics of a call whose client left, or whose deadline passed; it gets no answer."""
@@ -55,13 +62,13 @@ class GrpcEdge:
     """Wraps the methods of the service.
 
     Args:
-        key_digests: of the API keys; empty = no key is needed.
+        keys: of which one is needed; None = none is needed.
         metrics: counts the calls.
         max_calls: open at the same time.
     """
 
-    def __init__(self, key_digests: frozenset[bytes], metrics: Metrics, *, max_calls: int) -> None:
-        self._key_digests = key_digests
+    def __init__(self, keys: KeyRing | None, metrics: Metrics, *, max_calls: int) -> None:
+        self._keys = keys
         self._metrics = metrics
         self._max_calls = max_calls
         self._open_calls = 0
@@ -95,10 +102,14 @@ class GrpcEdge:
         status: Status | None = None
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
-                self._check_key(metadata)
                 self._check_capacity()
-                call.source = self._source(context, metadata)
-                yield call
+                admission = self._admit(metadata, method)
+                with ExitStack() as held:
+                    if admission is not None:
+                        held.callback(admission.leave)
+                        call.log_fields["key"] = admission.key.name
+                    call.source = _source(context, admission)
+                    yield call
             except ServiceError as error:
                 status = _status(call, error)
             except asyncio.CancelledError:
@@ -114,14 +125,14 @@ class GrpcEdge:
         if status is not None:
             await _abort(context, call, status)
 
-    def _check_key(self, metadata: dict[str, str]) -> None:
-        if self._key_digests and not bears_known_key(metadata.get("authorization", ""), self._key_digests):
-            raise UnauthenticatedError("a valid API key is needed as metadata: authorization: Bearer KEY")
-
-    def _source(self, context: Context, metadata: dict[str, str]) -> str:
-        if self._key_digests:
-            return bearer_digest(metadata["authorization"]).hex()
-        return str(context.peer()).rpartition(":")[0]  # without the port
+    def _admit(self, metadata: dict[str, str], method: str) -> Admission | None:
+        if self._keys is None:
+            return None
+        return self._keys.admit(
+            metadata.get("authorization", ""),
+            *_SCOPES.get(method, ("infer",)),
+            needed="a valid API key is needed as metadata: authorization: Bearer KEY",
+        )
 
     def _count_open(self, context: Context) -> None:
         """Count a call until its answer is sent, which is after the method returned."""
@@ -150,6 +161,13 @@ class GrpcEdge:
         )
         duration_ms = round(1e3 * duration_s, 2)
         _log.info("call", method=method, code=call.code, duration_ms=duration_ms, **call.log_fields)
+
+
+def _source(context: Context, admission: Admission | None) -> str:
+    """Return the digest of the key, or the address of the client where no key is needed."""
+    if admission is not None:
+        return admission.key.sha256
+    return str(context.peer()).rpartition(":")[0]  # without the port
 
 
 def _ascii_metadata(context: Context) -> dict[str, str]:

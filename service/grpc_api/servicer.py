@@ -11,6 +11,7 @@ from itertools import count
 
 from service.core.deadline import within
 from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
+from service.core.keys.key_ring import KeyRing
 from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
@@ -30,7 +31,7 @@ class ServicerOptions:
     """How calls are answered.
 
     Args:
-        key_digests: of the API keys; empty = no key is needed.
+        keys: of which one is needed; None = none is needed.
         default_timeout_s: deadline of calls without one, in seconds from their arrival.
         max_timeout_s: longest deadline.
         receive_timeout_s: time from the head of a call to the end of its first message.
@@ -42,7 +43,7 @@ class ServicerOptions:
         max_started_film_frames: the same while there is no live stream.
     """
 
-    key_digests: frozenset[bytes] = frozenset()
+    keys: KeyRing | None = None
     default_timeout_s: float = 30.0
     max_timeout_s: float = 600.0
     receive_timeout_s: float = 30.0
@@ -75,7 +76,7 @@ class Servicer:
         self._host = host
         self._metrics = metrics
         self._options = options
-        self._edge = GrpcEdge(options.key_digests, metrics, max_calls=options.max_calls)
+        self._edge = GrpcEdge(options.keys, metrics, max_calls=options.max_calls)
         self._image_budget = MemoryBudget(options.max_image_bytes_in_flight)
         permits = FramePermits(options.max_started_frames, options.max_started_film_frames)
         self._resources = StreamResources(

@@ -10,6 +10,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from service.core.keys.access_key import AccessKey
+from service.core.keys.key_ring import Admission
 from service.telemetry import Stage, sane_request_id
 
 _STATE_KEY = "exchange"
@@ -24,6 +26,7 @@ class Exchange:
         started_s: time at which the head was complete (``time.monotonic``, seconds).
         code: ``ok``, or the error code of the answer.
         route: pattern of the path if no route was looked up; None = the scope has it.
+        key: API key of the request; None = no key was needed, or the request was refused.
         source: identity of the client in the queue; None = unknown.
         served: name and number of the version that answers; None = there is none.
         received_s: from the head to the end of the body, in seconds; 0 = the body is not complete.
@@ -36,12 +39,19 @@ class Exchange:
     started_s: float
     code: str = "ok"
     route: str | None = None
+    key: AccessKey | None = None
     source: str | None = None
     served: tuple[str, int] | None = None
     received_s: float = 0.0
     stages_s: Mapping[Stage, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     held: ExitStack = field(default_factory=ExitStack)
+
+    def admitted(self, admission: Admission) -> None:
+        """Note the key of the request until it is answered; the log line tells its name."""
+        self.key = admission.key
+        self.notes["key"] = admission.key.name
+        self.held.callback(admission.leave)
 
     @classmethod
     def begin(cls, scope: Scope, *, now_s: float) -> Exchange:

@@ -18,6 +18,7 @@ from service.core.errors import BusyError, InvalidArgumentError
 from service.core.jobs.evaluation_job import EvaluationJob, JobState
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.readiness import Readiness
+from service.http_api.admin.audit import note_change
 from service.http_api.segment.body import read_document
 
 PREFIX = "/admin/v1/evaluations"
@@ -125,6 +126,7 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         wanted = await read_document(request, SubmissionDocument)
         key = _idempotency_key(request)
         job = await clerk.call(lambda: desk.submit_evaluation(**wanted.model_dump(), key=key))
+        note_change(request, before=None, after={"id": job.id, "state": job.state})
         response.headers["Location"] = f"{PREFIX}/{job.id}"
         return evaluation_document(job)
 
@@ -156,9 +158,12 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         return Response(page, media_type="text/html", headers=_REPORT_HEADERS)
 
     @router.delete("/{job_id}", status_code=202)
-    async def cancel(job_id: str) -> EvaluationDocument:
+    async def cancel(request: Request, job_id: str) -> EvaluationDocument:
         """Cancel a job before its next step; a job that has ended does not change."""
-        return evaluation_document(await clerk.call(lambda: desk.jobs.cancel_job(job_id)))
+        before = await clerk.get(job_id)
+        after = await clerk.call(lambda: desk.jobs.cancel_job(job_id))
+        note_change(request, before={"state": before.state}, after={"state": after.state})
+        return evaluation_document(after)
 
     return router
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.artifacts.aliases import Alias
 from service.core.models.live_versions import LiveVersions
+from service.http_api.admin.audit import note_change
 from service.http_api.documents import EngineDocument, engine_document
 from service.http_api.segment.body import read_document
 from service.http_api.segment.routes import version_number
@@ -67,6 +70,16 @@ def versions_router(versions: LiveVersions) -> APIRouter:
             model=model, alias=alias, version=moved.version, previous=list(moved.previous), served=served
         )
 
+    async def moved(request: Request, model: str, alias: str, move: Callable[[], Alias]) -> AliasDocument:
+        before = await asyncio.to_thread(versions.alias, model, alias)
+        after = await asyncio.to_thread(move)
+        note_change(
+            request,
+            before=None if before is None else {"version": before.version},
+            after={"version": after.version},
+        )
+        return alias_document(model, alias, after)
+
     @router.put("/aliases/{alias}", openapi_extra=_PROMOTION)
     async def promote(request: Request, model: str, alias: str) -> AliasDocument:
         """Point an alias at a version. If the alias is served here, the version is loaded and proved first.
@@ -74,25 +87,28 @@ def versions_router(versions: LiveVersions) -> APIRouter:
         `served` in the answer says whether the alias is served here.
         """
         number = (await read_document(request, PromotionDocument)).version
-        moved = await asyncio.to_thread(versions.promote, model, alias, number)
-        return alias_document(model, alias, moved)
+        return await moved(request, model, alias, partial(versions.promote, model, alias, number))
 
     @router.post("/aliases/{alias}:rollback")
-    async def roll_back(model: str, alias: str) -> AliasDocument:
+    async def roll_back(request: Request, model: str, alias: str) -> AliasDocument:
         """Point an alias at its earlier version; if it is served here, that is loaded and proved first."""
-        return alias_document(model, alias, await asyncio.to_thread(versions.rollback, model, alias))
+        return await moved(request, model, alias, partial(versions.rollback, model, alias))
 
     @router.post("/versions/{version}:load")
-    async def load(model: str, version: str) -> EngineDocument:
+    async def load(request: Request, model: str, version: str) -> EngineDocument:
         """Serve a version under its number, beside the others."""
+        before = versions.loaded(model)
         served = await asyncio.to_thread(versions.load, model, version_number(version))
+        note_change(request, before={"loaded": before}, after={"loaded": versions.loaded(model)})
         return engine_document(served)
 
     @router.post("/versions/{version}:unload")
-    async def unload(model: str, version: str) -> UnloadedDocument:
+    async def unload(request: Request, model: str, version: str) -> UnloadedDocument:
         """Unload a version after its last picture is answered; 409 if the bare name means this version."""
         number = version_number(version)
+        before = versions.loaded(model)
         await asyncio.to_thread(versions.unload, model, number)
+        note_change(request, before={"loaded": before}, after={"loaded": versions.loaded(model)})
         return UnloadedDocument(name=model, version=number)
 
     return router

@@ -339,7 +339,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS cannot
+            self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _is_answering(self) -> bool:

@@ -9,10 +9,10 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from fakes import key_ring
 from http_site import open_site
 from PIL import Image
 
-from service.core.keys import key_digests
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.page import Page
@@ -52,7 +52,7 @@ async def test_a_service_without_the_page_has_no_such_path() -> None:
 
 
 async def test_the_page_loads_without_a_key_and_the_models_do_not() -> None:
-    access = AccessPolicy(key_digests=key_digests(["a-key"]))
+    access = AccessPolicy(keys=key_ring("a-key"))
     async with open_site(options=HttpOptions(access=access, page=True)) as site:
         assert (await site.client.get("/")).status_code == 200
         assert (await site.client.get("/page/main.js")).status_code == 200

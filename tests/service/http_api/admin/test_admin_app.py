@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
-from fakes import write_pooling_artifact
+from fakes import admin_keys, write_pooling_artifact
 from http_site import Site, open_site
+from structlog.testing import capture_logs
 
 from model.artifacts.manifest import ModelReference, ModelVersion
 from model.artifacts.registry import ModelRegistry
@@ -35,7 +36,7 @@ class AdminSite:
         routers = [metrics_router(site.metrics), drain_router(site.lifecycle), versions_router(versions)]
         self.app = create_admin_app(
             routers,
-            policy=AdminPolicy(ADMIN, SCRAPE, LOOPBACK_HOSTS),
+            policy=AdminPolicy(admin_keys(ADMIN, SCRAPE), LOOPBACK_HOSTS),
             lifecycle=site.lifecycle,
             metrics=site.metrics,
         )
@@ -85,7 +86,7 @@ async def test_the_scraper_sees_the_metrics_and_nothing_else(admin: AdminSite) -
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")
     assert 'bisenet_requests_total{code="ok",model="",protocol="http",route="/v1/models"' in response.text
-    assert code_of(await admin.ask("POST", "/admin/v1/drain", token=SCRAPE)) == (401, "unauthenticated")
+    assert code_of(await admin.ask("POST", "/admin/v1/drain", token=SCRAPE)) == (403, "forbidden")
     assert not admin.site.lifecycle.draining
 
 
@@ -107,6 +108,26 @@ async def test_a_promotion_is_served_at_once_and_rolled_back_as_fast(admin: Admi
     response = await admin.ask("POST", f"{ALIAS}:rollback")
     assert response.json() == {**moved, "version": 1, "previous": []}
     assert admin.site.host.find("pool").version.number == 1
+
+
+async def test_the_audit_log_tells_what_was_served_before_and_after(admin: AdminSite) -> None:
+    with capture_logs() as log:
+        await admin.ask("PUT", ALIAS, json={"version": 2})
+        await admin.ask("POST", f"{ALIAS}:rollback")
+        await admin.ask("PUT", ALIAS.replace("production", "fresh"), json={"version": 1})
+        await admin.ask("POST", f"{VERSION_2}:load")
+        await admin.ask("POST", f"{VERSION_2}:unload")
+        await admin.ask("PUT", ALIAS, json={"version": 9})
+    done = [entry for entry in log if entry["event"] == "audit" and entry["phase"] == "done"]
+    assert [(entry.get("before"), entry.get("after")) for entry in done] == [
+        ({"version": 1}, {"version": 2}),
+        ({"version": 2}, {"version": 1}),
+        (None, {"version": 1}),
+        ({"loaded": [1]}, {"loaded": [1, 2]}),
+        ({"loaded": [1, 2]}, {"loaded": [1]}),
+        (None, None),
+    ]
+    assert done[-1]["code"] == "version_not_found"
 
 
 async def test_a_promotion_that_changes_the_registry_alone_says_so(admin: AdminSite) -> None:

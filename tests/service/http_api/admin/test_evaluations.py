@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
+from fakes import PATIENCE_S, FakeJobs, admin_keys, write_pooling_artifact
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
@@ -55,7 +55,7 @@ async def office(registry: ModelRegistry) -> AsyncIterator[Office]:
         desk = EvaluationSubmission(jobs, registry, {"noise"})
         app = create_admin_app(
             [evaluations_router(desk, pool, lifecycle)],
-            policy=AdminPolicy("admin", "scrape", None),
+            policy=AdminPolicy(admin_keys("admin", "scrape"), None),
             lifecycle=lifecycle,
             metrics=Metrics(),
         )
@@ -200,11 +200,12 @@ async def test_a_document_that_is_too_large_is_refused(office: Office) -> None:
 
 
 async def test_every_route_needs_the_token(office: Office) -> None:
-    for token in ("", "scrape", "other"):
+    refusals = dict.fromkeys(("", "other"), (401, "unauthenticated")) | {"scrape": (403, "forbidden")}
+    for token, refusal in refusals.items():
         headers = {"Authorization": f"Bearer {token}"}
         for method, path in (("POST", PATH), ("GET", PATH), ("GET", f"{PATH}/0"), ("DELETE", f"{PATH}/0")):
             response = await office.client.request(method, path, headers=headers, json=BODY)
-            assert problem_of(response) == (401, "unauthenticated")
+            assert problem_of(response) == refusal
     assert not office.jobs.known
 
 
