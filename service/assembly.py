@@ -23,6 +23,7 @@ from service.core.scheduling.dispatcher import Dispatcher
 from service.core.scheduling.scheduler import BatchLimits
 from service.engines import resolve_device
 from service.settings import ModelsSettings, Settings
+from service.spans import NO_TRACING, Tracing
 from service.telemetry import LogOptions, Metrics
 from service.worker_config import WORKER_MODULE, WorkerConfig
 
@@ -46,7 +47,11 @@ class Core:
 
 @contextmanager
 def open_core(
-    settings: Settings, runner: Runner, tuning_of: TuningOf, metrics: Metrics | None = None
+    settings: Settings,
+    runner: Runner,
+    tuning_of: TuningOf,
+    metrics: Metrics | None = None,
+    tracing: Tracing = NO_TRACING,
 ) -> Iterator[Core]:
     """Build the core without a model; closed, it has answered what it had accepted.
 
@@ -55,11 +60,14 @@ def open_core(
         runner: carries batches out; closed with the core.
         tuning_of: says how the engine of a version is built.
         metrics: None = nobody looks at them.
+        tracing: keeps the spans of traced requests.
     """
     limits = settings.limits
     batches = BatchLimits(max_items=engine_options(settings).max_batch)
     with ExitStack() as stack:
-        worker = Dispatcher(runner, max_waiting=limits.max_waiting, limits=batches, metrics=metrics)
+        worker = Dispatcher(
+            runner, max_waiting=limits.max_waiting, limits=batches, metrics=metrics, tracing=tracing
+        )
         host = ModelHost(worker, metrics, tuning_of=tuning_of)
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))

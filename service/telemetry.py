@@ -192,6 +192,7 @@ class Metrics:
         code: str,
         duration_s: float,
         served: tuple[str, int] | None = None,
+        trace_id: str | None = None,
     ) -> None:
         """Count an answered request.
 
@@ -201,9 +202,11 @@ class Metrics:
             code: ``ok``, or the code of the error that was answered: never text of a client.
             duration_s: from the end of its head to its answer, in seconds.
             served: name and number of the version that answered; None when none did.
+            trace_id: of a traced request: the exemplar of its duration, in OpenMetrics.
         """
         self._requests.labels(protocol, route, *self._version_labels(served), code).inc()
-        self._request_duration.labels(protocol, route).observe(max(0.0, duration_s))
+        exemplar = None if trace_id is None else {"trace_id": trace_id}
+        self._request_duration.labels(protocol, route).observe(max(0.0, duration_s), exemplar)
         if code in get_args(RejectReason):
             self._rejected.labels(code).inc()
 

@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 from service.core.errors import BusyError, InternalError, ServiceError, UnauthenticatedError
 from service.core.keys import bearer_digest, bears_known_key
 from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
+from service.spans import NO_TRACING, Attribute, RequestSpan, Tracing, working_on
 from service.telemetry import Metrics, sane_request_id
 from service.wire import segmentation_pb2 as wire
 
@@ -25,6 +26,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE_NAME = wire.DESCRIPTOR.services_by_name["Segmentation"].full_name
 REQUEST_ID_KEY = "x-request-id"
+
+_OUR_FAULT = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+)
 
 CLIENT_CLOSED_REQUEST = "client_closed_request"
 """What log and metrics call a call whose client left, or whose deadline passed; it has no answer."""
@@ -39,6 +44,7 @@ class Call:
         started_s: when it came, on the clock of ``time.monotonic``.
         code: ``ok``, or the code of the error that it ended with.
         served: name and number of the version that answers; None = none does.
+        span: of the call; None = it is not traced.
         source: who asks, for the waiting room: a key, or an address where nobody needs a key.
         notes: what else is worth logging: numbers and closed sets only.
     """
@@ -49,6 +55,7 @@ class Call:
     served: tuple[str, int] | None = None
     source: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    span: RequestSpan | None = None
 
 
 class GrpcEdge:
@@ -58,12 +65,21 @@ class GrpcEdge:
         key_digests: of the API keys; empty = no key is asked for.
         metrics: counts the answers.
         max_calls: at the same time.
+        tracing: decides which calls are traced.
     """
 
-    def __init__(self, key_digests: frozenset[bytes], metrics: Metrics, *, max_calls: int) -> None:
+    def __init__(
+        self,
+        key_digests: frozenset[bytes],
+        metrics: Metrics,
+        *,
+        max_calls: int,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
         self._key_digests = key_digests
         self._metrics = metrics
         self._max_calls = max_calls
+        self._tracing = tracing
         self._open_calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -93,7 +109,11 @@ class GrpcEdge:
         self._count(context)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         status: Status | None = None
-        with structlog.contextvars.bound_contextvars(request_id=call.request_id):
+        call.span = self._tracing.begin(metadata)
+        with (
+            structlog.contextvars.bound_contextvars(request_id=call.request_id),
+            working_on(call.span),
+        ):
             try:
                 self._check_key(metadata)
                 self._check_room()
@@ -147,9 +167,26 @@ class GrpcEdge:
             code=call.code,
             duration_s=duration_s,
             served=call.served,
+            trace_id=None if call.span is None else call.span.trace_id,
         )
+        if call.span is not None:
+            _end_span(call.span, call, method)
         duration_ms = round(1e3 * duration_s, 2)
         _log.info("call", method=method, code=call.code, duration_ms=duration_ms, **call.notes)
+
+
+def _end_span(span: RequestSpan, call: Call, method: str) -> None:
+    attributes: dict[str, Attribute] = {
+        "rpc.system": "grpc",
+        "rpc.service": SERVICE_NAME,
+        "rpc.method": method,
+        "bisenet.request_id": call.request_id,
+        "bisenet.code": call.code,
+    }
+    if call.served is not None:
+        attributes["bisenet.model"], attributes["bisenet.version"] = call.served
+    status = STATUS_OF_CODE.get(call.code)
+    span.end(f"{SERVICE_NAME}/{method}", attributes, call.code if status in _OUR_FAULT else None)
 
 
 def _ascii_metadata(context: Context) -> dict[str, str]:

@@ -19,6 +19,7 @@ from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segmented
 from service.grpc_api.streams import FrameStream, MessageT, StreamLimits, StreamTools, next_message
+from service.spans import NO_TRACING, Tracing, stage_done
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 
@@ -62,6 +63,7 @@ class Servicer:
         host: knows the served models.
         metrics: counts.
         options: limits.
+        tracing: decides which calls and frames are traced.
     """
 
     def __init__(
@@ -70,15 +72,16 @@ class Servicer:
         host: ModelHost,
         metrics: Metrics,
         options: ServicerOptions,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._segmenter = segmenter
         self._host = host
         self._metrics = metrics
         self._options = options
-        self._edge = GrpcEdge(options.key_digests, metrics, max_calls=options.max_calls)
+        self._edge = GrpcEdge(options.key_digests, metrics, max_calls=options.max_calls, tracing=tracing)
         self._room = MemoryBudget(options.max_image_bytes_in_flight)
         turns = StreamTurns(options.frames_at_once, options.film_frames_at_once)
-        self._tools = StreamTools(segmenter, host, turns, self._room, metrics, options.streams)
+        self._tools = StreamTools(segmenter, host, turns, self._room, metrics, options.streams, tracing)
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
         self._stops_at_s: float | None = None
@@ -124,6 +127,7 @@ class Servicer:
             deadline_s = self._deadline_s(context)
             with self._metrics.in_flight():
                 request = await self._first(context, wire.SegmentRequest)
+                stage_done("receive", call.started_s, time.monotonic())
                 # It is here already: what waits for room would need it.
                 place = await self._room.acquire(len(request.image.data), timeout_s=0.0)
                 try:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar, assert_never
 
@@ -42,6 +43,7 @@ from service.core.streams.frame_stream import (
 )
 from service.grpc_api.messages import MaskRequest, Target, segmented
 from service.grpc_api.status import status_number
+from service.spans import NO_TRACING, Tracing, current_span, working_on
 from service.telemetry import FrameOutcome, Metrics
 from service.wire import segmentation_pb2 as wire
 
@@ -110,6 +112,7 @@ class StreamTools:
         room: for the pictures that came and are not answered yet.
         metrics: counts frames.
         limits: of a stream.
+        tracing: decides which frames are traced.
     """
 
     segmenter: Segmenter
@@ -118,6 +121,7 @@ class StreamTools:
     room: MemoryBudget
     metrics: Metrics
     limits: StreamLimits
+    tracing: Tracing = NO_TRACING
 
 
 async def next_message(context: Context, kind: type[MessageT]) -> MessageT | None:
@@ -189,6 +193,7 @@ class FrameStream:
         self._is_over = False
         self._refusal: ServiceError | None = None
         self._stops_at_s: float | None = None
+        self._log_context = copy_context()
 
     async def run(self) -> None:
         """Converse until the client has ended its frames and every one is answered.
@@ -301,27 +306,37 @@ class FrameStream:
         return started is not None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        # Turns are handed on by other streams, whose request id and trace are not this one's.
+        task = asyncio.create_task(work, context=self._log_context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _answer(self, started: StartedFrame[_Received], turn: _Turn) -> None:
-        try:
-            result, version = await self._result(started, turn)
-            self._tools.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
-            self._session.answer(started.seq, result, version=version)
-        except DeadlineExceededError:
-            self._session.drop(started.seq, DropReason.TOO_OLD)
-        except DrainingError:
-            self._session.drop(started.seq, DropReason.DRAINING)
-        except ServiceError as error:
-            self._session.fail(started.seq, error)
-        except Exception:  # noqa: BLE001 - the outermost edge of a frame: the stream must go on
-            _log.exception("frame failed")
-            self._session.fail(started.seq, InternalError("unexpected"))
-        finally:
-            self._look_around()
+        span = self._tools.tracing.begin({}, cause=current_span())
+        code = "ok"
+        with working_on(span):
+            try:
+                result, version = await self._result(started, turn)
+                self._tools.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
+                self._session.answer(started.seq, result, version=version)
+            except DeadlineExceededError:
+                code = "too_old"
+                self._session.drop(started.seq, DropReason.TOO_OLD)
+            except DrainingError:
+                code = "draining"
+                self._session.drop(started.seq, DropReason.DRAINING)
+            except ServiceError as error:
+                code = error.code
+                self._session.fail(started.seq, error)
+            except Exception:  # noqa: BLE001 - the outermost edge of a frame: the stream must go on
+                code = InternalError.code
+                _log.exception("frame failed")
+                self._session.fail(started.seq, InternalError("unexpected"))
+            finally:
+                if span is not None:
+                    span.end("frame", {"bisenet.code": code, "bisenet.seq": started.seq})
+                self._look_around()
 
     async def _result(self, started: StartedFrame[_Received], turn: _Turn) -> tuple[wire.FrameResult, int]:
         tools, frame = self._tools, started.frame.frame

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from service.spans import RequestSpan
 from service.telemetry import Stage, sane_request_id
 
 _STATE_KEY = "exchange"
@@ -29,6 +30,7 @@ class Exchange:
         received_s: from the head to the end of the body, in seconds; 0 = the body is not here.
         stages_s: where the time of its answer went; empty when it has none.
         notes: what the handler wants to have logged besides: numbers and closed sets, never names of files.
+        span: of the request; None = it is not traced.
         held: what is given back when the answer was sent, or nobody was left to take it.
     """
 
@@ -41,6 +43,7 @@ class Exchange:
     received_s: float = 0.0
     stages_s: Mapping[Stage, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    span: RequestSpan | None = None
     held: ExitStack = field(default_factory=ExitStack)
 
     @classmethod

@@ -58,6 +58,7 @@ from service.core.scheduling.scheduler import (
     Scheduler,
 )
 from service.core.scheduling.utilization import UtilizationMeter
+from service.spans import NO_TRACING, BatchRun, Tracing, current_span
 from service.telemetry import Metrics
 
 _RECENT_SIZES = 8
@@ -131,6 +132,7 @@ class Dispatcher:
         max_waiting: pictures that may wait; more are refused.
         limits: how much goes into a batch.
         metrics: told of batches.
+        tracing: told of batches with traced pictures.
         clock: seconds, as ``time.monotonic``.
     """
 
@@ -141,11 +143,13 @@ class Dispatcher:
         max_waiting: int = DEFAULT_MAX_WAITING,
         limits: BatchLimits | None = None,
         metrics: Metrics | None = None,
+        tracing: Tracing = NO_TRACING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._limits = limits or BatchLimits()
         self._metrics = metrics or Metrics()
+        self._tracing = tracing
         self._clock = clock
         self._batcher: Scheduler[_Work, Any] = Scheduler(max_waiting)
         self._quarantine = Quarantine()
@@ -249,7 +253,9 @@ class Dispatcher:
         """
         key = BatchKey((version, "labels"), padded, self._limits)
         with self._changed:
-            reservation: Reservation = Item(_Promise(version), key, self._clock(), deadline_s, lane, source)
+            reservation: Reservation = Item(
+                _Promise(version), key, self._clock(), deadline_s, lane, source, span=current_span()
+            )
             self._enter(reservation, self._batcher.reserve)
             return reservation
 
@@ -314,7 +320,17 @@ class Dispatcher:
             if place.key == key:
                 return self._redeem(place, picture)
             place.future.cancel()
-            return self._admit(Item(picture, key, self._clock(), place.deadline_s, place.lane, place.source))
+            return self._admit(
+                Item(
+                    picture,
+                    key,
+                    self._clock(),
+                    place.deadline_s,
+                    place.lane,
+                    place.source,
+                    span=place.span,
+                )
+            )
 
     def infer(
         self,
@@ -372,6 +388,8 @@ class Dispatcher:
                 item.future.set_result(_answer(item, report, output))
             else:
                 item.future.set_exception(_MADE_OF_OUTCOME[outcome]())
+        if queued := [(item.span, item.admitted_s) for item in batch.items if item.span is not None]:
+            self._tracing.batch(_batch_run(batch, report), queued)
 
     def lost(self, executing: Sequence[int], waiting: Sequence[int], *, retry_after_s: float) -> None:
         """Hear from the runner that its worker is gone."""
@@ -455,6 +473,11 @@ def _duration_s(report: BatchReport | None) -> float | None:
     if report is None or any(outcome is not Outcome.ANSWERED for outcome in report.outcomes):
         return None
     return report.infer_s + report.post_s
+
+
+def _batch_run(batch: _Batch, report: BatchReport) -> BatchRun:
+    version = str(batch.items[0].work.version)
+    return BatchRun(version, len(batch.items), report.begun_s, report.infer_s, report.post_s)
 
 
 def _padding_ratio(batch: _Batch) -> float:

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from model.pictures.preprocess import ImageSize
 from service.core.errors import DeadlineExceededError
 from service.core.scheduling.latency_model import LatencyModel
+from service.spans import RequestSpan
 
 WorkT = TypeVar("WorkT")
 ResultT = TypeVar("ResultT")
@@ -79,6 +80,7 @@ class Item(Generic[WorkT, ResultT]):
         source: who sent it; inside a lane the sources take turns. None = nobody in particular: all of these
             together count as one.
         pictures: of ``key.size``, that it consists of; they are not torn apart.
+        span: of its request; None = the request is not traced.
         future: where the answer goes; cancelling it withdraws the item.
         was_requeued: a worker died before it began this item.
     """
@@ -90,6 +92,7 @@ class Item(Generic[WorkT, ResultT]):
     lane: Lane = Lane.INTERACTIVE
     source: Hashable = None
     pictures: int = 1
+    span: RequestSpan | None = None
     future: Future[ResultT] = field(default_factory=Future)
     was_requeued: bool = False
 
