@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the Grafana dashboards of ``docker/grafana/dashboards``.
+"""Write the Grafana dashboards of ``docker/grafana/dashboards``, and Prometheus' rules for Kubernetes.
 
 .ci/generate_dashboards.py [ROOT]
 """
@@ -207,6 +207,28 @@ DASHBOARDS = {
 }
 
 
+def rule_files() -> dict[str, str]:
+    """Return the rules of ``docker/prometheus/rules`` by path: for Prometheus' operator, for the chart."""
+    groups: list[str] = []
+    for file in sorted((ROOT / "docker/prometheus/rules").glob("*.yml")):
+        head, _, body = file.read_text("utf-8").partition("groups:\n")
+        groups += [*head.splitlines(), *body.rstrip("\n").splitlines()]
+    text = "\n".join(["groups:", *groups]) + "\n"
+    spec = "".join(f"  {line}" if line.strip() else line for line in text.splitlines(keepends=True))
+    return {"k8s/chart/files/rules.yaml": text, "k8s/components/monitoring/prometheusrule.yaml": _RULE + spec}
+
+
+_RULE = """# Written by .ci/generate_dashboards.py from docker/prometheus/rules; do not edit.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: bisenet
+  labels:
+    app.kubernetes.io/name: bisenet
+spec:
+"""
+
+
 def files() -> dict[str, str]:
     """Return the text of each dashboard under its file name."""
     return {
@@ -288,10 +310,11 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
 
 def main() -> None:
     """Write the files."""
-    folder = (Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files().items():
-        (folder / name).write_text(text, "utf-8")
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
+    written = {f"{FOLDER}/{name}": text for name, text in files().items()} | rule_files()
+    for path, text in written.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
