@@ -72,11 +72,14 @@ class BatchRun:
 class Tracing(Protocol):
     """Decides which requests are traced, and keeps their spans."""
 
-    def begin(self, headers: Mapping[str, str], cause: RequestSpan | None = None) -> RequestSpan | None:
+    def begin(
+        self, headers: Mapping[str, str], began_s: float, cause: RequestSpan | None = None
+    ) -> RequestSpan | None:
         """Begin the span of a request; None = it is not traced.
 
         Args:
             headers: of the request, or its metadata; ``traceparent`` continues the trace of the caller.
+            began_s: when its head was complete, or the frame had arrived (``time.monotonic``, seconds).
             cause: the span of the stream that a frame belongs to.
         """
         ...
@@ -92,10 +95,10 @@ class Tracing(Protocol):
 
 
 class _NoTracing:
-    def begin(self, headers: Mapping[str, str], cause: RequestSpan | None = None) -> RequestSpan | None:  # noqa: ARG002
+    def begin(self, *_: object, **__: object) -> None:
         return None
 
-    def batch(self, run: BatchRun, queued: Sequence[tuple[RequestSpan, float]]) -> None:
+    def batch(self, *_: object) -> None:
         pass
 
 

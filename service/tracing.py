@@ -49,6 +49,17 @@ class TracingOptions:
     service_name: str = "bisenet"
 
 
+class _Clock:
+    """Turns the monotonic clock into times of day, all by one offset: stages lie inside their request."""
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def epoch_ns(self, monotonic_s: float) -> int:
+        """Return a moment of the monotonic clock in nanoseconds since 1970."""
+        return self._offset_ns + round(1e9 * monotonic_s)
+
+
 class OpenTelemetry:
     """Traces requests.
 
@@ -61,6 +72,7 @@ class OpenTelemetry:
 
     def __init__(self, options: TracingOptions) -> None:
         self._sampling = options.sampling
+        self._clock = _Clock()
         exporter = OTLPSpanExporter(f"{options.endpoint.rstrip('/')}/v1/traces", timeout=_EXPORT_TIMEOUT_S)
         # Who is traced is decided below: what reaches the library is kept.
         self._provider = TracerProvider(
@@ -80,13 +92,16 @@ class OpenTelemetry:
         self._tracer = self._provider.get_tracer("bisenet")
         self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, headers: Mapping[str, str], cause: RequestSpan | None = None) -> RequestSpan | None:
+    def begin(
+        self, headers: Mapping[str, str], began_s: float, cause: RequestSpan | None = None
+    ) -> RequestSpan | None:
         """Begin the span of a request; None = it is not traced.
 
         A caller that sends ``traceparent`` has decided; of all others the configured share is traced.
 
         Args:
             headers: of the request, or its metadata.
+            began_s: when its head was complete, or the frame had arrived (``time.monotonic``, seconds).
             cause: the span of the stream that a frame belongs to.
         """
         # Without a context of its own the library would take the span of whoever runs here at the moment.
@@ -96,8 +111,9 @@ class OpenTelemetry:
         if not is_wanted:
             return None
         links = [Link(cause.span.get_span_context())] if isinstance(cause, _OpenSpan) else []
-        span = self._tracer.start_span("request", context, SpanKind.SERVER, links=links)
-        return _OpenSpan(self._tracer, span)
+        began_ns = self._clock.epoch_ns(began_s)
+        span = self._tracer.start_span("request", context, SpanKind.SERVER, links=links, start_time=began_ns)
+        return _OpenSpan(self._tracer, span, self._clock)
 
     def batch(self, run: BatchRun, queued: Sequence[tuple[RequestSpan, float]]) -> None:
         """Note a batch, and what it was for the traced pictures in it.
@@ -113,14 +129,14 @@ class OpenTelemetry:
             Context(),
             attributes={"bisenet.model": run.model, "bisenet.batch_size": run.size},
             links=[Link(span.span.get_span_context()) for span, _ in pictures],
-            start_time=_epoch_ns(run.begun_s),
+            start_time=self._clock.epoch_ns(run.begun_s),
         )
         for span, queued_s in pictures:
             span.stage("queue", queued_s, max(queued_s, run.begun_s))
             span.linked_stage("infer", run.begun_s, labels_s, batch)
             if run.post_s:  # an engine may make the labels itself
                 span.stage("post", labels_s, labels_s + run.post_s)
-        batch.end(_epoch_ns(labels_s + run.post_s))
+        batch.end(self._clock.epoch_ns(labels_s + run.post_s))
 
     def close(self) -> None:
         """Send what is left, for as long as the receiver takes it within two seconds."""
@@ -131,8 +147,9 @@ class OpenTelemetry:
 
 
 class _OpenSpan:
-    def __init__(self, tracer: Tracer, span: Span) -> None:
+    def __init__(self, tracer: Tracer, span: Span, clock: _Clock) -> None:
         self.span = span
+        self._clock = clock
         self._tracer = tracer
         self._context = trace.set_span_in_context(span, Context())
 
@@ -147,9 +164,9 @@ class _OpenSpan:
         self._stage(name, began_s, ended_s, [Link(other.get_span_context())])
 
     def _stage(self, name: str, began_s: float, ended_s: float, links: list[Link]) -> None:
-        began_ns = _epoch_ns(began_s)
+        began_ns = self._clock.epoch_ns(began_s)
         span = self._tracer.start_span(name, self._context, links=links, start_time=began_ns)
-        span.end(began_ns + round(1e9 * (ended_s - began_s)))
+        span.end(self._clock.epoch_ns(ended_s))
 
     def end(self, name: str, attributes: Mapping[str, Attribute], error: str | None = None) -> None:
         self.span.update_name(name)
@@ -157,9 +174,4 @@ class _OpenSpan:
         if error is not None:
             self.span.set_attribute("error.type", error)
             self.span.set_status(Status(StatusCode.ERROR, error))
-        self.span.end()
-
-
-def _epoch_ns(monotonic_s: float) -> int:
-    """Return the time of day of a moment on the monotonic clock, in nanoseconds since 1970."""
-    return time.time_ns() - time.monotonic_ns() + round(1e9 * monotonic_s)
+        self.span.end(self._clock.epoch_ns(time.monotonic()))

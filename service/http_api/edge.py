@@ -53,7 +53,7 @@ class HttpEdge:
             scope = {**scope, "method": "GET"}
         exchange = Exchange.begin(scope, now_s=time.monotonic())
         if scope["path"] not in PROBE_PATHS:
-            exchange.span = self._tracing.begin(Headers(scope=scope))
+            exchange.span = self._tracing.begin(Headers(scope=scope), exchange.started_s)
         with (
             structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
             working_on(exchange.span),
