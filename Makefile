@@ -9,9 +9,12 @@
 #   make bench            what this machine does with the shipped model
 #   make proto            write service/wire from proto/
 #   make reference        write docs/reference from the code: every setting, error code, metric and public name
+#   make dashboards       write docker/grafana/dashboards from .ci/generate_dashboards.py
 #   make examples         run the programs and the notebook of examples
 #   make docs             build the documentation into build/site
 #   make images           build the container images
+#   make sbom             list what is in the image bisenet:cpu, as build/sbom.spdx.json
+#   make checkov          look for weak spots in the rendered manifests and the Dockerfile
 #   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
 #   make train-camvid     train a longer model than the shipped one, for a machine with a GPU, and put it in the
 #                         place of all shipped versions (CAMVID=/path/to/camvid WEIGHTS=efficientnet-lite0-57934424.pth)
@@ -30,7 +33,8 @@ BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak browser fuzz bench proto reference examples docs images compose-test train-camvid quantize-camvid clean
+.PHONY: serve test check format soak browser fuzz bench proto reference dashboards examples docs images sbom checkov \
+	compose-test train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
@@ -67,6 +71,9 @@ proto: $(VENV)/.installed-dev
 reference: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python .ci/generate_reference.py
 
+dashboards: $(VENV)/.installed-dev
+	$(BIN)/python .ci/generate_dashboards.py
+
 examples: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "soak or not soak" tests/examples
 
@@ -75,6 +82,18 @@ docs: reference
 
 images:
 	docker/check.sh images
+
+sbom:
+	docker/check.sh sbom
+
+# In an environment of its own: it wants other versions of much.
+checkov: | $(VENV)/bin/python
+	[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
+	build/checkov/bin/pip install --disable-pip-version-check -q checkov==3.3.30
+	mkdir -p build/manifests
+	for folder in overlays/cpu overlays/gpu overlays/scale train; \
+		do kubectl kustomize k8s/$$folder >build/manifests/$$(basename $$folder).yaml || exit 1; done
+	build/checkov/bin/checkov --config-file .checkov.yaml -d build/manifests -d docker
 
 compose-test:
 	docker/check.sh compose

@@ -59,7 +59,8 @@ from service.http_api.segment.segment import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
 from service.registry import open_registry
-from service.settings import Settings, SettingsError, is_loopback
+from service.settings import Settings, SettingsError, TracingSettings, is_loopback
+from service.spans import NO_TRACING, Tracing
 from service.telemetry import LogOptions, Metrics, configure_logging
 
 _log = structlog.get_logger()
@@ -207,8 +208,11 @@ def open_service(settings: Settings) -> Iterator[Service]:
     keys = _open_keys(settings)
     with ExitStack() as stack:
         metrics = Metrics()
+        tracing = stack.enter_context(_open_tracing(settings.tracing))
         chooser = EngineChooser(settings, registry)
-        core = stack.enter_context(open_core(settings, worker_process(settings), chooser.tuning, metrics))
+        core = stack.enter_context(
+            open_core(settings, worker_process(settings), chooser.tuning, metrics, tracing)
+        )
         lifecycle = Readiness()
         scoreboard = Scoreboard(registry)
         jobs = stack.enter_context(open_jobs(settings, registry, chooser))
@@ -219,6 +223,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics=metrics,
             options=_http_options(settings, keys),
             scoreboard=scoreboard,
+            tracing=tracing,
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
         versions = LiveVersions(registry, core.host, references)
@@ -235,7 +240,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics=metrics,
             audit=AuditLog(settings.log.audit_file),
         )
-        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys))
+        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys), tracing)
         yield Service(
             settings,
             registry,
@@ -250,6 +255,23 @@ def open_service(settings: Settings) -> Iterator[Service]:
             admin_app,
             servicer,
         )
+
+
+@contextmanager
+def _open_tracing(settings: TracingSettings) -> Iterator[Tracing]:
+    """Trace requests if the settings name a receiver; closed, what is left has been sent."""
+    if settings.endpoint is None:
+        yield NO_TRACING
+        return
+    try:
+        from service.tracing import OpenTelemetry, TracingOptions  # noqa: PLC0415  # an extra
+    except ImportError:
+        raise SettingsError(
+            "tracing.endpoint: traces need the extra tracing: pip install 'bisenet-service[tracing]'"
+        ) from None
+    options = TracingOptions(settings.endpoint, settings.sampling, settings.service_name)
+    with closing(OpenTelemetry(options)) as tracing:
+        yield tracing
 
 
 def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:

@@ -365,6 +365,22 @@ class LogSettings(_Section):
     audit_file: UserPath | None = None
 
 
+class TracingSettings(_Section):
+    """``[tracing]``: OpenTelemetry traces; they need the extra ``tracing``.
+
+    Attributes:
+        endpoint: base URL of a receiver of OTLP over HTTP, such as ``http://127.0.0.1:4318``; none = no
+            traces.
+        sampling: share of the requests that are traced, 0..1; a caller that sends ``traceparent`` decides for
+            its own. A proxy in front of strangers removes that header.
+        service_name: name under which the receiver shows this service.
+    """
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/?#]+[^?#]*$")] | None = None
+    sampling: Annotated[float, _Number, Field(ge=0, le=1)] = 0.01
+    service_name: Annotated[str, Field(min_length=1)] = "bisenet"
+
+
 class Settings(_Section):
     """The whole configuration, checked.
 
@@ -380,6 +396,7 @@ class Settings(_Section):
     auth: AuthSettings = Field(default_factory=AuthSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     datasets: dict[DatasetName, UserPath] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from service.grpc_api.limits import PeerLimits
 from service.grpc_api.server import GrpcServer
 from service.grpc_api.servicer import Servicer, ServicerOptions
 from service.grpc_api.status import DETAILS_KEY
+from service.spans import NO_TRACING, Tracing
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
 
@@ -85,15 +86,16 @@ async def open_grpc_site(
     versions: Sequence[ModelVersion] = FAKE_VERSIONS,
     credentials: grpc.ServerCredentials | None = None,
     tls: TlsFiles | None = None,
+    tracing: Tracing = NO_TRACING,
 ) -> AsyncIterator[GrpcSite]:
     """Serve a fake model; closed, everything that was accepted has been answered or cut off.
 
     With credentials the address is one with TLS, as that of a proxy would be; with files the server's own.
     """
-    async with open_site(engine, max_waiting=max_waiting, versions=versions) as site:
+    async with open_site(engine, max_waiting=max_waiting, versions=versions, tracing=tracing) as site:
         with ThreadPoolExecutor(2) as pool:
             segmenter = Segmenter(pool, limits)
-            servicer = Servicer(segmenter, site.host, site.metrics, options or ServicerOptions())
+            servicer = Servicer(segmenter, site.host, site.metrics, options or ServicerOptions(), tracing)
             server = GrpcServer(
                 servicer,
                 lambda: site.host.ready and not site.lifecycle.draining,

@@ -18,6 +18,7 @@ from service.core.errors import BusyError, InternalError, ServiceError
 from service.core.keys.access_key import Scope
 from service.core.keys.key_ring import Admission, KeyRing
 from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
+from service.spans import NO_TRACING, Attribute, RequestSpan, Tracing, working_on
 from service.telemetry import Metrics, sane_request_id
 from service.wire import segmentation_pb2 as wire
 
@@ -33,6 +34,11 @@ _SCOPES: Mapping[str, tuple[Scope, ...]] = MappingProxyType(
 )
 """Method -> scopes of which a key needs one; all other methods need ``infer``."""
 
+
+_OUR_FAULT = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+)
+
 CLIENT_CLOSED_REQUEST = "client_closed_request"
 """Code in log and metrics of a call whose client left, or whose deadline passed; it gets no answer."""
 
@@ -46,6 +52,7 @@ class Call:
         started_s: arrival (``time.monotonic``, seconds).
         code: ``ok``, or the code of the error with which it ended.
         served: name and number of the version that answers; None = unknown.
+        span: of the call; None = it is not traced.
         source: client, for the scheduler: digest of its key, or its address where no key is needed.
         log_fields: further fields of the log line: numbers and closed sets only.
     """
@@ -56,6 +63,7 @@ class Call:
     served: tuple[str, int] | None = None
     source: str | None = None
     log_fields: dict[str, Any] = field(default_factory=dict)
+    span: RequestSpan | None = None
 
 
 class GrpcEdge:
@@ -65,12 +73,16 @@ class GrpcEdge:
         keys: of which one is needed; None = none is needed.
         metrics: counts the calls.
         max_calls: open at the same time.
+        tracing: decides which calls are traced.
     """
 
-    def __init__(self, keys: KeyRing | None, metrics: Metrics, *, max_calls: int) -> None:
+    def __init__(
+        self, keys: KeyRing | None, metrics: Metrics, *, max_calls: int, tracing: Tracing = NO_TRACING
+    ) -> None:
         self._keys = keys
         self._metrics = metrics
         self._max_calls = max_calls
+        self._tracing = tracing
         self._open_calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,7 +112,11 @@ class GrpcEdge:
         self._count_open(context)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         status: Status | None = None
-        with structlog.contextvars.bound_contextvars(request_id=call.request_id):
+        call.span = self._tracing.begin(metadata, call.started_s)
+        with (
+            structlog.contextvars.bound_contextvars(request_id=call.request_id),
+            working_on(call.span),
+        ):
             try:
                 self._check_capacity()
                 admission = self._admit(metadata, method)
@@ -158,7 +174,10 @@ class GrpcEdge:
             code=call.code,
             duration_s=duration_s,
             served=call.served,
+            trace_id=None if call.span is None else call.span.trace_id,
         )
+        if call.span is not None:
+            _end_span(call.span, call, method)
         duration_ms = round(1e3 * duration_s, 2)
         _log.info("call", method=method, code=call.code, duration_ms=duration_ms, **call.log_fields)
 
@@ -168,6 +187,20 @@ def _source(context: Context, admission: Admission | None) -> str:
     if admission is not None:
         return admission.key.sha256
     return str(context.peer()).rpartition(":")[0]  # without the port
+
+
+def _end_span(span: RequestSpan, call: Call, method: str) -> None:
+    attributes: dict[str, Attribute] = {
+        "rpc.system": "grpc",
+        "rpc.service": SERVICE_NAME,
+        "rpc.method": method,
+        "bisenet.request_id": call.request_id,
+        "bisenet.code": call.code,
+    }
+    if call.served is not None:
+        attributes["bisenet.model"], attributes["bisenet.version"] = call.served
+    status = STATUS_OF_CODE.get(call.code)
+    span.end(f"{SERVICE_NAME}/{method}", attributes, call.code if status in _OUR_FAULT else None)
 
 
 def _ascii_metadata(context: Context) -> dict[str, str]:

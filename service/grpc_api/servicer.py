@@ -20,6 +20,7 @@ from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segment_image
 from service.grpc_api.streams import FrameStream, MessageT, StreamLimits, StreamResources, next_message
+from service.spans import NO_TRACING, Tracing, stage_done
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 
@@ -63,6 +64,7 @@ class Servicer:
         host: the served models.
         metrics: counts calls and frames.
         options: limits.
+        tracing: decides which calls and frames are traced.
     """
 
     def __init__(
@@ -71,16 +73,17 @@ class Servicer:
         host: ModelHost,
         metrics: Metrics,
         options: ServicerOptions,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._segmenter = segmenter
         self._host = host
         self._metrics = metrics
         self._options = options
-        self._edge = GrpcEdge(options.keys, metrics, max_calls=options.max_calls)
+        self._edge = GrpcEdge(options.keys, metrics, max_calls=options.max_calls, tracing=tracing)
         self._image_budget = MemoryBudget(options.max_image_bytes_in_flight)
         permits = FramePermits(options.max_started_frames, options.max_started_film_frames)
         self._resources = StreamResources(
-            segmenter, host, permits, self._image_budget, metrics, options.streams
+            segmenter, host, permits, self._image_budget, metrics, options.streams, tracing
         )
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
@@ -127,6 +130,7 @@ class Servicer:
             deadline_s = self._deadline_s(context)
             with self._metrics.in_flight():
                 request = await self._first_message(context, wire.SegmentRequest)
+                stage_done("receive", call.started_s, time.monotonic())
                 # No waiting for memory: the picture is in memory already.
                 memory = await self._image_budget.acquire(len(request.image.data), timeout_s=0.0)
                 try:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar, assert_never
 
@@ -42,6 +43,7 @@ from service.core.streams.stream_session import (
 )
 from service.grpc_api.messages import MaskRequest, Target, segment_image
 from service.grpc_api.status import status_number
+from service.spans import NO_TRACING, Tracing, current_span, working_on
 from service.telemetry import FrameOutcome, Metrics
 from service.wire import segmentation_pb2 as wire
 
@@ -111,6 +113,7 @@ class StreamResources:
         image_budget: memory of pictures that were received and are not answered yet.
         metrics: counts frames.
         limits: of one stream.
+        tracing: decides which frames are traced.
     """
 
     segmenter: Segmenter
@@ -119,6 +122,7 @@ class StreamResources:
     image_budget: MemoryBudget
     metrics: Metrics
     limits: StreamLimits
+    tracing: Tracing = NO_TRACING
 
 
 async def next_message(context: Context, kind: type[MessageT]) -> MessageT | None:
@@ -188,6 +192,7 @@ class FrameStream:
         self._is_over = False
         self._refusal: ServiceError | None = None
         self._stops_at_s: float | None = None
+        self._log_context = copy_context()
 
     async def answer_frames(self) -> None:
         """Read frames and send answers until the client has ended its frames and all are answered.
@@ -300,27 +305,37 @@ class FrameStream:
         return started is not None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        # Permits are handed on by other streams, whose request id and trace are not this one's.
+        task = asyncio.create_task(work, context=self._log_context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _answer(self, started: StartedFrame[_ReceivedFrame], permit: _Permit) -> None:
-        try:
-            result, version = await self._result(started, permit)
-            self._resources.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
-            self._session.answer_frame(started.seq, result, version=version)
-        except DeadlineExceededError:
-            self._session.drop_frame(started.seq, DropReason.TOO_OLD)
-        except DrainingError:
-            self._session.drop_frame(started.seq, DropReason.DRAINING)
-        except ServiceError as error:
-            self._session.fail_frame(started.seq, error)
-        except Exception:  # noqa: BLE001 - the outermost edge of a frame: the stream must go on
-            _log.exception("frame failed")
-            self._session.fail_frame(started.seq, InternalError("unexpected"))
-        finally:
-            self._continue()
+        span = self._resources.tracing.begin({}, started.arrived_s, cause=current_span())
+        code = "ok"
+        with working_on(span):
+            try:
+                result, version = await self._result(started, permit)
+                self._resources.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
+                self._session.answer_frame(started.seq, result, version=version)
+            except DeadlineExceededError:
+                code = "too_old"
+                self._session.drop_frame(started.seq, DropReason.TOO_OLD)
+            except DrainingError:
+                code = "draining"
+                self._session.drop_frame(started.seq, DropReason.DRAINING)
+            except ServiceError as error:
+                code = error.code
+                self._session.fail_frame(started.seq, error)
+            except Exception:  # noqa: BLE001 - the outermost edge of a frame: the stream must go on
+                code = InternalError.code
+                _log.exception("frame failed")
+                self._session.fail_frame(started.seq, InternalError("unexpected"))
+            finally:
+                if span is not None:
+                    span.end("frame", {"bisenet.code": code, "bisenet.seq": started.seq})
+                self._continue()
 
     async def _result(
         self, started: StartedFrame[_ReceivedFrame], permit: _Permit

@@ -22,6 +22,7 @@ from service.http_api.models import models_router
 from service.http_api.root_path import RootPath
 from service.http_api.segment.openapi import describe_segment_routes
 from service.http_api.segment.segment import SegmentOptions, SegmentRoutes
+from service.spans import NO_TRACING, Tracing
 from service.telemetry import Metrics
 
 
@@ -52,6 +53,7 @@ def create_app(
     metrics: Metrics,
     options: HttpOptions,
     scoreboard: Scoreboard | None = None,
+    tracing: Tracing = NO_TRACING,
 ) -> ASGIApp:
     """Return the application.
 
@@ -62,6 +64,7 @@ def create_app(
         metrics: counts the answers.
         options: of the frontend.
         scoreboard: results of evaluations; None = there are none.
+        tracing: decides which requests are traced.
     """
     app = problem_app(
         title="BiSeNet segmentation service", description=_description(), root_path=options.root_path
@@ -75,7 +78,7 @@ def create_app(
         access = _add_page(app, access)
     routes = SegmentRoutes(app, segmenter, host, access=access, options=options.segment)
     guarded = allow_origins(AccessCheck(routes, access), options.cors_origins)
-    edge = HttpEdge(guarded, lifecycle, metrics)
+    edge = HttpEdge(guarded, lifecycle, metrics, tracing)
     return RootPath(edge, options.root_path) if options.root_path else edge
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 
 import structlog
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core.errors import DrainingError, RequestTooSlowError
 from service.core.readiness import Readiness
 from service.http_api.exchange import Exchange
 from service.http_api.problems import CLIENT_CLOSED_CODE, problem
+from service.spans import NO_TRACING, Attribute, RequestSpan, Tracing, working_on
 from service.telemetry import Metrics
 
 _log = structlog.get_logger()
@@ -30,12 +32,16 @@ class HttpEdge:
         app: what answers.
         lifecycle: while it drains, each answer ends its connection.
         metrics: counts the answers.
+        tracing: decides which requests are traced; probes never are.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Readiness, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, lifecycle: Readiness, metrics: Metrics, tracing: Tracing = NO_TRACING
+    ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log one line about it; a probe that succeeds is logged at debug level."""
@@ -46,7 +52,12 @@ class HttpEdge:
         if method == "HEAD":  # the server drops the body; the copy keeps its own scope as it was
             scope = {**scope, "method": "GET"}
         exchange = Exchange.begin(scope, now_s=time.monotonic())
-        with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
+        if scope["path"] not in PROBE_PATHS:
+            exchange.span = self._tracing.begin(Headers(scope=scope), exchange.started_s)
+        with (
+            structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
+            working_on(exchange.span),
+        ):
             with self._metrics.in_flight(), exchange.held:
                 status = await self._answer(scope, receive, send, exchange)
             try:
@@ -59,8 +70,15 @@ class HttpEdge:
         route = exchange.route or _route(scope)
         duration_s = time.monotonic() - exchange.started_s
         self._metrics.request_done(
-            protocol="http", route=route, code=exchange.code, duration_s=duration_s, served=exchange.served
+            protocol="http",
+            route=route,
+            code=exchange.code,
+            duration_s=duration_s,
+            served=exchange.served,
+            trace_id=None if exchange.span is None else exchange.span.trace_id,
         )
+        if exchange.span is not None:
+            _end_span(exchange.span, exchange, method, route, status)
         self._metrics.stages_done(exchange.stages_s)
         if not exchange.received_s:
             self._count_unreceived(exchange.code)
@@ -103,6 +121,22 @@ class HttpEdge:
         except Exception:  # noqa: BLE001 - the outermost edge of a request; it was answered as `internal`
             _log.exception("request failed")
         return status
+
+
+def _end_span(span: RequestSpan, exchange: Exchange, method: str, route: str, status: int) -> None:
+    if exchange.received_s:
+        span.stage("receive", exchange.started_s, exchange.started_s + exchange.received_s)
+    attributes: dict[str, Attribute] = {
+        "http.request.method": method,
+        "http.route": route,
+        "http.response.status_code": status,
+        "bisenet.request_id": exchange.request_id,
+        "bisenet.code": exchange.code,
+    }
+    if exchange.served is not None:
+        attributes["bisenet.model"], attributes["bisenet.version"] = exchange.served
+    is_our_fault = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    span.end(f"{method} {route}", attributes, exchange.code if is_our_fault else None)
 
 
 def _route(scope: Scope) -> str:

@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from service.core.keys.access_key import AccessKey
 from service.core.keys.key_ring import Admission
+from service.spans import RequestSpan
 from service.telemetry import Stage, sane_request_id
 
 _STATE_KEY = "exchange"
@@ -32,6 +33,7 @@ class Exchange:
         received_s: from the head to the end of the body, in seconds; 0 = the body is not complete.
         stages_s: duration of each stage of the answer, in seconds; empty without an answer.
         notes: further content of the log line: numbers and closed sets, never names of files.
+        span: of the request; None = it is not traced.
         held: resources to release when the answer was sent or the client left.
     """
 
@@ -45,6 +47,7 @@ class Exchange:
     received_s: float = 0.0
     stages_s: Mapping[Stage, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    span: RequestSpan | None = None
     held: ExitStack = field(default_factory=ExitStack)
 
     def admitted(self, admission: Admission) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from service.core.scheduling.memory_budget import (
     MemoryReservation,
 )
 from service.core.scheduling.scheduler import Lane
+from service.spans import stage_done
 from service.telemetry import Metrics, Stage
 
 RenderedT = TypeVar("RenderedT")
@@ -231,7 +233,8 @@ class Segmenter:
 
     def _in_thread(self, request: _Request, step: Callable[..., StepT], *arguments: object) -> Future[StepT]:
         try:
-            taken = request.step = self._pool.submit(step, request, *arguments)
+            # In the context of the request, for its log lines and its trace.
+            taken = request.step = self._pool.submit(copy_context().run, step, request, *arguments)
         except RuntimeError as error:
             if "shutdown" not in str(error):  # but out of threads
                 raise
@@ -305,8 +308,11 @@ class Segmenter:
         began_s = time.monotonic()
         image_HW3 = picture.read(self._limits.image)
         decoded_s = time.monotonic()
+        stage_done("decode", began_s, decoded_s)
         prepared = spec.prepare(image_HW3, canvas=model.canvas)
-        return _Read(image_HW3, prepared, decoded_s - began_s, time.monotonic() - decoded_s)
+        prepared_s = time.monotonic()
+        stage_done("preprocess", decoded_s, prepared_s)
+        return _Read(image_HW3, prepared, decoded_s - began_s, prepared_s - decoded_s)
 
     def _render(
         self, request: _Request, answer: Answer, render: Callable[[Segmentation], RenderedT]
@@ -323,9 +329,12 @@ class Segmenter:
             inference_size=read.prepared.content,
             batch_size=answer.batch_size,
         )
+        began_s = time.monotonic()
         with self._metrics.working("encode"):
             rendered = render(segmentation)
-        pixels, duration_s = size_of(read.image_HW3).pixels, time.monotonic() - request.labelled_s
+        ended_s = time.monotonic()
+        stage_done("encode", began_s, ended_s)
+        pixels, duration_s = size_of(read.image_HW3).pixels, ended_s - request.labelled_s
         self._rendering.learn(pixels=pixels, duration_s=duration_s)
         return rendered
 

@@ -58,6 +58,7 @@ from service.core.scheduling.scheduler import (
     Scheduler,
 )
 from service.core.scheduling.utilization import UtilizationMeter
+from service.spans import NO_TRACING, BatchRun, Tracing, current_span
 from service.telemetry import Metrics
 
 _MAX_RECENT_SIZES = 8
@@ -130,6 +131,7 @@ class Dispatcher:
         max_waiting: items that may wait.
         limits: of a batch; None = one picture.
         metrics: counts batches; None = no counts.
+        tracing: notes the batches that have traced pictures.
         clock: seconds, as ``time.monotonic``.
     """
 
@@ -140,11 +142,13 @@ class Dispatcher:
         max_waiting: int = DEFAULT_MAX_WAITING,
         limits: BatchLimits | None = None,
         metrics: Metrics | None = None,
+        tracing: Tracing = NO_TRACING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._limits = limits or BatchLimits()
         self._metrics = metrics or Metrics()
+        self._tracing = tracing
         self._clock = clock
         self._scheduler: Scheduler[_Work, Any] = Scheduler(max_waiting)
         self._quarantine = Quarantine()
@@ -261,7 +265,9 @@ class Dispatcher:
         """
         key = BatchKey((version, "labels"), padded, self._limits)
         with self._changed:
-            reservation: Reservation = Item(_Reserved(version), key, self._clock(), deadline_s, lane, source)
+            reservation: Reservation = Item(
+                _Reserved(version), key, self._clock(), deadline_s, lane, source, span=current_span()
+            )
             self._enter(reservation, self._scheduler.reserve_item)
             return reservation
 
@@ -293,8 +299,17 @@ class Dispatcher:
             if reservation.key == key:
                 return self._use(reservation, picture)
             reservation.future.cancel()
-            lane, source = reservation.lane, reservation.source
-            return self._admit(Item(picture, key, self._clock(), reservation.deadline_s, lane, source))
+            return self._admit(
+                Item(
+                    picture,
+                    key,
+                    self._clock(),
+                    reservation.deadline_s,
+                    reservation.lane,
+                    reservation.source,
+                    span=reservation.span,
+                )
+            )
 
     def submit_scoring(
         self,
@@ -358,6 +373,8 @@ class Dispatcher:
                 item.future.set_result(_result(item, report, output))
             else:
                 item.future.set_exception(_ERRORS[outcome]())
+        if queued := [(item.span, item.admitted_s) for item in batch.items if item.span is not None]:
+            self._tracing.batch(_batch_run(batch, report), queued)
 
     def on_worker_lost(
         self, executing: Sequence[int], waiting: Sequence[int], *, retry_after_s: float
@@ -443,6 +460,11 @@ def _duration_s(report: BatchReport | None) -> float | None:
     if report is None or any(outcome is not Outcome.ANSWERED for outcome in report.outcomes):
         return None
     return report.infer_s + report.post_s
+
+
+def _batch_run(batch: _Batch, report: BatchReport) -> BatchRun:
+    version = str(batch.items[0].work.version)
+    return BatchRun(version, len(batch.items), report.begun_s, report.infer_s, report.post_s)
 
 
 def _padding_ratio(batch: _Batch) -> float:
