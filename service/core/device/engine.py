@@ -153,7 +153,8 @@ class LabelingEngine(InferenceEngine, Protocol):
 
         Args:
             pictures: of one padded size.
-            labels: where the labels of each go, uint8 HW of its original size; written when they are fetched.
+            labels: where the answer to each goes (``service.core.device.batch_job.answer_shape``), uint8;
+                written when they are fetched.
 
         Returns:
             To be called once, in any order: parts of a batch that failed are begun and fetched while the next

@@ -16,7 +16,14 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
-from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, Listener, ScoreBatchJob
+from service.core.device.batch_job import (
+    BatchJob,
+    BatchOutput,
+    BatchReport,
+    Listener,
+    ScoreBatchJob,
+    answer_shape,
+)
 from service.core.device.device import Device
 from service.core.device.engine import DEFAULT_TUNING, DeviceLostError, EngineInfo, EngineTuning
 from service.core.device.labeling import LabelingWork
@@ -45,7 +52,13 @@ class InProcessRunner:
         self._thread.start()
         listener.ready()
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:  # noqa: ARG002 - processes need it
+    def canvas(
+        self,
+        padded: ImageSize,
+        original: ImageSize,  # noqa: ARG002 - processes need it
+        *,
+        confidence: bool = False,  # noqa: ARG002 - processes need it
+    ) -> UInt8Array:
         """Return an array."""
         return np.empty((padded.height, padded.width, 3), np.uint8)
 
@@ -98,5 +111,5 @@ def _carried_out(device: Device, job: BatchJob) -> tuple[BatchReport, Sequence[B
     if isinstance(job, ScoreBatchJob):
         raw_NKhw = np.empty(job.raw_shape, np.float32)
         return device.score(job.version, job.images_NHW3, raw_NKhw, job.deadline_s), [raw_NKhw]
-    labels = [np.empty(p.original.shape, np.uint8) for p in job.pictures]
+    labels = [np.empty(answer_shape(picture), np.uint8) for picture in job.pictures]
     return device.begin(LabelingWork(job.version, job.pictures, labels, job.deadlines_s))(), labels

@@ -121,13 +121,13 @@ class ProcessRunner:
         self._listener = listener
         self._thread.start()
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return shared memory for a prepared picture, with room for its labels behind it.
 
         Raises:
             BusyError: the system has none.
         """
-        return self._memory.canvas(padded, original)
+        return self._memory.canvas(padded, original, confidence=confidence)
 
     def run(self, token: int, job: BatchJob) -> None:
         """Send a job to the worker."""

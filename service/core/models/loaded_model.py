@@ -81,17 +81,18 @@ class LoadedModel:
         """Return in how many seconds everything that runs and waits is expected to be done."""
         return self.dispatcher.expected_wait_s()
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return memory to prepare a picture in; from there it need not be copied again.
 
         Args:
             padded: size of the prepared picture.
             original: size of the picture itself, which its labels will have.
+            confidence: whether the confidence of each label will be wanted.
 
         Returns:
             uint8 HW3 of the padded size.
         """
-        return self.dispatcher.canvas(padded, original)
+        return self.dispatcher.canvas(padded, original, confidence=confidence)
 
     def submit(self, image: PreparedImage, reservation: Reservation) -> Future[Answer]:
         """Queue one picture.

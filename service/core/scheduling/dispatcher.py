@@ -28,6 +28,7 @@ from service.core.device.batch_job import (
     Outcome,
     Runner,
     ScoreBatchJob,
+    answer_planes,
 )
 from service.core.device.engine import (
     DEFAULT_TUNING,
@@ -81,6 +82,7 @@ class Answer:
 
     Attributes:
         labels_HW: class ids at the picture's original size, uint8.
+        confidence_HW: probability of each label in 255ths, uint8; None if it was not asked for.
         queue_s: time from ``submit`` to the engine, in seconds.
         infer_s: time in the engine, in seconds; of all the batch.
         post_s: time from raw output to labels, in seconds; of all the batch.
@@ -88,6 +90,7 @@ class Answer:
     """
 
     labels_HW: UInt8Array
+    confidence_HW: UInt8Array | None
     queue_s: float
     infer_s: float
     post_s: float
@@ -173,9 +176,9 @@ class Dispatcher:
         with self._changed:
             return list(self._recent_sizes)
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return memory for a prepared picture from which it need not be copied again, uint8 HW3."""
-        return self._runner.canvas(padded, original)
+        return self._runner.canvas(padded, original, confidence=confidence)
 
     def load(
         self,
@@ -479,4 +482,4 @@ def _answer(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Ar
         scores: Float32Array = output
         return scores
     queue_s = max(0.0, report.begun_s - item.admitted_s)
-    return Answer(output, queue_s, report.infer_s, report.post_s, len(report.outcomes))
+    return Answer(*answer_planes(output), queue_s, report.infer_s, report.post_s, len(report.outcomes))

@@ -17,6 +17,7 @@ from torch.nn import functional
 from model.artifacts.manifest import Upsample
 from model.decoding import decode
 from model.decoding.confidence import confidence
+from model.decoding.confidence_torch import confidence as torch_confidence
 from model.decoding.score_grid import positions
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
@@ -106,6 +107,15 @@ def test_the_confidence_of_a_pixel_is_the_blended_probability_of_its_label(case:
     found_HW = case.confidence()
     assert found_HW.shape == case.original.shape
     assert np.abs(found_HW - 255 * expected(case)).max() <= 0.51
+
+
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_torch_finds_the_same_confidence(case: Case) -> None:
+    raw, labels = torch.from_numpy(case.raw_Khw), torch.from_numpy(case.labels())
+    found_HW = torch_confidence(raw, labels, **case.geometry)  # type: ignore[arg-type]
+    assert found_HW.dtype == torch.uint8
+    assert np.abs(found_HW.numpy() - 255 * expected(case)).max() <= 0.51
 
 
 def test_probabilities_are_blended_where_torch_puts_them() -> None:
