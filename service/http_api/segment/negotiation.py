@@ -46,27 +46,29 @@ class _Range:
         return self.media_type in (media_type, f"{kind}/*", "*/*")
 
 
-def negotiate(accept: Sequence[str], output: Output) -> str:
+def negotiate(accept: Sequence[str], output: Output, *, confidence: bool = False) -> str:
     """Choose the media type of an answer.
 
     Args:
         accept: the values of all ``Accept`` headers; none = anything will do.
         output: what the client wants to see.
+        confidence: whether it wants the confidence of labels, too: then the answer is JSON.
 
     Returns:
         The offered type with the highest quality; among equals the service's favourite.
 
     Raises:
-        NotAcceptableError: nothing that this output can be is accepted.
+        NotAcceptableError: nothing that the answer can be is accepted.
         InvalidArgumentError: there are absurdly many alternatives.
     """
-    offers = OFFERS[output]
+    offers = (JSON,) if confidence else OFFERS[output]
     ranges = _parse(",".join(accept)) if accept else []
     if not ranges:
         return offers[0]
     best = max(offers, key=lambda offer: _quality(offer, ranges))
     if _quality(best, ranges) == 0:
-        raise NotAcceptableError(f"output {output!r} is one of {', '.join(offers)}")
+        answer = "an answer with confidence" if confidence else f"output {output!r}"
+        raise NotAcceptableError(f"{answer} is one of {', '.join(offers)}")
     return best
 
 

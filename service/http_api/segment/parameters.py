@@ -13,7 +13,7 @@ from model.errors import PaletteError
 from model.labels import ClassPalette
 from service.core.errors import InvalidArgumentError
 from service.core.pictures.codec import DEFAULT_ALPHA
-from service.http_api.documents import MaskEncoding
+from service.http_api.documents import Confidence, MaskEncoding
 from service.http_api.segment.negotiation import Output, negotiate
 from service.http_api.segment.rendering import RenderingRequest
 
@@ -45,6 +45,11 @@ class SegmentQuery(BaseModel):
     )
     mask: MaskEncoding = Field(
         "png", description="How a JSON answer carries the mask: png, coco_rle or none."
+    )
+    confidence: Confidence = Field(
+        "none",
+        description="What a JSON answer, which it asks for, tells of the probability of labels: none, mean "
+        "(of each class) or png (of each pixel, and mean).",
     )
     timeout_ms: int | None = Field(
         None,
@@ -114,10 +119,13 @@ def rendering_request(request: Request, query: SegmentQuery, palette: ClassPalet
         InvalidArgumentError: ``Accept`` is too long, or a class is unknown.
     """
     return RenderingRequest(
-        media_type=negotiate(request.headers.getlist("accept"), query.output),
+        media_type=negotiate(
+            request.headers.getlist("accept"), query.output, confidence=query.confidence != "none"
+        ),
         output=query.output,
         alpha=query.alpha,
         mask=query.mask,
+        confidence=query.confidence,
         keep=class_ids(query.classes, palette) if query.classes else None,
     )
 

@@ -13,6 +13,8 @@ from service.core.pictures import codec
 from service.core.pictures.segmenter import Segmentation
 from service.http_api.documents import (
     ClassShareDocument,
+    Confidence,
+    ConfidenceDocument,
     MaskDocument,
     MaskEncoding,
     SegmentationDocument,
@@ -21,6 +23,7 @@ from service.http_api.segment.negotiation import JPEG, JSON, NPY, PNG, RAW, Outp
 from service.telemetry import Stage
 
 _LABEL_BYTES = 1
+_CONFIDENCE_BYTES = 2  # its PNG, and that in base64
 _RGB_BYTES = 3  # and what run lengths are made of
 _JPEG_BYTES = 5  # Pillow's canvas and the file
 
@@ -34,6 +37,7 @@ class RenderingRequest:
         output: what the picture shows.
         alpha: strength of an overlay's colours, 0..1.
         mask: how JSON carries the mask.
+        confidence: what JSON tells of the probability of labels.
         keep: the classes to show, others become the ignore id; None = all.
     """
 
@@ -41,6 +45,7 @@ class RenderingRequest:
     output: Output
     alpha: float
     mask: MaskEncoding
+    confidence: Confidence
     keep: frozenset[int] | None
 
 
@@ -67,9 +72,10 @@ def render(segmentation: Segmentation, wanted: RenderingRequest, receive_s: floa
     if wanted.keep is not None:
         label_map = label_map.keep(wanted.keep)
     if wanted.media_type == JSON:
-        mask = _mask_document(label_map, wanted.mask)
+        document = _document(segmentation, label_map, wanted)
         stages_s = _stages_s(segmentation, receive_s, time.monotonic() - started_s)
-        body = _document(segmentation, label_map, mask, _in_ms(stages_s)).model_dump_json().encode()
+        document.timings_ms = _in_ms(stages_s)
+        body = document.model_dump_json().encode()
     else:
         body = _picture(segmentation.image_HW3, label_map, wanted)
         stages_s = _stages_s(segmentation, receive_s, time.monotonic() - started_s)
@@ -86,6 +92,7 @@ def render_bytes(wanted: RenderingRequest) -> int:
         num_bytes = _LABEL_BYTES
     else:
         num_bytes = _RGB_BYTES
+    num_bytes += _CONFIDENCE_BYTES if wanted.confidence == "png" else 0
     return num_bytes if wanted.keep is None else num_bytes + _LABEL_BYTES
 
 
@@ -122,17 +129,27 @@ def _mask_document(label_map: LabelMap, encoding: MaskEncoding) -> MaskDocument:
 
 
 def _document(
-    segmentation: Segmentation, label_map: LabelMap, mask: MaskDocument, stages_ms: dict[str, float]
+    segmentation: Segmentation, label_map: LabelMap, wanted: RenderingRequest
 ) -> SegmentationDocument:
     size = size_of(segmentation.image_HW3)
+    shares = [ClassShareDocument(**share) for share in codec.class_statistics(label_map)]
+    confidence = None
+    if segmentation.confidence_HW is not None:
+        counts = codec.confidence_histogram(label_map, segmentation.confidence_HW)
+        for share in shares:
+            share.confidence = codec.mean_confidence(counts[share.id])
+        if wanted.confidence == "png":
+            data = base64.b64encode(codec.encode_grey_png(segmentation.confidence_HW)).decode()
+            confidence = ConfidenceDocument(data=data)
     return SegmentationDocument(
         model=segmentation.version.name,
         version=segmentation.version.number,
         width=size.width,
         height=size.height,
-        classes=[ClassShareDocument(**share) for share in codec.class_statistics(label_map)],
-        mask=mask,
-        timings_ms=stages_ms,
+        classes=shares,
+        mask=_mask_document(label_map, wanted.mask),
+        confidence=confidence,
+        timings_ms={},
     )
 
 

@@ -133,6 +133,7 @@ class SegmentRoutes:
             partial(render, wanted=wanted, receive_s=exchange.received_s),
             deadline_s=deadline_s,
             render_bytes=render_bytes(wanted),
+            confidence=wanted.confidence != "none",
             source=exchange.source,
         ) as rendering:
             if len(rendering.body) > PIECE_BYTES:  # wait for its room while the picture's is still taken
