@@ -61,18 +61,25 @@ class MaskRequest:
     Attributes:
         encoding: one of the wire's, never UNSPECIFIED.
         keep: the classes to show, others become the ignore id; None = all.
+        confidence: what is told of the probability of labels.
     """
 
     encoding: wire.MaskEncoding.ValueType
     keep: frozenset[int] | None = None
+    confidence: wire.ConfidenceDetail.ValueType = wire.CONFIDENCE_DETAIL_UNSPECIFIED
 
     @classmethod
-    def parse(cls, encoding: int, classes: Sequence[int], palette: ClassPalette) -> MaskRequest:
+    def parse(
+        cls, encoding: int, classes: Sequence[int], palette: ClassPalette, confidence: int = 0
+    ) -> MaskRequest:
         """Check what a client asked for.
 
         Raises:
-            InvalidArgumentError: there is no such encoding, no such class, or more than any model has.
+            InvalidArgumentError: there is no such encoding, no such class, more than any model has, or no
+                such detail of confidence.
         """
+        if confidence not in wire.ConfidenceDetail.values():
+            raise InvalidArgumentError(f"confidence: there is no detail {confidence}")
         if encoding not in _ENCODERS and encoding != wire.MASK_ENCODING_UNSPECIFIED:
             raise InvalidArgumentError(f"mask: there is no encoding {encoding}")
         if len(classes) > MAX_CLASSES:  # a message has room for millions
@@ -81,12 +88,14 @@ class MaskRequest:
         if unknown:
             raise InvalidArgumentError(f"classes: there is no class {unknown[0]}")
         known = wire.MaskEncoding.ValueType(encoding or wire.PNG)
-        return cls(known, frozenset(classes) if classes else None)
+        keep = frozenset(classes) if classes else None
+        return cls(known, keep, wire.ConfidenceDetail.ValueType(confidence))
 
     @property
     def encode_bytes(self) -> int:
         """Memory that ``mask_of`` takes beside the segmentation, in bytes a pixel."""
-        return _ENCODE_BYTES[self.encoding] + (0 if self.keep is None else 1)
+        shows_confidence = self.confidence == wire.CONFIDENCE_PNG
+        return _ENCODE_BYTES[self.encoding] + (self.keep is not None) + shows_confidence
 
 
 def segmented(
@@ -125,6 +134,7 @@ def segmented(
         partial(encode, wanted=wanted),
         deadline_s=deadline_s,
         render_bytes=wanted.encode_bytes,
+        confidence=wanted.confidence != wire.CONFIDENCE_DETAIL_UNSPECIFIED,
         lane=lane,
         source=source,
         labelled=labelled,
@@ -151,6 +161,7 @@ class Encoded:
     """A mask on its way out, which model made it, and where the time went."""
 
     mask: wire.Mask
+    confidence: wire.Confidence | None
     version: ModelVersion
     stages_s: Mapping[Stage, float]
     batch_size: int
@@ -182,8 +193,27 @@ def encode(segmentation: Segmentation, wanted: MaskRequest) -> Encoded:
         width=size.width,
         height=size.height,
     )
+    confidence = _confidence(segmentation, label_map, wanted)
     stages_s = _stages_s(segmentation, time.monotonic() - started_s)
-    return Encoded(mask, segmentation.version, stages_s, segmentation.batch_size)
+    return Encoded(mask, confidence, segmentation.version, stages_s, segmentation.batch_size)
+
+
+def _confidence(
+    segmentation: Segmentation, label_map: LabelMap, wanted: MaskRequest
+) -> wire.Confidence | None:
+    if segmentation.confidence_HW is None:
+        return None
+    counts = codec.confidence_histogram(label_map, segmentation.confidence_HW)
+    means = map(codec.mean_confidence, counts[: label_map.palette.num_classes])
+    shows_pixels = wanted.confidence == wire.CONFIDENCE_PNG
+    return wire.Confidence(
+        classes=[
+            wire.ClassConfidence(id=class_id, mean=mean)
+            for class_id, mean in enumerate(means)
+            if mean is not None
+        ],
+        png=codec.encode_grey_png(segmentation.confidence_HW) if shows_pixels else b"",
+    )
 
 
 def _stages_s(segmentation: Segmentation, encode_s: float) -> Mapping[Stage, float]:

@@ -153,7 +153,9 @@ class Servicer:
         target = Target.parse(request.model)
         with self._host.hold(target.name, target.number) as model:
             call.served = model.version.name, model.version.number
-            wanted = MaskRequest.parse(request.mask, request.classes, model.manifest.palette)
+            wanted = MaskRequest.parse(
+                request.mask, request.classes, model.manifest.palette, request.confidence
+            )
             async with segmented(
                 self._segmenter,
                 model,
@@ -167,7 +169,11 @@ class Servicer:
         version = encoded.version
         call.notes.update(bytes_in=len(request.image.data), bytes_out=len(encoded.mask.data))
         return wire.SegmentResponse(
-            mask=encoded.mask, model=version.name, version=version.number, timings=encoded.timings
+            mask=encoded.mask,
+            model=version.name,
+            version=version.number,
+            timings=encoded.timings,
+            confidence=encoded.confidence,
         )
 
     async def _converse(self, call: Call, context: Context) -> None:
@@ -182,7 +188,7 @@ class Servicer:
             context,
             target=Target(served.version.name, target.number),
             version=served.version.number,
-            wanted=MaskRequest.parse(wanted.mask, (), served.manifest.palette),
+            wanted=MaskRequest.parse(wanted.mask, (), served.manifest.palette, wanted.confidence),
             rules=rules,
             source=f"stream-{next(self._stream_numbers)}",
             tools=self._tools,

@@ -340,7 +340,13 @@ class FrameStream:
             async with answering as encoded:
                 tools.metrics.stages_done(encoded.stages_s)
         version = encoded.version.number
-        result = wire.FrameResult(seq=frame.seq, mask=encoded.mask, version=version, timings=encoded.timings)
+        result = wire.FrameResult(
+            seq=frame.seq,
+            mask=encoded.mask,
+            version=version,
+            timings=encoded.timings,
+            confidence=encoded.confidence,
+        )
         if frame.HasField("capture_time"):
             result.capture_time.CopyFrom(frame.capture_time)
         return result, version

@@ -82,19 +82,19 @@ class Answer:
 
     Attributes:
         labels_HW: class ids at the picture's original size, uint8.
-        confidence_HW: probability of each label in 255ths, uint8; None if it was not asked for.
         queue_s: time from ``submit`` to the engine, in seconds.
         infer_s: time in the engine, in seconds; of all the batch.
         post_s: time from raw output to labels, in seconds; of all the batch.
         batch_size: pictures that were answered together.
+        confidence_HW: probability of each label in 255ths, uint8; None if it was not asked for.
     """
 
     labels_HW: UInt8Array
-    confidence_HW: UInt8Array | None
     queue_s: float
     infer_s: float
     post_s: float
     batch_size: int = 1
+    confidence_HW: UInt8Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -482,4 +482,6 @@ def _answer(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Ar
         scores: Float32Array = output
         return scores
     queue_s = max(0.0, report.begun_s - item.admitted_s)
-    return Answer(*answer_planes(output), queue_s, report.infer_s, report.post_s, len(report.outcomes))
+    labels_HW, confidence_HW = answer_planes(output)
+    times_s = queue_s, report.infer_s, report.post_s
+    return Answer(labels_HW, *times_s, len(report.outcomes), confidence_HW)
