@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
+from job_site import write_dataset
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
-from service.core.errors import BusyError
+from service.core.errors import BusyError, InvalidArgumentError
 from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
 from service.core.models.scoreboard import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
@@ -28,7 +29,7 @@ from service.jobs import (
     worker_id,
 )
 from service.registry import open_registry
-from service.settings import Settings, load_settings
+from service.settings import Settings, SettingsError, load_settings
 from service.telemetry import Metrics
 
 RESULT = JobResult(0.25, {"a": 0.25}, 7, (), "d" * 64)
@@ -85,6 +86,62 @@ def test_without_jobs_nothing_is_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+CLASSES = '[[classes]]\nname = "a"\ncolor = [0, 0, 0]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", r"datasets\.mine: mine\.toml: not TOML"),
+        (
+            f'name = "mine"\n{CLASSES}[splits]\nval = "val.csv"\nignore_id = 0\n',
+            "split 'ignore_id'; ignore_id belo",
+        ),
+        (
+            f'name = "mine"\n[splits]\nval = "val.csv"\n{CLASSES}colour = 3\n',
+            r"unknown keys in .*class.*: colour",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["embedded", "external"])
+def test_a_broken_data_set_file_is_refused_when_the_service_starts(
+    tmp_path: Path, mode: str, text: str, message: str
+) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    settings = configured(tmp_path, mode=mode).model_copy(
+        update={"datasets": {"mine": tmp_path / "mine.toml"}}
+    )
+    with pytest.raises(SettingsError, match=message), opened(settings):
+        pass
+
+
+def test_a_data_set_file_that_is_missing_may_be_on_the_machine_of_a_worker(tmp_path: Path) -> None:
+    missing = {"datasets": {"mine": tmp_path / "mine.toml"}}
+    with opened(configured(tmp_path, mode="external").model_copy(update=missing)) as jobs:
+        assert jobs is not None
+    with (
+        pytest.raises(SettingsError, match=r"datasets\.mine: mine\.toml: .*No such file"),
+        opened(configured(tmp_path).model_copy(update=missing)),
+    ):
+        pass
+
+
+def test_a_job_on_a_data_set_that_broke_since_is_refused_when_it_is_submitted(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path / "registry")
+    registry.publish(write_pooling_artifact(tmp_path / "artifact").folder, "pool")
+    file = write_dataset(tmp_path / "noise", 1)
+    settings = configured(tmp_path, mode="external").model_copy(update={"datasets": {"noise": file}})
+    with opened(settings) as jobs:
+        assert jobs is not None
+        asked = {"model": "pool", "dataset": "noise", "protocol": "ss"}
+        with pytest.raises(InvalidArgumentError, match="noise has no split 'train', only val"):
+            jobs.submission.submit_evaluation(**asked, split="train")
+        file.write_text("colour = 3\n" + file.read_text())
+        with pytest.raises(InvalidArgumentError, match=r"noise\.toml: unknown keys: colour"):
+            jobs.submission.submit_evaluation(**asked, split="val")
+        assert jobs.submission.jobs.list_jobs() == ()
+
+
 def test_a_service_that_leaves_jobs_to_workers_does_not_keep_them_from_the_file(tmp_path: Path) -> None:
     with opened(configured(tmp_path, mode="external")), opened(configured(tmp_path)) as embedded:
         assert embedded is not None
@@ -101,16 +158,16 @@ def test_what_jobs_found_reaches_metrics_and_scoreboard_once(tmp_path: Path) -> 
     jobs, metrics, scoreboard = FakeJobs(), Metrics(), Scoreboard(registry)
     reporter = JobsReporter(jobs, scoreboard, metrics)
     request = JobRequest(ModelVersion("pool", 1), "noise", "val", "ss")
-    first, second, waiting = (jobs.submit(request).id for _ in range(3))
+    first, second, waiting = (jobs.enqueue_job(request).id for _ in range(3))
     jobs.move(first, state=JobState.SUCCEEDED, result=RESULT)
     jobs.move(second, state=JobState.SUCCEEDED, result=JobResult(0.5, {"a": 0.5}, 7, (), "e" * 64))
-    reporter.report()
+    reporter.report_once()
     shown = metrics.exposition()[0].decode()
     assert 'bisenet_eval_jobs{state="succeeded"} 2.0' in shown
     assert 'bisenet_eval_jobs{state="queued"} 1.0' in shown
     assert 'bisenet_eval_miou{dataset="noise",model="pool",protocol="ss",version="1"} 0.5' in shown
-    jobs.cancel(waiting)
-    reporter.report()
+    jobs.cancel_job(waiting)
+    reporter.report_once()
     assert 'bisenet_eval_jobs{state="queued"} 0.0' in metrics.exposition()[0].decode()
 
 
@@ -119,7 +176,7 @@ def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> Non
     jobs.failure = BusyError("away")
     reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
     with pytest.raises(BusyError):
-        reporter.report()
+        reporter.report_once()
     reporter.start()
     reporter.close()
 
@@ -132,7 +189,7 @@ def test_a_defect_does_not_end_the_reports(tmp_path: Path, monkeypatch: pytest.M
         looks.release()
         raise KeyError("a row of another kind")
 
-    monkeypatch.setattr(jobs, "list", fail)
+    monkeypatch.setattr(jobs, "list_jobs", fail)
     reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
     reporter.start()
     for _ in range(2):
@@ -153,5 +210,5 @@ def test_a_model_without_a_number_is_scored_as_the_version_that_is_served(
     chosen = {"models": models, "datasets": {"noise": tmp_path / "noise.toml"}}
     with opened(settings.model_copy(update=chosen)) as jobs:
         assert jobs is not None
-        job = jobs.desk.submit(model="pool", dataset="noise", split="val", protocol="ss")
+        job = jobs.submission.submit_evaluation(model="pool", dataset="noise", split="val", protocol="ss")
     assert (job.request.version, job.request.precision) == (ModelVersion("pool", number), precision)
