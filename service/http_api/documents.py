@@ -139,6 +139,17 @@ class SegmentationDocument(BaseModel):
     timings_ms: dict[str, float]
 
 
+class HuggingFaceSegment(BaseModel):
+    """One class of a picture.
+
+    `score` is the mean confidence of its pixels, 0 to 1; `mask` is a base64 grey PNG, 255 inside.
+    """
+
+    label: str
+    score: float
+    mask: str
+
+
 def engine_document(served: LoadedModel) -> EngineDocument:
     """Describe what runs a version."""
     return EngineDocument(

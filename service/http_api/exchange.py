@@ -22,6 +22,7 @@ class Exchange:
     Attributes:
         request_id: the client's own if it is sane, else a new one.
         started_s: when the head was complete, on the clock of ``time.monotonic``.
+        path: that was asked for.
         code: ``ok``, or the code of the error that was answered.
         route: the pattern of its path where no route was looked for; None = ask the scope.
         source: the client that asks, as the queue tells clients apart; None = unknown.
@@ -34,6 +35,7 @@ class Exchange:
 
     request_id: str
     started_s: float
+    path: str = ""
     code: str = "ok"
     route: str | None = None
     source: str | None = None
@@ -46,7 +48,7 @@ class Exchange:
     @classmethod
     def begin(cls, scope: Scope, *, now_s: float) -> Exchange:
         """Attach a new exchange to a request."""
-        exchange = cls(sane_request_id(Headers(scope=scope).get("x-request-id", "")), now_s)
+        exchange = cls(sane_request_id(Headers(scope=scope).get("x-request-id", "")), now_s, scope["path"])
         scope.setdefault("state", {})[_STATE_KEY] = exchange
         return exchange
 

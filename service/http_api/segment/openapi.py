@@ -13,7 +13,7 @@ from service.http_api.segment.form import FILE_FIELD
 from service.http_api.segment.negotiation import JPEG, JSON, NPY, PNG, RAW
 from service.http_api.segment.parameters import SegmentQuery
 from service.http_api.segment.picture_body import JSON_KEY
-from service.http_api.segment.routes import ROUTES
+from service.http_api.segment.routes import NATIVE_ROUTES
 
 _SCHEMAS = "#/components/schemas/"
 _SUMMARIES = (
@@ -65,7 +65,8 @@ def describe_segment_routes(app: FastAPI) -> None:
     """Add the segment routes to the OpenAPI document of an application."""
     describe_others = app.openapi
     operations = {
-        route: {"post": _operation(route, summary)} for route, summary in zip(ROUTES, _SUMMARIES, strict=True)
+        route: {"post": _operation(route, summary)}
+        for route, summary in zip(NATIVE_ROUTES, _SUMMARIES, strict=True)
     }
     schemas = _schemas()
 
