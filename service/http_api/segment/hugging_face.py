@@ -30,8 +30,8 @@ from service.http_api.segment.picture_body import base64_file, json_document, pi
 from service.http_api.segment.rendering import Plan, Rendering, Task, render_masks
 
 FILE_KEY = "inputs"
-_PARAMETERS_KEY = "parameters"
-_KEYS = (FILE_KEY, _PARAMETERS_KEY)
+PARAMETERS_KEY = "parameters"
+_KEYS = (FILE_KEY, PARAMETERS_KEY)
 _RENDER_BYTES = 6  # pairs of label and confidence in 2 bytes, a mask, and files as base64
 
 
@@ -80,7 +80,7 @@ class HuggingFacePicture:
         text = document.get(FILE_KEY)
         if not isinstance(text, str):
             raise InvalidArgumentError(f"the JSON body needs {FILE_KEY!r}: the file as base64")
-        self.parameters = _parameters(document.get(_PARAMETERS_KEY))
+        self.parameters = _parameters(document.get(PARAMETERS_KEY))
         self._file = EncodedPicture(base64_file(text, FILE_KEY))
         return self._file.header(limits)
 
@@ -100,7 +100,7 @@ def plan(content_type: str, query: SegmentQuery) -> Plan:
         InvalidArgumentError: the query has another parameter than ``timeout_ms``.
     """
     if query.model_fields_set - {"timeout_ms"}:
-        raise InvalidArgumentError(f"parameters stand in the JSON body here, as {_PARAMETERS_KEY!r}")
+        raise InvalidArgumentError(f"parameters stand in the JSON body here, as {PARAMETERS_KEY!r}")
     return partial(_task, content_type)
 
 
@@ -145,7 +145,7 @@ def _parameters(wanted: Any) -> MaskParameters:
     if wanted is None:
         return _DEFAULTS
     if not isinstance(wanted, dict):
-        raise InvalidArgumentError(f"{_PARAMETERS_KEY!r} is an object")
+        raise InvalidArgumentError(f"{PARAMETERS_KEY!r} is an object")
     try:
         return MaskParameters.model_validate({key: v for key, v in wanted.items() if v is not None})
     except ValidationError as error:

@@ -312,9 +312,20 @@ async def test_the_openapi_document_names_the_forms_of_a_picture_and_of_a_mask(s
         "alpha",
         "classes",
         "mask",
+        "confidence",
         "timeout_ms",
     }
     assert "application/problem+json" in operation["responses"]["default"]["content"]
+
+
+async def test_the_openapi_document_describes_the_task_of_hugging_face(site: Site) -> None:
+    document = (await site.client.get("/openapi.json")).json()
+    operation = document["paths"]["/hf/{model}"]["post"]
+    inputs = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(inputs) == {"inputs", "parameters"}
+    (element,) = operation["responses"]["200"]["content"]["application/json"]["schema"]["items"].values()
+    described = document["components"]["schemas"][element.rpartition("/")[2]]
+    assert set(described["properties"]) == {"label", "score", "mask"}
 
 
 async def test_the_openapi_document_refers_to_nothing_that_it_lacks(site: Site) -> None:
