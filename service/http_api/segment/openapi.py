@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,8 +23,18 @@ _SUMMARIES = (
     "Segment a picture with a model by name.",
     "Segment a picture with one version of a model.",
 )
+_OPERATIONS = ("segment", "segment_by_model", "segment_by_version")
+_PROBLEM = ERROR_RESPONSE["default"]["content"]
+_ERRORS = {
+    "429": {"description": "The queue is full, or the answer would come too late.", "content": _PROBLEM},
+    "503": {"description": "The service cannot take the picture now.", "content": _PROBLEM},
+    "504": {"description": "The deadline of the request passed.", "content": _PROBLEM},
+    **ERROR_RESPONSE,
+}
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
-_FILES = dict.fromkeys(("image/jpeg", "image/png", "image/webp"), _PICTURE)
+_FILES = dict.fromkeys(("image/jpeg", "image/png", "image/webp", RAW), _PICTURE)
+"""The Content-Type is not looked at: generators that know no pictures offer the last one."""
+
 _BODY = {
     "required": True,
     "content": {
@@ -65,8 +76,8 @@ def describe_segment_routes(app: FastAPI) -> None:
     """Add the segment routes to the OpenAPI document of an application."""
     describe_others = app.openapi
     native = {
-        route: {"post": _operation(route, summary)}
-        for route, summary in zip(NATIVE_ROUTES, _SUMMARIES, strict=True)
+        route: {"post": _operation(route, name, summary)}
+        for route, name, summary in zip(NATIVE_ROUTES, _OPERATIONS, _SUMMARIES, strict=True)
     }
     operations = {**native, HUGGING_FACE_ROUTES[0]: {"post": _hugging_face_operation(HUGGING_FACE_ROUTES[0])}}
     schemas = _schemas()
@@ -90,6 +101,14 @@ def _path_parameters(route: str) -> list[dict[str, Any]]:
     ]
 
 
+def _query_parameters(names: Collection[str]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
+        for name, schema in SegmentQuery.model_json_schema()["properties"].items()
+        if name in names
+    ]
+
+
 def _hugging_face_operation(route: str) -> dict[str, Any]:
     summary = "Segment a picture as Hugging Face's image-segmentation task."
     element = {"$ref": f"{_SCHEMAS}{HuggingFaceSegment.__name__}"}
@@ -104,32 +123,30 @@ def _hugging_face_operation(route: str) -> dict[str, Any]:
     }
     return {
         "tags": ["segmentation"],
+        "operationId": "segment_for_hugging_face",
         "summary": summary,
         "description": summary,
-        "parameters": _path_parameters(route),
+        "parameters": [*_path_parameters(route), *_query_parameters(["timeout_ms"])],
         "requestBody": {"required": True, "content": {**_FILES, JSON: {"schema": document}}},
         "responses": {
             "200": {
                 "description": "One mask for each class that occurs.",
                 "content": {JSON: {"schema": {"type": "array", "items": element}}},
             },
-            **ERROR_RESPONSE,
+            **_ERRORS,
         },
     }
 
 
-def _operation(route: str, summary: str) -> dict[str, Any]:
-    in_query = [
-        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
-        for name, schema in SegmentQuery.model_json_schema()["properties"].items()
-    ]
+def _operation(route: str, name: str, summary: str) -> dict[str, Any]:
     return {
         "tags": ["segmentation"],
+        "operationId": name,
         "summary": summary,
         "description": summary,
-        "parameters": [*_path_parameters(route), *in_query],
+        "parameters": [*_path_parameters(route), *_query_parameters(SegmentQuery.model_fields)],
         "requestBody": _BODY,
-        "responses": {"200": _ANSWER, **ERROR_RESPONSE},
+        "responses": {"200": _ANSWER, **_ERRORS},
     }
 
 
