@@ -4,6 +4,7 @@
 #   make test             install everything for development, run the tests (TESTS=tests/model to choose)
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
+#   make clients          other people's clients, each in an environment of its own (ARGS="hugging-face-python")
 #   make browser          the page in a real browser (needs Debian's chromium)
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
@@ -33,8 +34,8 @@ BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak browser fuzz bench proto reference dashboards examples docs images sbom checkov \
-	compose-test train-camvid quantize-camvid clean
+.PHONY: serve test check format soak clients browser fuzz bench proto reference dashboards examples docs images sbom \
+	checkov compose-test train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
@@ -48,6 +49,9 @@ soak: $(VENV)/.installed-dev
 browser: $(VENV)/.installed-dev
 	$(PIP) -e ".[browser]"
 	$(BIN)/python -m pytest -m browser tests/page
+
+clients: $(VENV)/.installed-base
+	$(BIN)/python tests/clients/run_clients.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python tests/fuzz_image.py $(N)

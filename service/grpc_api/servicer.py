@@ -160,7 +160,9 @@ class Servicer:
         target = Target.parse(request.model)
         with self._host.hold(target.name, target.number) as model:
             call.served = model.version.name, model.version.number
-            wanted = MaskRequest.parse(request.mask, request.classes, model.manifest.palette)
+            wanted = MaskRequest.parse(
+                request.mask, request.classes, model.manifest.palette, request.confidence
+            )
             async with segment_image(
                 self._segmenter,
                 model,
@@ -174,7 +176,11 @@ class Servicer:
         version = rendered.version
         call.log_fields.update(bytes_in=len(request.image.data), bytes_out=len(rendered.mask.data))
         return wire.SegmentResponse(
-            mask=rendered.mask, model=version.name, version=version.number, timings=rendered.timings
+            mask=rendered.mask,
+            model=version.name,
+            version=version.number,
+            timings=rendered.timings,
+            confidence=rendered.confidence,
         )
 
     async def _answer_stream(self, call: Call, context: Context) -> None:
@@ -189,7 +195,7 @@ class Servicer:
             context,
             target=Target(model.version.name, target.number),
             version=model.version.number,
-            wanted=MaskRequest.parse(wanted.mask, (), model.manifest.palette),
+            wanted=MaskRequest.parse(wanted.mask, (), model.manifest.palette, wanted.confidence),
             rules=rules,
             source=f"stream-{next(self._stream_numbers)}",
             resources=self._resources,

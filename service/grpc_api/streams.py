@@ -357,7 +357,11 @@ class FrameStream:
                 resources.metrics.stages_done(rendered.stages_s)
         version = rendered.version.number
         result = wire.FrameResult(
-            seq=frame.seq, mask=rendered.mask, version=version, timings=rendered.timings
+            seq=frame.seq,
+            mask=rendered.mask,
+            version=version,
+            timings=rendered.timings,
+            confidence=rendered.confidence,
         )
         if frame.HasField("capture_time"):
             result.capture_time.CopyFrom(frame.capture_time)

@@ -25,6 +25,7 @@ class Exchange:
     Attributes:
         request_id: the client's own if it is fit for a log line, else a new one.
         started_s: time at which the head was complete (``time.monotonic``, seconds).
+        path: of the request.
         code: ``ok``, or the error code of the answer.
         route: pattern of the path if no route was looked up; None = the scope has it.
         key: API key of the request; None = no key was needed, or the request was refused.
@@ -39,6 +40,7 @@ class Exchange:
 
     request_id: str
     started_s: float
+    path: str = ""
     code: str = "ok"
     route: str | None = None
     key: AccessKey | None = None
@@ -59,7 +61,7 @@ class Exchange:
     @classmethod
     def begin(cls, scope: Scope, *, now_s: float) -> Exchange:
         """Attach a new exchange to a request."""
-        exchange = cls(sane_request_id(Headers(scope=scope).get("x-request-id", "")), now_s)
+        exchange = cls(sane_request_id(Headers(scope=scope).get("x-request-id", "")), now_s, scope["path"])
         scope.setdefault("state", {})[_STATE_KEY] = exchange
         return exchange
 

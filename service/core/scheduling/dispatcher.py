@@ -28,6 +28,7 @@ from service.core.device.batch_job import (
     Outcome,
     Runner,
     ScoreBatchJob,
+    answer_planes,
 )
 from service.core.device.engine import (
     DEFAULT_TUNING,
@@ -85,6 +86,7 @@ class Answer:
         infer_s: time of the batch in the engine, in seconds.
         post_s: time of the batch from raw output to labels, in seconds.
         batch_size: pictures in the batch.
+        confidence_HW: probability of each label in 255ths, uint8; None if it was not asked for.
     """
 
     labels_HW: UInt8Array
@@ -92,6 +94,7 @@ class Answer:
     infer_s: float
     post_s: float
     batch_size: int = 1
+    confidence_HW: UInt8Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,9 +184,9 @@ class Dispatcher:
         with self._changed:
             return list(self._recent_sizes)
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return memory for a prepared picture, uint8 HW3; a picture prepared there is not copied again."""
-        return self._runner.canvas(padded, original)
+        return self._runner.canvas(padded, original, confidence=confidence)
 
     def load(
         self,
@@ -489,4 +492,6 @@ def _result(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Ar
         scores: Float32Array = output
         return scores
     queue_s = max(0.0, report.begun_s - item.admitted_s)
-    return Answer(output, queue_s, report.infer_s, report.post_s, len(report.outcomes))
+    labels_HW, confidence_HW = answer_planes(output)
+    times_s = queue_s, report.infer_s, report.post_s
+    return Answer(labels_HW, *times_s, len(report.outcomes), confidence_HW)

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 from service.core.errors import VersionNotFoundError
 
-ROUTES = (
+NATIVE_ROUTES = (
     "/v1/segment",
     "/v1/models/{model}:segment",
     "/v1/models/{model}/versions/{version}:segment",
 )
 """Patterns of the paths; the first one means the default model."""
+
+HUGGING_FACE_ROUTES = ("/hf/{model}", "/models/{model}")
+"""The same twice: clients that are given a base URL append the second one to it."""
+
+ROUTES = NATIVE_ROUTES + HUGGING_FACE_ROUTES
 
 _PATTERNS = tuple(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)) for route in ROUTES)
 _VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -31,6 +36,11 @@ class SegmentTarget:
     route: str
     model: str | None = None
     version: str | None = None
+
+    @property
+    def is_hugging_face(self) -> bool:
+        """Whether a client of Hugging Face asks."""
+        return self.route in HUGGING_FACE_ROUTES
 
     @property
     def version_number(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 from collections.abc import AsyncIterator
@@ -66,6 +67,28 @@ async def test_the_same_picture_gets_the_same_bytes_as_over_http(site: GrpcSite)
     response = await site.stub.Segment(request(wire.PNG), timeout=PATIENCE_S)
     over_http = await site.site.client.post("/v1/segment", content=PICTURE)
     assert response.mask.data == over_http.content
+
+
+async def test_the_confidence_is_that_of_http(site: GrpcSite) -> None:
+    over_http = await site.site.client.post("/v1/segment?confidence=png", content=PICTURE)
+    shares = [share for share in over_http.json()["classes"] if share["pixels"]]
+    response = await site.stub.Segment(request(confidence=wire.CONFIDENCE_PNG), timeout=PATIENCE_S)
+    assert [one.id for one in response.confidence.classes] == [share["id"] for share in shares]
+    means = [one.mean for one in response.confidence.classes]
+    assert means == pytest.approx([share["confidence"] for share in shares])
+    assert response.confidence.png == base64.b64decode(over_http.json()["confidence"]["data"])
+    without_pixels = await site.stub.Segment(request(confidence=wire.CONFIDENCE_MEAN), timeout=PATIENCE_S)
+    assert without_pixels.confidence.classes == response.confidence.classes
+    assert not without_pixels.confidence.png
+
+
+async def test_confidence_is_not_told_unless_it_is_asked_for_and_not_in_unknown_detail(
+    site: GrpcSite,
+) -> None:
+    response = await site.stub.Segment(request(), timeout=PATIENCE_S)
+    assert not response.HasField("confidence")
+    error = await refusal(site, request(confidence=9))
+    assert error.details() == "confidence: there is no detail 9"
 
 
 async def test_a_mask_that_is_not_specified_is_a_palette_png(site: GrpcSite) -> None:

@@ -327,6 +327,7 @@ async def test_the_openapi_document_names_the_forms_of_a_picture_and_of_a_mask(s
         "image/jpeg",
         "image/png",
         "image/webp",
+        "application/octet-stream",
         "application/json",
         "multipart/form-data",
     }
@@ -342,9 +343,33 @@ async def test_the_openapi_document_names_the_forms_of_a_picture_and_of_a_mask(s
         "alpha",
         "classes",
         "mask",
+        "confidence",
         "timeout_ms",
     }
     assert "application/problem+json" in operation["responses"]["default"]["content"]
+
+
+async def test_each_operation_has_a_name_of_its_own_for_generated_clients(site: Site) -> None:
+    paths = (await site.client.get("/openapi.json")).json()["paths"]
+    names = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
+    assert len(set(names)) == len(names)
+    assert all(name.isidentifier() for name in names)
+
+
+async def test_the_openapi_document_names_the_errors_of_a_busy_service(site: Site) -> None:
+    paths = (await site.client.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/segment", "/hf/{model}"):
+        assert {"429", "503", "504", "default"} <= set(paths[path]["post"]["responses"])
+
+
+async def test_the_openapi_document_describes_the_task_of_hugging_face(site: Site) -> None:
+    document = (await site.client.get("/openapi.json")).json()
+    operation = document["paths"]["/hf/{model}"]["post"]
+    inputs = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(inputs) == {"inputs", "parameters"}
+    (element,) = operation["responses"]["200"]["content"]["application/json"]["schema"]["items"].values()
+    described = document["components"]["schemas"][element.rpartition("/")[2]]
+    assert set(described["properties"]) == {"label", "score", "mask"}
 
 
 async def test_the_openapi_document_refers_to_nothing_that_it_lacks(site: Site) -> None:
