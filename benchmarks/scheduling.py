@@ -75,22 +75,22 @@ def report_cost(items: int) -> None:
 
 def cost_us(items: int, *, waiting: int, full: int, sources: int, sizes: int) -> float:
     """Time admissions and batches with so many items waiting all the time; making them is left out."""
-    batcher: Scheduler[None, None] = Scheduler(1_000_000)
+    scheduler: Scheduler[None, None] = Scheduler(1_000_000)
     keys = [BatchKey("model", ImageSize(512, 1024 + 32 * n), BatchLimits(full)) for n in range(sizes)]
     coming: list[Item[None, None]] = [
         Item(None, keys[n % sizes], n * 1e-3, 1e9, source=n % sources) for n in range(items + waiting + full)
     ]
     for item in coming[:waiting]:
-        batcher.admit(item)
+        scheduler.admit_item(item)
     queue = iter(coming[waiting:])
     taken = 0
     began_s = time.perf_counter()
     while taken < items:
-        for _ in range(len(batcher), waiting + full):
-            batcher.admit(next(queue))
-        batch = batcher.take(now_s=1.0)
+        for _ in range(len(scheduler), waiting + full):
+            scheduler.admit_item(next(queue))
+        batch = scheduler.take_batch(now_s=1.0)
         assert batch
-        batcher.finish(batch, now_s=1.0, duration_s=SERVICE_S)
+        scheduler.finish_batch(batch, now_s=1.0, duration_s=SERVICE_S)
         taken += len(batch.items)
     return 1e6 * (time.perf_counter() - began_s) / taken
 

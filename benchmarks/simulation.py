@@ -112,7 +112,7 @@ class Device:
 
     Args:
         clock: of the world.
-        batcher: the scheduler.
+        scheduler: the scheduler.
         duration_s: how long a batch takes.
         depth: batches that are with the device at once; the first of them runs.
     """
@@ -120,13 +120,13 @@ class Device:
     def __init__(
         self,
         clock: Clock,
-        batcher: Scheduler[Outcome, None],
+        scheduler: Scheduler[Outcome, None],
         duration_s: Duration,
         *,
         depth: int = 1,
     ) -> None:
         self._clock = clock
-        self._batcher = batcher
+        self._scheduler = scheduler
         self._duration_s = duration_s
         self._depth = depth
         self._given: deque[Batch[Outcome, None]] = deque()
@@ -134,7 +134,7 @@ class Device:
     def feed(self) -> None:
         """Ask for more, if there is room for it."""
         while len(self._given) < self._depth:
-            batch = self._batcher.take(now_s=self._clock.now_s)
+            batch = self._scheduler.take_batch(now_s=self._clock.now_s)
             if batch is None:
                 return
             self._given.append(batch)
@@ -149,7 +149,7 @@ class Device:
         self._given.popleft()
         if self._given:
             self._run(self._given[0])
-        self._batcher.finish(batch, now_s=self._clock.now_s, duration_s=duration_s)
+        self._scheduler.finish_batch(batch, now_s=self._clock.now_s, duration_s=duration_s)
         for item in batch.items:
             item.work.ready_s = self._clock.now_s
             item.future.set_result(None)
@@ -162,7 +162,7 @@ def serve(
     *,
     depth: int = 1,
     max_items: int = DEFAULT_MAX_WAITING,
-    batcher: Scheduler[Outcome, None] | None = None,
+    scheduler: Scheduler[Outcome, None] | None = None,
 ) -> list[Outcome]:
     """Let the scheduler answer requests, and return what became of each.
 
@@ -171,11 +171,11 @@ def serve(
         duration_s: how long the device takes for a batch.
         depth: batches that are with the device at once.
         max_items: how many may wait.
-        batcher: one that knows the device already, in place of a new one.
+        scheduler: one that knows the device already, in place of a new one.
     """
     clock = Clock()
-    batcher = batcher or Scheduler(max_items)
-    device = Device(clock, batcher, duration_s, depth=depth)
+    scheduler = scheduler or Scheduler(max_items)
+    device = Device(clock, scheduler, duration_s, depth=depth)
     outcomes = [Outcome(request) for request in requests]
 
     def arrive(outcome: Outcome) -> None:
@@ -184,7 +184,7 @@ def serve(
             outcome, asked.key, clock.now_s, clock.now_s + asked.patience_s, asked.lane, asked.source
         )
         try:
-            batcher.admit(item)
+            scheduler.admit_item(item)
         except (QueueFullError, RateLimitedError):
             return
         outcome.is_admitted = True

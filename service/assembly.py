@@ -14,9 +14,9 @@ from model.pictures.preprocess import ImageSize
 from model.quotas import passive_threads, usable_cores
 from service.core.device.batch_job import Runner
 from service.core.device.engine import EngineOptions
+from service.core.device.process_runner import ProcessRunner
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.device.worker_connection import WorkerConnection
-from service.core.device.worker_process import ProcessRunner
 from service.core.models.model_host import ModelHost, TuningOf
 from service.core.pictures.segmenter import Segmenter, SegmenterLimits
 from service.core.scheduling.dispatcher import Dispatcher
@@ -69,19 +69,19 @@ def open_core(
 
 
 def worker_process(
-    settings: Settings, *, niceness: int = 0, patience: WorkerTimeouts | None = None
+    settings: Settings, *, niceness: int = 0, timeouts: WorkerTimeouts | None = None
 ) -> ProcessRunner:
     """Return what runs models in a process of their own and starts that again when it dies.
 
     Args:
         settings: engine and its options.
         niceness: of the process: 0..19, how far it gives way to others on the processor.
-        patience: when it counts as hanging.
+        timeouts: when it counts as hanging; None = the defaults.
     """
     log = LogOptions(settings.log.level, settings.log.format)
     config = WorkerConfig(settings.models.engine, engine_options(settings), log, niceness)
     start = partial(WorkerConnection, WORKER_MODULE, [config.to_json()], passive_threads(os.environ))
-    return ProcessRunner(start, patience=patience)
+    return ProcessRunner(start, timeouts=timeouts)
 
 
 def engine_options(settings: Settings) -> EngineOptions:

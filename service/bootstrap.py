@@ -236,7 +236,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
 
 
 def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
-    return [] if jobs is None else [evaluations_router(jobs.desk, jobs.pool, lifecycle)]
+    return [] if jobs is None else [evaluations_router(jobs.submission, jobs.pool, lifecycle)]
 
 
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:
@@ -319,8 +319,8 @@ def _servicer_options(settings: Settings) -> ServicerOptions:
         max_image_bytes_in_flight=limits.max_body_bytes_in_flight,
         max_calls=limits.max_calls,
         streams=StreamLimits(max_frame_age_s=limits.default_timeout_s, max_frame_bytes=limits.max_body_bytes),
-        frames_at_once=_frames_at_once(engine_options(settings)),
-        film_frames_at_once=2 * engine_options(settings).max_batch,
+        max_started_frames=_frames_at_once(engine_options(settings)),
+        max_started_film_frames=2 * engine_options(settings).max_batch,
     )
 
 

@@ -1,4 +1,4 @@
-"""Evaluation jobs, put together as the settings say: where they are kept, who runs them, who reports."""
+"""Assembles evaluation jobs from the settings: their database, what runs them, and what reports them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from service.assembly import engine_options, open_core, worker_process
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.errors import ServiceError
 from service.core.jobs.evaluation_job import EvaluationJobs, JsonObject
-from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
+from service.core.jobs.evaluation_steps import Datasets, EvaluationSteps
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.memory import limit_heaps
 from service.core.models.model_host import ModelHost
@@ -36,12 +36,12 @@ from service.registry import open_registry
 from service.settings import Settings
 from service.telemetry import LogOptions, Metrics, configure_logging
 
-_DESK_THREADS = 4
+_SUBMISSION_THREADS = 4
 _COUNTING_THREADS = 2
 _GRACE_S = 10.0
 _JOBS_NICENESS = 19
-_STARVED_S = 600.0
-"""How long a batch of a job may take beside requests that leave it hardly any of the processor."""
+_BATCH_TIMEOUT_S = 600.0
+"""Time for a batch of a job while requests leave it hardly any processor time."""
 
 _REPORT_INTERVAL_S = 5.0
 
@@ -49,25 +49,25 @@ _log = structlog.get_logger()
 
 
 class JobsService:
-    """The jobs of a service; see ``open_jobs``.
+    """The jobs of a service; made by ``open_jobs``.
 
     Args:
         settings: of the service.
-        database: prepared, and owned by this process where it is to run jobs.
-        desk: takes jobs in.
-        pool: threads for the desk.
-        stack: what is started is closed with it.
+        database: prepared, and owned by this process if it runs jobs.
+        submission: queues jobs.
+        pool: threads that call ``submission``.
+        stack: closes what ``start`` has started.
     """
 
     def __init__(
         self,
         settings: Settings,
         database: JobsDatabase,
-        desk: EvaluationSubmission,
+        submission: EvaluationSubmission,
         pool: Executor,
         stack: ExitStack,
     ) -> None:
-        self.desk = desk
+        self.submission = submission
         self.pool = pool
         self._settings = settings
         self._database = database
@@ -81,15 +81,15 @@ class JobsService:
         scoreboard: Scoreboard,
         metrics: Metrics,
     ) -> None:
-        """Begin to run jobs, unless workers do it, and to report about them; once the models are loaded.
+        """Run jobs, if they are embedded, and report them; called when the models are loaded.
 
         Raises:
-            JobsUnavailableError: the database cannot be used, or another worker has this one's name.
+            JobsUnavailableError: the database cannot be used, or another worker has this worker's name.
         """
         if self._settings.jobs.mode == "embedded":
             open_host = partial(_host_of_jobs, self._settings, chooser, host)
-            self._stack.enter_context(working(self._settings, self._database, open_host, registry))
-        reporter = JobsReporter(self.desk.jobs, scoreboard, metrics)
+            self._stack.enter_context(running_jobs(self._settings, self._database, open_host, registry))
+        reporter = JobsReporter(self.submission.jobs, scoreboard, metrics)
         reporter.start()
         self._stack.callback(reporter.close)
 
@@ -98,10 +98,10 @@ class JobsService:
 def open_jobs(
     settings: Settings, registry: ModelRegistry, chooser: EngineChooser
 ) -> Iterator[JobsService | None]:
-    """Open the jobs database; None where there are no jobs.
+    """Open the jobs database; yields None if jobs are off.
 
     Raises:
-        JobsUnavailableError: it cannot be used, or another process runs the jobs of its file.
+        JobsUnavailableError: the database cannot be used, or another process owns its file.
     """
     if settings.jobs.mode == "off":
         yield None
@@ -112,22 +112,22 @@ def open_jobs(
             stack.enter_context(database.owned())
         database.prepare()
         client = stack.enter_context(open_client(database))
-        pool = stack.enter_context(ThreadPoolExecutor(_DESK_THREADS, thread_name_prefix="desk"))
-        desk = EvaluationSubmission(
+        pool = stack.enter_context(ThreadPoolExecutor(_SUBMISSION_THREADS, thread_name_prefix="submission"))
+        submission = EvaluationSubmission(
             DurableJobs(client), registry, settings.datasets.keys(), choose=chooser.known
         )
-        yield JobsService(settings, database, desk, pool, stack)
+        yield JobsService(settings, database, submission, pool, stack)
 
 
-def run_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
+def run_jobs_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
     """Run jobs until SIGTERM or Ctrl-C, without frontends.
 
     Args:
         settings: the configuration.
-        on_ready: told the name of this worker, once, when it takes jobs.
+        on_ready: called with the name of this worker when it takes jobs.
 
     Raises:
-        JobsUnavailableError: the jobs database cannot be used, or another process has it or this name.
+        JobsUnavailableError: the database cannot be used, or another process owns it or has this name.
         RegistryUrlError: the registry's URL names no store.
     """
     limit_heaps()
@@ -141,13 +141,13 @@ def run_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
         database.prepare()
         chooser = EngineChooser(settings, registry)
         core = stack.enter_context(open_core(settings, worker_process(settings), chooser.tuning))
-        stack.enter_context(working(settings, database, lambda: nullcontext(core.host), registry))
+        stack.enter_context(running_jobs(settings, database, lambda: nullcontext(core.host), registry))
         on_ready(worker_id(settings))
         stopped.wait()
 
 
 @contextmanager
-def working(
+def running_jobs(
     settings: Settings,
     database: JobsDatabase,
     open_host: Callable[[], AbstractContextManager[ModelHost]],
@@ -156,51 +156,52 @@ def working(
     """Run jobs of a prepared database as long as the context lasts.
 
     Args:
-        settings: data sets, the engine, and the name of this worker.
-        database: prepared, and owned by this process where it is a file.
-        open_host: opens what runs the networks, when there are jobs.
-        registry: has the models, and keeps the reports.
+        settings: data sets, engine, and name of this worker.
+        database: prepared, and owned by this process if it is a file.
+        open_host: opens the models when there are jobs.
+        registry: models and reports.
 
     Raises:
-        JobsUnavailableError: the database cannot be used, or another worker has this one's name.
+        JobsUnavailableError: the database cannot be used, or another worker has this worker's name.
     """
     environment = worker_environment(settings)
     with ThreadPoolExecutor(
         _COUNTING_THREADS, thread_name_prefix="counting", initializer=yield_to_others
     ) as pool:
         datasets = Datasets(settings.datasets)
-        work = HostedEvaluation(open_host, registry, datasets, pool, environment=environment)
+        steps = EvaluationSteps(open_host, registry, datasets, pool, environment=environment)
         options = WorkerOptions(worker_id(settings), environment, grace_s=_GRACE_S)
         try:
-            with run_jobs(database, work, options):
+            with run_jobs(database, steps, options):
                 yield
         finally:
-            work.close()
+            steps.close()
 
 
 @contextmanager
 def _host_of_jobs(settings: Settings, chooser: EngineChooser, served: ModelHost) -> Iterator[ModelHost]:
-    """Open what runs the networks of embedded jobs.
+    """Open the models of embedded jobs: on a GPU the served ones, on a CPU those of a process for jobs.
 
-    A batch that has begun cannot be interrupted, and on a CPU one of a job takes longer than most requests:
-    there jobs have a process of their own, which the system interrupts whenever another one has work to do.
+    A batch cannot be interrupted, and on a CPU a batch of a job takes longer than most requests. A process
+    with low priority is interrupted by the system instead.
     """
     if engine_options(settings).device != "cpu":
         yield served
         return
-    runner = worker_process(settings, niceness=_JOBS_NICENESS, patience=WorkerTimeouts(job_s=_STARVED_S))
+    timeouts = WorkerTimeouts(batch_s=_BATCH_TIMEOUT_S)
+    runner = worker_process(settings, niceness=_JOBS_NICENESS, timeouts=timeouts)
     with open_core(settings, runner, chooser.tuning) as core:
         yield core.host
 
 
 def jobs_database(settings: Settings) -> JobsDatabase:
-    """Return the database that the settings name."""
+    """Return the database of the settings."""
     url = settings.jobs.database
     return JobsDatabase.at(None if url is None else url.get_secret_value(), settings.jobs.state_folder)
 
 
 def worker_id(settings: Settings) -> str:
-    """Return the name of this worker: one for each device of a machine, if none is configured."""
+    """Return the name of this worker; the default names machine and device."""
     return (
         settings.jobs.worker_id
         or f"{socket.gethostname()}-{resolve_device(settings.models.device, settings.models.engine)}"
@@ -208,54 +209,54 @@ def worker_id(settings: Settings) -> str:
 
 
 def worker_environment(settings: Settings) -> JsonObject:
-    """Return what results depend on: workers share a job only when theirs are equal.
+    """Return what counts depend on; workers with equal environments share a job.
 
-    Which of several GPUs a worker has is left out, and the precision: a job says which one it needs.
+    The number of the GPU is left out, and the precision, which each job has.
     """
     models = settings.models
     chosen = {
         "engine": models.engine.partition(":")[0],  # without the arguments of a plug-in
         "device": resolve_device(models.device, models.engine).partition(":")[0],
     }
-    plain: JsonObject = json.loads(json.dumps(asdict(this_machine())))  # as it comes back from the database
+    plain: JsonObject = json.loads(json.dumps(asdict(this_machine())))  # as the database returns it
     return plain | chosen
 
 
 class JobsReporter:
-    """Tells the metrics and the scoreboard what became of the jobs, every few seconds, in its own thread.
+    """Updates metrics and scoreboard with the states and results of all jobs, every few seconds, in a thread.
 
     Args:
-        jobs: all of them.
-        scoreboard: told of models with new results.
-        metrics: told of all.
+        jobs: of the service.
+        scoreboard: refreshed for models with new results.
+        metrics: gets states and scores.
     """
 
     def __init__(self, jobs: EvaluationJobs, scoreboard: Scoreboard, metrics: Metrics) -> None:
         self._jobs = jobs
         self._scoreboard = scoreboard
         self._metrics = metrics
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobs-reporter", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the thread."""
         self._stopping.set()
         self._thread.join()
 
-    def report(self) -> None:
-        """Look at all jobs once.
+    def report_once(self) -> None:
+        """Read all jobs and update metrics and scoreboard.
 
         Raises:
             ServiceError: the database does not answer.
         """
-        jobs = self._jobs.list()
+        jobs = self._jobs.list_jobs()
         self._metrics.eval_jobs(Counter(job.state.value for job in jobs))
-        new = [job for job in reversed(jobs) if job.result is not None and job.id not in self._told]
+        new = [job for job in reversed(jobs) if job.result is not None and job.id not in self._reported]
         for job in new:
             assert job.result is not None
             if job.result.miou is not None:
@@ -268,14 +269,14 @@ class JobsReporter:
                     miou=job.result.miou,
                 )
         self._scoreboard.refresh(job.request.version.name for job in new)
-        self._told.update(job.id for job in new)
+        self._reported.update(job.id for job in new)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self.report()
+                self.report_once()
             except ServiceError as error:
                 _log.warning("jobs cannot be read", reason=str(error))
             except Exception:  # noqa: BLE001 - the outermost edge of the thread: the next report must come
-                _log.exception("reporting about jobs failed")
+                _log.exception("reporting jobs failed")
             self._stopping.wait(_REPORT_INTERVAL_S)

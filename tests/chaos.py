@@ -51,23 +51,23 @@ class Referee(Scheduler[int, int]):
         self._passed_since_s = dict.fromkeys(Lane, 0.0)
         self._leaders_since: defaultdict[tuple[Lane, Hashable], set[Hashable]] = defaultdict(set)
 
-    def reserve(self, item: SimItem) -> None:
+    def reserve_item(self, item: SimItem) -> None:
         """Reserve; an idle device refuses nobody."""
         is_idle = not len(self) and not self._running
         try:
-            super().reserve(item)
+            super().reserve_item(item)
         except (QueueFullError, RateLimitedError):
             assert not is_idle, "refused although the device is idle"
             raise
         item.future.add_done_callback(lambda _: self.answers.update([item]))
 
-    def admit(self, item: SimItem) -> None:
+    def admit_item(self, item: SimItem) -> None:
         """Admit; an idle device refuses nobody, a promise is kept, and no more wait than may."""
         is_idle = not len(self) and not self._running
         was_reserved = item.future in self._reserved
         begins_lane = not self._lanes[item.lane]
         try:
-            super().admit(item)
+            super().admit_item(item)
         except (QueueFullError, RateLimitedError):
             assert not is_idle, "refused although the device is idle"
             assert not was_reserved, "refused although there was a place"
@@ -85,9 +85,9 @@ class Referee(Scheduler[int, int]):
         if not self.requeued:  # otherwise what was taken before may wait as well
             self._check_places(item)
 
-    def take(self, *, now_s: float) -> SimBatch | None:
+    def take_batch(self, *, now_s: float) -> SimBatch | None:
         """Take; the batch is one, it is the right one, and nothing is left lying."""
-        batch = super().take(now_s=now_s)
+        batch = super().take_batch(now_s=now_s)
         if batch is None:
             assert self._running or not self._open(), "the device is free, but nothing was taken"
             return None
@@ -103,18 +103,18 @@ class Referee(Scheduler[int, int]):
         self._check_books()
         return batch
 
-    def requeue(self, items: Sequence[SimItem]) -> None:
+    def requeue_items(self, items: Sequence[SimItem]) -> None:
         """Requeue; what waits again stands in front."""
         for item in items:
             self._times_requeued[item] += 1
-        super().requeue(items)
+        super().requeue_items(items)
         again = [item for item in items if not item.future.done()]
         assert all(self._times_requeued[item] == 1 for item in again), "requeued for a second time"
         self.present[:0] = again
 
-    def abandon(self, failure: Callable[[], ServiceError]) -> None:
+    def fail_all(self, failure: Callable[[], ServiceError]) -> None:
         """Abandon; nothing is left."""
-        super().abandon(failure)
+        super().fail_all(failure)
         assert not self._open()
         assert len(self) == 0
 
@@ -125,7 +125,7 @@ class Referee(Scheduler[int, int]):
         assert set(self.answers.values()) <= {1}, "answered twice"
         assert len(self) == 0 == self.expected_wait_s(now_s=0.0)
         for queue in self._lanes.values():
-            assert not any([queue._lines, queue._per_key, queue._per_source, queue._loads, len(queue)])
+            assert not any([queue._by_source, queue._per_key, queue._per_source, queue._work, len(queue)])
 
     @property
     def requeued(self) -> int:
@@ -133,17 +133,17 @@ class Referee(Scheduler[int, int]):
         return self._times_requeued.total()
 
     def _check_places(self, item: SimItem) -> None:
-        places = max(1, self._max_items)
+        capacity = max(1, self._max_items)
         behind = [other for other in self._open() if other.lane >= item.lane]
         mine = [other for other in behind if (other.lane, other.source) == (item.lane, item.source)]
         more, share = 0, SOURCE_PLACES
         if item.lane is Lane.INTERACTIVE:
-            more = places // LATECOMERS
+            more = capacity // LATECOMERS
             share = max(share, 1 / len(self._lanes[item.lane].sources))
-        assert len(self._open()) <= len(self) <= places + more
-        assert len(behind) <= math.ceil(PLACES[item.lane] * places) + more, "a lane fills others' places"
+        assert len(self._open()) <= len(self) <= capacity + more
+        assert len(behind) <= math.ceil(PLACES[item.lane] * capacity) + more, "a lane fills others' places"
         if item.source is not None:
-            assert len(mine) <= math.ceil(share * places), "a source fills the places of others"
+            assert len(mine) <= math.ceil(share * capacity), "a source fills the places of others"
 
     def _check_books(self) -> None:
         for lane, queue in self._lanes.items():
@@ -155,8 +155,8 @@ class Referee(Scheduler[int, int]):
                 pixels[item.key.model] += item.pixels
             for key, count in Counter(item.key for item in waiting).items():
                 batches[key.model] += math.ceil(count / key.full_batch)
-            assert {model: load.pixels for model, load in queue._loads.items()} == pixels
-            assert {model: load.batches for model, load in queue._loads.items()} == batches
+            assert {model: load.pixels for model, load in queue._work.items()} == pixels
+            assert {model: load.batches for model, load in queue._work.items()} == batches
 
     def _open(self) -> list[SimItem]:
         self.present = [item for item in self.present if not item.future.done()]
@@ -278,7 +278,7 @@ class Chaos:
         )
         is_ready = rng.random() < 0.5
         try:
-            (self.referee.admit if is_ready else self.referee.reserve)(item)
+            (self.referee.admit_item if is_ready else self.referee.reserve_item)(item)
         except (QueueFullError, RateLimitedError):
             return
         except DeadlineExceededError:
@@ -295,7 +295,7 @@ class Chaos:
 
     def _get_ready(self, item: SimItem) -> None:
         item.admitted_s = self._clock.now_s
-        self.referee.admit(item)
+        self.referee.admit_item(item)
         self._feed()
 
     def _hear(self, future: Future[int]) -> None:
@@ -308,7 +308,7 @@ class Chaos:
     def _feed(self) -> None:
         assert len(self.referee._running) == len(self._given)
         while self._is_alive and len(self._given) < self._depth:
-            batch = self.referee.take(now_s=self._clock.now_s)
+            batch = self.referee.take_batch(now_s=self._clock.now_s)
             if batch is None:
                 return
             self._given.append(batch)
@@ -335,7 +335,7 @@ class Chaos:
             self._execute()
         has_failed = self._rng.random() < self._failing
         learnt_s = None if has_failed else duration_s
-        self.referee.finish(batch, now_s=self._clock.now_s, duration_s=learnt_s)
+        self.referee.finish_batch(batch, now_s=self._clock.now_s, duration_s=learnt_s)
         for item in batch.items:
             if has_failed:
                 item.future.set_exception(InternalError("inference failed"))
@@ -351,9 +351,9 @@ class Chaos:
         executing, *staged = self._given
         self._given.clear()
         for batch in (executing, *staged):
-            self.referee.finish(batch, now_s=self._clock.now_s)
+            self.referee.finish_batch(batch, now_s=self._clock.now_s)
         for batch in reversed(staged):
-            self.referee.requeue(batch.items)
+            self.referee.requeue_items(batch.items)
         for item in executing.items:
             item.future.set_exception(NoWorkerError("the worker died"))
         self._clock.at(self._clock.now_s + self._rng.uniform(0, 1), self._restart)
@@ -367,4 +367,4 @@ class Chaos:
 
     def _abandon(self) -> None:
         self._is_draining = True
-        self.referee.abandon(lambda: DrainingError("no time is left"))
+        self.referee.fail_all(lambda: DrainingError("no time is left"))

@@ -245,34 +245,34 @@ class FakeJobs:
         self.failure: ServiceError | None = None
         self._keys: dict[str, str] = {}
 
-    def submit(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
+    def enqueue_job(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
         self._fail()
         job_id = self._keys.get(key or "") or f"{len(self.known):020x}"
         if key is not None:
             self._keys[key] = job_id
         job = self.known.setdefault(job_id, EvaluationJob(job_id, request, JobState.QUEUED))
-        if job.request.said != request.said:
+        if job.request.client_fields != request.client_fields:
             raise ConflictError("this Idempotency-Key was used for another request")
         return job
 
-    def of_key(self, key: str) -> EvaluationJob | None:
+    def find_by_key(self, key: str) -> EvaluationJob | None:
         self._fail()
         return self.known.get(self._keys.get(key, ""))
 
-    def get(self, job_id: str) -> EvaluationJob:
+    def get_job(self, job_id: str) -> EvaluationJob:
         self._fail()
         if job_id not in self.known:
             raise NotFoundError("there is no such job")
         return self.known[job_id]
 
-    def list(self) -> tuple[EvaluationJob, ...]:
+    def list_jobs(self) -> tuple[EvaluationJob, ...]:
         self._fail()
         return tuple(reversed(self.known.values()))
 
-    def cancel(self, job_id: str) -> EvaluationJob:
-        if not self.get(job_id).state.is_final:
+    def cancel_job(self, job_id: str) -> EvaluationJob:
+        if not self.get_job(job_id).state.is_final:
             self.move(job_id, state=JobState.CANCELLED)
-        return self.get(job_id)
+        return self.get_job(job_id)
 
     def move(self, job_id: str, **changes: Any) -> None:
         """Let a job be another one from now on."""

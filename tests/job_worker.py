@@ -58,14 +58,14 @@ class FakeWork:
     on_report: Callable[[], None] = lambda: None
     stopped: threading.Event = field(default_factory=threading.Event)
     stored: list[str] = field(default_factory=list)
-    rests: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    releases: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
-    def plan(self, request: JobRequest) -> JobPlan:
+    def plan_job(self, request: JobRequest) -> JobPlan:
         if request.dataset != "numbers":
             raise JobError(f"no data set {request.dataset!r}")
         return JobPlan(self.images, 2, {"engine": "fake"})
 
-    def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
+    def count_images(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
         del request, plan
         return {"images": [self._count(image) for image in images]}
 
@@ -78,7 +78,7 @@ class FakeWork:
                 file.write(f"{image}\n")
         return {"cell": image % NUM_CLASSES, "pixels": image}
 
-    def finish(
+    def finish_job(
         self,
         job_id: str,
         request: JobRequest,
@@ -93,8 +93,8 @@ class FakeWork:
         self.stored.append(job_id)
         return result_of([image for part in counts for image in part["images"]], plan.images)
 
-    def rest(self) -> None:
-        self.rests.release()
+    def release_idle(self) -> None:
+        self.releases.release()
 
     def stop(self) -> None:
         self.stopped.set()
@@ -148,7 +148,7 @@ def when(
 ) -> EvaluationJob:
     """Return a job as soon as it is as it should be; nothing announces that across processes."""
     given_up_s = time.monotonic() + 4 * PATIENCE_S
-    while not condition(seen := jobs.get(job.id)):
+    while not condition(seen := jobs.get_job(job.id)):
         assert time.monotonic() < given_up_s, f"not in time: {seen}"
         time.sleep(POLL_S)
     return seen

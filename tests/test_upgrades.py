@@ -57,7 +57,7 @@ def test_a_jobs_database_keeps_what_ended_and_runs_what_was_queued(tmp_path: Pat
     database = JobsDatabase.at(None, tmp_path / "home/.local/share/bisenet/state")
     database.prepare()
     with open_client(database) as client:
-        jobs = {job.state: job for job in DurableJobs(client).list()}
+        jobs = {job.state: job for job in DurableJobs(client).list_jobs()}
     assert jobs.keys() == {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED}
     succeeded = jobs[JobState.SUCCEEDED]
     assert succeeded.result is not None
@@ -65,7 +65,7 @@ def test_a_jobs_database_keeps_what_ended_and_runs_what_was_queued(tmp_path: Pat
     assert "no split 'train'" in (jobs[JobState.FAILED].error or "")
     environment = job_environment(tmp_path, tmp_path / "noise/noise.toml", engine="openvino")
     with started_site(environment, tmp_path / "log") as site:  # with the token of then
-        looks = type("Jobs", (), {"get": staticmethod(site.get)})()
+        looks = type("Jobs", (), {"get_job": staticmethod(site.get)})()
         job = finished(looks, site.get(jobs[JobState.QUEUED].id))
     assert (job.state, job.request.version) == (JobState.SUCCEEDED, ModelVersion("pool", 2))
 

@@ -18,9 +18,9 @@ from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.engine import EngineOptions
+from service.core.device.process_runner import ProcessRunner
 from service.core.device.restart_policy import RestartPolicy
 from service.core.device.worker_connection import WorkerConnection
-from service.core.device.worker_process import ProcessRunner
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Answer, Dispatcher
 from service.telemetry import LogOptions
@@ -47,7 +47,7 @@ class WorkerSite:
     def __init__(self, engine: str, cache_folder: Path, *, policy: RestartPolicy | None = None) -> None:
         options = EngineOptions("cpu", "auto", cache_folder, threads=1)
         self._config = WorkerConfig(engine, options, LogOptions(level="error"))
-        self.lives: list[WorkerConnection] = []
+        self.workers: list[WorkerConnection] = []
         self.before: list[
             Callable[[], WorkerConnection]
         ] = []  # started, the last one first, in place of workers
@@ -55,19 +55,21 @@ class WorkerSite:
         self.runner = ProcessRunner(
             self._start, policy=policy, clock=lambda: time.monotonic() + self._ahead_s
         )
-        self.worker = Dispatcher(self.runner)
-        self.host = ModelHost(self.worker)
+        self.dispatcher = Dispatcher(self.runner)
+        self.host = ModelHost(self.dispatcher)
 
     def _start(self) -> WorkerConnection:
         if self.before:
-            self.lives.append(self.before.pop()())
+            self.workers.append(self.before.pop()())
         else:
-            self.lives.append(WorkerConnection(WORKER_MODULE, [self._config.to_json()], _ENVIRONMENT))
-        return self.lives[-1]
+            self.workers.append(WorkerConnection(WORKER_MODULE, [self._config.to_json()], _ENVIRONMENT))
+        return self.workers[-1]
 
     def submit(self, image: PreparedImage, version: ModelVersion = VERSION) -> Future[Answer]:
         """Ask for the labels of a picture."""
-        return self.worker.submit(version, image, deadline_s=time.monotonic() + PATIENCE_S)
+        deadline_s = time.monotonic() + PATIENCE_S
+        reservation = self.dispatcher.reserve_picture(version, image.padded, deadline_s=deadline_s)
+        return self.dispatcher.submit_picture(reservation, image)
 
     def labels(self, image: PreparedImage, version: ModelVersion = VERSION) -> UInt8Array:
         """Return the labels of a picture."""
@@ -75,7 +77,7 @@ class WorkerSite:
 
     def picture(self, code: int, *, marked: bool = False) -> PreparedImage:
         """Return a picture whose cells spell a number, in shared memory."""
-        canvas = self.worker.canvas(SIZE, SIZE)
+        canvas = self.dispatcher.canvas(SIZE, SIZE)
         canvas[...] = np.kron(red_of(code), np.ones((8, 8), np.uint8))[..., np.newaxis]
         if marked:
             canvas[0, 0] = MARK_RGB
@@ -83,21 +85,21 @@ class WorkerSite:
 
     def kill(self) -> None:
         """End the present worker as the kernel would when there is no memory left."""
-        self.lives[-1].kill()
+        self.workers[-1].kill()
 
-    def lose_patience(self, life: WorkerConnection) -> None:
+    def let_hang_until_killed(self, worker: WorkerConnection) -> None:
         """Let time pass for the supervisor alone, until it has given up a worker."""
         given_up_s = time.monotonic() + PATIENCE_S
-        while not life.is_killed:
+        while not worker.is_killed:
             assert time.monotonic() < given_up_s, "the worker is still trusted"
             self._ahead_s += 10.0
-            self.runner._ring()
+            self.runner._wake_supervisor()
             time.sleep(0.01)  # no event says so
 
-    def wait_until_ready(self, lives: int) -> None:
+    def wait_until_ready(self, workers: int) -> None:
         """Return when so many workers have been started and the last one is ready."""
         given_up_s = time.monotonic() + PATIENCE_S
-        while len(self.lives) < lives or not self.worker.is_ready:
+        while len(self.workers) < workers or not self.dispatcher.is_ready:
             assert time.monotonic() < given_up_s, "there is no worker"
             time.sleep(0.01)  # no event says so
 

@@ -50,10 +50,10 @@ def worker(
 def _run(settings: Settings) -> None:
     # A wrong flag is told before the libraries are imported.
     from service.durable_jobs.errors import JobsUnavailableError  # noqa: PLC0415
-    from service.jobs import run_worker  # noqa: PLC0415
+    from service.jobs import run_jobs_worker  # noqa: PLC0415
 
     try:
-        run_worker(settings, on_ready=lambda name: typer.echo(f"Ready: {name} takes evaluation jobs"))
+        run_jobs_worker(settings, on_ready=lambda name: typer.echo(f"Ready: {name} takes evaluation jobs"))
     except JobsUnavailableError as error:
         _fail(error, EXIT_CANNOT_START)
 

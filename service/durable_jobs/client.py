@@ -1,4 +1,4 @@
-"""The jobs as seen from outside: whoever can reach the database can submit, list and cancel them."""
+"""Queues, lists and cancels jobs in the jobs database; works from every process that reaches it."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ _ID = re.compile(r"[0-9a-f]{20}", re.ASCII)
 
 
 class DurableJobs:
-    """The core's ``EvaluationJobs`` in a database; see there for what the methods do.
+    """``EvaluationJobs`` in a database.
 
     Args:
-        client: DBOS's view of a prepared database.
+        client: DBOS client of a prepared database.
     """
 
     def __init__(self, client: DBOSClient) -> None:
         self._client = client
 
-    def submit(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
-        """Queue a job, or return the one of this key."""
+    def enqueue_job(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
+        """Queue a job, or return the job of this key."""
         job_id = secrets.token_hex(_ID_BYTES) if key is None else _id_of_key(key)
         with database_errors():
             self._client.enqueue(
                 {"workflow_name": JOB, "queue_name": JOBS_QUEUE, "workflow_id": job_id}, request.to_json()
             )
-        job = self.get(job_id)
-        # A second row of one id is silently dropped, whatever was in it: the first one decides.
-        if job.request.said != request.said:
+        job = self.get_job(job_id)
+        # DBOS silently drops a second row of the same id, so the first request counts.
+        if job.request.client_fields != request.client_fields:
             raise ConflictError("this Idempotency-Key was used for another request")
         return job
 
-    def of_key(self, key: str) -> EvaluationJob | None:
-        """Return the job of a key."""
+    def find_by_key(self, key: str) -> EvaluationJob | None:
+        """Return the job that was queued with a key, or None."""
         with suppress(NotFoundError):
-            return self.get(_id_of_key(key))
+            return self.get_job(_id_of_key(key))
         return None
 
-    def get(self, job_id: str) -> EvaluationJob:
+    def get_job(self, job_id: str) -> EvaluationJob:
         """Return a job."""
-        if not _ID.fullmatch(job_id):  # shards have rows, too
+        if not _ID.fullmatch(job_id):  # the id of a shard, for example
             raise NotFoundError("there is no such job")
         with database_errors():
             rows = self._client.list_workflows(workflow_ids=[job_id], name=JOB)
@@ -59,30 +59,30 @@ class DurableJobs:
             raise NotFoundError("there is no such job")
         return job
 
-    def list(self) -> tuple[EvaluationJob, ...]:
-        """Return all jobs, the newest first."""
+    def list_jobs(self) -> tuple[EvaluationJob, ...]:
+        """Return all jobs, newest first."""
         with database_errors():
             rows = self._client.list_workflows(name=JOB, sort_desc=True)
         return tuple(job for row in rows if (job := job_of(row)) is not None)
 
-    def cancel(self, job_id: str) -> EvaluationJob:
+    def cancel_job(self, job_id: str) -> EvaluationJob:
         """Stop a job before its next step."""
-        self.get(job_id)
+        self.get_job(job_id)
         with database_errors():
             self._client.cancel_workflow(job_id, cancel_children=True)
-        return self.get(job_id)
+        return self.get_job(job_id)
 
 
 @contextmanager
-def open_client(database: JobsDatabase, *, patient: bool = False) -> Iterator[DBOSClient]:
+def open_client(database: JobsDatabase, *, waits: bool = False) -> Iterator[DBOSClient]:
     """Connect to a prepared database.
 
     Args:
         database: the database.
-        patient: a call waits as long as the database is away, instead of failing.
+        waits: calls wait while the database does not answer, instead of failing.
 
     Raises:
-        BusyError: it does not answer.
+        BusyError: the database does not answer.
     """
     with database_errors():
         client = DBOSClient(
@@ -90,7 +90,7 @@ def open_client(database: JobsDatabase, *, patient: bool = False) -> Iterator[DB
             dbos_system_schema=SCHEMA,
             serializer=SERIALIZER,
             application_name=APPLICATION,
-            retry_connection_errors=patient,
+            retry_connection_errors=waits,
         )
     try:
         yield client

@@ -1,4 +1,4 @@
-"""The jobs database: where it is, whose it is, and that nothing in it is ever unpickled."""
+"""The jobs database: its location, its owner, and the guard against pickles in it."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import sqlalchemy as sa
 from dbos import DBOS, DBOSPortableJSONSerializer
-from dbos._serialization import DefaultSerializer
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from service.core.errors import BusyError, StorageFullError
+from service.durable_jobs.dbos_internals import refuse_pickles
 from service.durable_jobs.errors import JobsUnavailableError
 
 APPLICATION = "bisenet"
 SCHEMA = "bisenet_jobs"
-"""Of a Postgres database, so that it may be shared with others."""
+"""Schema in a Postgres database, which other programs may share."""
 
 SERIALIZER = DBOSPortableJSONSerializer()
 
 _FILE = "jobs.sqlite"
 _LOCK_FILE = "lock"
 _PICKLE = "py_pickle"
-_LOCKED_S = 5.0  # how long somebody else may keep the file locked
-_GUARDING_KEY = 0x62697365_6E657400  # "bisenet" in ASCII: a number that others hardly take
+_LOCKED_S = 5.0  # time that another process may keep the file locked
+_GUARD_LOCK = 0x62697365_6E657400  # "bisenet" in ASCII, so that other programs hardly use it
 _CHECK_VIOLATION = "23514"
 _DISK_FULL = ("database or disk is full", "No space left on device")
 
 
 @dataclass(frozen=True)
 class JobsDatabase:
-    """Where jobs are kept.
+    """Location of the jobs.
 
     Args:
         url: of SQLAlchemy.
-        folder: of the SQLite file; None on Postgres, which several machines may share.
+        folder: of the SQLite file; None for Postgres, which several machines may share.
     """
 
     url: str
@@ -48,23 +47,23 @@ class JobsDatabase:
 
     @classmethod
     def at(cls, url: str | None, folder: Path) -> JobsDatabase:
-        """Return the database at a ``postgresql://`` URL, or the file in a folder when there is none."""
+        """Return the database at a ``postgresql://`` URL; without a URL the SQLite file in a folder."""
         return cls(f"sqlite:///{folder / _FILE}", folder) if url is None else cls(url)
 
     def __str__(self) -> str:
-        """Return what may be logged: no password."""
+        """Return the URL without its password, for logs."""
         return sa.make_url(self.url).render_as_string(hide_password=True)
 
     def prepare(self) -> None:
-        """Create or migrate the tables, and see that no row is a pickle, nor can become one.
+        """Create or migrate the tables, and let the database refuse pickles.
 
-        DBOS unpickles every row that says that it is one, whatever serializer is configured: who can write
-        to the database could run code in the service.
+        DBOS unpickles every row that is marked as a pickle, with any configured serializer, so write access
+        to the database would allow to run code in the service.
 
         Raises:
-            JobsUnavailableError: it is damaged, not reachable, or holds a pickle.
+            JobsUnavailableError: the database is damaged, not reachable, or holds a pickle.
         """
-        DefaultSerializer.deserialize = _refuse_pickle  # type: ignore[assignment, method-assign]
+        refuse_pickles()
         with _as_unavailable(self):
             if self.folder is not None:
                 _check_file(self.folder)
@@ -77,7 +76,7 @@ class JobsDatabase:
                 engine.dispose()
 
     def engine(self) -> sa.Engine:
-        """Return connections of our own; the caller disposes of them."""
+        """Return a new engine of SQLAlchemy; the caller disposes of it."""
         url = sa.make_url(self.url)
         if url.get_backend_name() == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
@@ -85,10 +84,10 @@ class JobsDatabase:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Be the only process that runs the jobs of an SQLite file; the lock ends with the process.
+        """Lock an SQLite file for this process, the only one that runs its jobs; Postgres needs no lock.
 
         Raises:
-            JobsUnavailableError: another process runs them.
+            JobsUnavailableError: another process has the lock.
         """
         with ExitStack() as stack:
             if self.folder is not None:
@@ -98,31 +97,25 @@ class JobsDatabase:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn a database that does not answer into what the core calls it.
+    """Turn errors of the database into errors of the core.
 
     Raises:
-        StorageFullError: there is no room left to write.
-        BusyError: it is locked by somebody, or away.
+        StorageFullError: there is no space left to write.
+        BusyError: the database is locked or not reachable.
     """
     try:
         yield
     except DBAPIError as error:
         if any(text in str(error.orig) for text in _DISK_FULL):
-            raise StorageFullError("there is no room left for the jobs database") from error
+            raise StorageFullError("there is no space left for the jobs database") from error
         raise BusyError("the jobs database does not answer", retry_after_s=5.0) from error
-
-
-def _refuse_pickle(_self: object, _serialized: str) -> NoReturn:
-    raise ValueError("a row of the jobs database claims to be a pickle")
 
 
 @contextmanager
 def _as_unavailable(database: JobsDatabase) -> Iterator[None]:
     try:
         yield
-    except (
-        sqlite3.OperationalError
-    ) as error:  # it may be in order, but somebody keeps it locked, or the disk fails
+    except sqlite3.OperationalError as error:  # locked by another process, or the disk fails
         raise JobsUnavailableError(f"jobs database {database} cannot be used: {error}") from error
     except sqlite3.DatabaseError as error:
         raise JobsUnavailableError(_damaged(database, str(error))) from error
@@ -143,7 +136,7 @@ def _damaged(database: JobsDatabase, reason: str) -> str:
 
 
 def _check_file(folder: Path) -> None:
-    """Make the file, for its owner only, or look through the one that is there."""
+    """Create the file, for its owner only, or check the existing one."""
     _private(folder)
     path = folder / _FILE
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -160,7 +153,7 @@ def _check_file(folder: Path) -> None:
 def _private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.geteuid():
-        raise PermissionError(0, "its folder belongs to somebody else")
+        raise PermissionError(0, "its folder belongs to another user")
 
 
 @contextmanager
@@ -191,13 +184,13 @@ def _tables_with_values(connection: sa.Connection) -> list[sa.Table]:
 
 
 def _guard(connection: sa.Connection) -> None:
-    """Let the database itself refuse rows that claim to be pickles; fail when there is one already."""
+    """Make the database refuse rows that are marked as pickles; fail if there is one already."""
     if connection.dialect.name == "sqlite":
         for table in _tables_with_values(connection):
             _guard_sqlite(connection, table.name)
         return
-    # One at a time, until the transaction ends: of two that find a guard missing, one would fail to add it.
-    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _GUARDING_KEY})
+    # Lock until the transaction ends: of two processes that find a guard missing, one would fail to add it.
+    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _GUARD_LOCK})
     for table in _tables_with_values(connection):
         _guard_postgres(connection, table)
 

@@ -1,7 +1,7 @@
-"""What keeps the jobs from being opened."""
+"""Errors of opening the jobs database."""
 
 from __future__ import annotations
 
 
 class JobsUnavailableError(Exception):
-    """The jobs database cannot be used, or belongs to another process; the message says which and why."""
+    """The jobs database cannot be used, or another process owns it; the message names both."""

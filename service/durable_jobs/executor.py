@@ -1,8 +1,8 @@
-"""Runs jobs as DBOS workflows: what a step returned is stored, and a crash repeats one step at most.
+"""Runs jobs as DBOS workflows: results of steps are stored, and a crash repeats at most one step.
 
-A job is a workflow that plans, queues its shards and waits for them; a shard is a workflow that runs steps.
-Only workers of one environment (libraries, processor, engine) share the shards of a job, or its counts
-could depend on who counted what.
+The workflow of a job plans, queues shards and waits for them; the workflow of a shard runs steps. Only
+workers with equal environments (libraries, processor, engine) share the shards of a job, since counts may
+depend on them.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ from service.core.jobs.evaluation_job import (
     JobInterruptedError,
     JobPlan,
     JobRequest,
-    JobWork,
+    JobSteps,
     JsonObject,
 )
 from service.durable_jobs.database import APPLICATION, SCHEMA, SERIALIZER, JobsDatabase
+from service.durable_jobs.dbos_internals import active_workflows, requeue_workflow
 from service.durable_jobs.records import (
     JOB,
     JOBS_QUEUE,
     SHARD,
     UNFINISHED,
-    ProgressNote,
-    message_of,
+    StoredProgress,
+    error_message,
     progress_of,
     shard_id,
 )
 
 STEPS_VERSION = 2
-"""Of the steps below: raise it when they change, and jobs that had begun before fail instead of mixing."""
+"""Version of the steps below. Raise it when they change; jobs that began before then fail."""
 
-_APPLICATION_VERSION = "1"  # fixed: DBOS would leave what another version began lying for ever
+_APPLICATION_VERSION = "1"  # fixed: DBOS does not recover workflows of another version
 
 _log = structlog.get_logger()
 
@@ -60,41 +61,41 @@ _RETRIES = StepOptions(
     backoff_rate=2.0,
     should_retry=lambda error: not isinstance(error, JobError),
 )
-"""Of what is a defect, or looks like one."""
+"""Of steps that end with an unexpected exception."""
 
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[60.0] * 9)
-"""Before a step that is held up is tried again; ten minutes together, in which a device may come back."""
+"""Pauses before a step that is held up runs again; ten minutes together."""
 
 _DEFECT = "the service failed, its log tells why"
 _ENDED_BADLY = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
 
-class _LaidDownError(BaseException):
-    """Ends a workflow in this process only: DBOS stores what an ``Exception`` says, and this is none."""
+class _WorkflowSuspendedError(BaseException):
+    """Ends a workflow in this process without a result: DBOS stores an ``Exception``, which this is not."""
 
 
-class _InterruptionError(BaseException):
-    """The same for a step: it is not stored, and begun again by whoever takes the workflow up."""
+class _StepInterruptedError(BaseException):
+    """Ends a step without a result, in the same way; it runs again when the workflow is recovered."""
 
 
 class JobExecutor:
-    """Runs queued jobs in this process, one shard at a time; a process can have one executor.
+    """Runs queued jobs in this process, one shard at a time; a ``Recovery``. At most one per process.
 
     Args:
-        database: prepared, and owned by this process when it is a file.
-        client: of the same database; waits for it when it is away.
-        work: what is done.
-        environment: libraries, processor, engine; workers share a job only when theirs are equal.
-        executor_id: of this worker: stays the same over restarts, and no other worker has it.
-        poll_s: how often queues and shards are looked at.
-        keep_days: how long jobs that have ended are remembered; their reports stay in the registry.
+        database: prepared, and owned by this process if it is a file.
+        client: of the same database; waits while it does not answer.
+        steps: the work.
+        environment: libraries, processor, engine; workers with equal environments share a job.
+        executor_id: unique name of this worker, equal after a restart.
+        poll_s: interval at which queues and shards are read.
+        keep_days: time after which ended jobs are deleted; their reports stay in the registry.
     """
 
     def __init__(
         self,
         database: JobsDatabase,
         client: DBOSClient,
-        work: JobWork,
+        steps: JobSteps,
         *,
         environment: JsonObject,
         executor_id: str,
@@ -103,7 +104,7 @@ class JobExecutor:
     ) -> None:
         self._database = database
         self._client = client
-        self._work = work
+        self._steps = steps
         self._executor_id = executor_id
         self._poll_s = poll_s
         self._keep_days = keep_days
@@ -111,13 +112,13 @@ class JobExecutor:
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._running = 0
-        self._begun = 0
-        self._begun_when_looked = 0
+        self._started = 0
+        self._started_at_last_check = 0
         self._stranded: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Go on with what was left unfinished (in a file by anybody), then take what is queued."""
-        # Without a handler DBOS would write lines of its own form to stderr.
+        """Continue unfinished work, in a file that of all workers, then run queued jobs."""
+        # Without a handler DBOS writes its own lines to stderr.
         logger = logging.getLogger("dbos")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())
@@ -142,84 +143,83 @@ class JobExecutor:
             JOBS_QUEUE, global_concurrency=1, worker_concurrency=1, polling_interval_sec=self._poll_s
         )
         DBOS.register_queue(self._shards_queue, worker_concurrency=1, polling_interval_sec=self._poll_s)
-        if self._database.folder is not None:  # the file is ours alone: who has begun anything in it is dead
-            for executor_id in self.unfinished():
-                self.rescue(executor_id)
-        self._forget_old()
+        if self._database.folder is not None:  # this process owns the file, so all other workers are dead
+            for executor_id in self.executors_with_work():
+                self.requeue_work_of(executor_id)
+        self._delete_old_jobs()
 
     def close(self, *, grace_s: float) -> None:
-        """Lay down what runs, after the picture that is being counted; the next start takes it up.
+        """Suspend what runs, after the picture in work; the next start continues it.
 
         Args:
-            grace_s: how long to wait for that.
+            grace_s: time for that picture, in seconds.
         """
         self._stopping.set()
-        self._work.stop()
+        self._steps.stop()
         with self._changed:
             self._changed.wait_for(lambda: not self._running, grace_s)
         DBOS.destroy(destroy_registry=True)
 
-    def unfinished(self) -> frozenset[str]:
-        """Return the ids of the workers that have unfinished work, this one left out."""
+    def executors_with_work(self) -> frozenset[str]:
+        """Return the ids of all other workers with unfinished work."""
         rows = self._client.list_workflows(status="PENDING", load_input=False, load_output=False)
         return frozenset(row.executor_id for row in rows if row.executor_id) - {self._executor_id}
 
-    def rescue(self, executor_id: str) -> None:
-        """Queue again what a dead worker has left unfinished."""
+    def requeue_work_of(self, executor_id: str) -> None:
+        """Queue the unfinished work of a dead worker again."""
         rows = self._client.list_workflows(
             status="PENDING", executor_id=executor_id, load_input=False, load_output=False
         )
         for row in rows:
-            self._queue_again(row.workflow_id, executor_id)
+            self._requeue(row.workflow_id, executor_id)
 
-    def take_up_stranded(self) -> None:
-        """Queue again what this worker has begun but does not run, as seen by two calls in a row.
+    def requeue_stranded(self) -> None:
+        """Queue work again that this worker has started but does not run, as found by two calls in a row.
 
-        The database failed it: as a step was to be noted, or its outcome. That is no rescue, as nobody died.
+        The database failed when a step or its result was to be stored. No worker died, so it counts as no
+        restart.
         """
         rows = self._client.list_workflows(
             status="PENDING", executor_id=self._executor_id, load_input=False, load_output=False
         )
-        running = self._dbos._active_workflows_set.activeList()  # noqa: SLF001 - counts what is being noted
+        running = active_workflows(self._dbos)
         seen = frozenset(row.workflow_id for row in rows).difference(running)
         for workflow_id in seen & self._stranded:
-            ProgressNote(self._client, workflow_id).lay_down()
-            self._queue_again(workflow_id, self._executor_id)
+            StoredProgress(self._client, workflow_id).record_suspension()
+            self._requeue(workflow_id, self._executor_id)
         self._stranded = seen - self._stranded
 
-    def rest_when_idle(self) -> None:
-        """Give back what jobs needed, if none has run here since the last call."""
+    def release_when_idle(self) -> None:
+        """Free what is held for jobs, if none has run here since the last call."""
         with self._changed:
-            is_idle = not self._running and self._begun == self._begun_when_looked
-            self._begun_when_looked = self._begun
+            is_idle = not self._running and self._started == self._started_at_last_check
+            self._started_at_last_check = self._started
         if is_idle:
-            self._work.rest()
+            self._steps.release_idle()
 
-    def _forget_old(self) -> None:
+    def _delete_old_jobs(self) -> None:
         before = dt.datetime.now(dt.UTC) - dt.timedelta(days=self._keep_days)
         rows = self._client.list_workflows(
             name=JOB, completed_before=before.isoformat(), load_input=False, load_output=False
         )
         self._client.delete_workflows([row.workflow_id for row in rows], delete_children=True)
 
-    def _queue_again(self, workflow_id: str, executor_id: str) -> None:
-        # Not the public resume_workflow: it would bring a job back to life that was cancelled meanwhile.
-        database = self._dbos._sys_db  # noqa: SLF001
-        if database.reenqueue_for_recovery(workflow_id, [executor_id], JOBS_QUEUE):
-            _log.warning("job taken up again", workflow=workflow_id, executor=executor_id)
+    def _requeue(self, workflow_id: str, executor_id: str) -> None:
+        if requeue_workflow(self._dbos, workflow_id, executor_id, JOBS_QUEUE):
+            _log.warning("job requeued", workflow=workflow_id, executor=executor_id)
 
     def _run_job(self, document: JsonObject) -> JsonObject:
-        with self._execution() as note:
+        with self._execution() as progress:
             try:
-                return self._planned_and_run(JobRequest.from_json(document), note)
+                return self._plan_and_run(JobRequest.from_json(document), progress)
             except JobError:
-                self._cancel_shards(note.workflow_id)
+                self._cancel_shards(progress.workflow_id)
                 raise
 
-    def _planned_and_run(self, request: JobRequest, note: ProgressNote) -> JsonObject:
-        job_id = note.workflow_id
+    def _plan_and_run(self, request: JobRequest, progress: StoredProgress) -> JsonObject:
+        job_id = progress.workflow_id
         planned = self._step(
-            "plan", lambda: self._work.plan(request).to_json() | {"queue": self._shards_queue}
+            "plan", lambda: self._steps.plan_job(request).to_json() | {"queue": self._shards_queue}
         )
         if planned.pop("queue") != self._shards_queue:
             raise JobError(
@@ -228,53 +228,54 @@ class JobExecutor:
         plan = JobPlan.from_json(planned)
         self._client.update_workflow_attributes(job_id, {"total": plan.images}, merge=True)
         shards = [shard_id(job_id, index) for index in range(len(plan.shards()))]
-        for index, own_id in enumerate(shards):
-            with SetWorkflowID(own_id):
+        for index, workflow_id in enumerate(shards):
+            with SetWorkflowID(workflow_id):
                 DBOS.enqueue_workflow(
                     self._shards_queue, self._shard_workflow, request.to_json(), planned, job_id, index
                 )
-        self._wait_for(shards, note)
-        return self._step("report", functools.partial(self._finish, job_id, request, plan, shards))
+        self._wait_for(shards, progress)
+        return self._step("report", functools.partial(self._finish_job, job_id, request, plan, shards))
 
     def _run_shard(
         self, document: JsonObject, planned: JsonObject, job_id: str, index: int
     ) -> list[JsonObject]:
-        with self._execution() as note:
+        with self._execution() as progress:
             if self._row(job_id).status not in UNFINISHED:  # it was cancelled while this was being queued
-                self._client.cancel_workflow(note.workflow_id)
-                raise _LaidDownError
+                self._client.cancel_workflow(progress.workflow_id)
+                raise _WorkflowSuspendedError
             request, plan = JobRequest.from_json(document), JobPlan.from_json(planned)
             counts: list[JsonObject] = []
             done = 0
             for images in plan.shards()[index]:
                 name = f"pictures {images.start} to {images.stop - 1}"
-                counts.append(self._step(name, functools.partial(self._work.count, request, plan, images)))
+                count = functools.partial(self._steps.count_images, request, plan, images)
+                counts.append(self._step(name, count))
                 done += len(images)
-                note.advance(done)
+                progress.record_done(done)
             return counts
 
     @contextmanager
-    def _execution(self) -> Iterator[ProgressNote]:
-        """Begin a workflow; what leaves this is ``JobError``, which is stored, or ends it in this process."""
+    def _execution(self) -> Iterator[StoredProgress]:
+        """Start a workflow, and turn its exceptions into ``JobError``, which is stored, or a suspension."""
         own_id = DBOS.workflow_id
         assert own_id is not None
         with self._counted():
             try:
-                note = ProgressNote(self._client, own_id)
-                note.begin()
-                yield note
+                progress = StoredProgress(self._client, own_id)
+                progress.record_start()
+                yield progress
             except JobError as error:
                 _log.warning("job failed", workflow=own_id, reason=str(error))
                 raise
-            except (JobInterruptedError, _InterruptionError):
-                with suppress(DBAPIError):  # then the next beginning counts as a rescue
-                    note.lay_down()
-                raise _LaidDownError from None
+            except (JobInterruptedError, _StepInterruptedError):
+                with suppress(DBAPIError):  # then the next start counts as a restart
+                    progress.record_suspension()
+                raise _WorkflowSuspendedError from None
             except PortableWorkflowError as error:  # a step failed, and the process died before the job did
                 raise JobError(error.message if error.name == JobError.__name__ else _DEFECT) from error
             except DBAPIError as error:
                 _log.warning("jobs database failed", workflow=own_id, reason=str(error.orig))
-                raise _LaidDownError from None
+                raise _WorkflowSuspendedError from None
             except Exception as error:
                 _log.exception("job failed", workflow=own_id)
                 raise JobError(_DEFECT) from error
@@ -283,7 +284,7 @@ class JobExecutor:
     def _counted(self) -> Iterator[None]:
         with self._changed:
             self._running += 1
-            self._begun += 1
+            self._started += 1
         try:
             yield
         finally:
@@ -292,12 +293,12 @@ class JobExecutor:
                 self._changed.notify_all()
 
     def _step(self, name: str, run: Callable[[], T]) -> T:
-        """Return what a step returned, now or before a crash."""
+        """Return the result of a step, from now or from before a crash."""
         own_id = DBOS.workflow_id
         assert own_id is not None
-        return DBOS.run_step(StepOptions(name=name, **_RETRIES), self._patiently, own_id, run)
+        return DBOS.run_step(StepOptions(name=name, **_RETRIES), self._run_with_pauses, own_id, run)
 
-    def _patiently(self, own_id: str, run: Callable[[], T]) -> T:
+    def _run_with_pauses(self, own_id: str, run: Callable[[], T]) -> T:
         for pause_s in _PAUSES_S:
             try:
                 return self._unless_stopping(run)
@@ -310,7 +311,7 @@ class JobExecutor:
             raise JobError(f"given up after {sum(_PAUSES_S):.0f} s: {error}") from error
 
     def _pause(self, own_id: str, seconds: float) -> None:
-        """Wait, unless this process is about to stop, or the workflow is not ours any more."""
+        """Wait, unless this process is about to stop or has lost the workflow."""
         until_s = time.monotonic() + seconds
         while time.monotonic() < until_s and not self._stopping.wait(self._poll_s):
             with suppress(DBAPIError):
@@ -318,24 +319,24 @@ class JobExecutor:
 
     def _unless_stopping(self, run: Callable[[], T]) -> T:
         if self._stopping.is_set():
-            raise _InterruptionError
+            raise _StepInterruptedError
         try:
             return run()
         except JobInterruptedError:
-            raise _InterruptionError from None
+            raise _StepInterruptedError from None
 
-    def _wait_for(self, shards: list[str], note: ProgressNote) -> None:
-        """Return when all shards have succeeded; note meanwhile how far they are.
+    def _wait_for(self, shards: list[str], progress: StoredProgress) -> None:
+        """Wait until all shards have succeeded, and record their progress meanwhile.
 
         Raises:
-            JobError: one failed.
+            JobError: a shard failed or was cancelled.
         """
         while True:
             rows = self._client.list_workflows(workflow_ids=shards, load_input=False, load_output=False)
-            note.advance(sum(progress_of(row).done for row in rows))
-            self._check_is_ours(note.workflow_id)
+            progress.record_done(sum(progress_of(row).done for row in rows))
+            self._check_is_ours(progress.workflow_id)
             if failed := [row.workflow_id for row in rows if row.status in _ENDED_BADLY]:
-                raise JobError(message_of(self._row(failed[0]).error) or "a part of the job was cancelled")
+                raise JobError(error_message(self._row(failed[0]).error) or "a part of the job was cancelled")
             if all(row.status == "SUCCESS" for row in rows):
                 return
             if self._stopping.wait(self._poll_s):
@@ -344,7 +345,7 @@ class JobExecutor:
     def _check_is_ours(self, job_id: str) -> None:
         row = self._row(job_id)
         if row.status != "PENDING" or row.executor_id != self._executor_id:
-            raise _LaidDownError  # cancelled; or this process was thought to be dead, and another one goes on
+            raise _WorkflowSuspendedError  # cancelled, or requeued because this process was taken for dead
 
     def _cancel_shards(self, job_id: str) -> None:
         rows = self._client.list_workflows(
@@ -356,23 +357,23 @@ class JobExecutor:
         (row,) = self._client.list_workflows(workflow_ids=[workflow_id], load_input=False)
         return row
 
-    def _finish(self, job_id: str, request: JobRequest, plan: JobPlan, shards: list[str]) -> JsonObject:
+    def _finish_job(self, job_id: str, request: JobRequest, plan: JobPlan, shards: list[str]) -> JsonObject:
         rows = self._client.list_workflows(workflow_ids=shards, load_input=False)
         counts = {row.workflow_id: row.output for row in rows}
-        in_order = [document for own_id in shards for document in counts[own_id] or ()]
+        in_order = [document for workflow_id in shards for document in counts[workflow_id] or ()]
         confirm = functools.partial(self._check_is_ours, job_id)
-        return self._work.finish(job_id, request, plan, in_order, confirm=confirm).to_json()
+        return self._steps.finish_job(job_id, request, plan, in_order, confirm=confirm).to_json()
 
 
 def _register(name: str, run: Callable[P, T]) -> Callable[P, T]:
-    def workflow(*args: P.args, **kwargs: P.kwargs) -> T:  # DBOS marks functions; methods cannot be marked
+    def workflow(*args: P.args, **kwargs: P.kwargs) -> T:  # DBOS sets attributes, which methods do not have
         return run(*args, **kwargs)
 
     return DBOS.workflow(name=name, max_recovery_attempts=None)(workflow)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Drop what DBOS says of a job that failed, was cancelled or taken over: that has been logged here."""
+    """Filter lines of DBOS about jobs that failed, were cancelled or requeued; this module logs those."""
     message = record.getMessage()
     return "background workflow" not in message and "no longer owned" not in message
 

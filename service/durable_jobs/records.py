@@ -1,4 +1,4 @@
-"""How a job looks in the database: one row for the job, one for each shard, and what is noted beside them."""
+"""Rows of the jobs database: one for each job and one for each shard, with attributes for the progress."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from dbos import DBOSClient, PortableWorkflowError, WorkflowStatus
 
-from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState, Progress
+from service.core.jobs.evaluation_job import EvaluationJob, JobProgress, JobRequest, JobResult, JobState
 
 JOBS_QUEUE = "jobs"
 JOB = "evaluate"
-"""Name of the workflow of a job."""
+"""Workflow name of jobs."""
 
 SHARD = "evaluate_shard"
-"""Name of the workflow of a shard."""
+"""Workflow name of shards."""
 
 UNFINISHED = ("ENQUEUED", "PENDING")
-"""Status of what is still to be done."""
+"""Statuses of workflows that are not done."""
 
 _STATES: Mapping[str, JobState] = {
     "ENQUEUED": JobState.QUEUED,
@@ -37,44 +37,44 @@ def shard_id(job_id: str, index: int) -> str:
 
 
 def job_of(row: WorkflowStatus) -> EvaluationJob | None:
-    """Return what a row means; None when somebody else has written it."""
-    if not isinstance(row.input, dict):  # DBOS returns what it cannot read as it is
+    """Return the job of a row; None if the row is not of this program."""
+    if not isinstance(row.input, dict):  # DBOS returns unreadable input unchanged
         return None
-    noted = row.attributes or {}
-    state = job_state(row.status, has_begun=bool(row.recovery_attempts) or "begun_at" in noted)
+    attributes = row.attributes or {}
+    state = job_state(row.status, has_begun=bool(row.recovery_attempts) or "begun_at" in attributes)
     result = JobResult.from_json(row.output) if row.output is not None else None
     return EvaluationJob(
         id=row.workflow_id,
         request=JobRequest.from_json(row.input["args"][0]),
         state=state,
-        done=noted.get("done", 0) if result is None else noted["total"],
-        total=noted.get("total"),
-        error=message_of(row.error),
+        done=attributes.get("done", 0) if result is None else attributes["total"],
+        total=attributes.get("total"),
+        error=error_message(row.error),
         result=result,
     )
 
 
 def job_state(status: str, *, has_begun: bool) -> JobState:
-    """Return where a job stands: one whose worker died waits for another one, but is not queued again."""
+    """Return the state of a job; one that waits for another worker after the death of its own is running."""
     state = _STATES[status]
     return JobState.RUNNING if state is JobState.QUEUED and has_begun else state
 
 
-def progress_of(row: WorkflowStatus) -> Progress:
-    """Return how far a job or shard is."""
-    noted: Mapping[str, Any] = row.attributes or {}
-    return Progress(noted.get("done", 0), noted.get("begun_at"), noted.get("rescues", 0))
+def progress_of(row: WorkflowStatus) -> JobProgress:
+    """Return the progress of a job or shard."""
+    attributes: Mapping[str, Any] = row.attributes or {}
+    return JobProgress(attributes.get("done", 0), attributes.get("begun_at"), attributes.get("rescues", 0))
 
 
-def message_of(error: Exception | None) -> str | None:
-    """Return why a job or shard failed."""
+def error_message(error: Exception | None) -> str | None:
+    """Return the reason of a failure."""
     if error is None:
         return None
     return error.message if isinstance(error, PortableWorkflowError) else str(error)
 
 
-class ProgressNote:
-    """The progress of a job or shard, noted beside its row: in the database before anything relies on it.
+class StoredProgress:
+    """The progress of a job or shard in the attributes of its row; written before the work goes on.
 
     Args:
         client: of the database.
@@ -87,23 +87,23 @@ class ProgressNote:
         (row,) = client.list_workflows(workflow_ids=[workflow_id], load_input=False, load_output=False)
         self._progress = progress_of(row)
 
-    def begin(self) -> None:
-        """Begin, or begin again; see ``Progress``.
+    def record_start(self) -> None:
+        """Record a start or restart.
 
         Raises:
-            JobError: it was begun again at this place too often.
+            JobError: too many workers died at the same picture.
         """
-        self._write(self._progress.begin())
+        self._write(self._progress.started())
 
-    def advance(self, done: int) -> None:
-        """Note that so many pictures are stored."""
-        self._write(self._progress.advance(done))
+    def record_done(self, images: int) -> None:
+        """Record that ``images`` pictures are stored."""
+        self._write(self._progress.advanced(images))
 
-    def lay_down(self) -> None:
-        """Note that the worker stopped on purpose."""
-        self._write(self._progress.lay_down())
+    def record_suspension(self) -> None:
+        """Record a planned stop."""
+        self._write(self._progress.suspended())
 
-    def _write(self, progress: Progress) -> None:
+    def _write(self, progress: JobProgress) -> None:
         if progress != self._progress:
             self._client.update_workflow_attributes(self.workflow_id, asdict(progress), merge=True)
         self._progress = progress

@@ -1,4 +1,4 @@
-"""Takes up what dead workers left: each worker of a Postgres database holds a lock that dies with it.
+"""Recovers the work of dead workers: each worker of a Postgres database holds a lock that ends with it.
 
 Source:
     Advisory locks and keep-alives: PostgreSQL's manual, 13.3.5 and 20.3.2.
@@ -19,12 +19,12 @@ from sqlalchemy.exc import DBAPIError
 
 from service.durable_jobs.errors import JobsUnavailableError
 
-_TAKE_OVER_S = 15.0
-"""How long the lock of a worker that was killed may outlive it, or be held by somebody who looks after it."""
+_LOCK_TIMEOUT_S = 15.0
+"""Time to get a lock: that of a killed worker may outlive it, or another worker may check it."""
 
 _RETRY_S = 0.2
 
-# A machine that lost its power says no good-bye; the system's own keep-alive would notice after two hours.
+# For machines that lose their power: the default keep-alive of the system takes two hours.
 _KEEP_ALIVE = (
     "SET tcp_keepalives_idle = 10",
     "SET tcp_keepalives_interval = 5",
@@ -34,31 +34,31 @@ _KEEP_ALIVE = (
 _log = structlog.get_logger()
 
 
-class Rescuer(Protocol):
-    """What the watcher looks after: a ``JobExecutor``."""
+class Recovery(Protocol):
+    """What the watcher calls; implemented by ``JobExecutor``."""
 
-    def unfinished(self) -> frozenset[str]:
-        """Return the ids of the workers that have unfinished work, this one left out."""
+    def executors_with_work(self) -> frozenset[str]:
+        """Return the ids of all other workers with unfinished work."""
         ...
 
-    def rescue(self, executor_id: str) -> None:
-        """Queue again what a dead worker has left unfinished."""
+    def requeue_work_of(self, executor_id: str) -> None:
+        """Queue the unfinished work of a dead worker again."""
         ...
 
-    def take_up_stranded(self) -> None:
-        """Queue again what this worker has begun but does not run: the database failed it."""
+    def requeue_stranded(self) -> None:
+        """Queue work again that this worker has started but does not run, because the database failed."""
         ...
 
-    def rest_when_idle(self) -> None:
-        """Give back what jobs needed, if none has run here since the last call."""
+    def release_when_idle(self) -> None:
+        """Free what is held for jobs, if none has run here since the last call."""
         ...
 
 
 class WorkerLocks:
-    """Shows the other workers of a Postgres database that this one lives, and tells which of them do.
+    """The lock of this worker in a Postgres database, and a check of the other workers' locks.
 
     Args:
-        engine: of the database; disposed of with this.
+        engine: of the database.
         executor_id: of this worker.
     """
 
@@ -68,27 +68,27 @@ class WorkerLocks:
         self._session: sa.Connection | None = None
 
     def hold(self) -> None:
-        """Be the worker of this id, until ``close`` or the end of the process.
+        """Take the lock of this worker, until ``close`` or the end of the process.
 
         Raises:
-            JobsUnavailableError: a worker of this id lives already.
+            JobsUnavailableError: another worker has this id.
         """
-        given_up_s = time.monotonic() + _TAKE_OVER_S
+        until_s = time.monotonic() + _LOCK_TIMEOUT_S
         while not self._acquire():
-            if time.monotonic() > given_up_s:
+            if time.monotonic() > until_s:
                 raise JobsUnavailableError(
                     f"a worker called {self._executor_id!r} runs already: give each one a jobs.worker_id"
                 )
             time.sleep(_RETRY_S)
 
     def keep(self) -> bool:
-        """See that the lock is held, or take it again: the database may have been restarted.
+        """Check the lock, and take it again if it was lost, for example after a restart of the database.
 
         Returns:
-            Whether it is held; if not, others take this worker for dead.
+            Whether the lock is held; if not, others take this worker for dead.
 
         Raises:
-            DBAPIError: the database does not answer; then the next call tries again.
+            DBAPIError: the database does not answer; the next call tries again.
         """
         if self._session is not None:
             try:
@@ -102,15 +102,15 @@ class WorkerLocks:
 
     @contextmanager
     def is_dead(self, executor_id: str) -> Iterator[bool]:
-        """Tell whether another worker is dead; it cannot come back before the context is left."""
+        """Yield whether another worker is dead; it cannot take its lock before the context is left."""
         with self._connect() as session:
             try:
                 yield _try_lock(session, executor_id)
             finally:
-                session.invalidate()  # which ends the session, and with it the lock
+                session.invalidate()  # ends the session, and with it the lock
 
     def close(self) -> None:
-        """Let go."""
+        """Release the lock."""
         if self._session is not None:
             self._session.invalidate()
             self._session.close()
@@ -132,52 +132,52 @@ class WorkerLocks:
 
 
 class Watcher:
-    """Looks after unfinished work from time to time, in a thread of its own.
+    """Recovers unfinished work at intervals, in a thread.
 
     Args:
-        rescuer: takes it up.
-        locks: of the workers that share the database; None when this is the only one.
-        interval_s: from look to look, in seconds.
+        recovery: requeues the work.
+        locks: of the workers that share the database; None if this is the only one.
+        interval_s: between two checks, in seconds.
     """
 
-    def __init__(self, rescuer: Rescuer, locks: WorkerLocks | None, *, interval_s: float = 5.0) -> None:
-        self._rescuer = rescuer
+    def __init__(self, recovery: Recovery, locks: WorkerLocks | None, *, interval_s: float = 5.0) -> None:
+        self._recovery = recovery
         self._locks = locks
         self._interval_s = interval_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobs-watcher", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and let go of nothing."""
+        """Stop the thread; the locks stay."""
         self._stopping.set()
         self._thread.join()
 
-    def look(self) -> None:
-        """Look once.
+    def check_once(self) -> None:
+        """Recover the work of dead workers now.
 
         Raises:
             DBAPIError: the database does not answer.
         """
-        self._rescuer.take_up_stranded()
+        self._recovery.requeue_stranded()
         if self._locks is not None and self._locks.keep():
-            for executor_id in sorted(self._rescuer.unfinished()):
+            for executor_id in sorted(self._recovery.executors_with_work()):
                 with self._locks.is_dead(executor_id) as dead:
                     if dead:
-                        self._rescuer.rescue(executor_id)
-        self._rescuer.rest_when_idle()
+                        self._recovery.requeue_work_of(executor_id)
+        self._recovery.release_when_idle()
 
     def _run(self) -> None:
         while not self._stopping.wait(self._interval_s):
             try:
-                self.look()
+                self.check_once()
             except DBAPIError as error:
                 _log.warning("jobs database does not answer", reason=str(error.orig))
-            except Exception:  # noqa: BLE001 - the outermost edge of the thread: the next look must come
-                _log.exception("looking after jobs failed")
+            except Exception:  # noqa: BLE001 - the outermost edge of the thread: the next check must come
+                _log.exception("recovery of jobs failed")
 
 
 def _try_lock(session: sa.Connection, executor_id: str) -> bool:

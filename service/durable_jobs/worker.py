@@ -1,4 +1,4 @@
-"""A worker, put together: its locks are held, its jobs run, and those of dead workers are taken up."""
+"""Assembles a worker: its lock, its executor, and the watcher that recovers jobs of dead workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import DBAPIError
 
 from service.core.errors import BusyError
-from service.core.jobs.evaluation_job import JobWork, JsonObject
+from service.core.jobs.evaluation_job import JobSteps, JsonObject
 from service.durable_jobs.client import open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.errors import JobsUnavailableError
@@ -19,15 +19,15 @@ from service.durable_jobs.watcher import Watcher, WorkerLocks
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How a worker behaves.
+    """Options of a worker.
 
     Args:
-        executor_id: its name: stays the same over restarts, and no other worker has it.
-        environment: libraries, processor, engine; workers share a job only when theirs are equal.
-        grace_s: how long the picture that is being counted may take when the worker is stopped.
-        poll_s: how often queues and shards are looked at.
-        watch_s: how often dead workers are looked for.
-        keep_days: how long jobs that have ended are remembered.
+        executor_id: unique name, equal after a restart.
+        environment: libraries, processor, engine; workers with equal environments share a job.
+        grace_s: time that the picture in work has to finish when the worker stops, in seconds.
+        poll_s: interval at which queues and shards are read.
+        watch_s: interval at which dead workers are looked for.
+        keep_days: time after which ended jobs are deleted.
     """
 
     executor_id: str
@@ -39,13 +39,13 @@ class WorkerOptions:
 
 
 @contextmanager
-def run_jobs(database: JobsDatabase, work: JobWork, options: WorkerOptions) -> Iterator[None]:
-    """Run queued jobs as long as the context lasts; what is unfinished then is taken up later.
+def run_jobs(database: JobsDatabase, steps: JobSteps, options: WorkerOptions) -> Iterator[None]:
+    """Run queued jobs as long as the context lasts; unfinished ones go on later.
 
     Args:
-        database: prepared, and owned by this process when it is a file.
-        work: what is done.
-        options: how.
+        database: prepared, and owned by this process if it is a file.
+        steps: the work.
+        options: of the worker.
 
     Raises:
         JobsUnavailableError: the database does not answer, or another worker has this one's name.
@@ -53,13 +53,13 @@ def run_jobs(database: JobsDatabase, work: JobWork, options: WorkerOptions) -> I
     with ExitStack() as stack:
         try:
             locks = _hold(stack, database, options.executor_id)
-            client = stack.enter_context(open_client(database, patient=True))
+            client = stack.enter_context(open_client(database, waits=True))
         except (DBAPIError, BusyError) as error:
             raise JobsUnavailableError(f"jobs database {database} does not answer") from error
         executor = JobExecutor(
             database,
             client,
-            work,
+            steps,
             environment=options.environment,
             executor_id=options.executor_id,
             poll_s=options.poll_s,

@@ -1,4 +1,4 @@
-"""The outermost layer of every call: its id, its key, its log line, its metrics, the last catch."""
+"""The outermost layer of every call: request id, API key, log line, metrics, the last ``except``."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ SERVICE_NAME = wire.DESCRIPTOR.services_by_name["Segmentation"].full_name
 REQUEST_ID_KEY = "x-request-id"
 
 CLIENT_CLOSED_REQUEST = "client_closed_request"
-"""What log and metrics call a call whose client left, or whose deadline passed; it has no answer."""
+"""Code in log and metrics of a call whose client left, or whose deadline passed; it gets no answer."""
 
 
 @dataclass
 class Call:
-    """What the one log line of a call says.
+    """One call, as its log line tells it.
 
     Attributes:
-        request_id: the client's own if it is sane, else a new one.
-        started_s: when it came, on the clock of ``time.monotonic``.
-        code: ``ok``, or the code of the error that it ended with.
-        served: name and number of the version that answers; None = none does.
-        source: who asks, for the waiting room: a key, or an address where nobody needs a key.
-        notes: what else is worth logging: numbers and closed sets only.
+        request_id: the client's own if it is valid, else a new one.
+        started_s: arrival (``time.monotonic``, seconds).
+        code: ``ok``, or the code of the error with which it ended.
+        served: name and number of the version that answers; None = unknown.
+        source: client, for the scheduler: digest of its key, or its address where no key is needed.
+        log_fields: further fields of the log line: numbers and closed sets only.
     """
 
     request_id: str
@@ -48,16 +48,16 @@ class Call:
     code: str = "ok"
     served: tuple[str, int] | None = None
     source: str | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    log_fields: dict[str, Any] = field(default_factory=dict)
 
 
 class GrpcEdge:
     """Wraps the methods of the service.
 
     Args:
-        key_digests: of the API keys; empty = no key is asked for.
-        metrics: counts the answers.
-        max_calls: at the same time.
+        key_digests: of the API keys; empty = no key is needed.
+        metrics: counts the calls.
+        max_calls: open at the same time.
     """
 
     def __init__(self, key_digests: frozenset[bytes], metrics: Metrics, *, max_calls: int) -> None:
@@ -70,33 +70,33 @@ class GrpcEdge:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no call is open: the last byte of every answer is on its way."""
+        """Whether no call is open: gRPC has the last byte of every answer."""
         return self._idle.is_set()
 
     async def until_idle(self) -> None:
-        """Return when no call is open."""
+        """Wait until no call is open."""
         await self._idle.wait()
 
     @asynccontextmanager
     async def call(self, context: Context, method: str) -> AsyncIterator[Call]:
-        """Let a call in, turn what it raises into its status, and log one line about it.
+        """Check a call, turn its exception into its status, and log one line about it.
 
         Args:
-            context: of the call; the id of the call comes back in its trailing metadata.
+            context: of the call; its trailing metadata get the request id.
             method: its name, for log and metrics.
 
         Raises:
-            grpc.aio.AbortError: the call failed; its status is set.
+            grpc.aio.AbortError: the call failed, and its status is set.
         """
         metadata = _ascii_metadata(context)
         call = Call(sane_request_id(metadata.get(REQUEST_ID_KEY, "")), time.monotonic())
-        self._count(context)
+        self._count_open(context)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         status: Status | None = None
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
                 self._check_key(metadata)
-                self._check_room()
+                self._check_capacity()
                 call.source = self._source(context, metadata)
                 yield call
             except ServiceError as error:
@@ -104,13 +104,13 @@ class GrpcEdge:
             except asyncio.CancelledError:
                 call.code = CLIENT_CLOSED_REQUEST
                 raise
-            except grpc.aio.InternalError:  # a message could not be sent: nobody is there any more
+            except grpc.aio.InternalError:  # a message could not be sent: the client is gone
                 call.code = CLIENT_CLOSED_REQUEST
             except Exception:  # noqa: BLE001 - the outermost edge of a call
                 _log.exception("request failed")
                 status = _status(call, InternalError("unexpected"))
             finally:
-                self._take_note(call, method)
+                self._log(call, method)
         if status is not None:
             await _abort(context, call, status)
 
@@ -123,23 +123,23 @@ class GrpcEdge:
             return bearer_digest(metadata["authorization"]).hex()
         return str(context.peer()).rpartition(":")[0]  # without the port
 
-    def _count(self, context: Context) -> None:
-        """Count a call until its answer is sent, which is after it was returned."""
+    def _count_open(self, context: Context) -> None:
+        """Count a call until its answer is sent, which is after the method returned."""
         self._open_calls += 1
         self._idle.clear()
         # The stubs have a class where a protocol is meant.
-        context.add_done_callback(self._discount)  # type: ignore[arg-type]
+        context.add_done_callback(self._count_closed)  # type: ignore[arg-type]
 
-    def _discount(self, _: Context) -> None:
+    def _count_closed(self, _: Context) -> None:
         self._open_calls -= 1
         if not self._open_calls:
             self._idle.set()
 
-    def _check_room(self) -> None:
+    def _check_capacity(self) -> None:
         if self._open_calls > self._max_calls:
-            raise BusyError(f"{self._max_calls} calls are open, and more are not allowed")
+            raise BusyError(f"{self._max_calls} calls are open, and more may not: try again later")
 
-    def _take_note(self, call: Call, method: str) -> None:
+    def _log(self, call: Call, method: str) -> None:
         duration_s = time.monotonic() - call.started_s
         self._metrics.request_done(
             protocol="grpc",
@@ -149,11 +149,11 @@ class GrpcEdge:
             served=call.served,
         )
         duration_ms = round(1e3 * duration_s, 2)
-        _log.info("call", method=method, code=call.code, duration_ms=duration_ms, **call.notes)
+        _log.info("call", method=method, code=call.code, duration_ms=duration_ms, **call.log_fields)
 
 
 def _ascii_metadata(context: Context) -> dict[str, str]:
-    """Return the first value of each key whose values are text; those of ``-bin`` keys are bytes."""
+    """Return the first text value of each key; ``-bin`` keys have bytes."""
     found: dict[str, str] = {}
     for key, value in context.invocation_metadata() or ():
         if isinstance(value, str):
@@ -162,7 +162,7 @@ def _ascii_metadata(context: Context) -> dict[str, str]:
 
 
 def _status(call: Call, error: ServiceError) -> Status:
-    """Render an error where it is caught: kept longer, its traceback would keep pictures in memory."""
+    """Make the status where the error is caught: its traceback references pictures and must not be kept."""
     call.code = error.code
     return status_of(error, call.request_id)
 

@@ -1,4 +1,4 @@
-"""``grpc.health.v1.Health``: whether to send work here, asked once or watched."""
+"""``grpc.health.v1.Health``: whether clients should send work here; ``Check`` and ``Watch``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.grpc_api.edge import Context
 
-_LOOK_AGAIN_S = 0.25
-"""Readiness is a question, not an event: those who watch learn of a change within this time."""
+_POLL_INTERVAL_S = 0.25
+"""Readiness sends no events: ``Watch`` reports a change within this time."""
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
-    """Tells what ``is_ready`` says in this moment, for each service and for all together (the empty name).
+    """Reports ``is_ready`` for each service, and for all of them under the empty name.
 
-    The library's own servicer keeps states that somebody would have to set, and a client that watches but
-    does not read could make that wait.
+    The library's own servicer keeps states that have to be set, and a client that watches without reading can
+    block the setter.
 
     Args:
-        is_ready: whether work may be sent here.
+        is_ready: whether clients should send work here.
         services: full names.
-        stopping: set when the server stops; those who watch are told so and let go.
+        stopping: set when the server stops; ends all watches.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
                 await context.write(response)
                 last = response
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_AGAIN_S):
+                async with asyncio.timeout(_POLL_INTERVAL_S):
                     await self._stopping.wait()
 
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:

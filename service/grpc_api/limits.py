@@ -1,26 +1,26 @@
-"""What one peer of the gRPC server may do, as gRPC's core is told."""
+"""Limits of one gRPC peer, and the channel options that enforce them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 _MESSAGE_OVERHEAD = 64 * 1024
-"""What a message may hold beside its picture."""
+"""Bytes of a message beside its picture."""
 
 
 @dataclass(frozen=True)
 class PeerLimits:
-    """What one peer may do, and when it is given up.
+    """Limits of one peer.
 
     Args:
-        max_image_bytes: a message holds one picture and little else.
-        max_streams: calls at the same time on one connection.
-        max_calls: on all connections together; more are refused by name. Those to health and reflection do
-            not count, and have as much room of their own, beyond which gRPC itself refuses without details.
-        keepalive_s: a peer that is silent for so long is asked for a sign of life.
-        keepalive_timeout_s: how long it has to answer.
-        handshake_s: how long a new connection has to speak HTTP/2.
-        min_ping_interval_s: a peer that pings more often, without sending anything, is sent away.
+        max_image_bytes: size of the picture in a message.
+        max_streams: open calls on one connection.
+        max_calls: open calls on all connections; more fail with ``busy``. Calls to health and reflection are
+            not counted. They have the same limit, beyond which gRPC refuses without details.
+        keepalive_s: silence after which a peer is pinged.
+        keepalive_timeout_s: time to answer a ping, after which the connection is closed.
+        handshake_s: time until a new connection must speak HTTP/2.
+        min_ping_interval_s: a connection with more frequent pings, and no data between them, is closed.
     """
 
     max_image_bytes: int = 20 * 1024 * 1024
@@ -33,13 +33,13 @@ class PeerLimits:
 
     @property
     def max_rpcs(self) -> int:
-        """Calls of all kinds at the same time."""
+        """Open calls of all kinds."""
         return 2 * self.max_calls
 
     def channel_options(self) -> list[tuple[str, int]]:
-        """Return the limits as gRPC's core knows them."""
+        """Return the limits as options of gRPC's core."""
         return [
-            ("grpc.so_reuseport", 0),  # or a second service would silently share the port
+            ("grpc.so_reuseport", 0),  # else a second service would silently share the port
             ("grpc.max_receive_message_length", self.max_image_bytes + _MESSAGE_OVERHEAD),
             ("grpc.max_send_message_length", -1),  # as large as the picture is
             ("grpc.max_concurrent_streams", self.max_streams),

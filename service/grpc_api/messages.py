@@ -1,4 +1,4 @@
-"""Between the wire and the core: pictures in, masks and descriptions out."""
+"""Converts between the messages of the gRPC API and the core."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Target:
 
     Attributes:
         name: None = the default model.
-        number: of the version; None = the one that is served under the name.
+        number: of the version; None = the one that the name means.
     """
 
     name: str | None
@@ -38,10 +38,10 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read ``NAME`` or ``NAME@VERSION``; nothing = the default model.
+        """Parse ``NAME``, ``NAME@VERSION`` or nothing.
 
         Raises:
-            InvalidArgumentError: it is neither.
+            InvalidArgumentError: the text is none of these.
         """
         if not text:
             return cls(None, None)
@@ -56,11 +56,11 @@ class Target:
 
 @dataclass(frozen=True)
 class MaskRequest:
-    """How a client wants its mask.
+    """The mask that a client wants.
 
     Attributes:
-        encoding: one of the wire's, never UNSPECIFIED.
-        keep: the classes to show, others become the ignore id; None = all.
+        encoding: one of ``wire.MaskEncoding``, never UNSPECIFIED.
+        keep: ids of the classes to show, others become the ignore id; None = all.
     """
 
     encoding: wire.MaskEncoding.ValueType
@@ -68,14 +68,14 @@ class MaskRequest:
 
     @classmethod
     def parse(cls, encoding: int, classes: Sequence[int], palette: ClassPalette) -> MaskRequest:
-        """Check what a client asked for.
+        """Check the fields of a request.
 
         Raises:
-            InvalidArgumentError: there is no such encoding, no such class, or more than any model has.
+            InvalidArgumentError: no such encoding or class, or more classes than any model has.
         """
         if encoding not in _ENCODERS and encoding != wire.MASK_ENCODING_UNSPECIFIED:
             raise InvalidArgumentError(f"mask: there is no encoding {encoding}")
-        if len(classes) > MAX_CLASSES:  # a message has room for millions
+        if len(classes) > MAX_CLASSES:  # a message can hold millions
             raise InvalidArgumentError(f"classes: no model has {len(classes)}")
         unknown = [class_id for class_id in classes if class_id >= palette.num_classes]
         if unknown:
@@ -84,12 +84,12 @@ class MaskRequest:
         return cls(known, frozenset(classes) if classes else None)
 
     @property
-    def encode_bytes(self) -> int:
-        """Memory that ``mask_of`` takes beside the segmentation, in bytes a pixel."""
-        return _ENCODE_BYTES[self.encoding] + (0 if self.keep is None else 1)
+    def render_bytes(self) -> int:
+        """Memory that ``render_mask`` takes beside the segmentation, in bytes per pixel."""
+        return _RENDER_BYTES[self.encoding] + (0 if self.keep is None else 1)
 
 
-def segmented(
+def segment_image(
     segmenter: Segmenter,
     model: LoadedModel,
     image: wire.Image,
@@ -100,31 +100,32 @@ def segmented(
     lane: Lane = Lane.INTERACTIVE,
     source: str | None = None,
     labelled: Callable[[Answer], None] | None = None,
-) -> AbstractAsyncContextManager[Encoded]:
-    """Answer a picture of the wire, whatever its encoding is; see ``Segmenter.segment``.
+) -> AbstractAsyncContextManager[RenderedMask]:
+    """Segment an encoded or raw image of a message and render its mask.
 
     Args:
-        segmenter: answers it.
-        model: the model that answers.
-        image: encoded or raw.
-        wanted: how the mask is encoded.
-        deadline_s: when nobody waits for the labels any more, on the clock of ``time.monotonic``.
-        max_bytes: more than these are refused.
-        lane: how urgent it is.
-        source: who asks.
+        segmenter: segments it.
+        model: the model version; held until the context is left.
+        image: a field of the message.
+        wanted: the mask.
+        deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds).
+        max_bytes: size of the largest image.
+        lane: how urgent the image is.
+        source: client or stream that sends it; None = unknown.
         labelled: called in the event loop as soon as the device has answered.
 
     Raises:
-        EmptyBodyError: there are no bytes.
-        PayloadTooLargeError: there are too many.
+        EmptyBodyError: the image has no bytes.
+        PayloadTooLargeError: the image has more than ``max_bytes``.
         InvalidArgumentError: there is no such encoding, or raw pixels come without a size.
+        ServiceError: an error of ``Segmenter.segment``.
     """
     return segmenter.segment(
         model,
         _picture(image, max_bytes),
-        partial(encode, wanted=wanted),
+        partial(render_mask, wanted=wanted),
         deadline_s=deadline_s,
-        render_bytes=wanted.encode_bytes,
+        render_bytes=wanted.render_bytes,
         lane=lane,
         source=source,
         labelled=labelled,
@@ -147,8 +148,8 @@ def _picture(image: wire.Image, max_bytes: int) -> Picture:
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """A mask on its way out, which model made it, and where the time went."""
+class RenderedMask:
+    """An encoded mask, the version that made it, and the time of each stage."""
 
     mask: wire.Mask
     version: ModelVersion
@@ -157,7 +158,7 @@ class Encoded:
 
     @property
     def timings(self) -> wire.Timings:
-        """What the client is told of the stages."""
+        """Message with the times; preparing the picture counts as decoding."""
         stages_s = self.stages_s
         return wire.Timings(
             decode_ms=1e3 * (stages_s["decode"] + stages_s["preprocess"]),
@@ -169,8 +170,8 @@ class Encoded:
         )
 
 
-def encode(segmentation: Segmentation, wanted: MaskRequest) -> Encoded:
-    """Encode an answer as the client wants it; runs in a thread, never in the event loop."""
+def render_mask(segmentation: Segmentation, wanted: MaskRequest) -> RenderedMask:
+    """Encode the mask of a segmentation; takes milliseconds and runs outside the event loop."""
     started_s = time.monotonic()
     label_map = segmentation.label_map
     if wanted.keep is not None:
@@ -182,20 +183,8 @@ def encode(segmentation: Segmentation, wanted: MaskRequest) -> Encoded:
         width=size.width,
         height=size.height,
     )
-    stages_s = _stages_s(segmentation, time.monotonic() - started_s)
-    return Encoded(mask, segmentation.version, stages_s, segmentation.batch_size)
-
-
-def _stages_s(segmentation: Segmentation, encode_s: float) -> Mapping[Stage, float]:
-    timings = segmentation.timings
-    return {
-        "decode": timings.decode_s,
-        "preprocess": timings.preprocess_s,
-        "queue": timings.queue_s,
-        "infer": timings.infer_s,
-        "post": timings.post_s,
-        "encode": encode_s,
-    }
+    stages_s = segmentation.timings.by_stage(encode_s=time.monotonic() - started_s)
+    return RenderedMask(mask, segmentation.version, stages_s, segmentation.batch_size)
 
 
 _Encoder = Callable[[Segmentation, LabelMap], bytes]
@@ -209,26 +198,26 @@ _ENCODERS: Mapping[int, _Encoder] = {
     ),
 }
 
-_ENCODE_BYTES: Mapping[int, int] = {wire.PNG: 1, wire.RAW: 1, wire.COCO_RLE: 3, wire.OVERLAY_JPEG: 5}
+_RENDER_BYTES: Mapping[int, int] = {wire.PNG: 1, wire.RAW: 1, wire.COCO_RLE: 3, wire.OVERLAY_JPEG: 5}
 
 
 def class_infos(palette: ClassPalette) -> list[wire.ClassInfo]:
-    """Describe the classes of a model."""
+    """Return the classes of a model as messages."""
     return [
         wire.ClassInfo(id=class_id, name=name, red=red, green=green, blue=blue)
         for class_id, (name, (red, green, blue)) in enumerate(zip(palette.names, palette.colors, strict=True))
     ]
 
 
-def model_info(served: LoadedModel) -> wire.ModelInfo:
-    """Describe a version that is served."""
+def model_info(model: LoadedModel) -> wire.ModelInfo:
+    """Return a served version as a message."""
     return wire.ModelInfo(
-        name=served.version.name,
-        version=served.version.number,
-        classes=class_infos(served.manifest.palette),
-        ignore_id=served.manifest.palette.ignore_id,
-        architecture=served.manifest.architecture,
-        engine=served.engine.engine,
-        device=served.engine.device,
-        precision=served.engine.precision,
+        name=model.version.name,
+        version=model.version.number,
+        classes=class_infos(model.manifest.palette),
+        ignore_id=model.manifest.palette.ignore_id,
+        architecture=model.manifest.architecture,
+        engine=model.engine.engine,
+        device=model.engine.device,
+        precision=model.engine.precision,
     )

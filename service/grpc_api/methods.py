@@ -1,4 +1,4 @@
-"""The methods as gRPC wants to have them registered: bytes in, bytes out."""
+"""Registration of the methods with gRPC: bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from service.wire import segmentation_pb2 as wire
 
 
 def method_handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
-    """Return what a server calls for each method of the service.
+    """Return the handlers of the service's methods.
 
-    The generated registration is not used: with it, bytes that are no message never reach the servicer, and
-    write a traceback into the log each time. Here they arrive as None. All methods read their messages
-    themselves, those with a single one too: so a call can be refused, and is known to the servicer, before
-    its picture is received.
+    They replace the generated registration, with which bytes that are no message never reach the servicer and
+    log a traceback each time; here they arrive as None. Every method reads its messages itself, also a single
+    one, so that a call can be refused before its picture is received.
     """
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
@@ -28,8 +27,8 @@ def method_handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
             "Segment": _unary(servicer.Segment, wire.SegmentRequest),
             "SegmentStream": grpc.stream_stream_rpc_method_handler(
                 servicer.SegmentStream,
-                request_deserializer=_reader(wire.StreamRequest),
-                response_serializer=_written,
+                request_deserializer=_deserializer(wire.StreamRequest),
+                response_serializer=_serialize,
             ),
         },
     )
@@ -37,19 +36,19 @@ def method_handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
 
 def _unary(method: Callable[..., Any], request: type[Message]) -> Any:
     return grpc.stream_unary_rpc_method_handler(
-        method, request_deserializer=_reader(request), response_serializer=_written
+        method, request_deserializer=_deserializer(request), response_serializer=_serialize
     )
 
 
-def _reader(kind: type[Message]) -> Callable[[bytes], Message | None]:
-    def read(data: bytes) -> Message | None:
+def _deserializer(kind: type[Message]) -> Callable[[bytes], Message | None]:
+    def deserialize(data: bytes) -> Message | None:
         try:
             return kind.FromString(data)
         except DecodeError:
             return None
 
-    return read
+    return deserialize
 
 
-def _written(message: Message) -> bytes:
+def _serialize(message: Message) -> bytes:
     return message.SerializeToString()

@@ -1,4 +1,4 @@
-"""The gRPC server: its port, what it lets a peer do, and how it ends."""
+"""The gRPC server: its port, its limits, and how it stops."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from service.grpc_api.methods import method_handlers
 from service.grpc_api.servicer import Servicer
 
 _LINGER_S = 0.5
-"""A call that was accepted in the last moment has reached the servicer by then."""
+"""Time in which a call that was just accepted reaches the servicer."""
 
 _HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class GrpcBindError(Exception):
-    """The address cannot be listened on; the message names it."""
+    """The server cannot listen on the address, which the message names."""
 
 
 class GrpcServer:
@@ -31,12 +31,12 @@ class GrpcServer:
 
     Args:
         servicer: the methods.
-        is_ready: whether work may be sent here.
-        limits: of its peers.
-        grace_s: how long calls may take to finish once it stops.
+        is_ready: whether clients should send work here.
+        limits: of a peer.
+        grace_s: time that calls have to finish after ``stop``, in seconds.
 
     Attributes:
-        cut_off: calls were cut off in the end, by ``cut`` or because they took too long.
+        cut_off: some calls were cut off, by ``cut`` or after the grace time.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class GrpcServer:
         reflection.enable_server_reflection(names, self._server)
 
     def bind(self, host: str, port: int) -> str:
-        """Open the port before anything slow begins, so that a taken one is told at once.
+        """Open the port; called before slow work, so that a port that is in use is reported at once.
 
         Args:
-            host: a name or an address.
-            port: 0 = one that is free.
+            host: name or address.
+            port: 0 = any free port.
 
         Returns:
-            The address to give to clients, ``HOST:PORT``.
+            The address for clients, ``HOST:PORT``.
 
         Raises:
-            GrpcBindError: the port is taken or not allowed, or there is no such address here.
+            GrpcBindError: the port is in use or not allowed, or this machine does not have the address.
         """
         name = f"[{host}]" if ":" in host else host
         try:
@@ -76,7 +76,7 @@ class GrpcServer:
             raise GrpcBindError(f"cannot listen on {host} port {port} for gRPC") from error
 
     async def answer(self) -> None:
-        """Answer until ``stop`` is called and everything is answered, or its grace is over."""
+        """Answer calls until ``stop``, then until all are answered or the grace time is over."""
         await self._server.start()
         await self._stopping.wait()
         self._servicer.drain(time.monotonic() + self._grace_s)
@@ -91,7 +91,7 @@ class GrpcServer:
         await ending
 
     async def _all_answered(self, ending: asyncio.Task[None]) -> None:
-        """Return when no call of the servicer is left: others, to reflection, may never end by themselves."""
+        """Wait until the servicer has no open call; calls to reflection may never end by themselves."""
         while not ending.done():
             await self._servicer.until_idle()
             await asyncio.wait((ending,), timeout=_LINGER_S)
@@ -99,10 +99,10 @@ class GrpcServer:
                 return
 
     def stop(self) -> None:
-        """Accept no call any more; streams end once what they sent is answered."""
+        """Accept no more calls; streams end when the frames that they sent are answered."""
         self._stopping.set()
 
     def cut(self) -> None:
-        """Do not even wait for that."""
+        """Stop, and cut off all open calls."""
         self._stopping.set()
         self._cutting.set()

@@ -1,4 +1,4 @@
-"""``segmentation.v1.Segmentation``: the three methods of the service."""
+"""``segmentation.v1.Segmentation``: the three methods of the gRPC API."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from service.core.errors import DrainingError, InvalidArgumentError, RequestTooS
 from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
-from service.core.streams.frame_stream import StreamTurns
+from service.core.streams.frame_permits import FramePermits
 from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
-from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segmented
-from service.grpc_api.streams import FrameStream, MessageT, StreamLimits, StreamTools, next_message
+from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segment_image
+from service.grpc_api.streams import FrameStream, MessageT, StreamLimits, StreamResources, next_message
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 
@@ -30,16 +30,16 @@ class ServicerOptions:
     """How calls are answered.
 
     Args:
-        key_digests: of the API keys; empty = no key is asked for.
-        default_timeout_s: how long a client waits that set no deadline.
-        max_timeout_s: more than this is not waited for.
-        receive_timeout_s: from the head of a call to the end of its first message.
-        max_image_bytes: size of one picture.
-        max_image_bytes_in_flight: of all pictures that came and are not answered yet.
-        max_calls: at the same time.
-        streams: limits of a stream.
-        frames_at_once: frames of all streams together that are read or wait for the device.
-        film_frames_at_once: the same while all streams are films.
+        key_digests: of the API keys; empty = no key is needed.
+        default_timeout_s: deadline of calls without one, in seconds from their arrival.
+        max_timeout_s: longest deadline.
+        receive_timeout_s: time from the head of a call to the end of its first message.
+        max_image_bytes: size of the largest picture.
+        max_image_bytes_in_flight: of all pictures that were received and are not answered yet.
+        max_calls: open at the same time.
+        streams: limits of one stream.
+        max_started_frames: frames of all streams that are started and have not left the device.
+        max_started_film_frames: the same while there is no live stream.
     """
 
     key_digests: frozenset[bytes] = frozenset()
@@ -50,17 +50,17 @@ class ServicerOptions:
     max_image_bytes_in_flight: int = 512 * 1024 * 1024
     max_calls: int = PeerLimits.max_calls
     streams: StreamLimits = field(default_factory=StreamLimits)
-    frames_at_once: int = 2
-    film_frames_at_once: int = 2
+    max_started_frames: int = 2
+    max_started_film_frames: int = 2
 
 
 class Servicer:
     """Answers the calls of all clients.
 
     Args:
-        segmenter: answers pictures.
-        host: knows the served models.
-        metrics: counts.
+        segmenter: segments pictures.
+        host: the served models.
+        metrics: counts calls and frames.
         options: limits.
     """
 
@@ -76,9 +76,11 @@ class Servicer:
         self._metrics = metrics
         self._options = options
         self._edge = GrpcEdge(options.key_digests, metrics, max_calls=options.max_calls)
-        self._room = MemoryBudget(options.max_image_bytes_in_flight)
-        turns = StreamTurns(options.frames_at_once, options.film_frames_at_once)
-        self._tools = StreamTools(segmenter, host, turns, self._room, metrics, options.streams)
+        self._image_budget = MemoryBudget(options.max_image_bytes_in_flight)
+        permits = FramePermits(options.max_started_frames, options.max_started_film_frames)
+        self._resources = StreamResources(
+            segmenter, host, permits, self._image_budget, metrics, options.streams
+        )
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
         self._stops_at_s: float | None = None
@@ -86,18 +88,18 @@ class Servicer:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every call that reached this object is answered, to the last byte."""
+        """Whether no call is open: gRPC has the last byte of every answer."""
         return self._edge.is_idle
 
     async def until_idle(self) -> None:
-        """Return when that is so."""
+        """Wait until no call is open."""
         await self._edge.until_idle()
 
     def drain(self, stops_at_s: float) -> None:
-        """End all streams as soon as what they have sent is answered, and open no new ones.
+        """Open no new streams, and end each open one when the frames that it sent are answered.
 
         Args:
-            stops_at_s: when the service will have stopped, on the clock of ``time.monotonic``.
+            stops_at_s: time at which the service will have stopped (``time.monotonic``, seconds).
         """
         self._stops_at_s = stops_at_s
         self._draining.set()
@@ -109,27 +111,27 @@ class Servicer:
         requests: object,  # noqa: ARG002 - see next_message
         context: Context,
     ) -> wire.ListModelsResponse:
-        """List what is served, the default model first."""
+        """List the served versions, the default model first."""
         async with self._edge.call(context, "ListModels"):
-            await self._first(context, wire.ListModelsRequest)
-            return wire.ListModelsResponse(models=[model_info(served) for served in self._host.models])
+            await self._first_message(context, wire.ListModelsRequest)
+            return wire.ListModelsResponse(models=[model_info(model) for model in self._host.models])
 
     async def Segment(
         self,
         requests: object,  # noqa: ARG002 - see next_message
         context: Context,
     ) -> wire.SegmentResponse:
-        """Answer one picture."""
+        """Segment one picture."""
         async with self._edge.call(context, "Segment") as call:
             deadline_s = self._deadline_s(context)
             with self._metrics.in_flight():
-                request = await self._first(context, wire.SegmentRequest)
-                # It is here already: what waits for room would need it.
-                place = await self._room.acquire(len(request.image.data), timeout_s=0.0)
+                request = await self._first_message(context, wire.SegmentRequest)
+                # No waiting for memory: the picture is in memory already.
+                memory = await self._image_budget.acquire(len(request.image.data), timeout_s=0.0)
                 try:
                     return await self._segment(request, call, deadline_s)
                 finally:
-                    self._room.release(place)
+                    self._image_budget.release(memory)
 
     async def SegmentStream(
         self,
@@ -139,7 +141,7 @@ class Servicer:
         """Answer the frames of one stream."""
         async with self._edge.call(context, "SegmentStream") as call:
             with self._metrics.stream():
-                await self._converse(call, context)
+                await self._answer_stream(call, context)
 
     def _deadline_s(self, context: Context) -> float:
         left_s: float | None = context.time_remaining()  # None without a deadline
@@ -154,7 +156,7 @@ class Servicer:
         with self._host.hold(target.name, target.number) as model:
             call.served = model.version.name, model.version.number
             wanted = MaskRequest.parse(request.mask, request.classes, model.manifest.palette)
-            async with segmented(
+            async with segment_image(
                 self._segmenter,
                 model,
                 request.image,
@@ -162,48 +164,48 @@ class Servicer:
                 deadline_s=deadline_s,
                 max_bytes=self._options.max_image_bytes,
                 source=call.source,
-            ) as encoded:
-                self._metrics.stages_done(encoded.stages_s)
-        version = encoded.version
-        call.notes.update(bytes_in=len(request.image.data), bytes_out=len(encoded.mask.data))
+            ) as rendered:
+                self._metrics.stages_done(rendered.stages_s)
+        version = rendered.version
+        call.log_fields.update(bytes_in=len(request.image.data), bytes_out=len(rendered.mask.data))
         return wire.SegmentResponse(
-            mask=encoded.mask, model=version.name, version=version.number, timings=encoded.timings
+            mask=rendered.mask, model=version.name, version=version.number, timings=rendered.timings
         )
 
-    async def _converse(self, call: Call, context: Context) -> None:
+    async def _answer_stream(self, call: Call, context: Context) -> None:
         if self._stops_at_s is not None:
             raise DrainingError(_ABOUT_TO_STOP)
-        wanted = await self._opening(context)
+        wanted = await self._stream_open(context)
         target = Target.parse(wanted.model)
-        served = self._host.find(target.name, target.number)
-        call.served = served.version.name, served.version.number
+        model = self._host.find(target.name, target.number)
+        call.served = model.version.name, model.version.number
         rules = self._options.streams.rules(wanted)
         stream = FrameStream(
             context,
-            target=Target(served.version.name, target.number),
-            version=served.version.number,
-            wanted=MaskRequest.parse(wanted.mask, (), served.manifest.palette),
+            target=Target(model.version.name, target.number),
+            version=model.version.number,
+            wanted=MaskRequest.parse(wanted.mask, (), model.manifest.palette),
             rules=rules,
             source=f"stream-{next(self._stream_numbers)}",
-            tools=self._tools,
+            resources=self._resources,
         )
         opened = wire.StreamOpened(
-            model=served.version.name,
-            version=served.version.number,
+            model=model.version.name,
+            version=model.version.number,
             max_in_flight=rules.max_in_flight,
             max_frame_age_ms=round(1e3 * rules.max_frame_age_s),
-            classes=class_infos(served.manifest.palette),
+            classes=class_infos(model.manifest.palette),
         )
         await context.write(wire.StreamResponse(opened=opened))
-        with self._known(stream):
+        with self._registered(stream):
             try:
-                await stream.run()
+                await stream.answer_frames()
             finally:
-                call.notes.update(stream.outcomes)
+                call.log_fields.update(stream.outcomes)
 
     @contextmanager
-    def _known(self, stream: FrameStream) -> Iterator[None]:
-        """Let ``drain`` reach a stream; one that was opened while the drain began is told at once."""
+    def _registered(self, stream: FrameStream) -> Iterator[None]:
+        """Let ``drain`` reach a stream; one that was opened during a drain is drained at once."""
         self._streams.add(stream)
         if self._stops_at_s is not None:
             stream.drain(self._stops_at_s)
@@ -212,9 +214,9 @@ class Servicer:
         finally:
             self._streams.discard(stream)
 
-    async def _opening(self, context: Context) -> wire.StreamOpen:
-        """Return how a stream is to be answered; a drain does not wait for that."""
-        reading = asyncio.create_task(self._first(context, wire.StreamRequest))
+    async def _stream_open(self, context: Context) -> wire.StreamOpen:
+        """Return the first message of a stream; a drain does not wait for it."""
+        reading = asyncio.create_task(self._first_message(context, wire.StreamRequest))
         draining = asyncio.create_task(self._draining.wait())
         try:
             await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
@@ -228,7 +230,7 @@ class Servicer:
             raise InvalidArgumentError("the first message of a stream is open")
         return message.open
 
-    async def _first(self, context: Context, kind: type[MessageT]) -> MessageT:
+    async def _first_message(self, context: Context, kind: type[MessageT]) -> MessageT:
         limit_s = self._options.receive_timeout_s
         async with within(limit_s, lambda: _too_slow(limit_s)):
             message = await next_message(context, kind)

@@ -1,4 +1,4 @@
-"""Errors as gRPC statuses with rich details, and the one table from error code to status code."""
+"""The table from error code to gRPC status code, and statuses with error details."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from google.rpc.status_pb2 import Status
 from service.core.errors import OverloadError, ServiceError, message_for_clients
 
 ERROR_DOMAIN = "segmentation.v1"
-"""Says whose codes the reasons of ``ErrorInfo`` are."""
+"""Domain of the reasons in ``ErrorInfo``."""
 
 DETAILS_KEY = "grpc-status-details-bin"
-"""Trailing metadata that holds a ``google.rpc.Status``."""
+"""Key of the trailing metadata with a ``google.rpc.Status``."""
 
 STATUS_OF_CODE: Mapping[str, grpc.StatusCode] = MappingProxyType(
     {
@@ -51,17 +51,17 @@ _MIN_RETRY_S = 0.001
 
 
 def status_number(code: str) -> int:
-    """Return the number of the status that errors with this code are answered with."""
+    """Return the number of the status code for an error code."""
     value: tuple[int, str] = STATUS_OF_CODE[code].value
     return value[0]
 
 
 def status_of(error: ServiceError, request_id: str) -> Status:
-    """Return the whole status of a failed call.
+    """Return the status of a failed call, with the error code, the request id and the time to wait.
 
     Args:
-        error: what went wrong; the details of a defect stay in the log.
-        request_id: finds the log line.
+        error: of an ``InternalError`` clients learn no details.
+        request_id: of the call, as in its log line.
     """
     status = Status(code=status_number(error.code), message=message_for_clients(error))
     status.details.add().Pack(ErrorInfo(reason=error.code.upper(), domain=ERROR_DOMAIN))

@@ -1,4 +1,4 @@
-"""One stream of frames: between the wire and the rules of ``core.streaming``."""
+"""One stream of frames: connects the messages of a call with a ``StreamSession``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from service.core.errors import (
 )
 from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
-from service.core.scheduling.dispatcher import Answer as DeviceAnswer
+from service.core.scheduling.dispatcher import Answer
 from service.core.scheduling.memory_budget import MemoryBudget, MemoryReservation
 from service.core.scheduling.scheduler import Lane
-from service.core.streams.frame_stream import (
-    Answer,
+from service.core.streams.frame_permits import FramePermits
+from service.core.streams.stream_session import (
     AnsweredFrame,
     DroppedFrames,
     DropReason,
@@ -36,11 +36,11 @@ from service.core.streams.frame_stream import (
     FramePolicy,
     ModelSwitch,
     StartedFrame,
+    StreamAnswer,
     StreamRules,
     StreamSession,
-    StreamTurns,
 )
-from service.grpc_api.messages import MaskRequest, Target, segmented
+from service.grpc_api.messages import MaskRequest, Target, segment_image
 from service.grpc_api.status import status_number
 from service.telemetry import FrameOutcome, Metrics
 from service.wire import segmentation_pb2 as wire
@@ -72,12 +72,13 @@ _OUTCOMES: dict[DropReason, FrameOutcome] = {
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """What a stream may ask for at most.
+    """The most that a stream may ask for.
 
     Args:
-        max_in_flight: frames of one stream; each may keep a result in memory that its client does not read.
-        max_frame_age_s: after how long a frame is given up.
-        max_frame_bytes: size of a frame's picture.
+        max_in_flight: frames of one stream that are started, or answered and not sent yet; a client that does
+            not read keeps so many results in memory.
+        max_frame_age_s: time after which a frame is dropped, in seconds.
+        max_frame_bytes: size of the picture of a frame.
     """
 
     max_in_flight: int = 4
@@ -100,33 +101,33 @@ class StreamLimits:
 
 
 @dataclass(frozen=True)
-class StreamTools:
+class StreamResources:
     """What all streams of a service share.
 
     Args:
-        segmenter: answers frames.
-        host: knows the served models.
-        turns: which stream goes next.
-        room: for the pictures that came and are not answered yet.
+        segmenter: segments frames.
+        host: the served models.
+        permits: decide which stream starts its next frame.
+        image_budget: memory of pictures that were received and are not answered yet.
         metrics: counts frames.
-        limits: of a stream.
+        limits: of one stream.
     """
 
     segmenter: Segmenter
     host: ModelHost
-    turns: StreamTurns
-    room: MemoryBudget
+    permits: FramePermits
+    image_budget: MemoryBudget
     metrics: Metrics
     limits: StreamLimits
 
 
 async def next_message(context: Context, kind: type[MessageT]) -> MessageT | None:
-    """Return the next message of a call; None when the client has ended it.
+    """Return the next message of a call; None when the client has ended its messages.
 
-    gRPC's iterator over the messages is not used: left before its end, it is never closed.
+    gRPC's iterator over the messages is not used: if it is left before its end, it is never closed.
 
     Raises:
-        InvalidArgumentError: it is not a message of this service.
+        InvalidArgumentError: the bytes are no message of this type.
     """
     message: object = await context.read()
     if message is grpc.aio.EOF:
@@ -137,27 +138,25 @@ async def next_message(context: Context, kind: type[MessageT]) -> MessageT | Non
 
 
 @dataclass(frozen=True, eq=False)
-class _Received:
-    """A frame and the room for its picture."""
-
-    frame: wire.Frame
-    place: MemoryReservation
+class _ReceivedFrame:
+    message: wire.Frame
+    memory: MemoryReservation
 
 
 class FrameStream:
-    """Reads the frames of one client, has them answered, and sends the answers.
+    """Reads the frames of one client, has them segmented, and sends the answers.
 
-    Belongs to one event loop. A frame occupies its turn until the device is done with it, or a little longer;
-    encoding and sending go on beside the next frame.
+    Belongs to one event loop. A frame holds its permit until the device is done with it, or a little longer;
+    masks are encoded and sent while the next frame is in the device.
 
     Args:
         context: of the call.
-        target: the model that was asked for, by name.
+        target: the model.
         version: number of the version that the client was told.
-        wanted: how masks are encoded.
-        rules: how frames are treated.
-        source: tells this stream from all others.
-        tools: what it shares with them.
+        wanted: the masks.
+        rules: of the stream.
+        source: name of the stream for the scheduler.
+        resources: shared by all streams.
     """
 
     def __init__(
@@ -169,18 +168,18 @@ class FrameStream:
         wanted: MaskRequest,
         rules: StreamRules,
         source: str,
-        tools: StreamTools,
+        resources: StreamResources,
     ) -> None:
         self.outcomes: Counter[str] = Counter()
         self._context = context
         self._target = target
         self._wanted = wanted
         self._source = source
-        self._tools = tools
+        self._resources = resources
         self._max_age_s = rules.max_frame_age_s
         self._is_live = rules.policy is FramePolicy.LATEST_WINS
-        self._session: StreamSession[_Received, wire.FrameResult] = StreamSession(
-            rules, version=version, forget=lambda received: tools.room.release(received.place)
+        self._session: StreamSession[_ReceivedFrame, wire.FrameResult] = StreamSession(
+            rules, version=version, on_answered=lambda frame: resources.image_budget.release(frame.memory)
         )
         self._last_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -190,73 +189,73 @@ class FrameStream:
         self._refusal: ServiceError | None = None
         self._stops_at_s: float | None = None
 
-    async def run(self) -> None:
-        """Converse until the client has ended its frames and every one is answered.
+    async def answer_frames(self) -> None:
+        """Read frames and send answers until the client has ended its frames and all are answered.
 
         Raises:
             InvalidArgumentError: a message is out of place.
-            DrainingError: the service is about to stop, every frame is answered, and more could come.
+            DrainingError: the service is about to stop, and all frames that arrived are answered.
         """
         self._spawn(self._read())
         try:
-            self._look_around()
+            self._continue()
             await self._write()
         finally:
             self._is_over = True
-            self._tools.turns.leave(self._take_turn)
+            self._resources.permits.remove_stream(self._start_frame)
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             try:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
-                self._session.abandon()
+                self._session.discard_frames()
 
     def drain(self, stops_at_s: float) -> None:
-        """Answer what is here, then end.
+        """Answer the frames that have arrived, then end.
 
         Args:
-            stops_at_s: when the service will have stopped, on the clock of ``time.monotonic``.
+            stops_at_s: time at which the service will have stopped (``time.monotonic``, seconds).
         """
         self._stops_at_s = stops_at_s
         self._session.drain()
-        self._look_around()
+        self._continue()
 
     async def _read(self) -> None:
         try:
             await self._may_read.wait()
             while (message := await next_message(self._context, wire.StreamRequest)) is not None:
-                await self._take(message)
+                await self._receive(message)
                 await self._may_read.wait()
-                await self._until_room()
+                await self._wait_for_memory()
         except ServiceError as error:
             self._refusal = error
         self._session.end_input()
-        self._look_around()
+        self._continue()
 
-    async def _until_room(self) -> None:
-        """Wait, not for ever, until there would be room for a frame like the last one."""
-        room = self._tools.room
+    async def _wait_for_memory(self) -> None:
+        """Wait, at most for the age limit of a frame, until memory for a frame like the last one is free."""
+        budget = self._resources.image_budget
         with suppress(BusyError):
-            room.release(await room.acquire(self._last_bytes, timeout_s=self._max_age_s))
+            budget.release(await budget.acquire(self._last_bytes, timeout_s=self._max_age_s))
 
-    async def _take(self, message: wire.StreamRequest) -> None:
+    async def _receive(self, message: wire.StreamRequest) -> None:
         if message.WhichOneof("kind") != "frame":
             raise InvalidArgumentError("only the first message of a stream is open, all others are frames")
-        frame = message.frame
+        frame, budget = message.frame, self._resources.image_budget
         self._last_bytes = len(frame.image.data)
         try:
-            # It is here already: if every stream let one wait for room, these would need as much of it.
-            place = await self._tools.room.acquire(self._last_bytes, timeout_s=0.0)
+            # No waiting: the picture is in memory already, and so would be one of every other stream.
+            memory = await budget.acquire(self._last_bytes, timeout_s=0.0)
         except BusyError as error:
-            self._session.refuse(frame.seq, error)
+            self._session.refuse_frame(frame.seq, error)
         else:
             try:
-                self._session.offer(frame.seq, _Received(frame, place), now_s=time.monotonic())
+                self._session.add_frame(frame.seq, _ReceivedFrame(frame, memory), now_s=time.monotonic())
             except InvalidArgumentError:
-                self._tools.room.release(place)
+                budget.release(memory)
                 raise
-        self._look_around()
+        self._continue()
 
     async def _write(self) -> None:
         while True:
@@ -264,40 +263,40 @@ class FrameStream:
             while (answer := self._session.next_answer()) is not None:
                 self._count(answer)
                 await self._context.write(_response(answer))
-                self._look_around()
+                self._continue()
             if self._refusal is not None:
                 raise self._refusal
             if self._session.is_finished:
                 break
             await self._may_write.wait()
         if self._stops_at_s is not None and not self._session.is_input_over:
-            await self._say_goodbye(self._stops_at_s)
+            await self._send_going_away(self._stops_at_s)
 
-    async def _say_goodbye(self, stops_at_s: float) -> None:
+    async def _send_going_away(self, stops_at_s: float) -> None:
         left_ms = max(0, round(1e3 * (stops_at_s - time.monotonic())))
         notice = wire.StreamNotice(kind=wire.GOING_AWAY, deadline_ms=left_ms)
         await self._context.write(wire.StreamResponse(notice=notice))
         raise DrainingError("the service is about to stop", retry_after_s=left_ms / 1e3)
 
-    def _look_around(self) -> None:
-        """Go on with whatever the last change has made possible."""
+    def _continue(self) -> None:
+        """Do what the last change of the session has made possible."""
         if self._is_over:
             return
         if self._session.can_start:
-            self._tools.turns.ask(self._take_turn, is_live=self._is_live)
+            self._resources.permits.request(self._start_frame, is_live=self._is_live)
         if self._session.wants_frame:
             self._may_read.set()
         else:
             self._may_read.clear()
         self._may_write.set()
 
-    def _take_turn(self) -> bool:
-        started = self._session.start(now_s=time.monotonic())
+    def _start_frame(self) -> bool:
+        started = self._session.start_frame(now_s=time.monotonic())
         if started is not None:
-            turn = _Turn(self._tools.turns)
-            # Not in the coroutine: a stream that ends in this moment cancels the task before it has begun.
-            self._spawn(self._answer(started, turn)).add_done_callback(lambda _: turn.end())
-        self._look_around()  # without a frame that waits, the next one may be read
+            permit = _Permit(self._resources.permits)
+            # Not in the coroutine: a stream that ends now cancels the task before its first step.
+            self._spawn(self._answer(started, permit)).add_done_callback(lambda _: permit.release())
+        self._continue()  # no frame waits now, so the next one may be read
         return started is not None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -306,88 +305,92 @@ class FrameStream:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _answer(self, started: StartedFrame[_Received], turn: _Turn) -> None:
+    async def _answer(self, started: StartedFrame[_ReceivedFrame], permit: _Permit) -> None:
         try:
-            result, version = await self._result(started, turn)
-            self._tools.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
-            self._session.answer(started.seq, result, version=version)
+            result, version = await self._result(started, permit)
+            self._resources.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
+            self._session.answer_frame(started.seq, result, version=version)
         except DeadlineExceededError:
-            self._session.drop(started.seq, DropReason.TOO_OLD)
+            self._session.drop_frame(started.seq, DropReason.TOO_OLD)
         except DrainingError:
-            self._session.drop(started.seq, DropReason.DRAINING)
+            self._session.drop_frame(started.seq, DropReason.DRAINING)
         except ServiceError as error:
-            self._session.fail(started.seq, error)
+            self._session.fail_frame(started.seq, error)
         except Exception:  # noqa: BLE001 - the outermost edge of a frame: the stream must go on
             _log.exception("frame failed")
-            self._session.fail(started.seq, InternalError("unexpected"))
+            self._session.fail_frame(started.seq, InternalError("unexpected"))
         finally:
-            self._look_around()
+            self._continue()
 
-    async def _result(self, started: StartedFrame[_Received], turn: _Turn) -> tuple[wire.FrameResult, int]:
-        tools, frame = self._tools, started.frame.frame
-        with tools.host.hold(self._target.name, self._target.number) as model:
-            answering = segmented(
-                tools.segmenter,
+    async def _result(
+        self, started: StartedFrame[_ReceivedFrame], permit: _Permit
+    ) -> tuple[wire.FrameResult, int]:
+        resources, frame = self._resources, started.frame.message
+        with resources.host.hold(self._target.name, self._target.number) as model:
+            answering = segment_image(
+                resources.segmenter,
                 model,
                 frame.image,
                 self._wanted,
                 deadline_s=started.deadline_s,
-                max_bytes=tools.limits.max_frame_bytes,
+                max_bytes=resources.limits.max_frame_bytes,
                 lane=Lane.STREAM,
                 source=self._source,
-                labelled=turn.leave_device,
+                labelled=permit.frame_left_device,
             )
-            async with answering as encoded:
-                tools.metrics.stages_done(encoded.stages_s)
-        version = encoded.version.number
-        result = wire.FrameResult(seq=frame.seq, mask=encoded.mask, version=version, timings=encoded.timings)
+            async with answering as rendered:
+                resources.metrics.stages_done(rendered.stages_s)
+        version = rendered.version.number
+        result = wire.FrameResult(
+            seq=frame.seq, mask=rendered.mask, version=version, timings=rendered.timings
+        )
         if frame.HasField("capture_time"):
             result.capture_time.CopyFrom(frame.capture_time)
         return result, version
 
-    def _count(self, answer: Answer[wire.FrameResult]) -> None:
+    def _count(self, answer: StreamAnswer[wire.FrameResult]) -> None:
         match answer:
             case AnsweredFrame():
                 self.outcomes["answered"] += 1
             case FailedFrame():
                 self.outcomes["failed"] += 1
-                self._tools.metrics.frame_done("failed")
+                self._resources.metrics.frame_done("failed")
             case DroppedFrames(count=count, reason=reason):
                 outcome = _OUTCOMES[reason]
                 self.outcomes[outcome] += count
-                self._tools.metrics.frame_done(outcome, count=count)
+                self._resources.metrics.frame_done(outcome, count=count)
 
 
-class _Turn:
-    """The turn of a frame, given back once: when the frame has left the device, or at its end.
+class _Permit:
+    """The permit of one frame, returned once: when the frame has left the device, or at its end.
 
     Args:
-        turns: that it is one of.
+        permits: gave it.
     """
 
-    def __init__(self, turns: StreamTurns) -> None:
-        self._turns = turns
-        self._began_s = time.monotonic()
-        self._is_mine = True
+    def __init__(self, permits: FramePermits) -> None:
+        self._permits = permits
+        self._started_s = time.monotonic()
+        self._is_held = True
 
-    def leave_device(self, answer: DeviceAnswer) -> None:
-        """Let another frame have its turn: now, or just in time for the device."""
-        if not self._is_mine:
+    def frame_left_device(self, answer: Answer) -> None:
+        """Return the permit: now, or later so that the next frame starts just in time."""
+        if not self._is_held:
             return
-        self._is_mine = False
+        self._is_held = False
         busy_s = answer.infer_s + answer.post_s
-        lead_s = time.monotonic() - self._began_s - answer.queue_s - busy_s
-        if delay_s := self._turns.left_device(lead_s=lead_s, busy_s=busy_s):
-            asyncio.get_running_loop().call_later(delay_s, self._turns.done_resting)
+        lead_s = time.monotonic() - self._started_s - answer.queue_s - busy_s
+        if delay_s := self._permits.frame_left_device(lead_s=lead_s, busy_s=busy_s):
+            asyncio.get_running_loop().call_later(delay_s, self._permits.release_delayed)
 
-    def end(self) -> None:
-        """Give it back, if the device has not answered the frame."""
-        if self._is_mine:
-            self._is_mine = False
-            self._turns.done()
+    def release(self) -> None:
+        """Return the permit, if the device has not answered the frame."""
+        if self._is_held:
+            self._is_held = False
+            self._permits.release()
 
 
-def _response(answer: Answer[wire.FrameResult]) -> wire.StreamResponse:
+def _response(answer: StreamAnswer[wire.FrameResult]) -> wire.StreamResponse:
     match answer:
         case AnsweredFrame(result=result):
             return wire.StreamResponse(result=result)

@@ -101,16 +101,16 @@ def test_what_jobs_found_reaches_metrics_and_scoreboard_once(tmp_path: Path) -> 
     jobs, metrics, scoreboard = FakeJobs(), Metrics(), Scoreboard(registry)
     reporter = JobsReporter(jobs, scoreboard, metrics)
     request = JobRequest(ModelVersion("pool", 1), "noise", "val", "ss")
-    first, second, waiting = (jobs.submit(request).id for _ in range(3))
+    first, second, waiting = (jobs.enqueue_job(request).id for _ in range(3))
     jobs.move(first, state=JobState.SUCCEEDED, result=RESULT)
     jobs.move(second, state=JobState.SUCCEEDED, result=JobResult(0.5, {"a": 0.5}, 7, (), "e" * 64))
-    reporter.report()
+    reporter.report_once()
     shown = metrics.exposition()[0].decode()
     assert 'bisenet_eval_jobs{state="succeeded"} 2.0' in shown
     assert 'bisenet_eval_jobs{state="queued"} 1.0' in shown
     assert 'bisenet_eval_miou{dataset="noise",model="pool",protocol="ss",version="1"} 0.5' in shown
-    jobs.cancel(waiting)
-    reporter.report()
+    jobs.cancel_job(waiting)
+    reporter.report_once()
     assert 'bisenet_eval_jobs{state="queued"} 0.0' in metrics.exposition()[0].decode()
 
 
@@ -119,7 +119,7 @@ def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> Non
     jobs.failure = BusyError("away")
     reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
     with pytest.raises(BusyError):
-        reporter.report()
+        reporter.report_once()
     reporter.start()
     reporter.close()
 
@@ -132,7 +132,7 @@ def test_a_defect_does_not_end_the_reports(tmp_path: Path, monkeypatch: pytest.M
         looks.release()
         raise KeyError("a row of another kind")
 
-    monkeypatch.setattr(jobs, "list", fail)
+    monkeypatch.setattr(jobs, "list_jobs", fail)
     reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
     reporter.start()
     for _ in range(2):
@@ -153,5 +153,5 @@ def test_a_model_without_a_number_is_scored_as_the_version_that_is_served(
     chosen = {"models": models, "datasets": {"noise": tmp_path / "noise.toml"}}
     with opened(settings.model_copy(update=chosen)) as jobs:
         assert jobs is not None
-        job = jobs.desk.submit(model="pool", dataset="noise", split="val", protocol="ss")
+        job = jobs.submission.submit_evaluation(model="pool", dataset="noise", split="val", protocol="ss")
     assert (job.request.version, job.request.precision) == (ModelVersion("pool", number), precision)

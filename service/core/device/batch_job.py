@@ -1,4 +1,4 @@
-"""What is to be done by a device, what becomes of it, and what carries it out.
+"""Batch jobs: what a device is given, what it returns, and the interfaces of both sides.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.
@@ -19,7 +19,7 @@ from service.core.device.engine import DEFAULT_TUNING, EngineInfo, EngineTuning,
 
 
 class Outcome(IntEnum):
-    """What became of one item of a batch; the numbers cross the border between processes."""
+    """How one item of a batch ended; the numbers are part of the IPC protocol."""
 
     ANSWERED = 0
     EXPIRED = 1
@@ -30,13 +30,13 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What became of a batch.
+    """How a batch ended.
 
     Attributes:
-        begun_s: when the device began it, on the clock of ``time.monotonic``.
+        begun_s: when the device began it (``time.monotonic``, seconds).
         infer_s: time in the engine, in seconds.
-        post_s: time from raw output to labels, in seconds; 0 for engines that make the labels.
-        outcomes: of each item.
+        post_s: time from raw output to labels, in seconds; 0 for engines that make the labels themselves.
+        outcomes: one per item.
     """
 
     begun_s: float
@@ -47,13 +47,13 @@ class BatchReport:
 
 @dataclass(frozen=True, eq=False)
 class LabelBatchJob:
-    """Pictures of one padded size whose labels are wanted.
+    """Pictures of one padded size to be labelled.
 
     Attributes:
-        version: whose engine.
-        pictures: what to label.
-        deadlines_s: when nobody waits for each any more, on the clock of ``time.monotonic``.
-        expected_s: how long it will take, by what was learnt; 0 = unknown.
+        version: the model version.
+        pictures: at least one.
+        deadlines_s: of each picture: time after which its labels are no longer needed (``time.monotonic``).
+        expected_s: estimated duration, in seconds; 0 = unknown.
     """
 
     version: ModelVersion
@@ -64,14 +64,14 @@ class LabelBatchJob:
 
 @dataclass(frozen=True, eq=False)
 class ScoreBatchJob:
-    """A batch whose raw scores are wanted.
+    """A batch whose raw scores are to be computed.
 
     Attributes:
-        version: whose engine.
+        version: the model version.
         images_NHW3: uint8, or float32 of 0..255.
-        raw_shape: of the answer, raw_NKhw.
-        deadline_s: as in ``LabelBatchJob``.
-        expected_s: as in ``LabelBatchJob``.
+        raw_shape: shape of the scores, raw_NKhw.
+        deadline_s: time after which the scores are no longer needed (``time.monotonic``, seconds).
+        expected_s: estimated duration, in seconds; 0 = unknown.
     """
 
     version: ModelVersion
@@ -84,51 +84,59 @@ class ScoreBatchJob:
 BatchJob = LabelBatchJob | ScoreBatchJob
 
 BatchOutput = UInt8Array | Float32Array
-"""labels_HW of one picture, or raw_NKhw; what it holds has a meaning only if it was ``ANSWERED``."""
+"""labels_HW of one picture, or raw_NKhw; undefined unless the outcome is ``ANSWERED``."""
 
 
-class Listener(Protocol):
-    """Who hands jobs to a runner; called from a thread of the runner."""
+class RunnerListener(Protocol):
+    """Receives the events of a runner, in a thread of the runner."""
 
-    def ready(self) -> None:
-        """Take note that jobs can be run from now on."""
+    def on_ready(self) -> None:
+        """Batches can be run from now on."""
         ...
 
-    def done(self, token: int, report: BatchReport, outputs: Sequence[BatchOutput]) -> None:
-        """Take the answer to a job."""
-        ...
-
-    def lost(self, executing: Sequence[int], waiting: Sequence[int], *, retry_after_s: float) -> None:
-        """Take note that nothing can be run until ``ready`` is called again.
+    def on_batch_done(self, token: int, report: BatchReport, outputs: Sequence[BatchOutput]) -> None:
+        """A batch has ended.
 
         Args:
-            executing: jobs that had begun; they will not be answered.
-            waiting: jobs that had not.
-            retry_after_s: how long it will take at least, in seconds; 0 = a start is being tried.
+            token: number of the batch.
+            report: outcomes and times.
+            outputs: one per item.
+        """
+        ...
+
+    def on_worker_lost(
+        self, executing: Sequence[int], waiting: Sequence[int], *, retry_after_s: float
+    ) -> None:
+        """No batch can be run until ``on_ready`` is called again.
+
+        Args:
+            executing: tokens of batches that had begun; they get no result.
+            waiting: tokens of batches that had not begun.
+            retry_after_s: least time until the next start, in seconds; 0 = a start is under way.
         """
         ...
 
 
 class Runner(Protocol):
-    """Runs jobs one after the other, in the order in which they come.
+    """Runs batches one after the other, in the order in which they come.
 
     Attributes:
-        depth: jobs that may be there at once: one runs, and with a second one behind it the device never
-            waits for the next one to travel.
+        depth: batches that may be in the runner at once: one runs, and a second one behind it spares the
+            device the wait for the next message.
     """
 
     depth: int
 
-    def open(self, listener: Listener) -> None:
-        """Begin; ``listener`` is told when jobs can be run."""
+    def open(self, listener: RunnerListener) -> None:
+        """Start, and send all events to ``listener``."""
         ...
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
-        """Return memory for a prepared picture from which it need not be copied again, uint8 HW3."""
+        """Return memory for a prepared picture, uint8 HW3; what is prepared there is not copied again."""
         ...
 
-    def run(self, token: int, job: BatchJob) -> None:
-        """Run a job; ``token`` comes back with its answer."""
+    def run_batch(self, token: int, batch: BatchJob) -> None:
+        """Run a batch; its result comes with the same ``token``."""
         ...
 
     def load(
@@ -138,19 +146,19 @@ class Runner(Protocol):
         sizes: Sequence[ImageSize] = (),
         tuning: EngineTuning = DEFAULT_TUNING,
     ) -> EngineInfo:
-        """Build an engine, prove it, and run it once at each size; what runs goes on running meanwhile.
+        """Build an engine, prove it, and run it once at each size, while others go on running.
 
         Raises:
-            EngineUnavailableError: the engine cannot be run here.
-            model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
-            NoWorkerError: the worker died of it.
+            EngineUnavailableError: the engine cannot run here.
+            model.errors.ArtifactError: the artifact is broken, or the engine computes something else.
+            NoWorkerError: the worker died meanwhile.
         """
         ...
 
     def unload(self, version: ModelVersion) -> None:
-        """Free an engine that no job needs any more."""
+        """Free an engine that no batch needs any more."""
         ...
 
     def close(self) -> None:
-        """Free everything; no job is there any more."""
+        """Free everything; called when no batch is left."""
         ...

@@ -1,7 +1,4 @@
-"""One device: the engines that live on it, each with its way from raw output to labels.
-
-Everything below the seam between the service and its worker processes: the same object runs inside a worker
-and, for commands that end after one task, in the process of the command.
+"""One device with its engines; lives in a worker process, or in the process of a command.
 
 Axes: N images in a batch, K channels of the head, H height, W width; h w = H/stride W/stride.
 """
@@ -35,18 +32,25 @@ from service.core.device.engine import (
     InferenceEngine,
     private_folder,
 )
-from service.core.device.labeling import Attempts, Labeler, LabelingWork, Pending, labeler_of, makes_labels
+from service.core.device.labeling import (
+    Labeler,
+    LabelingAttempts,
+    LabelingWork,
+    Pending,
+    labeler_of,
+    makes_labels,
+)
 
 _log = structlog.get_logger()
 
 
 class Device:
-    """Holds engines by version; ``load`` and ``unload`` may run beside one thread that does the rest.
+    """Engines by model version. One thread runs batches; ``load`` and ``unload`` may be called beside it.
 
     Args:
-        build: makes an engine of an artifact and proves it.
+        build: builds and proves an engine.
         options: how engines are built.
-        decode_threads: that share the rows of one decoding; None = all cores this process may keep busy.
+        decode_threads: threads that decode one raw output; None = one for each usable core.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class Device:
         self._build = build
         self._options = options
         self._decoders = ThreadPoolExecutor(decode_threads or usable_cores(), thread_name_prefix="decode")
-        self._warm = threading.Lock()
+        self._warming = threading.Lock()
         self._is_warm = False
         self._engines: dict[ModelVersion, tuple[InferenceEngine, Labeler]] = {}
 
@@ -66,17 +70,17 @@ class Device:
         sizes: Sequence[ImageSize] = (),
         tuning: EngineTuning = DEFAULT_TUNING,
     ) -> EngineInfo:
-        """Build an engine beside those that run, prove it, and run it once at each size.
+        """Build an engine, prove it, and run it once at each size, while others go on running.
 
         Args:
-            version: what it is called from now on; not one that is loaded.
-            artifact: what it is built from.
-            sizes: padded sizes that pictures are expected to have.
-            tuning: what of the options is different for this version.
+            version: one that is not loaded.
+            artifact: what the engine is built from.
+            sizes: padded sizes of pictures to expect.
+            tuning: options that differ for this version.
 
         Raises:
             EngineUnavailableError: this machine cannot run the engine.
-            model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
+            model.errors.ArtifactError: the artifact is broken, or the engine computes something else.
         """
         engine = self._build(artifact, self._options.tuned(tuning))
         try:
@@ -91,42 +95,45 @@ class Device:
         return engine.info
 
     def _warm_up(self) -> None:
-        with self._warm:  # numba keeps the folder of its first compilation
+        with self._warming:  # numba keeps the folder of its first compilation
             if not self._is_warm:
                 decode.warm_up(private_folder(self._options.cache_folder / "numba"))
                 self._is_warm = True
 
     def unload(self, version: ModelVersion) -> None:
-        """Free an engine that nothing runs on any more."""
+        """Free an engine on which nothing runs any more."""
         self._engines.pop(version)[0].close()
 
-    def begin(self, work: LabelingWork, *, began: Callable[[], None] = lambda: None) -> Pending:
-        """Begin a batch: now if the engine can run one while another is waited for, else when it is.
+    def start_labeling(self, work: LabelingWork, *, on_start: Callable[[], None] = lambda: None) -> Pending:
+        """Start to label a batch, at once if the engine runs asynchronously, else when the result is called.
 
         Args:
             work: the batch.
-            began: called at the moment in which the device gets it.
+            on_start: called right before the device gets the batch.
+
+        Returns:
+            Waits for the batch and returns its report; to be called once.
 
         Raises:
-            DeviceLostError: the device is lost to this process.
+            DeviceLostError: this process can no longer use the device.
         """
         labeler = self._engines[work.version][1]
-        attempts = Attempts(labeler, work, began)
-        return attempts.begin() if labeler.runs_ahead else attempts.run
+        attempts = LabelingAttempts(labeler, work, on_start)
+        return attempts.start() if labeler.is_asynchronous else attempts.run_to_end
 
     def score(
         self, version: ModelVersion, images_NHW3: ImageBatch, out_NKhw: Float32Array, deadline_s: float
     ) -> BatchReport:
-        """Run a batch and keep its raw scores.
+        """Run a batch and write its raw scores to ``out_NKhw``.
 
         Args:
-            version: whose engine.
+            version: one that is loaded.
             images_NHW3: uint8, or float32 of 0..255.
-            out_NKhw: where the scores go.
-            deadline_s: when nobody waits for them any more, on the clock of ``time.monotonic``.
+            out_NKhw: float32, of the shape of the raw output.
+            deadline_s: time after which the scores are no longer needed (``time.monotonic``, seconds).
 
         Raises:
-            DeviceLostError: the device is lost to this process.
+            DeviceLostError: this process can no longer use the device.
         """
         begun_s = time.monotonic()
         if begun_s >= deadline_s:
@@ -135,7 +142,7 @@ class Device:
         return BatchReport(begun_s, time.monotonic() - begun_s, 0.0, (outcome,))
 
     def close(self) -> None:
-        """Free all engines; nothing runs on them any more."""
+        """Free all engines; called when nothing runs any more."""
         for version in tuple(self._engines):
             self.unload(version)
         self._decoders.shutdown()
@@ -147,7 +154,7 @@ def _scored(engine: InferenceEngine, images_NHW3: ImageBatch, out_NKhw: Float32A
     except DeviceLostError:
         raise
     except (DeviceMemoryError, MemoryError) as error:
-        _log.warning("a batch did not fit into the device", size=len(images_NHW3), reason=str(error))
+        _log.warning("batch does not fit into the device", size=len(images_NHW3), reason=str(error))
         return Outcome.NO_MEMORY
     except Exception:  # noqa: BLE001 - whatever a library raises
         _log.exception("inference failed", size=len(images_NHW3))

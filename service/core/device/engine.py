@@ -1,4 +1,4 @@
-"""What every inference engine is, whatever library runs the network.
+"""Inference engines: their interface, options and errors, whatever library runs the network.
 
 Axes: N images in a batch, K channels of the head, H height, W width (of the padded input),
 h w = H/stride W/stride.
@@ -70,13 +70,13 @@ DEFAULT_TUNING = EngineTuning()
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine turned out to be: shown by ``doctor``, ``/readyz`` and ``/v1/models``.
+    """A built engine, as ``doctor``, ``/readyz`` and ``/v1/models`` show it.
 
     Attributes:
         engine: its name.
         device: ``cpu`` or ``cuda:N``.
-        precision: what it computes in.
-        refused: why engines that ``auto`` likes better do not run here; empty if there are none.
+        precision: of the computation.
+        refused: why engines that ``auto`` prefers do not run here; empty if there are none.
     """
 
     engine: str
@@ -87,16 +87,16 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is to be built.
+    """How engines are built.
 
     Args:
         device: ``cpu`` or ``cuda:N``; or ``AUTO_DEVICE``, for ``auto`` engines only.
         precision: ``auto`` = the first of the device's precisions that reproduces the golden sample.
-        threads: inference threads; None = what the library takes of the cores that this process may use.
-        cache_folder: owner-only folder for compiled graphs, created when missing.
-        max_batch: pictures of the largest batch that is to be fast.
-        sizes: padded sizes that are compiled for, where a library gains by that; all others run as well.
-        refused: why better engines are not built, for ``EngineInfo``.
+        threads: inference threads; None = the choice of the library among the usable cores.
+        cache_folder: folder for compiled graphs, writable by its owner only; created when missing.
+        max_batch: pictures of the largest batch to optimise for.
+        sizes: padded sizes to compile for, where the library can; all others run as well.
+        refused: for ``EngineInfo``.
         streams: pictures of a batch that run side by side, 1 or 2; None = 2 where there are cores for it.
         arguments: for an engine that is a plug-in: the text behind its name and a colon.
     """
@@ -122,11 +122,11 @@ class EngineOptions:
 
 
 class InferenceEngine(Protocol):
-    """Runs one model on one device; used by one thread at a time."""
+    """Runs one network on one device; used by one thread at a time."""
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """Name, device and precision."""
         ...
 
     def infer(self, images_NHW3: ImageBatch) -> Float32Array:
@@ -141,46 +141,45 @@ class InferenceEngine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the device; the engine is not used afterwards."""
+        """Free the device; called once, as the last method."""
         ...
 
 
 class LabelingEngine(InferenceEngine, Protocol):
-    """An engine that makes labels, too, because the scores are better left on its device."""
+    """An engine that also makes labels, so that the scores stay on its device."""
 
     def begin(self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array]) -> PendingLabels:
-        """Enqueue a batch and return while it runs; others may be begun before this one is fetched.
+        """Enqueue a batch and return while it runs; others may be enqueued before its result is called.
 
         Args:
             pictures: of one padded size.
-            labels: where the labels of each go, uint8 HW of its original size; written when they are fetched.
+            labels: labels_HW of each, uint8 of its original size; written when the result is called.
 
         Returns:
-            To be called once, in any order: parts of a batch that failed are begun and fetched while the next
-            batch is under way.
+            To be called once, in any order: the parts of a failed batch run while the next one is under way.
         """
         ...
 
 
 PendingLabels = Callable[[], Sequence[ModelOutputError | None]]
-"""Waits for a batch and writes its labels; for each picture why there are none, or None.
+"""Waits for a batch and writes its labels; returns for each picture why it has none, or None.
 
 Raises:
-    DeviceMemoryError: the device has no memory for it.
-    DeviceLostError: the device is lost to this process.
+    DeviceMemoryError: the device has no memory for the batch.
+    DeviceLostError: this process can no longer use the device.
 """
 
 EngineBuilder = Callable[[Artifact, EngineOptions], InferenceEngine]
 """Builds an engine and proves it on the artifact's golden sample.
 
 Raises:
-    EngineUnavailableError: this machine cannot run it; the message says why.
-    model.errors.GoldenMismatchError: it runs, but computes something else.
+    EngineUnavailableError: this machine cannot run the engine.
+    model.errors.GoldenMismatchError: the engine computes something else.
 """
 
 
 class EngineUnavailableError(Exception):
-    """This machine cannot run the engine; the message says why, for people."""
+    """This machine cannot run the engine; the message says why."""
 
 
 class DeviceMemoryError(Exception):
@@ -188,16 +187,16 @@ class DeviceMemoryError(Exception):
 
 
 class DeviceLostError(Exception):
-    """The device is lost to this process (an error of CUDA that sticks): only a new process can use it."""
+    """This process can no longer use the device (a sticky CUDA error); a new process can."""
 
 
 def private_folder(path: Path) -> Path:
-    """Return a folder that only its owner can write to, created (0700, its parents too) when missing.
+    """Return a folder that only its owner can write to; it and its parents are created (0700) when missing.
 
-    What lies in it is loaded as machine code, so one that somebody else could have filled is refused.
+    Files in it are loaded as machine code, so a folder that others can write to is refused.
 
     Raises:
-        EngineUnavailableError: it cannot be created or written to, or is open to others.
+        EngineUnavailableError: the folder cannot be created or written to, or others can write to it.
     """
     try:
         for folder in reversed([path, *path.parents]):

@@ -1,4 +1,4 @@
-"""Runs jobs in a thread of this process: for commands, which end when they are done.
+"""Runs batches in a thread of this process: for commands, which end when they are done.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -16,7 +16,7 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
-from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, Listener, ScoreBatchJob
+from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, RunnerListener, ScoreBatchJob
 from service.core.device.device import Device
 from service.core.device.engine import DEFAULT_TUNING, DeviceLostError, EngineInfo, EngineTuning
 from service.core.device.labeling import LabelingWork
@@ -25,33 +25,33 @@ _log = structlog.get_logger()
 
 
 class InProcessRunner:
-    """A runner without a process of its own.
+    """A ``Runner`` without a worker process.
 
     Args:
-        device: what runs them; closed with the runner.
+        device: runs the batches; closed with the runner.
     """
 
     depth = 1
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._jobs: SimpleQueue[tuple[int, BatchJob] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._listener: Listener
+        self._batches: SimpleQueue[tuple[int, BatchJob] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run_all, name="inference", daemon=True)
+        self._listener: RunnerListener
 
-    def open(self, listener: Listener) -> None:
-        """Begin at once."""
+    def open(self, listener: RunnerListener) -> None:
+        """Start; ready at once."""
         self._listener = listener
         self._thread.start()
-        listener.ready()
+        listener.on_ready()
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:  # noqa: ARG002 - processes need it
-        """Return an array."""
+        """Return a new array for a prepared picture, uint8 HW3."""
         return np.empty((padded.height, padded.width, 3), np.uint8)
 
-    def run(self, token: int, job: BatchJob) -> None:
-        """Run a job after those that came before."""
-        self._jobs.put((token, job))
+    def run_batch(self, token: int, batch: BatchJob) -> None:
+        """Run a batch after those that came before."""
+        self._batches.put((token, batch))
 
     def load(
         self,
@@ -63,8 +63,8 @@ class InProcessRunner:
         """Build an engine and prove it.
 
         Raises:
-            EngineUnavailableError: the engine cannot be run here.
-            model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
+            EngineUnavailableError: the engine cannot run here.
+            model.errors.ArtifactError: the artifact is broken, or the engine computes something else.
         """
         return self._device.load(version, artifact, sizes, tuning)
 
@@ -74,29 +74,31 @@ class InProcessRunner:
 
     def close(self) -> None:
         """Free the device."""
-        self._jobs.put(None)
+        self._batches.put(None)
         self._thread.join()
         self._device.close()
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._settle(*job)
-            del job  # or its pixels would live until the next one comes
+    def _run_all(self) -> None:
+        while (entry := self._batches.get()) is not None:
+            self._run_one(*entry)
+            del entry  # or its pixels would live until the next batch comes
 
-    def _settle(self, token: int, job: BatchJob) -> None:
+    def _run_one(self, token: int, batch: BatchJob) -> None:
         try:
-            report, outputs = _carried_out(self._device, job)
+            report, outputs = _results(self._device, batch)
         except DeviceLostError:
-            _log.exception("the device is lost")
-            self._listener.lost([token], [], retry_after_s=0.0)
-            self._listener.ready()
+            _log.exception("device lost")
+            self._listener.on_worker_lost([token], [], retry_after_s=0.0)
+            self._listener.on_ready()
         else:
-            self._listener.done(token, report, outputs)
+            self._listener.on_batch_done(token, report, outputs)
 
 
-def _carried_out(device: Device, job: BatchJob) -> tuple[BatchReport, Sequence[BatchOutput]]:
-    if isinstance(job, ScoreBatchJob):
-        raw_NKhw = np.empty(job.raw_shape, np.float32)
-        return device.score(job.version, job.images_NHW3, raw_NKhw, job.deadline_s), [raw_NKhw]
-    labels = [np.empty(p.original.shape, np.uint8) for p in job.pictures]
-    return device.begin(LabelingWork(job.version, job.pictures, labels, job.deadlines_s))(), labels
+def _results(device: Device, batch: BatchJob) -> tuple[BatchReport, Sequence[BatchOutput]]:
+    if isinstance(batch, ScoreBatchJob):
+        raw_NKhw = np.empty(batch.raw_shape, np.float32)
+        return device.score(batch.version, batch.images_NHW3, raw_NKhw, batch.deadline_s), [raw_NKhw]
+    labels = [np.empty(picture.original.shape, np.uint8) for picture in batch.pictures]
+    return device.start_labeling(
+        LabelingWork(batch.version, batch.pictures, labels, batch.deadlines_s)
+    )(), labels

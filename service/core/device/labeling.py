@@ -1,4 +1,4 @@
-"""How a batch becomes labels, and what is left of it when it fails as a whole.
+"""Labels a batch, and in smaller parts what failed as a whole.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.
@@ -39,13 +39,13 @@ _RAW_AXES = 4
 
 @dataclass(frozen=True, eq=False)
 class LabelingWork:
-    """One batch of pictures of one version and one padded size.
+    """Pictures of one padded size, and the memory for their labels.
 
     Attributes:
-        version: whose engine.
-        pictures: what to label.
-        labels: where the labels of each go: uint8 HW of its original size.
-        deadlines_s: when nobody waits for each any more, on the clock of ``time.monotonic``.
+        version: the model version.
+        pictures: at least one.
+        labels: labels_HW of each, uint8 of its original size; written here.
+        deadlines_s: of each picture: time after which its labels are no longer needed (``time.monotonic``).
     """
 
     version: ModelVersion
@@ -55,31 +55,35 @@ class LabelingWork:
 
 
 Pending = Callable[[], BatchReport]
-"""Waits for a batch that was begun; to be called once."""
+"""Waits for a batch that was started; to be called once."""
 
 
 @dataclass
-class _Stopwatch:
+class _Times:
     infer_s: float = 0.0
     post_s: float = 0.0
 
 
-_Flaws = Callable[[], Sequence[str | None]]
-"""Waits for pictures that were begun; for each, what is wrong with its scores.
+_PendingFlaws = Callable[[], Sequence[str | None]]
+"""Waits for pictures that were started; returns for each what is wrong with its scores, or None.
 
-Words instead of errors: a traceback would keep the pixels alive.
+Texts instead of exceptions: a traceback would keep the pixels in memory.
 """
 
 
 class Labeler(Protocol):
-    """Writes the labels of pictures of one size, by whatever the engine offers."""
+    """Labels pictures of one padded size with one engine.
 
-    runs_ahead: bool
+    Attributes:
+        is_asynchronous: ``start`` returns while the device works.
+    """
 
-    def begin(
-        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], watch: _Stopwatch
-    ) -> _Flaws:
-        """Begin now if it ``runs_ahead``, else when the result is called; adds up times in ``watch``."""
+    is_asynchronous: bool
+
+    def start(
+        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], times: _Times
+    ) -> _PendingFlaws:
+        """Start now, or when the result is called; adds the times to ``times``."""
         ...
 
 
@@ -87,27 +91,27 @@ class Labeler(Protocol):
 class _DeviceLabeler:
     engine: LabelingEngine
     last_end_s: float = 0.0
-    runs_ahead = True
+    is_asynchronous = True
 
-    def begin(
-        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], watch: _Stopwatch
-    ) -> _Flaws:
+    def start(
+        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], times: _Times
+    ) -> _PendingFlaws:
         begun_s = time.monotonic()
         fetch = self.engine.begin(pictures, labels)
 
         def finish() -> list[str | None]:
-            flaws = fetch()
+            errors = fetch()
             end_s = time.monotonic()
-            # What it waited for the batch before it is not its own time.
-            watch.infer_s += end_s - max(begun_s, self.last_end_s)
+            # The wait for the batch in front is not part of this one's time.
+            times.infer_s += end_s - max(begun_s, self.last_end_s)
             self.last_end_s = end_s
-            return [None if flaw is None else str(flaw) for flaw in flaws]
+            return [None if error is None else str(error) for error in errors]
 
         return finish
 
 
 def labeler_of(engine: InferenceEngine, manifest: ModelManifest, decoders: Executor) -> Labeler:
-    """Return how an engine's pictures are labelled: by the engine if it can, else by ``decoders``."""
+    """Return what labels with an engine: the engine itself if it can, else the threads of ``decoders``."""
     if makes_labels(engine):
         return _DeviceLabeler(cast("LabelingEngine", engine))
     return _HostLabeler(engine, manifest, decoders)
@@ -123,24 +127,24 @@ class _HostLabeler:
     engine: InferenceEngine
     manifest: ModelManifest
     decoders: Executor
-    runs_ahead = False
+    is_asynchronous = False
 
-    def begin(
-        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], watch: _Stopwatch
-    ) -> _Flaws:
-        return partial(self._label, pictures, labels, watch)
+    def start(
+        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], times: _Times
+    ) -> _PendingFlaws:
+        return partial(self._label, pictures, labels, times)
 
     def _label(
-        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], watch: _Stopwatch
+        self, pictures: Sequence[PreparedImage], labels: Sequence[UInt8Array], times: _Times
     ) -> list[str | None]:
         begun_s = time.monotonic()
         raw_NKhw = self.engine.infer(_batch([picture.pixels_HW3 for picture in pictures]))
         inferred_s = time.monotonic()
-        watch.infer_s += inferred_s - begun_s
+        times.infer_s += inferred_s - begun_s
         if raw_NKhw.ndim != _RAW_AXES or len(raw_NKhw) != len(pictures):
             return [f"raw output {raw_NKhw.shape} for {len(pictures)} pictures"] * len(pictures)
         flaws = [self._decode(*item) for item in zip(raw_NKhw, pictures, labels, strict=True)]
-        watch.post_s += time.monotonic() - inferred_s
+        times.post_s += time.monotonic() - inferred_s
         return flaws
 
     def _decode(self, raw_Khw: Float32Array, picture: PreparedImage, out_HW: UInt8Array) -> str | None:
@@ -161,61 +165,61 @@ class _HostLabeler:
 
 
 def _batch(images: Sequence[UInt8Array]) -> UInt8Array:
-    """Return images_NHW3; one picture is not copied."""
+    """Return images_NHW3; a single picture is not copied."""
     return images[0][np.newaxis] if len(images) == 1 else np.stack(images)
 
 
 @dataclass(eq=False)
-class Attempts:
-    """One batch, and the smaller ones that it falls into when it fails as a whole.
+class LabelingAttempts:
+    """One batch, and the smaller ones into which it is split when it fails as a whole.
 
-    Without memory for all there may be memory for half. Any other failure is blamed on one picture, so that
-    its neighbours are not lost with it. Each picture is tried twice at most.
+    A batch that needs more memory than there is, is halved. After any other failure each picture runs alone,
+    so that the others do not fail with the one to blame. Each picture is tried twice at most.
     """
 
     labeler: Labeler
     work: LabelingWork
-    began: Callable[[], None]
+    on_start: Callable[[], None]
     outcomes: list[Outcome] = field(default_factory=list)
-    watch: _Stopwatch = field(default_factory=_Stopwatch)
+    times: _Times = field(default_factory=_Times)
 
-    def begin(self) -> Pending:
-        """Begin now; the result waits for the end."""
-        self.began()
-        begun_s, part = self._wanted()
+    def start(self) -> Pending:
+        """Start now; the result waits for the end."""
+        self.on_start()
+        begun_s, part = self._unexpired()
         return partial(self._finish, begun_s, part, self._try_start(part))
 
-    def run(self) -> BatchReport:
-        """Do everything now."""
-        return self.begin()()
+    def run_to_end(self) -> BatchReport:
+        """Start now and wait for the end."""
+        return self.start()()
 
-    def _wanted(self) -> tuple[float, list[int]]:
+    def _unexpired(self) -> tuple[float, list[int]]:
         now_s = time.monotonic()
         self.outcomes = [
             Outcome.EXPIRED if deadline_s <= now_s else Outcome.FAILED for deadline_s in self.work.deadlines_s
         ]
         return now_s, [i for i, outcome in enumerate(self.outcomes) if outcome is not Outcome.EXPIRED]
 
-    def _try_start(self, part: Sequence[int]) -> _Flaws:
+    def _try_start(self, part: Sequence[int]) -> _PendingFlaws:
         try:
-            return self._start(part)
+            return self._start_part(part)
         except DeviceLostError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a library raises: told when the batch is fetched
+        except Exception as error:  # noqa: BLE001 - whatever a library raises: reported by the result
             traceback.clear_frames(error.__traceback__)
             return partial(_fail, error)
 
-    def _start(self, part: Sequence[int]) -> _Flaws:
+    def _start_part(self, part: Sequence[int]) -> _PendingFlaws:
         if not part:
             return list
         pictures = [self.work.pictures[i] for i in part]
-        return self.labeler.begin(pictures, [self.work.labels[i] for i in part], self.watch)
+        return self.labeler.start(pictures, [self.work.labels[i] for i in part], self.times)
 
-    def _finish(self, begun_s: float, part: Sequence[int], flaws: _Flaws) -> BatchReport:
+    def _finish(self, begun_s: float, part: Sequence[int], flaws: _PendingFlaws) -> BatchReport:
         self._settle(part, flaws, may_retry=True)
-        return BatchReport(begun_s, self.watch.infer_s, self.watch.post_s, tuple(self.outcomes))
+        return BatchReport(begun_s, self.times.infer_s, self.times.post_s, tuple(self.outcomes))
 
-    def _settle(self, part: Sequence[int], flaws: _Flaws, *, may_retry: bool) -> None:
+    def _settle(self, part: Sequence[int], flaws: _PendingFlaws, *, may_retry: bool) -> None:
         failure = self._failure(part, flaws)
         if failure is None:
             return
@@ -224,42 +228,38 @@ class Attempts:
         for few in _smaller(part, failure) if may_retry else ():
             self._settle(few, self._try_start(few), may_retry=False)
 
-    def _failure(self, part: Sequence[int], flaws: _Flaws) -> Outcome | None:
-        """Note the outcome of each picture; if they fail as a whole, return how.
+    def _failure(self, part: Sequence[int], flaws: _PendingFlaws) -> Outcome | None:
+        """Set the outcome of each picture; return the outcome of all if they failed as a whole.
 
-        The error ends here: its traceback holds memory that the next attempt needs.
+        The error is not kept: its traceback holds memory that the next attempt needs.
         """
         try:
-            self._note(part, flaws())
+            self._set_outcomes(part, flaws())
         except DeviceLostError:
             raise
         except (DeviceMemoryError, MemoryError) as error:
-            _log.warning("a batch did not fit into the device", size=len(part), reason=str(error))
+            _log.warning("batch does not fit into the device", size=len(part), reason=str(error))
             traceback.clear_frames(error.__traceback__)
             return Outcome.NO_MEMORY
         except Exception:  # noqa: BLE001 - whatever a library raises
             _log.exception("inference failed", size=len(part))
-            # Not by a name: a log that draws variables would keep the error in this frame, and so itself.
+            # Without a name for the error: a log that draws variables would keep it in this frame.
             traceback.clear_frames(sys.exc_info()[2])
             return Outcome.FAILED
         return None
 
-    def _note(self, part: Sequence[int], flaws: Sequence[str | None]) -> None:
+    def _set_outcomes(self, part: Sequence[int], flaws: Sequence[str | None]) -> None:
         for i, flaw in zip(part, flaws, strict=True):
             self.outcomes[i] = Outcome.ANSWERED if flaw is None else Outcome.INVALID
             if flaw is not None:
-                _log.error("the model's output is invalid", version=str(self.work.version), flaw=flaw)
+                _log.error("model output invalid", version=str(self.work.version), flaw=flaw)
 
 
 def _smaller(part: Sequence[int], failure: Outcome) -> list[Sequence[int]]:
     if failure is Outcome.NO_MEMORY:
-        return _halves(part)
+        middle = -(-len(part) // 2)
+        return [half for half in (part[:middle], part[middle:]) if half]
     return [[i] for i in part] if len(part) > 1 else []
-
-
-def _halves(part: Sequence[int]) -> list[Sequence[int]]:
-    middle = -(-len(part) // 2)
-    return [half for half in (part[:middle], part[middle:]) if half]
 
 
 def _fail(error: Exception) -> Sequence[str | None]:

@@ -1,4 +1,4 @@
-"""When to start a worker again, and when to give one up: rules that are told the time."""
+"""When a worker is restarted, and when it counts as hanging: rules that are given the time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """How patient one is with a worker that dies.
+    """Delays between restarts.
 
     Args:
-        first_delay_s: before the second start in a row that went wrong; the first one costs no delay.
-        longest_delay_s: each delay is twice the last one, up to this.
-        stable_s: a worker that was ready for so long is forgiven all earlier deaths.
+        first_delay_s: before the second restart in a row; the first one is not delayed.
+        longest_delay_s: each further delay is twice the one before, up to this.
+        stable_s: a worker that was ready for so long ends the row.
     """
 
     first_delay_s: float = 1.0
@@ -21,10 +21,10 @@ class RestartPolicy:
 
 
 class RestartBackoff:
-    """Decides when the next worker is started.
+    """Computes the delay before each restart.
 
     Args:
-        policy: how patient to be.
+        policy: None = the defaults.
     """
 
     def __init__(self, policy: RestartPolicy | None = None) -> None:
@@ -32,23 +32,19 @@ class RestartBackoff:
         self._deaths = 0
         self._ready_since_s: float | None = None
 
-    def became_ready(self, now_s: float) -> None:
-        """Take note that the worker can be given work."""
+    def record_ready(self, now_s: float) -> None:
+        """Record that the worker can be given work."""
         self._ready_since_s = now_s
 
-    def died(self, now_s: float) -> float:
-        """Take note that the worker is gone.
-
-        Returns:
-            How many seconds to wait before the next one is started; 0 the first time.
-        """
+    def record_death(self, now_s: float) -> float:
+        """Record that the worker has ended; return the delay before the next start, in seconds."""
         if self._ready_since_s is not None and now_s - self._ready_since_s >= self._policy.stable_s:
             self._deaths = 0
         self._ready_since_s = None
         self._deaths += 1
         if self._deaths == 1:
             return 0.0
-        doublings = min(self._deaths - 2, 32)  # beyond all delays; floats end at 1023
+        doublings = min(self._deaths - 2, 32)  # longer than any delay; 2.0**1024 would overflow
         return min(self._policy.first_delay_s * 2.0**doublings, self._policy.longest_delay_s)
 
 
@@ -57,50 +53,50 @@ class WorkerTimeouts:
     """How long a worker may take before it counts as hanging.
 
     Args:
-        start_s: from its start until it says that it is there.
+        start_s: from its start to its first message.
         load_s: to build and prove an engine; compilers of GPUs take minutes.
-        job_s: at least, for one batch: the first one of a size may be compiled for.
-        job_factor: times what the batch is expected to take.
+        batch_s: for one batch, at least; the first one of a size may be compiled for.
+        batch_factor: for one batch, as a multiple of its estimated duration.
     """
 
     start_s: float = 60.0
     load_s: float = 1800.0
-    job_s: float = 10.0
-    job_factor: float = 10.0
+    batch_s: float = 10.0
+    batch_factor: float = 10.0
 
 
 class Watchdog:
-    """Knows since when a worker owes an answer; its jobs are answered in the order in which they were sent.
+    """Computes when a worker that answers batches in the order of their sending counts as hanging.
 
     Args:
-        patience: how long each answer may take.
+        timeouts: time allowed for each batch.
     """
 
-    def __init__(self, patience: WorkerTimeouts) -> None:
-        self._patience = patience
-        self._expected_s: dict[int, float] = {}  # by token, in the order in which they were sent
-        self._owed_since_s = 0.0
+    def __init__(self, timeouts: WorkerTimeouts) -> None:
+        self._timeouts = timeouts
+        self._expected_s: dict[int, float] = {}  # by token, in the order of sending
+        self._since_s = 0.0
 
-    def sent(self, token: int, *, expected_s: float, now_s: float) -> None:
-        """Take note of a job.
+    def record_sent(self, token: int, *, expected_s: float, now_s: float) -> None:
+        """Record that a batch was sent.
 
         Args:
-            token: of the job.
-            expected_s: how long it should take; 0 = unknown.
-            now_s: when it was sent.
+            token: of the batch.
+            expected_s: estimated duration, in seconds; 0 = unknown.
+            now_s: time of sending.
         """
         if not self._expected_s:
-            self._owed_since_s = now_s
+            self._since_s = now_s
         self._expected_s[token] = expected_s
 
-    def answered(self, token: int, now_s: float) -> None:
-        """Take note of an answer: from now on the next one is owed."""
+    def record_answered(self, token: int, now_s: float) -> None:
+        """Record that a batch was answered; from now on the worker owes the next one."""
         del self._expected_s[token]
-        self._owed_since_s = now_s
+        self._since_s = now_s
 
-    def due_s(self) -> float | None:
-        """Return when the worker counts as hanging; None while it owes nothing."""
+    def hangs_at_s(self) -> float | None:
+        """Return when the worker counts as hanging; None while it owes no answer."""
         if not self._expected_s:
             return None
         expected_s = next(iter(self._expected_s.values()))
-        return self._owed_since_s + max(self._patience.job_s, self._patience.job_factor * expected_s)
+        return self._since_s + max(self._timeouts.batch_s, self._timeouts.batch_factor * expected_s)

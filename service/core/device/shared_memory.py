@@ -1,4 +1,4 @@
-"""Jobs in memory that a worker process sees as well: laid out here, and sent as frames of some hundred bytes.
+"""Puts batches into memory that the worker process sees, and sends it messages about them.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.
@@ -29,10 +29,10 @@ from service.core.errors import BusyError
 
 
 class SharedMemory:
-    """Finds each job its slots, and gives each worker the descriptors that it has not got yet.
+    """The slots of all batches, and the descriptors that each worker still needs.
 
     Args:
-        clock: seconds; for slots that nobody uses any more.
+        clock: seconds; decides which slots have been idle for long.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -40,79 +40,83 @@ class SharedMemory:
         self._slots = SlotPool()
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
-        """Return memory for a prepared picture, uint8 HW3, with room for its labels behind it; thread-safe.
+        """Return memory for a prepared picture, uint8 HW3, in a slot that also holds its labels; thread-safe.
 
         Raises:
-            BusyError: the system has none.
+            BusyError: the system has no memory.
         """
         shape = (padded.height, padded.width, 3)
         return self._lease(math.prod(shape), original.pixels).array(shape)
 
-    def send(self, life: WorkerConnection, token: int, version: int, job: BatchJob) -> Sequence[BatchOutput]:
-        """Send a job to a worker.
+    def send_batch(
+        self, worker: WorkerConnection, token: int, version: int, batch: BatchJob
+    ) -> Sequence[BatchOutput]:
+        """Send a batch to a worker.
 
         Args:
-            life: the worker.
-            token: of the job.
-            version: number by which the worker knows the version.
-            job: pictures in a ``canvas`` are not copied.
+            worker: receives the batch.
+            token: number of the batch.
+            version: number of the engine in the worker.
+            batch: pictures in a ``canvas`` are not copied.
 
         Returns:
-            The arrays in which the answers will be.
+            The arrays into which the worker writes the results.
 
         Raises:
-            BusyError: the system has no memory for what has to be copied.
+            BusyError: the system has no memory for a copy.
         """
-        if isinstance(job, ScoreBatchJob):
-            return self._send_scoring(life, token, version, job)
-        return self._send_labelling(life, token, version, job)
+        if isinstance(batch, ScoreBatchJob):
+            return self._send_scoring(worker, token, version, batch)
+        return self._send_labeling(worker, token, version, batch)
 
-    def tidy(self, life: WorkerConnection) -> None:
-        """Give back what was not used for a while, on both sides."""
-        forgotten = life.known_slots.intersection(self._slots.trim(now_s=self._clock()))
-        life.known_slots -= forgotten
+    def release_idle_slots(self, worker: WorkerConnection) -> None:
+        """Give back slots that were not used for a while, here and in the worker."""
+        forgotten = worker.known_slots.intersection(self._slots.trim(now_s=self._clock()))
+        worker.known_slots -= forgotten
         if forgotten:
-            life.send(ForgetMessage(tuple(forgotten)))
+            worker.send(ForgetMessage(tuple(forgotten)))
 
-    def retire(self) -> None:
-        """Use other memory for the next worker: descriptors that the last one had are closed."""
+    def retire_slots(self) -> None:
+        """Use new slots for the next worker: the descriptors of slots that the last one had are closed."""
         self._slots.retire()
 
     def close(self) -> None:
-        """Give back what is not in use."""
+        """Give back all slots that are not in use."""
         self._slots.close()
 
-    def _send_labelling(
-        self, life: WorkerConnection, token: int, version: int, job: LabelBatchJob
+    def _send_labeling(
+        self, worker: WorkerConnection, token: int, version: int, batch: LabelBatchJob
     ) -> Sequence[BatchOutput]:
-        leases = [self._slot_of(picture, life) for picture in job.pictures]
+        leases = [self._slot_of(picture, worker) for picture in batch.pictures]
         entries = [
             PictureEntry(lease.slot.number, deadline_s, p.padded, p.content, p.original)
-            for lease, deadline_s, p in zip(leases, job.deadlines_s, job.pictures, strict=True)
+            for lease, deadline_s, p in zip(leases, batch.deadlines_s, batch.pictures, strict=True)
         ]
         labels = [
             lease.array(p.original.shape, offset=next_array_offset(p.pixels_HW3.nbytes))
-            for lease, p in zip(leases, job.pictures, strict=True)
+            for lease, p in zip(leases, batch.pictures, strict=True)
         ]
-        _send(life, LabelMessage(token, version, tuple(entries)), leases)
+        _send(worker, LabelMessage(token, version, tuple(entries)), leases)
         return cast("list[BatchOutput]", labels)
 
     def _send_scoring(
-        self, life: WorkerConnection, token: int, version: int, job: ScoreBatchJob
+        self, worker: WorkerConnection, token: int, version: int, batch: ScoreBatchJob
     ) -> Sequence[BatchOutput]:
-        lease = self._filled(job.images_NHW3, 4 * math.prod(job.raw_shape))
-        count, height, width = job.images_NHW3.shape[:3]
-        pixels: PixelType = "uint8" if job.images_NHW3.dtype == np.uint8 else "float32"
-        batch = count, height, width
-        frame = ScoreMessage(token, version, lease.slot.number, job.deadline_s, pixels, batch, job.raw_shape)
-        _send(life, frame, [lease])
-        return [lease.array(job.raw_shape, np.float32, next_array_offset(job.images_NHW3.nbytes))]
+        images_NHW3, shape = batch.images_NHW3, batch.raw_shape
+        lease = self._filled(images_NHW3, 4 * math.prod(shape))
+        count, height, width = images_NHW3.shape[:3]
+        pixels: PixelType = "uint8" if images_NHW3.dtype == np.uint8 else "float32"
+        message = ScoreMessage(
+            token, version, lease.slot.number, batch.deadline_s, pixels, (count, height, width), shape
+        )
+        _send(worker, message, [lease])
+        return [lease.array(shape, np.float32, next_array_offset(images_NHW3.nbytes))]
 
-    def _slot_of(self, picture: PreparedImage, life: WorkerConnection) -> SlotLease:
-        """Return where a picture lies; one that the worker cannot see, or was labelled before, is copied."""
+    def _slot_of(self, picture: PreparedImage, worker: WorkerConnection) -> SlotLease:
+        """Return the slot of a picture; a copy if the worker cannot see it or it holds labels already."""
         lease = self._slots.lease_of(picture.pixels_HW3)
         needed = next_array_offset(picture.pixels_HW3.nbytes) + picture.original.pixels
-        if lease is None or not _is_fresh(lease, life) or lease.slot.capacity < needed:
+        if lease is None or not _is_usable(lease, worker) or lease.slot.capacity < needed:
             lease = self._filled(picture.pixels_HW3, picture.original.pixels)
         lease.slot.holds_answer = True
         return lease
@@ -129,16 +133,16 @@ class SharedMemory:
             raise BusyError(f"no shared memory for a picture: {error.strerror}") from error
 
 
-def _is_fresh(lease: SlotLease, life: WorkerConnection) -> bool:
-    """Return whether a worker can be given a slot, and nobody's labels lie in it."""
-    is_known = lease.slot.number in life.known_slots
+def _is_usable(lease: SlotLease, worker: WorkerConnection) -> bool:
+    """Return whether a worker sees a slot, or can be given it, and the slot holds no labels yet."""
+    is_known = lease.slot.number in worker.known_slots
     return not lease.slot.holds_answer and (is_known or lease.slot.descriptor is not None)
 
 
-def _send(life: WorkerConnection, frame: IpcMessage, leases: Sequence[SlotLease]) -> None:
+def _send(worker: WorkerConnection, message: IpcMessage, leases: Sequence[SlotLease]) -> None:
     slots = {lease.slot.number: lease.slot for lease in leases}
-    new = [slot for number, slot in slots.items() if number not in life.known_slots]
-    life.known_slots.update(slot.number for slot in new)
-    life.send(frame, [slot.descriptor for slot in new if slot.descriptor is not None])
+    new = [slot for number, slot in slots.items() if number not in worker.known_slots]
+    worker.known_slots.update(slot.number for slot in new)
+    worker.send(message, [slot.descriptor for slot in new if slot.descriptor is not None])
     for slot in new:
         slot.close_descriptor()

@@ -1,9 +1,8 @@
-"""Memory that a picture is written into once, and that the worker process sees as well.
+"""Shared memory between the service and a worker process, in slots.
 
-A slot is an anonymous file (``memfd_create``): nothing appears in any folder, and when both processes are
-gone, so is the memory. It holds the pixels of a prepared picture and, behind them, room for its labels; or a
-batch and its scores. Slots are used again, since a new page costs a microsecond in each process, and given
-back to the system when they have not been used for a while.
+A slot is an anonymous file (``memfd_create``); its memory is freed with the last process that maps it. It
+holds the pixels of a prepared picture and its labels behind them, or a batch and its scores. Slots are
+reused, since a new page costs a microsecond in each process, and freed after some idle seconds.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -28,7 +27,7 @@ _ALIGNMENT = 64
 _MAX_IDLE_BYTES = 64 << 20
 _IDLE_S = 5.0
 
-# Neither side can make the other one read beyond the end.
+# Neither process can shrink a file that the other one reads.
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 AnyArray = npt.NDArray[Any]
@@ -39,14 +38,14 @@ class Slot:
     """One region of shared memory.
 
     Attributes:
-        number: by which the processes speak of it; never used for another one.
-        descriptor: of the file, until a worker has it; Python's mapping holds another one, out of reach.
+        number: its name in messages; never reused.
+        descriptor: of the file, until a worker has it. Python's mapping keeps a duplicate of its own.
         memory: the region.
-        address: where it begins in this process.
-        holds_answer: its second array is taken: it holds what was made of the first.
-        used_bytes: the most that was ever used of it: pages behind were never touched and take no memory.
-        idle_since_s: when it was found to be unused.
-        is_retired: it is not used again.
+        address: of its first byte in this process.
+        holds_answer: the second array has been written.
+        used_bytes: most bytes ever used; the pages behind were never touched and take no memory.
+        idle_since_s: when the slot became idle.
+        is_retired: the slot is not used again.
     """
 
     number: int
@@ -60,22 +59,22 @@ class Slot:
 
     @property
     def capacity(self) -> int:
-        """Bytes that it can hold."""
+        """Size in bytes."""
         return len(self.memory)
 
     def close_descriptor(self) -> None:
-        """Keep the mapping alone: files are scarcer than memory where there are thousands of clients."""
+        """Close the descriptor, keep the mapping: with thousands of clients files are scarcer than memory."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
 
 
 class SlotLease:
-    """The use of a slot, from one picture to the next: ends when no array in it is left.
+    """The use of a slot for one picture; ends when no array in the slot is referenced any more.
 
     Args:
-        slot: what is used.
-        anchor: keeps the slot; every array refers to it.
+        slot: the slot.
+        anchor: referenced by every array in the slot.
     """
 
     def __init__(self, slot: Slot, anchor: Any) -> None:
@@ -83,34 +82,30 @@ class SlotLease:
         self._anchor = anchor
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> AnyArray:
-        """Return a part of the slot as an array, C-contiguous; no bytes are copied."""
+        """Return a part of the slot as a C-contiguous array; nothing is copied."""
         return np.ndarray(shape, dtype, buffer=self._anchor, offset=offset)
 
 
 def next_array_offset(num_bytes: int) -> int:
-    """Return where the second array of a slot begins, if the first one has so many bytes."""
+    """Return the offset of the second array in a slot whose first array has ``num_bytes``."""
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 class SlotPool:
-    """Gives out slots of at least the size that is asked for; thread-safe."""
+    """Slots in use and idle ones; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
         self._idle: list[Slot] = []  # the latest comes last
         self._forgotten: list[int] = []
-        # Filled by finalizers, which run whenever the last array goes: nothing there may wait for a lock.
+        # Filled by finalizers, which may run while this thread holds the lock.
         self._returned: deque[Slot] = deque()
         self._slots: dict[int, Slot] = {}  # by address
-        self._anchors: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # the same
+        self._anchors: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by address
 
     def lease(self, num_bytes: int, *, now_s: float) -> SlotLease:
-        """Return the use of a slot.
-
-        Args:
-            num_bytes: that it must hold.
-            now_s: the time.
+        """Return a slot of at least ``num_bytes``.
 
         Raises:
             OSError: the system has no memory or no file descriptors left.
@@ -125,18 +120,14 @@ class SlotPool:
         return SlotLease(slot, anchor)
 
     def lease_of(self, array: AnyArray) -> SlotLease | None:
-        """Return the lease whose slot an array begins with; None when it lies elsewhere."""
+        """Return the lease of the slot at whose start an array lies; None if it lies elsewhere."""
         address = array.__array_interface__["data"][0]
         with self._lock:
             anchor = self._anchors.get(address)
             return None if anchor is None else SlotLease(self._slots[address], anchor)
 
     def trim(self, *, now_s: float) -> list[int]:
-        """Give back slots that nobody needs.
-
-        Returns:
-            The numbers of all that were given back since the last call.
-        """
+        """Free slots that have been idle for a while; return the numbers of all freed since the last call."""
         with self._lock:
             self._collect(now_s)
             self._drop([slot for slot in self._idle if now_s - slot.idle_since_s >= _IDLE_S])
@@ -144,7 +135,7 @@ class SlotPool:
             return forgotten
 
     def retire(self) -> None:
-        """Use none of the present slots again: a new worker could not be given those that were sent."""
+        """Use no present slot again: a new worker cannot be given one whose descriptor is closed."""
         with self._lock:
             for slot in self._slots.values():
                 slot.is_retired = True
@@ -152,11 +143,11 @@ class SlotPool:
 
     @property
     def idle_bytes(self) -> int:
-        """Memory that is kept for the next pictures."""
+        """Memory of idle slots, in bytes."""
         return sum(slot.used_bytes for slot in self._idle)
 
     def close(self) -> None:
-        """Give back everything that is not in use."""
+        """Free all idle slots."""
         with self._lock:
             self._collect(0.0)
             self._drop(list(self._idle))
@@ -198,21 +189,21 @@ class SlotPool:
             self._idle.remove(slot)
             del self._slots[slot.address]
             self._forgotten.append(slot.number)
-            slot.close_descriptor()  # the memory goes with the last reference to its mapping
+            slot.close_descriptor()  # the memory is freed with the last reference to its mapping
 
 
 def _anchor(memory: mmap.mmap) -> Any:
-    """Return an object of its own that arrays can refer to and that tells when the last one is gone."""
+    """Return a new object that arrays can reference; its finalizer runs when no array is left."""
     return (ctypes.c_char * len(memory)).from_buffer(memory)
 
 
 def _capacity(num_bytes: int) -> int:
-    """Round up to a power of two, so that slots fit many sizes; pages that are not touched cost nothing."""
+    """Round up to a power of two, so that slots fit many sizes; untouched pages cost nothing."""
     return max(_SMALLEST_BYTES, 1 << (num_bytes - 1).bit_length())
 
 
 class SlotMap:
-    """The slots as the worker sees them: descriptors come with the first job that needs them."""
+    """The slots as the worker sees them; descriptors come with the first message that names a slot."""
 
     def __init__(self) -> None:
         self._memory: dict[int, mmap.mmap] = {}
@@ -222,10 +213,10 @@ class SlotMap:
         return number in self._memory
 
     def add(self, number: int, descriptor: int) -> None:
-        """Map a slot; the descriptor is closed.
+        """Map a slot and close its descriptor.
 
         Raises:
-            OSError: it is no such file.
+            OSError: the descriptor cannot be mapped.
         """
         try:
             self._memory[number] = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
@@ -239,10 +230,11 @@ class SlotMap:
 
         Raises:
             KeyError: there is no such slot.
-            TypeError: it is smaller than that.
+            TypeError: the array does not fit into the slot.
+            ValueError: no array can have this shape.
         """
         return np.ndarray(shape, dtype, buffer=self._memory[number], offset=offset)
 
     def forget(self, number: int) -> None:
-        """Let go of a slot; one that is not known is none to forget."""
+        """Unmap a slot, if it is mapped."""
         self._memory.pop(number, None)

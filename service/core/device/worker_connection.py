@@ -1,7 +1,7 @@
-"""One worker process from its start to its end, as the service sees it.
+"""The service's side of one worker process, from its start to its end.
 
-The program is started anew (never forked from the service, whose threads would not survive that), with a
-socket for frames and a page on which it notes what it does. Both end with either process.
+The process is exec'd, never forked from the service with its threads. It shares with the service a socket for
+messages and one page of memory, the execution record; both end with either process.
 """
 
 from __future__ import annotations
@@ -19,72 +19,74 @@ from service.core.child_process import program, with_code
 from service.core.device.ipc import MAX_MESSAGE_BYTES, IpcMessage, decode_message, encode_message
 
 _COUNT = struct.Struct("<Q")
-_WORDS = struct.Struct("<QI")
-_PLACES = (mmap.PAGESIZE // 4, mmap.PAGESIZE // 2)
+_REPLY_HEADER = struct.Struct("<QI")
+_REPLY_OFFSETS = (mmap.PAGESIZE // 4, mmap.PAGESIZE // 2)
 _STDERR = 2
 
-MAX_LAST_WORDS = mmap.PAGESIZE // 4 - _WORDS.size
+MAX_RECORDED_BYTES = mmap.PAGESIZE // 4 - _REPLY_HEADER.size
+"""Size of the longest reply that an execution record holds."""
 
 
-class BatchJobMark:
-    """Shared memory in which a worker notes which job it began last, and how the last ones ended.
+class ExecutionRecord:
+    """Shared page in which a worker records the batch that it started last, and the replies of the last two.
 
-    So it is known after its death, whatever it had no time to say.
+    The service reads it after the death of the worker, which may have had no time to send anything.
 
     Args:
-        descriptor: of the file; a page or more.
+        descriptor: of a file of at least one page.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, mmap.PAGESIZE)
-        self._ended = 0
+        self._replies = 0
 
-    def begin(self, token: int) -> None:
-        """Take note that this job and all before it have begun."""
+    def record_start(self, token: int) -> None:
+        """Record that this batch, and all before it, have started."""
         self._memory[: _COUNT.size] = _COUNT.pack(token + 1)
 
-    def has_begun(self, token: int) -> bool:
-        """Return whether a job has begun."""
-        (begun,) = _COUNT.unpack(self._memory[: _COUNT.size])
-        return token < int(begun)
+    def has_started(self, token: int) -> bool:
+        """Return whether a batch has started."""
+        (started,) = _COUNT.unpack(self._memory[: _COUNT.size])
+        return token < int(started)
 
-    def end(self, token: int, frame: bytes) -> None:
-        """Take note of what is about to be said of a job; all but the last two are forgotten.
+    def record_reply(self, token: int, reply: bytes) -> None:
+        """Record a reply that is about to be sent.
 
         Args:
-            token: of the job.
-            frame: at most ``MAX_LAST_WORDS`` bytes.
+            token: of the batch.
+            reply: encoded message of at most ``MAX_RECORDED_BYTES``.
         """
-        assert len(frame) <= MAX_LAST_WORDS
-        at = _PLACES[self._ended % len(_PLACES)]
-        begin = at + _WORDS.size
-        self._ended += 1
-        self._memory[at:begin] = _WORDS.pack(0, 0)
-        self._memory[begin : begin + len(frame)] = frame
-        self._memory[at:begin] = _WORDS.pack(token + 1, len(frame))
+        assert len(reply) <= MAX_RECORDED_BYTES
+        at = _REPLY_OFFSETS[self._replies % len(_REPLY_OFFSETS)]
+        begin = at + _REPLY_HEADER.size
+        self._replies += 1
+        # The header last: it makes the reply valid.
+        self._memory[at:begin] = _REPLY_HEADER.pack(0, 0)
+        self._memory[begin : begin + len(reply)] = reply
+        self._memory[at:begin] = _REPLY_HEADER.pack(token + 1, len(reply))
 
-    def words_of(self, token: int) -> bytes | None:
-        """Return what was noted of a job; None if it has not ended, or others ended since."""
-        for at in _PLACES:
-            begin = at + _WORDS.size
-            count, length = _WORDS.unpack(self._memory[at:begin])
+    def reply_of(self, token: int) -> bytes | None:
+        """Return the recorded reply of a batch; None if it has none, or two others have ended since."""
+        for at in _REPLY_OFFSETS:
+            begin = at + _REPLY_HEADER.size
+            count, length = _REPLY_HEADER.unpack(self._memory[at:begin])
             if count == token + 1:
                 return self._memory[begin : begin + length]
         return None
 
 
 class WorkerConnection:
-    """A worker process that runs.
+    """A running worker process.
 
     Args:
-        module: Python module that is run as a program; its last two arguments are the descriptors of the
-            socket and of the mark.
+        module: Python module to run; its last two arguments are the descriptors of the socket and of the
+            execution record.
         arguments: those before.
         environment: of the process.
 
     Attributes:
-        known_slots: numbers of the shared memory that the process has been given.
-        is_killed: it was killed from here.
+        known_slots: numbers of the slots that the process has mapped.
+        is_killed: ``kill`` was called.
 
     Raises:
         OSError: the process cannot be started.
@@ -93,11 +95,11 @@ class WorkerConnection:
     def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         self.known_slots: set[int] = set()
         self.is_killed = False
-        page = os.memfd_create("bisenet-mark", os.MFD_CLOEXEC)
+        page = os.memfd_create("bisenet-record", os.MFD_CLOEXEC)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             os.ftruncate(page, mmap.PAGESIZE)
-            self._mark = BatchJobMark(page)
+            self._record = ExecutionRecord(page)
             descriptors = theirs.fileno(), page
             self._process = subprocess.Popen(  # noqa: S603 - this Python, a module of ours
                 program(module, *arguments, *map(str, descriptors)),
@@ -115,44 +117,41 @@ class WorkerConnection:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
-    def has_begun(self, token: int) -> bool:
-        """Return whether a job had begun; what has not can be given to another worker."""
-        return self._mark.has_begun(token)
+    def has_started(self, token: int) -> bool:
+        """Return whether the process has started a batch; if not, another worker can run it."""
+        return self._record.has_started(token)
 
-    def last_words(self, token: int) -> IpcMessage | None:
-        """Return how a job ended that the process had no time to tell about; None if it did not.
+    def recorded_reply(self, token: int) -> IpcMessage | None:
+        """Return the reply to a batch that the process recorded, perhaps without sending it; None = no reply.
 
         Raises:
-            FrameError: it noted something else than a frame.
+            IpcError: the record holds no message.
         """
-        words = self._mark.words_of(token)
-        return None if words is None else decode_message(words)
+        reply = self._record.reply_of(token)
+        return None if reply is None else decode_message(reply)
 
-    def send(self, frame: IpcMessage, descriptors: Sequence[int] = ()) -> None:
-        """Send a frame; one that cannot be sent is lost like the process, whose end ``receive`` tells."""
+    def send(self, message: IpcMessage, descriptors: Sequence[int] = ()) -> None:
+        """Send a message; if that fails the process is killed, and ``receive`` reports its end."""
         try:
             # Not socket.send_fds: before Python 3.13 it takes flags and ignores them.
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
-            self._socket.sendmsg([encode_message(frame)], rights, socket.MSG_DONTWAIT)
+            self._socket.sendmsg([encode_message(message)], rights, socket.MSG_DONTWAIT)
         except OSError:
             self.kill()
 
     def receive(self, wake: socket.socket, timeout_s: float) -> IpcMessage | None:
-        """Wait for a frame.
+        """Return the next message, or None if ``wake`` becomes readable or the time is over.
 
         Args:
-            wake: anything to be read from it ends the waiting.
-            timeout_s: so does this.
-
-        Returns:
-            None: there is none yet.
+            wake: is emptied.
+            timeout_s: in seconds.
 
         Raises:
-            EOFError: the process is gone.
-            FrameError: it sent something else.
+            EOFError: the process has ended.
+            IpcError: it sent bytes that are no message.
         """
         poll = select.poll()  # not select(), which knows the first 1,024 descriptors only
         poll.register(self._socket, select.POLLIN)
@@ -171,15 +170,15 @@ class WorkerConnection:
         return decode_message(data)
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """Send SIGKILL to the process."""
         self.is_killed = True
         self._process.kill()
 
-    def bury(self, timeout_s: float) -> int:
-        """Wait until the process is gone, at most so long, then kill it.
+    def wait(self, timeout_s: float) -> int:
+        """Close the socket and wait until the process has ended; after ``timeout_s`` kill it.
 
         Returns:
-            Its exit code; the negative number of a signal.
+            Exit code; the negative number of a signal.
         """
         self._socket.close()
         try:

@@ -1,4 +1,4 @@
-"""What a worker process does all day: hears frames, runs jobs in shared memory, and answers with frames.
+"""The worker's side of a connection: receives messages, runs batches in shared memory, sends replies.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.
@@ -44,15 +44,15 @@ from service.core.device.ipc import (
 )
 from service.core.device.labeling import LabelingWork, Pending
 from service.core.device.slots import AnyArray, SlotMap, next_array_offset
-from service.core.device.worker_connection import BatchJobMark
+from service.core.device.worker_connection import ExecutionRecord
 from service.core.memory import release_free_memory
 
 _log = structlog.get_logger()
 
-_LAST_WORDS_S = 1.0
+_SENDING_TIMEOUT_S = 1.0
 
 _ANCILLARY_BYTES = socket.CMSG_SPACE(253 * 4)
-"""Room for as many descriptors as the kernel lets one packet carry (SCM_MAX_FD)."""
+"""Buffer for as many descriptors as the kernel allows in one packet (SCM_MAX_FD)."""
 
 
 _Task = Callable[[], object]
@@ -61,41 +61,41 @@ _Task = Callable[[], object]
 class WorkerLoop:
     """Serves one connection until its other end is closed.
 
-    Jobs run one after the other in the calling thread, and nothing comes between them: what has come is read
-    by a second thread, so that the next job lies ready when the device is done with the last one; a third one
-    sends, for who wakes the service may lose the processor to it; models are loaded by a fourth.
+    Batches run one after the other in the calling thread. A second thread receives, so that the next batch is
+    there when the device is free. A third one sends, because a thread that wakes the service may lose its
+    core to it. A fourth one loads models.
 
     Args:
-        link: packets with frames.
-        mark: tells what was begun, and what of it has ended, also after the death of this process.
-        device: what runs the jobs.
+        connection: socket of packets, one message each.
+        record: outlives this process.
+        device: runs the batches.
     """
 
-    def __init__(self, link: socket.socket, mark: BatchJobMark, device: Device) -> None:
-        self._link = link
-        self._mark = mark
+    def __init__(self, connection: socket.socket, record: ExecutionRecord, device: Device) -> None:
+        self._connection = connection
+        self._record = record
         self._device = device
         self._slots = SlotMap()
         self._versions: dict[int, ModelVersion] = {}
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._begun: deque[tuple[int, Pending]] = deque()
+        self._started: deque[tuple[int, Pending]] = deque()
         self._unsent: deque[bytes] = deque()
-        self._may_send = threading.Lock()
+        self._sending = threading.Lock()
         self._is_unsent: SimpleQueue[bool] = SimpleQueue()
         self._descriptors: deque[int] = deque()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     def serve(self) -> None:
-        """Answer until the other end is closed.
+        """Run batches until the other end of the connection is closed.
 
         Raises:
-            FrameError: something else than frames came.
-            OSError: nothing can be sent, though the other end is there.
-            DeviceLostError: the device is lost to this process.
+            IpcError: the service sent bytes that are no message, or a message out of place.
+            OSError: nothing can be sent although the other end is open.
+            DeviceLostError: this process can no longer use the device.
         """
-        speaking = threading.Thread(target=self._speak, name="speak", daemon=True)
-        speaking.start()
-        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        sender = threading.Thread(target=self._send_loop, name="send", daemon=True)
+        sender.start()
+        threading.Thread(target=self._receive_loop, name="receive", daemon=True).start()
         self._send(HelloMessage())
         try:
             while (task := self._next_task()) is not None:
@@ -105,117 +105,117 @@ class WorkerLoop:
             pass
         finally:
             self._is_unsent.put(False)
-            speaking.join(_LAST_WORDS_S)
-            with suppress(OSError):  # closed by the other end, or already
-                self._link.shutdown(socket.SHUT_RDWR)  # to close it ends nothing while a thread listens
+            sender.join(_SENDING_TIMEOUT_S)
+            with suppress(OSError):  # closed already
+                self._connection.shutdown(socket.SHUT_RDWR)  # close() does not wake a thread that receives
 
     def close(self) -> None:
-        """End what is being loaded."""
+        """Wait for models that are being loaded."""
         self._loader.shutdown()
 
     def _next_task(self) -> _Task | None:
-        """Return what has come, and when nothing has, to finish what was begun first; None at the end."""
+        """Return what to do next: what was received, else the end of the oldest batch; None = stop."""
         try:
-            return self._tasks.get(block=not self._begun)
+            return self._tasks.get(block=not self._started)
         except Empty:
-            return self._finish_one
+            return self._finish_batch
 
-    def _finish_one(self) -> None:
-        token, pending = self._begun.popleft()
-        words = encode_message(DoneMessage(token, pending()))
-        self._mark.end(token, words)  # before the next job is begun: that may kill this process
-        self._unsent.append(words)
-        if self._begun or not self._tasks.empty():
+    def _finish_batch(self) -> None:
+        token, pending = self._started.popleft()
+        reply = encode_message(DoneMessage(token, pending()))
+        self._record.record_reply(token, reply)  # before the next batch starts, which may kill this process
+        self._unsent.append(reply)
+        if self._started or not self._tasks.empty():
             self._is_unsent.put(True)
-        else:  # nothing would be kept waiting, and to wake another thread takes time, too
+        else:  # no batch waits, and to wake the sending thread takes time
             self._send_all()
 
-    def _send(self, frame: IpcMessage) -> None:
-        self._unsent.append(encode_message(frame))
+    def _send(self, message: IpcMessage) -> None:
+        self._unsent.append(encode_message(message))
         self._is_unsent.put(True)
 
     def _send_all(self) -> None:
-        """Send what is unsent, in its order, whichever thread was to do it."""
-        with self._may_send:
+        """Send all unsent messages in their order; called by two threads."""
+        with self._sending:
             while self._unsent:
-                self._link.sendall(self._unsent.popleft())
+                self._connection.sendall(self._unsent.popleft())
 
-    # --- the thread that speaks
+    # --- the sending thread
 
-    def _speak(self) -> None:
+    def _send_loop(self) -> None:
         try:
             while self._is_unsent.get():
                 self._send_all()
         except (BrokenPipeError, ConnectionResetError):
-            pass  # there is nobody any more, which the listening thread hears
+            pass  # the other end is closed; the receiving thread ends the loop
         except OSError as error:
             self._tasks.put(partial(_fail, error))
 
-    # --- the thread that listens
+    # --- the receiving thread
 
-    def _listen(self) -> None:
+    def _receive_loop(self) -> None:
         try:
             while data := self._receive():
-                self._obey(decode_message(data))
+                self._handle(decode_message(data))
         except ConnectionResetError:
             pass
-        except Exception as error:  # noqa: BLE001 - the edge of the thread: ``serve`` raises it
+        except Exception as error:  # noqa: BLE001 - the edge of the thread: ``serve`` raises the error
             self._tasks.put(partial(_fail, error))
         self._tasks.put(None)
 
     def _receive(self) -> bytes:
-        """Return the next frame; nothing at the end."""
-        data, ancillary, _, _ = self._link.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES)
+        """Return the bytes of the next message; empty at the end."""
+        data, ancillary, _, _ = self._connection.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES)
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors.extend(memoryview(content).cast("i"))
         return data
 
-    def _obey(self, frame: IpcMessage) -> None:
-        match frame:
+    def _handle(self, message: IpcMessage) -> None:
+        match message:
             case LabelMessage():
-                self._tasks.put(partial(self._begin_labelling, frame.token, self._work(frame)))
+                self._tasks.put(partial(self._start_labeling, message.token, self._labeling_work(message)))
             case ScoreMessage():
-                self._tasks.put(partial(self._begin_scoring, frame.token, self._scoring(frame)))
+                self._tasks.put(partial(self._start_scoring, message.token, self._scoring_work(message)))
             case LoadMessage():
-                # Behind the unloading that came before it: that may be of the version with this name.
-                self._tasks.put(partial(self._loader.submit, self._load, frame))
+                # Through the tasks: an unloading before it may be of the version with this name.
+                self._tasks.put(partial(self._loader.submit, self._load, message))
             case UnloadMessage():
-                self._tasks.put(partial(self._unload, frame))
+                self._tasks.put(partial(self._unload, message))
             case ForgetMessage():
-                for slot in frame.slots:
+                for slot in message.slots:
                     self._slots.forget(slot)
             case _:
-                raise IpcError(f"the service does not say {frame}")
+                raise IpcError(f"the service does not send {message}")
 
-    def _work(self, frame: LabelMessage) -> LabelingWork:
-        self._map([entry.slot for entry in frame.pictures])
+    def _labeling_work(self, message: LabelMessage) -> LabelingWork:
+        self._map_slots([entry.slot for entry in message.pictures])
         return LabelingWork(
-            self._version(frame.version),
-            [self._picture(entry) for entry in frame.pictures],
-            [self._labels(entry) for entry in frame.pictures],
-            [entry.deadline_s for entry in frame.pictures],
+            self._version(message.version),
+            [self._picture(entry) for entry in message.pictures],
+            [self._labels(entry) for entry in message.pictures],
+            [entry.deadline_s for entry in message.pictures],
         )
 
-    def _scoring(self, frame: ScoreMessage) -> Pending:
-        self._map([frame.slot])
-        version = self._version(frame.version)
-        images_NHW3 = self._array(frame.slot, (*frame.batch, 3), frame.pixels)
-        raw_NKhw = self._array(frame.slot, frame.raw, "float32", next_array_offset(images_NHW3.nbytes))
+    def _scoring_work(self, message: ScoreMessage) -> Pending:
+        self._map_slots([message.slot])
+        version = self._version(message.version)
+        images_NHW3 = self._array(message.slot, (*message.batch, 3), message.pixels)
+        raw_NKhw = self._array(message.slot, message.raw, "float32", next_array_offset(images_NHW3.nbytes))
 
         def pending() -> BatchReport:
-            self._mark.begin(frame.token)
-            return self._device.score(version, images_NHW3, raw_NKhw, frame.deadline_s)
+            self._record.record_start(message.token)
+            return self._device.score(version, images_NHW3, raw_NKhw, message.deadline_s)
 
         return pending
 
-    def _version(self, key: int) -> ModelVersion:
-        if key not in self._versions:
-            raise IpcError(f"no model has the number {key}")
-        return self._versions[key]
+    def _version(self, number: int) -> ModelVersion:
+        if number not in self._versions:
+            raise IpcError(f"no model has the number {number}")
+        return self._versions[number]
 
-    def _map(self, numbers: Sequence[int]) -> None:
-        """Take the descriptors of slots that are new, in the order in which the frame names them."""
+    def _map_slots(self, numbers: Sequence[int]) -> None:
+        """Map new slots; their descriptors came with the message, in the order in which it names them."""
         for number in numbers:
             if number not in self._slots:
                 if not self._descriptors:
@@ -238,31 +238,33 @@ class WorkerLoop:
 
     # --- the calling thread
 
-    def _begin_labelling(self, token: int, work: LabelingWork) -> None:
-        self._begun.append((token, self._device.begin(work, began=partial(self._mark.begin, token))))
+    def _start_labeling(self, token: int, work: LabelingWork) -> None:
+        on_start = partial(self._record.record_start, token)
+        self._started.append((token, self._device.start_labeling(work, on_start=on_start)))
 
-    def _begin_scoring(self, token: int, pending: Pending) -> None:
-        self._begun.append((token, pending))
+    def _start_scoring(self, token: int, pending: Pending) -> None:
+        self._started.append((token, pending))
 
-    def _unload(self, frame: UnloadMessage) -> None:
-        self._device.unload(self._versions.pop(frame.version))
-        self._send(ReplyMessage(frame.request))
+    def _unload(self, message: UnloadMessage) -> None:
+        self._device.unload(self._versions.pop(message.version))
+        self._send(ReplyMessage(message.request))
 
-    # --- the thread that loads
+    # --- the loading thread
 
-    def _load(self, frame: LoadMessage) -> None:
+    def _load(self, message: LoadMessage) -> None:
         try:
-            version = ModelVersion.parse(frame.name)
-            info = self._device.load(version, read_artifact(Path(frame.folder)), frame.sizes, frame.tuning)
+            version = ModelVersion.parse(message.name)
+            artifact = read_artifact(Path(message.folder))
+            engine = self._device.load(version, artifact, message.sizes, message.tuning)
         except Exception as error:  # noqa: BLE001 - the edge of the thread: whatever a library raises
-            if type(error).__name__ not in LOAD_ERRORS:
-                _log.exception("model cannot be loaded", model=frame.name)
-            message = str(error) or type(error).__name__
-            self._send(ReplyMessage(frame.request, error=type(error).__name__, reason=message))
+            name = type(error).__name__
+            if name not in LOAD_ERRORS:
+                _log.exception("model cannot be loaded", model=message.name)
+            self._send(ReplyMessage(message.request, error=name, reason=str(error) or name))
         else:
-            release_free_memory()  # of the compiler: 60 MB
-            self._versions[frame.version] = version
-            self._send(ReplyMessage(frame.request, info))
+            release_free_memory()  # 60 MB of the compiler
+            self._versions[message.version] = version
+            self._send(ReplyMessage(message.request, engine))
 
 
 def _fail(error: Exception) -> None:

@@ -1,7 +1,7 @@
-"""Evaluation jobs: what they are, how they move, how they are cut into steps; nothing here runs one.
+"""Evaluation jobs: requests, states, plans and results, and the interfaces of what stores and runs them.
 
-A job is cut into shards, which workers share, and each shard into steps of a few seconds. A step is what
-survives: its counts are stored, and after a crash the work goes on behind the last stored one.
+A job is cut into shards, which workers share, and each shard into steps of a few seconds. The counts of a
+finished step are stored; after a crash the work continues behind the last stored step.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from model.artifacts.manifest import ModelVersion
 from service.core.device.engine import Precision
 
 JsonObject = dict[str, Any]
-"""What the jobs database stores; plain JSON."""
+"""Document in the jobs database; plain JSON."""
 
 MAX_RESCUES = 3
-"""How often work that died is begun again without having got any further; then the work is to blame."""
+"""Restarts of a shard at the same picture after the death of its worker; then the job fails."""
 
 _STEPS_PER_SHARD = 4
-_MAX_SHARDS = 256  # each costs its worker a few milliseconds, and the parent a place in a list
+_MAX_SHARDS = 256  # each costs its worker some milliseconds, and its job a list entry
 
 
 class JobError(Exception):
-    """A job cannot be finished; the message says why, for people, and names no path outside its data set."""
+    """A job fails; the message says why, and names no path outside the data set."""
 
 
 class JobHeldUpError(Exception):
-    """A step cannot be done for a reason that passes by itself; the message is like a ``JobError``'s."""
+    """A step cannot run now, for a temporary reason; the message names no path outside the data set."""
 
 
 class JobInterruptedError(Exception):
-    """A step was given up because this process is about to stop; it is begun again later."""
+    """A step was given up because this process stops; it runs again later."""
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """State of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -49,7 +49,7 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the job has ended."""
         return not SUCCESSORS[self]
 
 
@@ -62,21 +62,21 @@ SUCCESSORS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
         JobState.CANCELLED: frozenset(),
     }
 )
-"""Every transition that there is."""
+"""The allowed transitions."""
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What is to be evaluated.
+    """What to evaluate.
 
     Args:
-        version: the model.
-        dataset: a name from the configuration, never a path.
+        version: the model version.
+        dataset: name in the configuration, never a path.
         split: of the data set.
-        protocol: a name of ``model.evaluation.protocols``.
-        skip_broken: leave pairs out, and count them, whose files are broken; else they fail the job.
-        reference: how the client called the model; None = by the version itself.
-        precision: what every worker computes in; None = what the first one chooses.
+        protocol: name of a protocol in ``model.evaluation.protocols``.
+        skip_broken: leave out and count pairs with broken files; else they fail the job.
+        reference: the model as the client named it; None = by its version.
+        precision: of the computation on every worker; None = the choice of the first one.
     """
 
     version: ModelVersion
@@ -88,13 +88,13 @@ class JobRequest:
     precision: Precision | None = None
 
     @property
-    def said(self) -> tuple[str, str, str, str, bool]:
-        """What the client said, whatever its reference to the model means by now."""
+    def client_fields(self) -> tuple[str, str, str, str, bool]:
+        """The request as the client sent it, independent of what its model reference means now."""
         model = self.reference or str(self.version)
         return model, self.dataset, self.split, self.protocol, self.skip_broken
 
     def to_json(self) -> JsonObject:
-        """Return what is stored: equal requests give equal documents."""
+        """Return the stored document; equal requests have equal ones."""
         return {
             "model": str(self.version),
             "dataset": self.dataset,
@@ -107,7 +107,7 @@ class JobRequest:
 
     @classmethod
     def from_json(cls, document: JsonObject) -> JobRequest:
-        """Return what ``to_json`` stored."""
+        """Return the object of a stored document."""
         return cls(
             version=ModelVersion.parse(document["model"]),
             dataset=document["dataset"],
@@ -121,14 +121,14 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came out.
+    """Scores of a job.
 
     Attributes:
-        miou: mean over the classes that are there, 0..1; None when there is none.
-        per_class: IoU by class name, 0..1; None for a class that is neither in truth nor guess.
-        images: how many were counted.
-        skipped: the broken pairs that were left out, as the list calls them.
-        digest: SHA-256 over the report without its times: equal runs have equal digests.
+        miou: mean IoU of the classes that occur, 0..1; None if no class does.
+        per_class: IoU by class name, 0..1; None for a class in neither the labels nor the predictions.
+        images: number of scored pictures.
+        skipped: names of the broken pairs that were left out.
+        digest: SHA-256 of the report without its times; equal runs have equal digests.
     """
 
     miou: float | None
@@ -138,7 +138,7 @@ class JobResult:
     digest: str
 
     def to_json(self) -> JsonObject:
-        """Return what is stored."""
+        """Return the stored document."""
         return {
             "miou": self.miou,
             "per_class": dict(self.per_class),
@@ -149,22 +149,22 @@ class JobResult:
 
     @classmethod
     def from_json(cls, document: JsonObject) -> JobResult:
-        """Return what ``to_json`` stored."""
+        """Return the object of a stored document."""
         return cls(**(document | {"skipped": tuple(document["skipped"])}))
 
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One job, as it stood a moment ago.
+    """A snapshot of a job.
 
     Attributes:
-        id: what it is called in paths.
-        request: what is evaluated.
-        state: where it stands.
-        done: pictures that are counted for good.
-        total: pictures of the split; None until a worker has read the list.
-        error: why it failed.
-        result: what came out, once it has succeeded.
+        id: its name in paths.
+        request: what to evaluate.
+        state: queued to final.
+        done: pictures whose counts are stored.
+        total: pictures of the split; None until a worker has read its list.
+        error: reason of a failure.
+        result: scores of a job that has succeeded.
     """
 
     id: str
@@ -178,12 +178,12 @@ class EvaluationJob:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What a worker found out before the first picture; stored, so that every later worker obeys it.
+    """The division of a job into steps; made once by its first worker and stored for all.
 
     Attributes:
         images: pictures of the split.
-        images_per_step: how many of them make a few seconds of work.
-        pins: all that the numbers depend on; a worker that is another one refuses.
+        images_per_step: pictures that take a few seconds together.
+        pins: everything that the counts depend on; a worker with other values refuses the job.
     """
 
     images: int
@@ -191,16 +191,16 @@ class JobPlan:
     pins: JsonObject
 
     def to_json(self) -> JsonObject:
-        """Return what is stored."""
+        """Return the stored document."""
         return {"images": self.images, "images_per_step": self.images_per_step, "pins": self.pins}
 
     @classmethod
     def from_json(cls, document: JsonObject) -> JobPlan:
-        """Return what ``to_json`` stored."""
+        """Return the object of a stored document."""
         return cls(**document)
 
     def shards(self) -> tuple[tuple[range, ...], ...]:
-        """Cut the pictures into shards, and each of them into steps: every picture is in one step."""
+        """Return the steps of each shard, as ranges of pictures; each picture is in exactly one step."""
         steps = tuple(
             range(start, min(start + self.images_per_step, self.images))
             for start in range(0, self.images, self.images_per_step)
@@ -210,67 +210,67 @@ class JobPlan:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a shard is, and how often it was begun again since it last got further.
+class JobProgress:
+    """Progress of a job or shard. The attributes are keys in the jobs database.
 
     Attributes:
         done: pictures whose counts are stored.
-        begun_at: ``done`` when it was begun last; None before that, and after a worker has laid it down.
-        rescues: how often it was begun again at the same place.
+        begun_at: ``done`` at the last start; None before the first one and after a planned stop.
+        rescues: restarts at the same picture.
     """
 
     done: int = 0
     begun_at: int | None = None
     rescues: int = 0
 
-    def begin(self) -> Progress:
-        """Begin the shard, or begin it again where it was left off.
+    def started(self) -> JobProgress:
+        """Return the progress after a start or restart.
 
         Raises:
-            JobError: every worker that began it here has died.
+            JobError: too many workers died at the same picture.
         """
         rescues = self.rescues + 1 if self.begun_at == self.done else int(self.begun_at is not None)
         if rescues > MAX_RESCUES:
             raise JobError(f"the workers died {rescues} times at the same pictures, after {self.done}")
         return replace(self, begun_at=self.done, rescues=rescues)
 
-    def advance(self, images: int) -> Progress:
-        """Take note that so many pictures are stored; a replay of stored steps changes nothing."""
-        return self if images <= self.done else Progress(images, begun_at=images)
+    def advanced(self, images: int) -> JobProgress:
+        """Return the progress when ``images`` pictures are stored; replayed steps change nothing."""
+        return self if images <= self.done else JobProgress(images, begun_at=images)
 
-    def lay_down(self) -> Progress:
-        """Take note that the worker stopped on purpose, so that beginning again is no rescue."""
-        return Progress(self.done)
+    def suspended(self) -> JobProgress:
+        """Return the progress after a planned stop, so that the next start counts as no restart."""
+        return JobProgress(self.done)
 
 
-class JobWork(Protocol):
-    """What a worker does; each call is one durable step, so arguments and answers are plain JSON.
+class JobSteps(Protocol):
+    """The work of jobs. Each call is one durable step, so arguments and results are plain JSON.
 
-    Each may raise ``JobHeldUpError``: it is called again until ten minutes have passed. What it raises beside
-    the errors of this module is a defect, but may pass, too: it is tried again a few times.
+    Each call may raise ``JobHeldUpError``; it is repeated for up to ten minutes. Other exceptions, beside the
+    errors of this module, are defects that may be temporary; they are repeated a few times.
     """
 
-    def plan(self, request: JobRequest) -> JobPlan:
-        """Look at the data set and at this machine.
+    def plan_job(self, request: JobRequest) -> JobPlan:
+        """Divide a job into steps.
 
         Raises:
-            JobError: model, data set, split or protocol cannot be used.
+            JobError: the model, data set, split or protocol cannot be used.
         """
         ...
 
-    def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
-        """Evaluate some of the pictures.
+    def count_images(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
+        """Evaluate some pictures of a job.
 
         Returns:
-            Their counts; the same on every worker that fits the pins.
+            Their counts; equal on every worker that matches the pins.
 
         Raises:
-            JobError: a file is broken, or this worker does not fit the pins.
+            JobError: a file is broken, or this worker does not match the pins.
             JobInterruptedError: the process is about to stop.
         """
         ...
 
-    def finish(
+    def finish_job(
         self,
         job_id: str,
         request: JobRequest,
@@ -279,68 +279,68 @@ class JobWork(Protocol):
         *,
         confirm: Callable[[], None],
     ) -> JobResult:
-        """Add up what ``count`` returned, in order, and store the report; may happen twice.
+        """Add up the counts and store the report; may be called twice.
 
         Args:
             job_id: of the job.
             request: of the job.
             plan: of the job.
-            counts: of all its pictures.
+            counts: results of ``count_images`` for all pictures, in order.
             confirm: called right before the report is stored; raises if the job was cancelled meanwhile.
 
         Raises:
-            JobError: there is no room for the report, or nothing to report.
+            JobError: there is no space for the report, or nothing to report.
         """
         ...
 
-    def rest(self) -> None:
-        """Give back what was held for jobs: none runs here; called now and then as long as that is so."""
+    def release_idle(self) -> None:
+        """Free what is held for jobs; called from time to time while no job runs here."""
         ...
 
     def stop(self) -> None:
-        """Give up what runs, and whatever is begun from now on, with ``JobInterruptedError``."""
+        """Let the running call, and all later ones, end with ``JobInterruptedError``."""
         ...
 
 
 class EvaluationJobs(Protocol):
-    """The jobs of a service, wherever they are kept; blocks, and may be called from any thread.
+    """The jobs of a service in their database. Calls block; any thread may call.
 
-    Every method raises ``BusyError`` when the jobs database does not answer.
+    Every method raises ``BusyError`` when the database does not answer.
     """
 
-    def submit(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
+    def enqueue_job(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
         """Queue a job.
 
         Args:
-            request: what is to be evaluated.
-            key: chosen by the client: a second call with the same one returns the first one's job.
+            request: what to evaluate.
+            key: of the client; a second call with the same key returns the job of the first one.
 
         Raises:
-            ConflictError: the key was used for another request; the client ``said`` something else.
-            StorageFullError: there is no room to write it down.
+            ConflictError: the key was used for a request with other ``client_fields``.
+            StorageFullError: there is no space for the job.
         """
         ...
 
-    def of_key(self, key: str) -> EvaluationJob | None:
-        """Return the job that was submitted with a key, or None when there is none."""
+    def find_by_key(self, key: str) -> EvaluationJob | None:
+        """Return the job that was queued with a key, or None."""
         ...
 
-    def get(self, job_id: str) -> EvaluationJob:
+    def get_job(self, job_id: str) -> EvaluationJob:
         """Return a job.
 
         Raises:
-            NotFoundError: there is none of this id.
+            NotFoundError: there is no such job.
         """
         ...
 
-    def list(self) -> tuple[EvaluationJob, ...]:
-        """Return all jobs, the newest first."""
+    def list_jobs(self) -> tuple[EvaluationJob, ...]:
+        """Return all jobs, newest first."""
         ...
 
-    def cancel(self, job_id: str) -> EvaluationJob:
-        """Stop a job before its next step; one that has ended stays as it is.
+    def cancel_job(self, job_id: str) -> EvaluationJob:
+        """Stop a job before its next step; a job that has ended stays as it is.
 
         Raises:
-            NotFoundError: there is none of this id.
+            NotFoundError: there is no such job.
         """
         ...

@@ -1,4 +1,4 @@
-"""The work of evaluation jobs: pictures are read, run through the models of a host, and counted.
+"""The steps of evaluation jobs: read pictures, run them through the models of a host, count.
 
 Axes: N pictures, H height, W width, 3 = red green blue; h w = H/stride W/stride, K channels of the head.
 """
@@ -60,21 +60,21 @@ from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 
 _STEP_PIXELS = 16 << 20
-"""Of the network's input; 2 to 5 seconds on the processors this was tried on."""
+"""Pixels of the network's input in one step; 2 to 5 seconds on the processors tried."""
 
 _MAX_STEP_IMAGES = 8
 _MAX_SHOWN = 6
-_BATCH_TIMEOUT_S = 120.0  # of one batch of the bulk lane, which may wait behind a crowd
+_BATCH_TIMEOUT_S = 120.0  # of one batch; the bulk lane waits behind the others
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """The data sets that jobs may name, and nothing else on the disk.
+    """The configured data sets, the only ones that jobs can read.
 
     Args:
-        files: TOML file by name.
+        files: data-set file by name.
     """
 
     files: Mapping[str, Path]
@@ -83,8 +83,8 @@ class Datasets:
         """Return the pictures of a split.
 
         Raises:
-            DatasetError: no such name or split, its file or list is broken, or leads out of the data set's
-                folder; the message names no path outside of that.
+            DatasetError: there is no such name or split, its file or list is broken, or a path leads out of
+                the data set's folder; the message names no path outside of it.
         """
         if name not in self.files:
             raise DatasetError(f"no data set {name!r} is configured")
@@ -100,13 +100,13 @@ class Datasets:
 
 
 @dataclass(frozen=True)
-class _Data:
-    """A split as it was when it was opened.
+class _OpenSplit:
+    """An open split.
 
     Attributes:
-        dataset: its name in the configuration.
+        dataset: name in the configuration.
         pictures: of the split.
-        pins: what results depend on beside the bytes of the files.
+        pins: what the counts depend on beside the bytes of the files.
     """
 
     dataset: str
@@ -114,18 +114,19 @@ class _Data:
     pins: JsonObject
 
 
-class HostedEvaluation:
-    """The core's ``JobWork`` on the models of a host; see there for what the calls do.
+class EvaluationSteps:
+    """``JobSteps`` on the models of a host.
 
-    The host is opened for the first job, and closed when none runs here any more. A version that it does not
-    serve is borrowed until then, or until another one is needed. One call works at a time.
+    The host is opened for the first job and closed when no job runs any more. A version that it does not
+    serve is borrowed until then, or until another one is needed. One call runs at a time.
 
     Args:
-        open_host: opens what runs the networks.
-        registry: has the versions, and keeps the reports.
-        datasets: that may be evaluated on.
+        open_host: opens the models.
+        registry: versions and reports.
+        datasets: data sets to evaluate on.
         pool: threads that read and score pictures.
-        environment: plain JSON: ``processor``, ``versions`` of libraries, and what else results depend on.
+        environment: plain JSON with ``processor``, ``versions`` of libraries, and all else that counts depend
+            on.
     """
 
     def __init__(
@@ -143,15 +144,15 @@ class HostedEvaluation:
         self._pool = pool
         self._environment = environment
         self._stopping = threading.Event()
-        self._working = threading.Lock()
+        self._call_lock = threading.Lock()
         self._opened = ExitStack()
         self._host: ModelHost | None = None
         self._borrowed: tuple[ModelVersion, Precision | None] | None = None
-        self._data: _Data | None = None
+        self._data: _OpenSplit | None = None
 
-    def plan(self, request: JobRequest) -> JobPlan:
-        """Look at the data set and at this machine."""
-        with _job_errors(), self._working_with(request.version, request.precision) as served:
+    def plan_job(self, request: JobRequest) -> JobPlan:
+        """Divide a job into steps, and pin the data set and this machine."""
+        with _job_errors(), self._loaded(request.version, request.precision) as served:
             protocol = find_protocol(request.protocol)
             data = self._open(request)
             pictures = data.pictures
@@ -163,10 +164,10 @@ class HostedEvaluation:
                 pins=self._pins(served, data) | {"data": _fingerprint(pictures, request)},
             )
 
-    def count(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
-        """Evaluate some of the pictures."""
+    def count_images(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
+        """Evaluate some pictures of a job."""
         counts: JsonObject = {"images": [], "skipped": []}
-        with _job_errors(), self._working_with(request.version, plan.pins["precision"]) as served:
+        with _job_errors(), self._loaded(request.version, plan.pins["precision"]) as served:
             data = self._planned_data(request, plan)
             self._check_pins(plan, served, data)
             pictures = data.pictures
@@ -188,7 +189,7 @@ class HostedEvaluation:
                 raise DatasetError(reason(error)) from error
         return counts
 
-    def finish(
+    def finish_job(
         self,
         job_id: str,
         request: JobRequest,
@@ -197,8 +198,8 @@ class HostedEvaluation:
         *,
         confirm: Callable[[], None],
     ) -> JobResult:
-        """Add up, and store the report beside the model."""
-        with _job_errors(), self._working_with(request.version, plan.pins["precision"]) as served:
+        """Add up the counts, and store the report beside the model."""
+        with _job_errors(), self._loaded(request.version, plan.pins["precision"]) as served:
             data = self._open(request)
             self._check_pins(plan, served, data)
             pictures = data.pictures
@@ -221,29 +222,29 @@ class HostedEvaluation:
             self._registry.evaluations.add(request.version.name, job_id, document, page)
         return result
 
-    def rest(self) -> None:
-        """Give back what was borrowed, and close the host."""
-        with self._working:
+    def release_idle(self) -> None:
+        """Give back the borrowed version and close the host."""
+        with self._call_lock:
             self._close_host()
 
-    def close(self, *, patience_s: float = 1.0) -> None:
-        """Do the same at the end of the process, unless a call does not end in time."""
-        if self._working.acquire(timeout=patience_s):
+    def close(self, *, timeout_s: float = 1.0) -> None:
+        """Close the host, unless a call runs for longer than ``timeout_s``; for the end of the process."""
+        if self._call_lock.acquire(timeout=timeout_s):
             self._close_host()
-            self._working.release()
+            self._call_lock.release()
 
     def stop(self) -> None:
-        """Give up what runs."""
+        """Let the running call, and all later ones, end with ``JobInterruptedError``."""
         self._stopping.set()
 
     @contextmanager
-    def _working_with(self, version: ModelVersion, precision: Precision | None) -> Iterator[LoadedModel]:
-        """Have a version loaded in a precision; it stays so for the next call.
+    def _loaded(self, version: ModelVersion, precision: Precision | None) -> Iterator[LoadedModel]:
+        """Yield a version, loaded in a precision; it stays loaded for the next call.
 
         Raises:
             JobError: the host serves the version in another precision.
         """
-        with self._working:
+        with self._call_lock:
             if self._host is None:
                 self._host = self._opened.enter_context(self._open_host())
             if self._borrowed is not None and self._borrowed != (version, precision):
@@ -269,35 +270,35 @@ class HostedEvaluation:
         self._host = None
         self._opened.close()
 
-    def _open(self, request: JobRequest) -> _Data:
+    def _open(self, request: JobRequest) -> _OpenSplit:
         pictures = self._datasets.open(request.dataset, request.split)
-        self._data = _Data(request.dataset, pictures, _data_pins(pictures))
+        self._data = _OpenSplit(request.dataset, pictures, _data_pins(pictures))
         return self._data
 
-    def _planned_data(self, request: JobRequest, plan: JobPlan) -> _Data:
-        """Return the data set as it was opened last, if that is what the job began with."""
+    def _planned_data(self, request: JobRequest, plan: JobPlan) -> _OpenSplit:
+        """Return the split that was opened last, if it is the one of the plan; else open it."""
         data = self._data
         if data is None or (data.dataset, data.pictures.split) != (request.dataset, request.split):
             return self._open(request)
-        if any(plan.pins.get(key) != value for key, value in data.pins.items()):  # of an earlier job
+        if any(plan.pins.get(key) != value for key, value in data.pins.items()):  # opened for an earlier job
             return self._open(request)
         return data
 
-    def _pins(self, served: LoadedModel, data: _Data) -> JsonObject:
+    def _pins(self, served: LoadedModel, data: _OpenSplit) -> JsonObject:
         engine = served.engine
         return {
             "engine": engine.engine,
-            "device": engine.device.partition(":")[0],  # which of equal ones does not matter
+            "device": engine.device.partition(":")[0],  # GPUs of one machine count as equal
             "precision": engine.precision,
             "weights": served.manifest.files[WEIGHTS_FILE],
             "environment": self._environment,
             **data.pins,
         }
 
-    def _check_pins(self, plan: JobPlan, served: LoadedModel, data: _Data) -> None:
+    def _check_pins(self, plan: JobPlan, served: LoadedModel, data: _OpenSplit) -> None:
         for key, value in self._pins(served, data).items():
             if value != plan.pins.get(key):
-                _log.warning("job began elsewhere", pin=key, began_with=plan.pins.get(key), here=value)
+                _log.warning("worker does not match the job", pin=key, job=plan.pins.get(key), here=value)
                 raise JobError(f"the job began with another {key} than this worker has: submit it again")
 
     def _scorer(self, request: JobRequest, pictures: LabeledImages, served: LoadedModel) -> PictureScorer:
@@ -313,13 +314,13 @@ class HostedEvaluation:
 
 @contextmanager
 def _job_errors() -> Iterator[None]:
-    """Tell what no second try would change from what may pass."""
+    """Turn errors into ``JobError``, or into ``JobHeldUpError`` if a later try may succeed."""
     try:
         yield
     except DrainingError:
         raise JobInterruptedError from None
     except StorageError as error:
-        raise JobHeldUpError("the registry does not answer, or has no room") from error
+        raise JobHeldUpError("the registry does not answer, or has no space") from error
     except (OverloadError, DeadlineExceededError, StorageFullError) as error:
         raise JobHeldUpError(str(error)) from error
     except (ModelError, ModelOutputInvalidError, EngineUnavailableError) as error:
@@ -327,7 +328,7 @@ def _job_errors() -> Iterator[None]:
 
 
 def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:
-    """Return how many pictures like the first readable one make a step."""
+    """Return the pictures per step, if all are like the first readable one."""
     for index in range(len(pictures)):
         with suppress(DatasetError):
             plan = make_plan(protocol, size_of(pictures[index][0]))
@@ -349,7 +350,7 @@ def _data_pins(pictures: LabeledImages) -> JsonObject:
 
 
 def _list_digest(pictures: LabeledImages) -> str:
-    # Each worker may have the data set elsewhere.
+    # Relative paths: workers may have the data set in different folders.
     root = pictures.spec.root
     lines = [
         f"{relpath(pair.image, root)}\n{relpath(pair.label, root) if pair.label else ''}\n"
@@ -403,13 +404,13 @@ def _result(report: EvaluationReport) -> JobResult:
 
 
 def _name(pictures: LabeledImages, index: int) -> str:
-    """Return what reports call a picture: its path below the root of its data set."""
+    """Return the name of a picture in reports: its path below the root of its data set."""
     image, root = pictures.pairs[index].image, pictures.spec.root
     return printable(image.relative_to(root) if image.is_relative_to(root) else image.name)
 
 
 def _relative(error: DatasetError, spec: DatasetSpec) -> str:
-    """Return what an error says without telling where on this machine the data set lies."""
+    """Return the message of an error without the folder of the data set on this machine."""
     root = spec.root
     if not (root.is_absolute() and root.name):
         return str(error)

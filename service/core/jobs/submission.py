@@ -1,4 +1,4 @@
-"""Where evaluation jobs are asked for: checks what a client says before anything is written down."""
+"""Checks the request of a client and queues its evaluation job."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MAX_KEY = 255
 
 
 class EvaluationSubmission:
-    """Takes evaluation jobs in; blocks, and may be called from any thread.
+    """Queues evaluation jobs. Calls block; any thread may call.
 
     Args:
-        jobs: where they are kept.
-        registry: has the models, and the reports.
+        jobs: of the service.
+        registry: models and reports.
         datasets: names of the configured data sets.
         choose: returns the version that a reference means here, and the precision in which it runs; raises
-            errors of the registry. None = the registry alone says which version.
+            errors of the registry. None = the version that the registry says.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class EvaluationSubmission:
         self._datasets = datasets
         self._choose = choose or (lambda reference: (registry.resolve(reference), None))
 
-    def submit(
+    def submit_evaluation(
         self,
         *,
         model: str,
@@ -64,22 +64,22 @@ class EvaluationSubmission:
             model: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
             dataset: a configured name.
             split: of the data set.
-            protocol: a name of ``model.evaluation.protocols``.
-            skip_broken: leave broken pairs out instead of failing.
-            key: of the client: a second call with it returns the first one's job, whatever has become of
-                model and data set meanwhile.
+            protocol: name of a protocol in ``model.evaluation.protocols``.
+            skip_broken: leave out broken pairs instead of failing.
+            key: of the client; a second call with the same key returns the job of the first one, even if the
+                model or the data set is gone.
 
         Raises:
-            InvalidArgumentError: there is no such protocol, or something cannot be a name.
+            InvalidArgumentError: there is no such protocol, or a name is malformed.
             NotFoundError: there is no such data set.
             ModelNotFoundError: there is no such model.
             VersionNotFoundError: there is no such version or alias.
             ConflictError: the key was used for another request.
             BusyError: the jobs database does not answer.
-            StorageFullError: there is no room to write the job down.
+            StorageFullError: there is no space for the job.
         """
-        if key is not None and (job := self._of_key(key)) is not None:
-            if job.request.said != (model, dataset, split, protocol, skip_broken):
+        if key is not None and (job := self._find_by_key(key)) is not None:
+            if job.request.client_fields != (model, dataset, split, protocol, skip_broken):
                 raise ConflictError("this Idempotency-Key was used for another request")
             return job
         if dataset not in self._datasets:
@@ -89,16 +89,16 @@ class EvaluationSubmission:
         _check_protocol(protocol)
         version, precision = self._resolve(model)
         request = JobRequest(version, dataset, split, protocol, skip_broken, model, precision)
-        return self.jobs.submit(request, key=key)
+        return self.jobs.enqueue_job(request, key=key)
 
-    def page(self, job_id: str) -> bytes:
+    def report_page(self, job_id: str) -> bytes:
         """Return the report of a job as HTML.
 
         Raises:
-            NotFoundError: there is no such job, or no report of it yet.
+            NotFoundError: there is no such job, or it has no report yet.
             BusyError: the jobs database does not answer.
         """
-        job = self.jobs.get(job_id)
+        job = self.jobs.get_job(job_id)
         page = None
         if job.state is JobState.SUCCEEDED:
             page = self._registry.evaluations.page(job.request.version.name, job_id)
@@ -106,10 +106,10 @@ class EvaluationSubmission:
             raise NotFoundError(f"there is no report: the job is {job.state}")
         return page
 
-    def _of_key(self, key: str) -> EvaluationJob | None:
+    def _find_by_key(self, key: str) -> EvaluationJob | None:
         if not _is_key(key):
             raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
-        return self.jobs.of_key(key)
+        return self.jobs.find_by_key(key)
 
     def _resolve(self, reference: str) -> tuple[ModelVersion, Precision | None]:
         try:

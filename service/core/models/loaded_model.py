@@ -46,7 +46,7 @@ class LoadedModel:
             QueueFullError: too many pictures wait, or they alone outlast the deadline.
             RateLimitedError: too many pictures of this source wait.
         """
-        self.dispatcher.check(self.version, deadline_s=deadline_s, source=source)
+        self.dispatcher.check_capacity(self.version, deadline_s=deadline_s, source=source)
 
     def reserve(
         self,
@@ -75,7 +75,9 @@ class LoadedModel:
             NoWorkerError: workers die as soon as they are started.
             DrainingError: the service is about to stop.
         """
-        return self.dispatcher.reserve(self.version, padded, deadline_s=deadline_s, lane=lane, source=source)
+        return self.dispatcher.reserve_picture(
+            self.version, padded, deadline_s=deadline_s, lane=lane, source=source
+        )
 
     def expected_wait_s(self) -> float:
         """Return in how many seconds everything that runs and waits is expected to be done."""
@@ -106,7 +108,7 @@ class LoadedModel:
         Raises:
             UndecodableImageError: two workers died of this picture.
         """
-        return self.dispatcher.redeem(reservation, image)
+        return self.dispatcher.submit_picture(reservation, image)
 
     def infer(
         self, images_NHW3: ImageBatch, *, deadline_s: float, lane: Lane = Lane.BULK
@@ -125,7 +127,9 @@ class LoadedModel:
             ServiceError: what ``reserve`` raises.
         """
         shape = (len(images_NHW3), *_raw_shape(self.manifest, images_NHW3))
-        return self.dispatcher.infer(self.version, images_NHW3, shape, deadline_s=deadline_s, lane=lane)
+        return self.dispatcher.submit_scoring(
+            self.version, images_NHW3, shape, deadline_s=deadline_s, lane=lane
+        )
 
 
 def _raw_shape(manifest: ModelManifest, images_NHW3: ImageBatch) -> tuple[int, int, int]:

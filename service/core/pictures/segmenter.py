@@ -55,6 +55,17 @@ class StageTimings:
     infer_s: float
     post_s: float
 
+    def by_stage(self, *, encode_s: float) -> dict[Stage, float]:
+        """Return the times by stage, with the time that encoding the answer took."""
+        return {
+            "decode": self.decode_s,
+            "preprocess": self.preprocess_s,
+            "queue": self.queue_s,
+            "infer": self.infer_s,
+            "post": self.post_s,
+            "encode": encode_s,
+        }
+
 
 @dataclass(eq=False)
 class Segmentation:

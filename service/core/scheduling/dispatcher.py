@@ -1,4 +1,4 @@
-"""Between those who want pictures answered and what carries batches out: decides who goes next.
+"""Thread-safe front of the scheduler: queues pictures, hands batches to a runner, settles the results.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.
@@ -60,10 +60,9 @@ from service.core.scheduling.scheduler import (
 from service.core.scheduling.utilization import UtilizationMeter
 from service.telemetry import Metrics
 
-_RECENT_SIZES = 8
-"""Sizes at which a new version is run once before it is served."""
+_MAX_RECENT_SIZES = 8
 
-_MADE_OF_OUTCOME: Mapping[Outcome, Callable[[], ServiceError]] = MappingProxyType(
+_ERRORS: Mapping[Outcome, Callable[[], ServiceError]] = MappingProxyType(
     {
         Outcome.EXPIRED: lambda: DeadlineExceededError("the deadline passed while the request was queued"),
         Outcome.INVALID: lambda: ModelOutputInvalidError(
@@ -77,14 +76,14 @@ _MADE_OF_OUTCOME: Mapping[Outcome, Callable[[], ServiceError]] = MappingProxyTyp
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What became of one picture.
+    """Labels of one picture, and the times of its batch.
 
     Attributes:
         labels_HW: class ids at the picture's original size, uint8.
-        queue_s: time from ``submit`` to the engine, in seconds.
-        infer_s: time in the engine, in seconds; of all the batch.
-        post_s: time from raw output to labels, in seconds; of all the batch.
-        batch_size: pictures that were answered together.
+        queue_s: time from the arrival of the picture to the start of its batch, in seconds.
+        infer_s: time of the batch in the engine, in seconds.
+        post_s: time of the batch from raw output to labels, in seconds.
+        batch_size: pictures in the batch.
     """
 
     labels_HW: UInt8Array
@@ -108,29 +107,29 @@ class _Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class _Promise:
+class _Reserved:
     version: ModelVersion
 
 
-_Work = _Picture | _Scores | _Promise
+_Work = _Picture | _Scores | _Reserved
 _Item = Item[_Work, Any]
 _Batch = Batch[_Work, Any]
 
 Reservation = _Item
-"""A place for a picture that is still to be read; whoever cancels its future gives it back."""
+"""Place in the queue for a picture that is not read yet; cancel its future to give it back."""
 
 
 class Dispatcher:
-    """Queues pictures, hands batches to a runner, and settles what becomes of them; thread-safe.
+    """Queues pictures and settles their results; thread-safe. A ``RunnerListener``.
 
-    An item that fails fails alone. Cancelled and expired items never reach the engine. When the runner loses
-    its worker, what had begun is answered with ``NoWorkerError``, and what had not waits for the next one.
+    A failing item fails alone. Cancelled and expired items never reach the engine. When the runner loses its
+    worker, batches that had started fail with ``NoWorkerError``; the others wait for the next worker.
 
     Args:
-        runner: carries batches out; opened here, closed with this.
-        max_waiting: pictures that may wait; more are refused.
-        limits: how much goes into a batch.
-        metrics: told of batches.
+        runner: runs batches; opened and closed by this object.
+        max_waiting: items that may wait.
+        limits: of a batch; None = one picture.
+        metrics: counts batches; None = no counts.
         clock: seconds, as ``time.monotonic``.
     """
 
@@ -147,34 +146,39 @@ class Dispatcher:
         self._limits = limits or BatchLimits()
         self._metrics = metrics or Metrics()
         self._clock = clock
-        self._batcher: Scheduler[_Work, Any] = Scheduler(max_waiting)
+        self._scheduler: Scheduler[_Work, Any] = Scheduler(max_waiting)
         self._quarantine = Quarantine()
         self._running: dict[int, _Batch] = {}
-        self._outstanding: dict[ModelVersion, int] = {}  # items of each version that is loaded
+        self._unanswered: dict[ModelVersion, int] = {}  # items of each loaded version
         self._recent_sizes: dict[ImageSize, None] = {}
         self._tokens = itertools.count()
         self._is_ready = False
         self._outage_s = 0.0
         self._closing = False
-        # Reentrant: whoever hears of an answer may ask the next question at once.
+        # Reentrant: a callback of a future may call this object.
         self._changed = threading.Condition(threading.RLock())
-        self._busy = UtilizationMeter()
-        self._metrics.watch(queue_depth=lambda: len(self._batcher), busy_ratio=self._busy_ratio)
+        self._utilization = UtilizationMeter()
+        self._metrics.watch(queue_depth=lambda: self.num_waiting, busy_ratio=self._busy_ratio)
         runner.open(self)
 
     @property
     def is_ready(self) -> bool:
-        """Whether batches are carried out at this moment."""
+        """Whether batches can be run now."""
         return self._is_ready
 
     @property
+    def num_waiting(self) -> int:
+        """Number of waiting and reserved items."""
+        return len(self._scheduler)
+
+    @property
     def recent_sizes(self) -> Sequence[ImageSize]:
-        """Padded sizes of the pictures that came last, at most 8; the latest comes last."""
+        """Padded sizes of the last pictures, at most 8, the latest last; new versions run once at each."""
         with self._changed:
             return list(self._recent_sizes)
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
-        """Return memory for a prepared picture from which it need not be copied again, uint8 HW3."""
+        """Return memory for a prepared picture, uint8 HW3; what is prepared there is not copied again."""
         return self._runner.canvas(padded, original)
 
     def load(
@@ -184,46 +188,49 @@ class Dispatcher:
         sizes: Sequence[ImageSize] = (),
         tuning: EngineTuning = DEFAULT_TUNING,
     ) -> EngineInfo:
-        """Build an engine beside those that run, so that its version can be submitted to: see ``Runner``."""
+        """Build and prove an engine; from then on its version accepts pictures.
+
+        Raises:
+            EngineUnavailableError: the engine cannot run here.
+            model.errors.ArtifactError: the artifact is broken, or the engine computes something else.
+            NoWorkerError: there is no worker, or it died meanwhile.
+        """
         info = self._runner.load(version, artifact, sizes, tuning)
         with self._changed:
-            self._outstanding[version] = 0
+            self._unanswered[version] = 0
         return info
 
     def unload(self, version: ModelVersion) -> None:
-        """Accept no more for a version, answer what there is, and free its engine."""
+        """Accept no more pictures for a version, answer those that wait, and free its engine."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._outstanding[version])
-            del self._outstanding[version]
+            self._changed.wait_for(lambda: not self._unanswered[version])
+            del self._unanswered[version]
         self._runner.unload(version)
 
-    def check(self, version: ModelVersion, *, deadline_s: float, source: str | None = None) -> None:
-        """Refuse an interactive picture that is not even received yet, if no place could be promised to it.
+    def check_capacity(self, version: ModelVersion, *, deadline_s: float, source: str | None = None) -> None:
+        """Refuse an interactive picture of unknown size, before it is received.
 
         Args:
-            version: whose engine would answer it.
-            deadline_s: as in ``submit``.
-            source: as in ``submit``.
+            version: the model version.
+            deadline_s: time after which the labels are no longer needed, on the clock, in seconds.
+            source: client that sends it; None = unknown.
 
         Raises:
-            QueueFullError: as ``submit``.
-            RateLimitedError: as ``submit``.
+            QueueFullError: too many items wait, or they outlast the deadline.
+            RateLimitedError: too many items of this source wait.
         """
+        model, now_s = (version, "labels"), self._clock()
         with self._changed:
-            self._batcher.check(
-                Lane.INTERACTIVE,
-                (version, "labels"),
-                now_s=self._clock(),
-                deadline_s=deadline_s,
-                source=source,
+            self._scheduler.check_early(
+                Lane.INTERACTIVE, model, now_s=now_s, deadline_s=deadline_s, source=source
             )
 
     def expected_wait_s(self) -> float:
-        """Return in how many seconds all that runs and waits will be done, by what was learnt."""
+        """Return the estimated time until everything that runs and waits is done, in seconds."""
         with self._changed:
-            return self._batcher.expected_wait_s(now_s=self._clock())
+            return self._scheduler.expected_wait_s(now_s=self._clock())
 
-    def reserve(
+    def reserve_picture(
         self,
         version: ModelVersion,
         padded: ImageSize,
@@ -232,91 +239,64 @@ class Dispatcher:
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
     ) -> Reservation:
-        """Promise a place to a picture before anything is spent on reading it.
+        """Reserve a place in the queue for a picture before it is read.
 
         Args:
-            version: whose engine will answer it.
-            padded: its size then.
-            deadline_s: as in ``submit``.
-            lane: as in ``submit``.
-            source: as in ``submit``.
+            version: the model version.
+            padded: size of the prepared picture.
+            deadline_s: time after which the labels are no longer needed, on the clock, in seconds.
+            lane: how urgent the picture is.
+            source: client or stream that sends it; sources of a lane are served in turn. None = unknown.
 
         Returns:
-            What ``submit`` takes; its future has to be cancelled if nothing is submitted.
+            The argument of ``submit_picture``; cancel its future if nothing is submitted.
 
         Raises:
-            ServiceError: as ``submit``.
+            VersionNotFoundError: the version is not loaded.
+            QueueFullError: too many items wait, or they outlast the deadline.
+            RateLimitedError: too many items of this source wait.
+            DeadlineExceededError: the deadline has passed.
+            NoWorkerError: workers die as soon as they are started.
+            DrainingError: the service is about to stop.
         """
         key = BatchKey((version, "labels"), padded, self._limits)
         with self._changed:
-            reservation: Reservation = Item(_Promise(version), key, self._clock(), deadline_s, lane, source)
-            self._enter(reservation, self._batcher.reserve)
+            reservation: Reservation = Item(_Reserved(version), key, self._clock(), deadline_s, lane, source)
+            self._enter(reservation, self._scheduler.reserve_item)
             return reservation
 
-    def submit(
-        self,
-        version: ModelVersion,
-        image: PreparedImage,
-        *,
-        deadline_s: float,
-        lane: Lane = Lane.INTERACTIVE,
-        source: str | None = None,
-    ) -> Future[Answer]:
-        """Queue one picture; ``reserve`` and ``redeem`` in one.
-
-        Args:
-            version: whose engine answers it.
-            image: the prepared picture.
-            deadline_s: when nobody waits for the answer any more, on the clock.
-            lane: how urgent it is.
-            source: who asks, inside the lane: sources take turns.
-
-        Returns:
-            The answer to come; cancelling it withdraws the picture unless the engine already has it.
-
-        Raises:
-            VersionNotFoundError: the version is not loaded (any more).
-            QueueFullError: too many wait, or they alone outlast the deadline.
-            RateLimitedError: too many of this source wait.
-            DeadlineExceededError: the deadline has passed.
-            NoWorkerError: workers die as soon as they are started.
-            UndecodableImageError: two workers died of this picture.
-            DrainingError: the worker is about to stop.
-        """
-        place = self.reserve(version, image.padded, deadline_s=deadline_s, lane=lane, source=source)
-        return self.redeem(place, image)
-
-    def redeem(self, reservation: Reservation, image: PreparedImage) -> Future[Answer]:
+    def submit_picture(self, reservation: Reservation, image: PreparedImage) -> Future[Answer]:
         """Queue one picture in its reserved place.
 
         Args:
-            reservation: given back if the picture cannot take it: because it has another padded size, or must
-                be alone in its batch; then the picture asks for another place.
+            reservation: given back if the picture cannot use it, because its padded size differs or it must
+                run alone in a batch; then the picture needs another place.
             image: the prepared picture.
 
         Returns:
-            The answer to come; cancelling it withdraws the picture unless the engine already has it.
+            The answer; cancelling the future withdraws the picture unless the engine has it already.
 
         Raises:
             UndecodableImageError: two workers died of this picture.
-            ServiceError: the picture asks for another place: as ``submit``.
+            ServiceError: there is no other place for the picture, as in ``reserve_picture``.
         """
-        place, version = reservation, reservation.work.version
-        key = BatchKey(place.key.model, image.padded, self._limits)
+        version = reservation.work.version
+        key = BatchKey(reservation.key.model, image.padded, self._limits)
         with self._changed:
-            self._note_size(key.size)
+            self._add_recent_size(key.size)
             if self._quarantine.is_banned(version, image):
-                place.future.cancel()
+                reservation.future.cancel()
                 raise UndecodableImageError("two workers died of this picture")
             if self._quarantine.is_suspect(version, image):
                 key = key.alone()
             picture = _Picture(version, image)
-            if place.key == key:
-                return self._redeem(place, picture)
-            place.future.cancel()
-            return self._admit(Item(picture, key, self._clock(), place.deadline_s, place.lane, place.source))
+            if reservation.key == key:
+                return self._use(reservation, picture)
+            reservation.future.cancel()
+            lane, source = reservation.lane, reservation.source
+            return self._admit(Item(picture, key, self._clock(), reservation.deadline_s, lane, source))
 
-    def infer(
+    def submit_scoring(
         self,
         version: ModelVersion,
         images_NHW3: ImageBatch,
@@ -325,17 +305,21 @@ class Dispatcher:
         deadline_s: float,
         lane: Lane = Lane.BULK,
     ) -> Future[Float32Array]:
-        """Queue one batch whose raw scores are wanted; it stays as it is.
+        """Queue one batch whose raw scores are wanted; no other picture joins it.
 
         Args:
-            version: whose engine.
+            version: the model version.
             images_NHW3: uint8, or float32 of 0..255.
-            raw_shape: of the answer, raw_NKhw.
-            deadline_s: as in ``submit``.
-            lane: how urgent it is.
+            raw_shape: shape of the scores, raw_NKhw.
+            deadline_s: time after which the scores are no longer needed, on the clock, in seconds.
+            lane: how urgent the batch is.
 
         Raises:
-            ServiceError: as ``submit``.
+            VersionNotFoundError: the version is not loaded.
+            QueueFullError: too many items wait, or they outlast the deadline.
+            DeadlineExceededError: the deadline has passed.
+            NoWorkerError: workers die as soon as they are started.
+            DrainingError: the service is about to stop.
         """
         count, height, width = images_NHW3.shape[:3]
         key = BatchKey((version, "scores", images_NHW3.dtype.name), ImageSize(height, width))
@@ -344,72 +328,76 @@ class Dispatcher:
             return self._admit(Item(work, key, self._clock(), deadline_s, lane, pictures=count))
 
     def close(self) -> None:
-        """Answer everything that waits, then stop."""
+        """Answer everything that waits, then close the runner."""
         with self._changed:
             self._closing = True
-            self._changed.wait_for(lambda: not self._running and not len(self._batcher))
+            self._changed.wait_for(lambda: not self._running and not self.num_waiting)
         self._runner.close()
 
-    def ready(self) -> None:
-        """Hear from the runner that batches can be run."""
+    # --- events of the runner
+
+    def on_ready(self) -> None:
+        """Start to run batches."""
         with self._changed:
             self._is_ready, self._outage_s = True, 0.0
             self._dispatch()
 
-    def done(self, token: int, report: BatchReport, outputs: Sequence[BatchOutput]) -> None:
-        """Hear from the runner what became of a batch."""
+    def on_batch_done(self, token: int, report: BatchReport, outputs: Sequence[BatchOutput]) -> None:
+        """Answer the items of a batch."""
         with self._changed:
-            batch = self._end(token, report)
-            self._dispatch()  # before anything else: the device is free
-            self._busy.add(report.infer_s + report.post_s, now_s=self._clock())
+            batch = self._end_batch(token, report)
+            self._dispatch()  # first, because the device is free
+            self._utilization.add_batch(report.infer_s + report.post_s, now_s=self._clock())
             for item, outcome in zip(batch.items, report.outcomes, strict=True):
                 if outcome is Outcome.ANSWERED and isinstance(item.work, _Picture):
                     self._quarantine.clear(item.work.version, item.work.image)
         self._metrics.batch_done(size=len(batch.items), padding_ratio=_padding_ratio(batch))
         for item, outcome, output in zip(batch.items, report.outcomes, outputs, strict=True):
-            # Failures are made here and not raised below: a traceback would keep the pixels alive.
+            # Errors are made here and not raised below: a traceback would keep the pixels in memory.
             if outcome is Outcome.ANSWERED:
-                item.future.set_result(_answer(item, report, output))
+                item.future.set_result(_result(item, report, output))
             else:
-                item.future.set_exception(_MADE_OF_OUTCOME[outcome]())
+                item.future.set_exception(_ERRORS[outcome]())
 
-    def lost(self, executing: Sequence[int], waiting: Sequence[int], *, retry_after_s: float) -> None:
-        """Hear from the runner that its worker is gone."""
+    def on_worker_lost(
+        self, executing: Sequence[int], waiting: Sequence[int], *, retry_after_s: float
+    ) -> None:
+        """Fail the items of batches that had started, and queue the others again."""
         with self._changed:
             if not self._closing and self._is_ready:
                 self._metrics.worker_restarted()
             self._is_ready, self._outage_s = False, retry_after_s
-            dead = [item for token in executing for item in self._end(token).items]
-            for item in dead:
+            lost = [item for token in executing for item in self._end_batch(token).items]
+            for item in lost:
                 if isinstance(item.work, _Picture):
-                    self._quarantine.blame(item.work.version, item.work.image)
+                    self._quarantine.record_death(item.work.version, item.work.image)
             for token in waiting:
-                self._batcher.requeue(self._end(token).items)
+                self._scheduler.requeue_items(self._end_batch(token).items)
             if retry_after_s or self._closing:
-                self._batcher.abandon(self._no_worker)
+                self._scheduler.fail_all(self._no_worker)
             self._changed.notify_all()
-        for item in dead:
+        for item in lost:
             item.future.set_exception(NoWorkerError("the worker died while it worked on the request"))
 
-    def _note_size(self, padded: ImageSize) -> None:
+    def _add_recent_size(self, padded: ImageSize) -> None:
         self._recent_sizes.pop(padded, None)
         self._recent_sizes[padded] = None
-        if len(self._recent_sizes) > _RECENT_SIZES:
+        if len(self._recent_sizes) > _MAX_RECENT_SIZES:
             del self._recent_sizes[next(iter(self._recent_sizes))]
 
     def _busy_ratio(self) -> float:
         with self._changed:
-            return self._busy.ratio(now_s=self._clock())
+            return self._utilization.ratio(now_s=self._clock())
 
-    def _redeem(self, reservation: Reservation, picture: _Picture) -> Future[Any]:
+    def _use(self, reservation: Reservation, picture: _Picture) -> Future[Any]:
         reservation.work = picture
         reservation.admitted_s = self._clock()
-        self._batcher.admit(reservation)
+        self._scheduler.admit_item(reservation)
         self._dispatch()
         return reservation.future
 
     def _admit(self, item: _Item) -> Future[Any]:
-        self._enter(item, self._batcher.admit)
+        self._enter(item, self._scheduler.admit_item)
         self._dispatch()
         return item.future
 
@@ -418,40 +406,40 @@ class Dispatcher:
             raise DrainingError("the service is about to stop")
         if self._outage_s:
             raise self._no_worker()
-        if (version := item.work.version) not in self._outstanding:
+        if (version := item.work.version) not in self._unanswered:
             raise VersionNotFoundError(f"{version} is not served")
         enter(item)
-        self._outstanding[version] += 1
-        item.future.add_done_callback(partial(self._leave, version))
+        self._unanswered[version] += 1
+        item.future.add_done_callback(partial(self._on_answered, version))
 
     def _no_worker(self) -> NoWorkerError:
         return NoWorkerError("no worker could be started", retry_after_s=max(1.0, self._outage_s))
 
-    def _leave(self, version: ModelVersion, future: Future[Any]) -> None:
+    def _on_answered(self, version: ModelVersion, future: Future[Any]) -> None:
         with self._changed:
-            self._outstanding[version] -= 1
+            self._unanswered[version] -= 1
             if future.cancelled():
-                self._batcher.withdraw(future)
+                self._scheduler.withdraw(future)
             self._changed.notify_all()
 
     def _dispatch(self) -> None:
         while self._is_ready and len(self._running) < self._runner.depth:
-            batch = self._batcher.take(now_s=self._clock())
+            batch = self._scheduler.take_batch(now_s=self._clock())
             if batch is None:
                 return
             token = next(self._tokens)
             self._running[token] = batch
-            self._runner.run(token, _job(batch))
+            self._runner.run_batch(token, _batch_job(batch))
 
-    def _end(self, token: int, report: BatchReport | None = None) -> _Batch:
+    def _end_batch(self, token: int, report: BatchReport | None = None) -> _Batch:
         batch = self._running.pop(token)
-        self._batcher.finish(batch, now_s=self._clock(), duration_s=_duration_s(report))
+        self._scheduler.finish_batch(batch, now_s=self._clock(), duration_s=_duration_s(report))
         self._changed.notify_all()
         return batch
 
 
 def _duration_s(report: BatchReport | None) -> float | None:
-    """Return what can be learnt: a batch of which a part failed or was left out says nothing about time."""
+    """Return the duration of a batch; None if some items failed or were left out."""
     if report is None or any(outcome is not Outcome.ANSWERED for outcome in report.outcomes):
         return None
     return report.infer_s + report.post_s
@@ -465,7 +453,7 @@ def _padding_ratio(batch: _Batch) -> float:
     return 1 - content / batch.pixels
 
 
-def _job(batch: _Batch) -> BatchJob:
+def _batch_job(batch: _Batch) -> BatchJob:
     work = batch.items[0].work
     deadlines_s = [item.deadline_s for item in batch.items]
     if isinstance(work, _Scores):
@@ -474,7 +462,7 @@ def _job(batch: _Batch) -> BatchJob:
     return LabelBatchJob(work.version, images, deadlines_s, batch.expected_s)
 
 
-def _answer(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Array:
+def _result(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Array:
     if isinstance(item.work, _Scores):
         scores: Float32Array = output
         return scores

@@ -1,4 +1,4 @@
-"""What waits in front of a device, lane by lane: whose turn it is, and how much there is to do."""
+"""Items that wait for a device in one lane: their order, and the work they make."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from service.core.scheduling.latency_model import LatencyModel
 WorkT = TypeVar("WorkT")
 ResultT = TypeVar("ResultT")
 
+LatencyModels = Mapping[Hashable, LatencyModel]
+"""Latency model by ``BatchKey.model``."""
+
 
 class Lane(IntEnum):
-    """What goes first when more waits than the device can do; the lowest number goes first."""
+    """Level of urgency; the lowest number goes first."""
 
     INTERACTIVE = 0
     STREAM = 1
@@ -29,12 +32,11 @@ class Lane(IntEnum):
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How much an engine is given at once.
+    """Size limits of a batch.
 
     Args:
         max_items: pictures in a batch; 1 where a batch gains nothing, as on a CPU.
-        max_pixels: of all pictures of a batch together, padding included; a single larger one is no batch
-            and goes all the same.
+        max_pixels: of all pictures of a batch, padding included; a larger picture runs alone.
     """
 
     max_items: int = 1
@@ -43,12 +45,12 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class BatchKey:
-    """What the items of one batch have in common.
+    """What all items of one batch share.
 
     Args:
-        model: the version and the kind of answer; all that has an equal one takes equally long per pixel.
+        model: version and kind of result; items with equal ones share a latency model.
         size: of the padded pictures.
-        limits: of the engine that runs them.
+        limits: of a batch.
     """
 
     model: Hashable
@@ -57,7 +59,7 @@ class BatchKey:
 
     @property
     def full_batch(self) -> int:
-        """How many items make a full batch."""
+        """Number of items in a full batch."""
         return max(1, min(self.limits.max_items, self.limits.max_pixels // self.size.pixels))
 
     def alone(self) -> BatchKey:
@@ -67,20 +69,19 @@ class BatchKey:
 
 @dataclass(eq=False)
 class Item(Generic[WorkT, ResultT]):
-    """One piece of work that somebody waits for.
+    """One unit of work that a client waits for.
 
     Args:
-        work: what the worker needs; opaque here.
-        key: what it may share a batch with.
-        admitted_s: when it came, on the clock of the batcher's ``now_s``; of one with a reserved place,
-            first when that was asked for, and then when it was ready to wait.
-        deadline_s: when nobody waits for it any more, on the same clock.
-        lane: how urgent it is compared with others.
-        source: who sent it; inside a lane the sources take turns. None = nobody in particular: all of these
-            together count as one.
-        pictures: of ``key.size``, that it consists of; they are not torn apart.
-        future: where the answer goes; cancelling it withdraws the item.
-        was_requeued: a worker died before it began this item.
+        work: opaque here.
+        key: decides which items may share a batch.
+        admitted_s: arrival, on the scheduler's clock; of a reserved item first the time of the reservation,
+            then the time at which it became ready for the device.
+        deadline_s: time after which the result is no longer needed, on the same clock.
+        lane: how urgent it is.
+        source: client or stream that sent it; sources of a lane are served in turn. None counts as one.
+        pictures: number of pictures of ``key.size`` in it; they stay together.
+        future: receives the result; cancelling it withdraws the item.
+        was_requeued: a worker died before it started the item.
     """
 
     work: WorkT
@@ -97,155 +98,155 @@ class Item(Generic[WorkT, ResultT]):
         """Count the pixels once."""
         self.pixels = self.pictures * self.key.size.pixels
 
-    def claim(self) -> bool:
-        """Begin the item, so that it can not be cancelled any more; False when it has been cancelled."""
+    def try_start(self) -> bool:
+        """Mark the item as running, so that it cannot be cancelled; False if it was cancelled before."""
         return self.future.running() or self.future.set_running_or_notify_cancel()
 
     def expire(self) -> None:
-        """Answer that the time is up, unless the item has been cancelled."""
-        if self.claim():
+        """Answer that the deadline has passed, unless the item was cancelled."""
+        if self.try_start():
             self.future.set_exception(
                 DeadlineExceededError("the deadline passed while the request was queued")
             )
 
 
 @dataclass
-class _Load:
-    """Work of one model; whole numbers, so that nothing is left over after any number of changes."""
+class _Work:
+    """Work for one model; integers, so that additions and subtractions leave no rest."""
 
     pixels: int = 0
     batches: int = 0
 
 
-_Line = dict[BatchKey, deque[Item[WorkT, ResultT]]]
-"""What waits of one source, by key; who came first is first."""
+_SourceItems = dict[BatchKey, deque[Item[WorkT, ResultT]]]
+"""Waiting items of one source by key, oldest first."""
 
 
 class LaneQueue(Generic[WorkT, ResultT]):
-    """What waits in one lane. Sources take turns; of one source, who came first is first."""
+    """The items of one lane. Sources are served in turn; the items of one source in the order of arrival."""
 
     def __init__(self) -> None:
-        self._lines: dict[Hashable, _Line[WorkT, ResultT]] = {}  # in the order of their turns
+        self._by_source: dict[Hashable, _SourceItems[WorkT, ResultT]] = {}  # the next source first
         self._per_source: Counter[Hashable] = Counter()
         self._per_key: Counter[BatchKey] = Counter()
-        self._loads: defaultdict[Hashable, _Load] = defaultdict(_Load)  # by model
-        self._places = 0
+        self._work: defaultdict[Hashable, _Work] = defaultdict(_Work)  # by model
+        self._num_items = 0
         self._length = 0
 
     def __len__(self) -> int:
-        """Items that wait."""
+        """Number of waiting items."""
         return self._length
 
     @property
-    def places(self) -> int:
-        """Items that wait or will."""
-        return self._places
+    def num_items(self) -> int:
+        """Number of waiting and reserved items."""
+        return self._num_items
 
     @property
     def sources(self) -> Collection[Hashable]:
-        """Of whom items wait or will."""
+        """Sources of waiting and reserved items."""
         return self._per_source
 
-    def places_of(self, source: Hashable) -> int:
-        """Return how many items of a source wait or will."""
+    def num_items_of(self, source: Hashable) -> int:
+        """Return the number of waiting and reserved items of a source."""
         return self._per_source[source]
 
     def has_full_batch(self, key: BatchKey) -> bool:
-        """Return whether enough items of a key wait."""
-        return sum(len(line.get(key, ())) for line in self._lines.values()) >= key.full_batch
+        """Return whether the waiting items of a key make a full batch."""
+        return sum(len(items.get(key, ())) for items in self._by_source.values()) >= key.full_batch
 
-    def reserve(self, item: Item[WorkT, ResultT]) -> None:
-        """Count an item that will wait."""
+    def add_reserved(self, item: Item[WorkT, ResultT]) -> None:
+        """Count an item that will wait later."""
         self._count(item, 1)
 
-    def release(self, item: Item[WorkT, ResultT]) -> None:
-        """Forget an item that will not wait after all, or does so now."""
+    def remove_reserved(self, item: Item[WorkT, ResultT]) -> None:
+        """Stop counting a reserved item."""
         self._count(item, -1)
 
     def add(self, item: Item[WorkT, ResultT]) -> None:
-        """Let an item wait behind those of its source."""
-        self._line(item).append(item)
+        """Add an item behind those of its source."""
+        self._items_like(item).append(item)
         self._count(item, 1)
         self._length += 1
 
-    def put_back(self, item: Item[WorkT, ResultT]) -> None:
-        """Let an item that was taken wait before those of its source."""
-        self._line(item).appendleft(item)
+    def add_first(self, item: Item[WorkT, ResultT]) -> None:
+        """Add an item in front of those of its source."""
+        self._items_like(item).appendleft(item)
         self._count(item, 1)
         self._length += 1
 
     def remove(self, item: Item[WorkT, ResultT]) -> None:
-        """Forget an item that waits; its source keeps its turn, for a newer frame may follow the older."""
-        line = self._lines[item.source]
-        line[item.key].remove(item)
-        if not line[item.key]:
-            del line[item.key]
+        """Remove a waiting item; its source keeps its turn, since a newer frame may replace an older one."""
+        of_source = self._by_source[item.source]
+        of_source[item.key].remove(item)
+        if not of_source[item.key]:
+            del of_source[item.key]
         self._count(item, -1)
         self._length -= 1
         if not self._length:
-            self._lines.clear()
+            self._by_source.clear()
 
-    def end_turn(self, source: Hashable) -> None:
-        """Let all other sources go before this one."""
-        line = self._lines.pop(source, None)
-        if line:
-            self._lines[source] = line
+    def move_source_last(self, source: Hashable) -> None:
+        """Serve all other sources before this one."""
+        items = self._by_source.pop(source, None)
+        if items:
+            self._by_source[source] = items
 
-    def leader(self) -> Item[WorkT, ResultT]:
-        """Return the oldest item of the source whose turn it is; only while something waits."""
-        while not (line := next(iter(self._lines.values()))):
-            del self._lines[next(iter(self._lines))]
-        return min((items[0] for items in line.values()), key=lambda item: item.admitted_s)
+    def first_item(self) -> Item[WorkT, ResultT]:
+        """Return the oldest item of the next source; only while items wait."""
+        while not (items := next(iter(self._by_source.values()))):
+            del self._by_source[next(iter(self._by_source))]
+        return min((of_key[0] for of_key in items.values()), key=lambda item: item.admitted_s)
 
-    def mates(self, key: BatchKey) -> list[Item[WorkT, ResultT]]:
-        """Return what may share a batch: one item of each source in turn, then the next of each."""
-        lines = [line[key] for line in self._lines.values() if key in line]
-        return [item for turn in zip_longest(*lines) for item in turn if item is not None]
+    def items_of(self, key: BatchKey) -> list[Item[WorkT, ResultT]]:
+        """Return the waiting items of a key: one of each source in turn, then the next one of each."""
+        by_source = [items[key] for items in self._by_source.values() if key in items]
+        return [item for turn in zip_longest(*by_source) for item in turn if item is not None]
 
-    def work_s(self, paces: Mapping[Hashable, LatencyModel]) -> float:
-        """Return how long all that waits or will wait keeps the device busy."""
+    def work_s(self, latencies: LatencyModels) -> float:
+        """Return how long waiting and reserved items keep the device busy, in seconds."""
         return sum(
-            paces[model].predict(load.pixels, batches=load.batches) for model, load in self._loads.items()
+            latencies[model].predict(work.pixels, batches=work.batches) for model, work in self._work.items()
         )
 
-    def work_until_s(self, item: Item[WorkT, ResultT], paces: Mapping[Hashable, LatencyModel]) -> float:
-        """Return how long the device will be busy until it has done an item that is not counted yet.
+    def work_until_s(self, item: Item[WorkT, ResultT], latencies: LatencyModels) -> float:
+        """Return how long this lane keeps the device busy until a new item is done, in seconds.
 
-        Of other sources counts what their turns allow: as many items as this one's source would have. Behind
-        a full batch, the item's own will be full too when it leaves: others join it until then.
+        Of other sources as many items count as their turns allow. Behind a full batch, the batch of the new
+        item is taken as full, since others join it until it starts.
         """
         waiting, limit = self._per_key[item.key], item.key.full_batch
         pictures = limit - waiting % limit if waiting >= limit > 1 else item.pictures
         batches = 0 if waiting % limit else 1
-        own_s = paces[item.key.model].predict(pictures * item.key.size.pixels, batches=batches)
-        return own_s + self.work_before_s(item.source, paces)
+        own_s = latencies[item.key.model].predict(pictures * item.key.size.pixels, batches=batches)
+        return own_s + self.work_before_s(item.source, latencies)
 
-    def work_before_s(self, source: Hashable, paces: Mapping[Hashable, LatencyModel]) -> float:
-        """Return how long the device will be busy with this lane before the next item of a source."""
-        return self.work_s(paces) * self._share_before(source)
+    def work_before_s(self, source: Hashable, latencies: LatencyModels) -> float:
+        """Return how long this lane keeps the device busy before a new item of a source, in seconds."""
+        return self.work_s(latencies) * self._share_before(source)
 
     def _share_before(self, source: Hashable) -> float:
         turns = self._per_source[source] + 1
-        return sum(min(waiting, turns) for waiting in self._per_source.values()) / max(1, self._places)
+        return sum(min(count, turns) for count in self._per_source.values()) / max(1, self._num_items)
 
-    def _line(self, item: Item[WorkT, ResultT]) -> deque[Item[WorkT, ResultT]]:
-        return self._lines.setdefault(item.source, {}).setdefault(item.key, deque())
+    def _items_like(self, item: Item[WorkT, ResultT]) -> deque[Item[WorkT, ResultT]]:
+        return self._by_source.setdefault(item.source, {}).setdefault(item.key, deque())
 
     def _count(self, item: Item[WorkT, ResultT], step: int) -> None:
-        waiting, limit = self._per_key[item.key], item.key.full_batch
-        load = self._loads[item.key.model]
-        load.pixels += step * item.pixels
-        load.batches += math.ceil((waiting + step) / limit) - math.ceil(waiting / limit)
-        self._places += step
+        count, limit = self._per_key[item.key], item.key.full_batch
+        work = self._work[item.key.model]
+        work.pixels += step * item.pixels
+        work.batches += math.ceil((count + step) / limit) - math.ceil(count / limit)
+        self._num_items += step
         self._per_key[item.key] += step
         self._per_source[item.source] += step
         if step < 0:
-            self._forget_nothings(item)
+            self._delete_zeros(item)
 
-    def _forget_nothings(self, item: Item[WorkT, ResultT]) -> None:
+    def _delete_zeros(self, item: Item[WorkT, ResultT]) -> None:
         if not self._per_key[item.key]:
             del self._per_key[item.key]
         if not self._per_source[item.source]:
             del self._per_source[item.source]
-        if not self._loads[item.key.model].pixels:
-            del self._loads[item.key.model]
+        if not self._work[item.key.model].pixels:
+            del self._work[item.key.model]

@@ -1,11 +1,10 @@
-"""How much memory pictures may take at once."""
+"""Budget for the memory of pictures that are in the process at the same time."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -22,38 +21,36 @@ _SMALL_SHARE = 16
 
 @dataclass(eq=False)
 class MemoryReservation:
-    """Room for one picture, taken or waited for.
+    """Memory for one picture.
 
     Attributes:
-        num_bytes: how much.
-        granted: called in any thread when the room that was waited for is there; does not block.
-        is_taken: whether the room is there.
+        num_bytes: size.
+        waiter: done when the memory is granted; None if it was granted at once.
+        is_granted: whether the memory may be used.
     """
 
     num_bytes: int
-    granted: Callable[[], None] | None = None
-    is_taken: bool = False
+    waiter: asyncio.Future[None] | None = None
+    is_granted: bool = False
 
 
 @dataclass(eq=False)
 class _Lane:
-    """Pictures that share a limit; who comes first is served first."""
+    """Pictures that share a limit; those that wait are granted in the order of arrival."""
 
     max_bytes: int
-    taken_bytes: int = 0
-    line: deque[MemoryReservation] = field(default_factory=deque)
+    used_bytes: int = 0
+    waiting: deque[MemoryReservation] = field(default_factory=deque)
 
 
 class MemoryBudget:
-    """Memory that may be taken at the same time, without large pictures keeping small ones out.
+    """Grants memory up to a limit; thread-safe.
 
-    Large pictures leave an eighth of the budget to small ones, each of which is at most a sixteenth. While a
-    large one waits, small ones keep to that eighth, so that neither kind waits for ever for the other.
-
-    Thread-safe.
+    Neither large nor small pictures starve: large ones leave an eighth of the budget to small ones, each of
+    which is at most a sixteenth. While a large one waits, small ones use that eighth only.
 
     Args:
-        max_bytes: the budget of this process.
+        max_bytes: the limit.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -65,104 +62,100 @@ class MemoryBudget:
         self._lock = threading.Lock()
 
     def take(self, num_bytes: int) -> MemoryReservation | None:
-        """Take room if it is there now and nobody waits for it; None = it is not.
+        """Return memory if it is free and no other picture of the kind waits for it, else None.
 
         Args:
-            num_bytes: what one picture needs; one that needs more than large pictures may have is admitted
-                as the only large one.
+            num_bytes: for one picture; above the limit of large ones it is granted as the only large one.
 
         Returns:
             The argument of ``release``.
         """
         lane = self._lane_of(num_bytes)
-        place = MemoryReservation(min(num_bytes, lane.max_bytes), is_taken=True)
+        reservation = MemoryReservation(min(num_bytes, lane.max_bytes), is_granted=True)
         with self._lock:
-            if lane.line or not self._has_room(lane, place.num_bytes):
+            if lane.waiting or not self._fits(lane, reservation.num_bytes):
                 return None
-            lane.taken_bytes += place.num_bytes
-        return place
+            lane.used_bytes += reservation.num_bytes
+        return reservation
 
     async def acquire(self, num_bytes: int, *, timeout_s: float | None = None) -> MemoryReservation:
-        """Wait for room.
+        """Wait for memory.
 
         Args:
-            num_bytes: what one picture needs.
-            timeout_s: how long to wait, in seconds; None = for ever.
+            num_bytes: for one picture; above the limit of large ones it is granted as the only large one.
+            timeout_s: longest wait, in seconds; None = no limit.
 
         Returns:
             The argument of ``release``.
 
         Raises:
-            BusyError: there was no room in time.
+            BusyError: the time is over.
         """
-        if (place := self.take(num_bytes)) is not None:
-            return place
+        if (reservation := self.take(num_bytes)) is not None:
+            return reservation
         lane = self._lane_of(num_bytes)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = MemoryReservation(min(num_bytes, lane.max_bytes), lambda: _wake(turn))
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        reservation = MemoryReservation(min(num_bytes, lane.max_bytes), waiter)
         with self._lock:
-            lane.line.append(place)
-            granted = self._advance()
-        _grant(granted)
+            lane.waiting.append(reservation)
+            granted = self._grant()
+        _wake(granted)
         try:
             async with within(timeout_s, lambda: BusyError("no memory for another picture is free")):
-                await turn
+                await waiter
         except BaseException:
-            self.release(place)
+            self.release(reservation)
             raise
-        return place
+        return reservation
 
-    def release(self, place: MemoryReservation) -> None:
-        """Give room back, or leave the line; the next ones go ahead."""
-        lane = self._lane_of(place.num_bytes)
+    def release(self, reservation: MemoryReservation) -> None:
+        """Give memory back, or stop waiting for it."""
+        lane = self._lane_of(reservation.num_bytes)
         with self._lock:
-            if place.is_taken:
-                lane.taken_bytes -= place.num_bytes
+            if reservation.is_granted:
+                lane.used_bytes -= reservation.num_bytes
             else:
-                lane.line.remove(place)
-            if not (self._small.line or self._large.line):
+                lane.waiting.remove(reservation)
+            if not (self._small.waiting or self._large.waiting):
                 return
-            granted = self._advance()
-        _grant(granted)
+            granted = self._grant()
+        _wake(granted)
 
     @property
-    def taken_bytes(self) -> int:
-        """How much is taken now."""
-        return self._small.taken_bytes + self._large.taken_bytes
+    def used_bytes(self) -> int:
+        """Granted memory."""
+        return self._small.used_bytes + self._large.used_bytes
 
     def _lane_of(self, num_bytes: int) -> _Lane:
         return self._small if num_bytes <= self._small_bytes else self._large
 
-    def _advance(self) -> list[MemoryReservation]:
-        return [*self._advance_lane(self._large), *self._advance_lane(self._small)]
+    def _grant(self) -> list[MemoryReservation]:
+        """Grant what fits now; return the reservations whose waiters are to be woken."""
+        return [*self._grant_lane(self._large), *self._grant_lane(self._small)]
 
-    def _advance_lane(self, lane: _Lane) -> list[MemoryReservation]:
+    def _grant_lane(self, lane: _Lane) -> list[MemoryReservation]:
         granted = []
-        while lane.line and self._has_room(lane, lane.line[0].num_bytes):
-            place = lane.line.popleft()
-            lane.taken_bytes += place.num_bytes
-            place.is_taken = True
-            granted.append(place)
+        while lane.waiting and self._fits(lane, lane.waiting[0].num_bytes):
+            reservation = lane.waiting.popleft()
+            lane.used_bytes += reservation.num_bytes
+            reservation.is_granted = True
+            granted.append(reservation)
         return granted
 
-    def _has_room(self, lane: _Lane, num_bytes: int) -> bool:
-        yields = lane is self._small and bool(self._large.line)
+    def _fits(self, lane: _Lane, num_bytes: int) -> bool:
+        yields = lane is self._small and bool(self._large.waiting)
         lane_bytes = self._reserved_bytes if yields else lane.max_bytes
-        is_in_budget = self.taken_bytes + num_bytes <= self._max_bytes
-        return is_in_budget and lane.taken_bytes + num_bytes <= lane_bytes
+        is_in_budget = self.used_bytes + num_bytes <= self._max_bytes
+        return is_in_budget and lane.used_bytes + num_bytes <= lane_bytes
 
 
-def _grant(places: list[MemoryReservation]) -> None:
-    for place in places:
-        assert place.granted is not None
-        place.granted()
+def _wake(granted: list[MemoryReservation]) -> None:
+    for waiter in (reservation.waiter for reservation in granted):
+        assert waiter is not None
+        with suppress(RuntimeError):  # its loop is closed
+            waiter.get_loop().call_soon_threadsafe(_set_done, waiter)
 
 
-def _wake(turn: asyncio.Future[None]) -> None:
-    with suppress(RuntimeError):  # its loop is closed, and nobody waits any more
-        turn.get_loop().call_soon_threadsafe(_settle, turn)
-
-
-def _settle(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
-        turn.set_result(None)
+def _set_done(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,4 +1,4 @@
-"""Pictures that ended the worker: tried once more, alone, and never again after a second time.
+"""Pictures that a worker died of: tried once more, alone in a batch, and refused after the second death.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from model.artifacts.manifest import ModelVersion
 from model.pictures.preprocess import ImageSize, PreparedImage
 
-_DEADLY = 2
+_MAX_DEATHS = 2
 _MAX_SUSPECTS = 256
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What can be told of a picture without reading it."""
+    """Properties of a picture that are known without reading its pixels."""
 
     version: ModelVersion
     padded: ImageSize
@@ -27,18 +27,19 @@ class _Kind:
 
 
 class Quarantine:
-    """Remembers which pictures a worker died of; one that is answered after all is cleared of suspicion.
+    """Counts the workers that died while they worked on a picture; an answered picture is cleared.
 
-    A worker may die for reasons of its own, with any picture in its hands: only one that does it each time is
-    guilty. Pictures are known by their content, and hashed only while one of the same kind is suspected.
+    A worker may die for other reasons with any picture, so one death proves nothing. Pictures are identified
+    by their content, and hashed only while one of the same kind is suspected.
+
     Not thread-safe: its owner holds a lock around every call.
     """
 
     def __init__(self) -> None:
         self._deaths: OrderedDict[tuple[_Kind, bytes], int] = OrderedDict()
 
-    def blame(self, version: ModelVersion, image: PreparedImage) -> None:
-        """Take note that a worker died while it worked on a picture."""
+    def record_death(self, version: ModelVersion, image: PreparedImage) -> None:
+        """Record that a worker died while it worked on a picture."""
         key = _kind(version, image), _digest(image)
         self._deaths[key] = self._deaths.get(key, 0) + 1
         self._deaths.move_to_end(key)
@@ -46,24 +47,24 @@ class Quarantine:
             self._deaths.popitem(last=False)
 
     def clear(self, version: ModelVersion, image: PreparedImage) -> None:
-        """Take note that a picture was answered."""
-        if self._is_suspected_kind(version, image):
+        """Record that a picture was answered."""
+        if self._has_kind(version, image):
             self._deaths.pop((_kind(version, image), _digest(image)), None)
 
     def is_suspect(self, version: ModelVersion, image: PreparedImage) -> bool:
-        """Return whether a worker died of this picture, so that it must not take others with it."""
+        """Return whether a picture must run alone, because a worker died with it."""
         return self._count(version, image) > 0
 
     def is_banned(self, version: ModelVersion, image: PreparedImage) -> bool:
-        """Return whether two workers died of this picture, and it was never answered."""
-        return self._count(version, image) >= _DEADLY
+        """Return whether a picture is refused, because two workers died with it."""
+        return self._count(version, image) >= _MAX_DEATHS
 
     def _count(self, version: ModelVersion, image: PreparedImage) -> int:
-        if not self._is_suspected_kind(version, image):
+        if not self._has_kind(version, image):
             return 0
         return self._deaths.get((_kind(version, image), _digest(image)), 0)
 
-    def _is_suspected_kind(self, version: ModelVersion, image: PreparedImage) -> bool:
+    def _has_kind(self, version: ModelVersion, image: PreparedImage) -> bool:
         return bool(self._deaths) and any(kind == _kind(version, image) for kind, _ in self._deaths)
 
 

@@ -1,4 +1,4 @@
-"""How busy a device is."""
+"""Utilization of a device."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ _WINDOW_S = 10.0
 
 
 class UtilizationMeter:
-    """Knows which share of the last ten seconds a device was busy."""
+    """Measures the share of the last ten seconds in which a device was busy."""
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[float, float]] = deque()  # when each ended, and how long it took
+        self._batches: deque[tuple[float, float]] = deque()  # end and duration of each
 
-    def add(self, duration_s: float, *, now_s: float) -> None:
-        """Take note of a batch that has just ended."""
+    def add_batch(self, duration_s: float, *, now_s: float) -> None:
+        """Add a batch that ends now."""
         self._batches.append((now_s, duration_s))
-        self._forget(now_s)
+        self._forget_old(now_s)
 
     def ratio(self, *, now_s: float) -> float:
-        """Return the share, 0..1."""
-        self._forget(now_s)
+        """Return the busy share, 0..1."""
+        self._forget_old(now_s)
         return min(1.0, sum(duration_s for _, duration_s in self._batches) / _WINDOW_S)
 
-    def _forget(self, now_s: float) -> None:
+    def _forget_old(self, now_s: float) -> None:
         while self._batches and self._batches[0][0] <= now_s - _WINDOW_S:
             self._batches.popleft()

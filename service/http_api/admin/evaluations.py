@@ -92,7 +92,7 @@ class _EvaluationHandlers:
             return await asyncio.wrap_future(self._pool.submit(function))
 
     async def get(self, job_id: str) -> EvaluationJob:
-        return await self.call(lambda: self.desk.jobs.get(job_id))
+        return await self.call(lambda: self.desk.jobs.get_job(job_id))
 
 
 def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Readiness) -> APIRouter:
@@ -124,14 +124,14 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         """
         wanted = await read_document(request, SubmissionDocument)
         key = _idempotency_key(request)
-        job = await clerk.call(lambda: desk.submit(**wanted.model_dump(), key=key))
+        job = await clerk.call(lambda: desk.submit_evaluation(**wanted.model_dump(), key=key))
         response.headers["Location"] = f"{PREFIX}/{job.id}"
         return evaluation_document(job)
 
     @router.get("")
     async def list_evaluations() -> EvaluationListDocument:
         """List all jobs, the newest first."""
-        jobs = await clerk.call(desk.jobs.list)
+        jobs = await clerk.call(desk.jobs.list_jobs)
         return EvaluationListDocument(evaluations=[evaluation_document(job) for job in jobs])
 
     @router.get("/{job_id}")
@@ -152,13 +152,13 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
     @router.get("/{job_id}/report", response_class=Response)
     async def report(job_id: str) -> Response:
         """Return the report as one HTML page."""
-        page = await clerk.call(lambda: desk.page(job_id))
+        page = await clerk.call(lambda: desk.report_page(job_id))
         return Response(page, media_type="text/html", headers=_REPORT_HEADERS)
 
     @router.delete("/{job_id}", status_code=202)
     async def cancel(job_id: str) -> EvaluationDocument:
         """Cancel a job before its next step; one that has ended stays as it is."""
-        return evaluation_document(await clerk.call(lambda: desk.jobs.cancel(job_id)))
+        return evaluation_document(await clerk.call(lambda: desk.jobs.cancel_job(job_id)))
 
     return router
 

@@ -137,16 +137,7 @@ def _document(
 
 
 def _stages_s(segmentation: Segmentation, receive_s: float, encode_s: float) -> dict[Stage, float]:
-    timings = segmentation.timings
-    return {
-        "receive": receive_s,
-        "decode": timings.decode_s,
-        "preprocess": timings.preprocess_s,
-        "queue": timings.queue_s,
-        "infer": timings.infer_s,
-        "post": timings.post_s,
-        "encode": encode_s,
-    }
+    return {"receive": receive_s, **segmentation.timings.by_stage(encode_s=encode_s)}
 
 
 def _in_ms(stages_s: Mapping[Stage, float]) -> dict[str, float]:

@@ -77,7 +77,7 @@ def drop_guards(database: JobsDatabase) -> None:
 def test_the_database_refuses_a_row_that_claims_to_be_a_pickle(
     database: JobsDatabase, jobs: DurableJobs, tmp_path: Path
 ) -> None:
-    job = jobs.submit(REQUEST)
+    job = jobs.enqueue_job(REQUEST)
     with pytest.raises(DBAPIError, match=r"no_pickle|no pickles"):
         make_pickle(database, job.id, pickled(tmp_path / "marker"))
 
@@ -85,7 +85,7 @@ def test_the_database_refuses_a_row_that_claims_to_be_a_pickle(
 def test_a_worker_refuses_a_database_that_holds_a_pickle(
     database: JobsDatabase, jobs: DurableJobs, tmp_path: Path
 ) -> None:
-    job = jobs.submit(REQUEST)
+    job = jobs.enqueue_job(REQUEST)
     drop_guards(database)
     make_pickle(database, job.id, pickled(tmp_path / "marker"))
     with pytest.raises(JobsUnavailableError, match="holds a pickle"), running(database, FakeWork()):
@@ -100,14 +100,14 @@ def test_a_pickle_that_appears_under_a_running_worker_is_not_unpickled(
     work = FakeWork(on_image=lambda _image: go_on.wait(PATIENCE_S))
     with open_jobs(sqlite_database) as jobs, running(sqlite_database, work):
         drop_guards(sqlite_database)
-        first, second = jobs.submit(REQUEST), jobs.submit(REQUEST)  # which waits for the first one
+        first, second = jobs.enqueue_job(REQUEST), jobs.enqueue_job(REQUEST)  # which waits for the first one
         make_pickle(sqlite_database, second.id, pickled(tmp_path / "marker"))
         go_on.set()
         assert finished(jobs, first).state is JobState.SUCCEEDED
-        assert finished(jobs, jobs.submit(REQUEST)).state is JobState.SUCCEEDED
-        assert second.id not in {job.id for job in jobs.list()}
+        assert finished(jobs, jobs.enqueue_job(REQUEST)).state is JobState.SUCCEEDED
+        assert second.id not in {job.id for job in jobs.list_jobs()}
         with pytest.raises(NotFoundError):
-            jobs.get(second.id)
+            jobs.get_job(second.id)
     assert not (tmp_path / "marker").exists()
 
 
@@ -159,7 +159,7 @@ def test_a_second_process_on_the_same_folder_is_refused(sqlite_database: JobsDat
 def test_a_damaged_file_is_named_with_what_to_do(sqlite_database: JobsDatabase, damage: str | None) -> None:
     with open_jobs(sqlite_database) as jobs:
         for _ in range(50):
-            jobs.submit(REQUEST)
+            jobs.enqueue_job(REQUEST)
     folder = sqlite_database.folder
     assert folder is not None
     path = folder / "jobs.sqlite"
@@ -247,7 +247,7 @@ def test_a_worker_that_the_database_failed_takes_its_job_up_again_however_often(
             failures.release()
 
     with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(on_image=on_image)):
-        job = jobs.submit(REQUEST)
+        job = jobs.enqueue_job(REQUEST)
         for _ in range(3):
             assert failures.acquire(timeout=PATIENCE_S)
         disk.make_room()
@@ -270,7 +270,7 @@ def test_an_outcome_that_could_not_be_noted_is_noted_later(
     sqlite_database.prepare()
     disk.fill("UPDATE ON workflow_status", when=f"NEW.status = 'SUCCESS' AND NEW.name = '{name}'")
     with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork()):
-        job = jobs.submit(REQUEST)
+        job = jobs.enqueue_job(REQUEST)
         for _ in range(2):
             assert queued_again.acquire(timeout=PATIENCE_S)
         disk.make_room()

@@ -34,7 +34,7 @@ def test_a_worker_that_is_killed_for_good_is_relieved_by_another_one(
     postgres_database: JobsDatabase, tmp_path: Path
 ) -> None:
     with open_jobs(postgres_database) as jobs:
-        job = jobs.submit(REQUEST)
+        job = jobs.enqueue_job(REQUEST)
         victim = WorkerProcess(postgres_database, tmp_path / "journal", executor_id="victim", dies_at=9)
         assert victim.died() == -9
         with running(postgres_database, FakeWork(journal=tmp_path / "journal"), "heir"):
@@ -52,7 +52,7 @@ def test_two_workers_share_the_shards_of_one_job(postgres_database: JobsDatabase
         ]
         for worker in workers:
             worker.wait_until_ready()
-        job = jobs.submit(REQUEST)
+        job = jobs.enqueue_job(REQUEST)
         assert finished(jobs, job).result == expected_result(80)
         assert [worker.stop() for worker in workers] == [0, 0]
     both = [counted(journal) for journal in journals]
@@ -72,7 +72,7 @@ def test_whichever_of_two_workers_dies_the_other_one_ends_the_job(
             ).wait_until_ready()
             for name in "ab"
         ]
-        job = jobs.submit(REQUEST)
+        job = jobs.enqueue_job(REQUEST)
         when(jobs, job, lambda seen: seen.done >= 16)
         workers[first].kill()
         assert finished(jobs, job).result == expected_result(80)
@@ -88,7 +88,7 @@ def test_a_worker_that_was_only_asleep_does_no_harm_when_it_wakes_up(
         sleeper = WorkerProcess(
             postgres_database, tmp_path / "journal", executor_id="sleeper", image_s=0.2
         ).wait_until_ready()
-        job = jobs.submit(REQUEST)
+        job = jobs.enqueue_job(REQUEST)
         when(jobs, job, lambda seen: seen.done >= 2)
         sleeper.pause()
         postgres.stop()
@@ -99,7 +99,7 @@ def test_a_worker_that_was_only_asleep_does_no_harm_when_it_wakes_up(
             sleeper.go_on()
             assert finished(jobs, job).result == expected_result(20)
         sleeper.stop()
-        assert jobs.get(job.id).result == expected_result(20)
+        assert jobs.get_job(job.id).result == expected_result(20)
 
 
 @pytest.mark.soak
@@ -115,7 +115,7 @@ def test_a_job_outlives_a_restart_of_the_database(
 
     with running(postgres_database, FakeWork(on_image=on_image)):
         with open_jobs(postgres_database) as jobs:
-            job = jobs.submit(REQUEST)
+            job = jobs.enqueue_job(REQUEST)
             assert reached.wait(PATIENCE_S)
         postgres.stop()
         go_on.set()
@@ -145,16 +145,16 @@ class Recorder:
         self.rescued: list[str] = []
         self.rested = 0
 
-    def unfinished(self) -> frozenset[str]:
+    def executors_with_work(self) -> frozenset[str]:
         return frozenset({"alive", "dead", "also dead"})
 
-    def rescue(self, executor_id: str) -> None:
+    def requeue_work_of(self, executor_id: str) -> None:
         self.rescued.append(executor_id)
 
-    def take_up_stranded(self) -> None:
+    def requeue_stranded(self) -> None:
         self.rescued.append("stranded")
 
-    def rest_when_idle(self) -> None:
+    def release_when_idle(self) -> None:
         self.rested += 1
 
 
@@ -164,7 +164,7 @@ def test_only_the_dead_are_relieved(postgres_database: JobsDatabase) -> None:
     alive.hold()
     own.hold()
     recorder = Recorder()
-    Watcher(recorder, own).look()
+    Watcher(recorder, own).check_once()
     assert recorder.rescued == ["stranded", "also dead", "dead"]
     assert recorder.rested == 1
     alive.close()
@@ -201,10 +201,10 @@ def test_a_lock_that_somebody_holds_for_a_moment_is_taken_afterwards(
         assert dead
         for _ in range(20):  # more than a pool has sessions
             assert not own.keep()
-        Watcher(recorder, own).look()
+        Watcher(recorder, own).check_once()
         assert recorder.rescued == ["stranded"]  # who is taken for dead relieves nobody
     assert own.keep()
-    Watcher(recorder, own).look()
+    Watcher(recorder, own).check_once()
     assert len(recorder.rescued) > 2
     own.close()
 
@@ -225,5 +225,5 @@ def test_a_lock_is_taken_again_when_the_database_is_back(
 
 def test_the_only_worker_of_a_file_looks_after_nobody_else() -> None:
     recorder = Recorder()
-    Watcher(recorder, None).look()
+    Watcher(recorder, None).check_once()
     assert (recorder.rescued, recorder.rested) == (["stranded"], 1)

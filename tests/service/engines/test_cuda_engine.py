@@ -23,7 +23,7 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.batch_job import Outcome
 from service.core.device.engine import DeviceMemoryError, EngineInfo, EngineOptions
-from service.core.device.labeling import Attempts, LabelingWork, Pending, labeler_of
+from service.core.device.labeling import LabelingAttempts, LabelingWork, Pending, labeler_of
 from service.engines.torch import on_gpu, recorded_engine
 
 SIZE = ImageSize(32, 32)
@@ -48,7 +48,7 @@ def pictures(*classes: int) -> list[PreparedImage]:
 
 
 def begun(labeler: Any, work: LabelingWork) -> Pending:
-    return Attempts(labeler, work, lambda: None).begin()
+    return LabelingAttempts(labeler, work, lambda: None).start()
 
 
 def work_of(*classes: int) -> LabelingWork:

@@ -17,12 +17,13 @@ from grpc_site import GrpcSite, Messages, StreamCall, details_of, open_grpc_site
 from http_site import FAKE_VERSIONS, encoded, picture_of
 
 from model.artifacts.manifest import ModelVersion
-from service.core.scheduling.dispatcher import Answer as DeviceAnswer
+from service.core.scheduling.dispatcher import Answer
 from service.core.scheduling.memory_budget import MemoryBudget
-from service.core.streams.frame_stream import FramePolicy, StreamRules, StreamTurns
+from service.core.streams.frame_permits import FramePermits
+from service.core.streams.stream_session import FramePolicy, StreamRules
 from service.grpc_api.messages import MaskRequest, Target
 from service.grpc_api.servicer import ServicerOptions
-from service.grpc_api.streams import FrameStream, StreamLimits, StreamTools, _Turn
+from service.grpc_api.streams import FrameStream, StreamLimits, StreamResources, _Permit
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
@@ -310,7 +311,7 @@ async def test_an_idle_stream_drains_at_once_and_no_new_one_is_opened(site: Grpc
 
 
 async def test_two_streams_share_the_device_frame_by_frame() -> None:
-    async with open_grpc_site(options=ServicerOptions(frames_at_once=1)) as site:
+    async with open_grpc_site(options=ServicerOptions(max_started_frames=1)) as site:
         calls = [await site.stream(policy=wire.BLOCK) for _ in range(2)]
         order: list[int] = []
 
@@ -345,12 +346,14 @@ async def test_a_client_that_leaves_takes_its_frames_along(held: GrpcSite) -> No
 class ByHand:
     """A stream whose client is this test, and whose pictures nobody ever answers."""
 
-    def __init__(self, turns: StreamTurns, policy: FramePolicy, room: MemoryBudget | None = None) -> None:
+    def __init__(
+        self, permits: FramePermits, policy: FramePolicy, budget: MemoryBudget | None = None
+    ) -> None:
         self.sent: asyncio.Queue[wire.StreamRequest] = asyncio.Queue()
         self.reads = 0
         self.under_way = 0
-        room = room or MemoryBudget(1 << 30)
-        tools = StreamTools(self, self, turns, room, Metrics(), StreamLimits())  # type: ignore[arg-type]
+        budget = budget or MemoryBudget(1 << 30)
+        resources = StreamResources(self, self, permits, budget, Metrics(), StreamLimits())  # type: ignore[arg-type]
         rules = StreamRules(policy, max_in_flight=4, max_frame_age_s=PATIENCE_S)
         stream = FrameStream(
             self,  # type: ignore[arg-type]
@@ -359,9 +362,9 @@ class ByHand:
             wanted=MaskRequest(wire.PNG),
             rules=rules,
             source="by hand",
-            tools=tools,
+            resources=resources,
         )
-        self.running = asyncio.create_task(stream.run())
+        self.running = asyncio.create_task(stream.answer_frames())
 
     async def read(self) -> wire.StreamRequest:
         self.reads += 1
@@ -385,59 +388,59 @@ class ByHand:
         await asyncio.gather(self.running, return_exceptions=True)
 
 
-def is_free(turns: StreamTurns) -> bool:
-    """Return whether there is a turn left, and take it."""
+def is_free(permits: FramePermits) -> bool:
+    """Return whether a permit is left, and take it."""
     taken: list[bool] = []
 
     def take() -> bool:
         taken.append(True)
         return True
 
-    turns.ask(take)
-    turns.leave(take)
+    permits.request(take)
+    permits.remove_stream(take)
     return bool(taken)
 
 
-async def test_a_stream_that_ends_in_the_moment_of_its_turn_gives_it_back() -> None:
-    turns = StreamTurns(1)
-    assert is_free(turns)
-    stream = ByHand(turns, FramePolicy.LATEST_WINS)
+async def test_a_stream_that_ends_in_the_moment_of_its_permit_gives_it_back() -> None:
+    permits = FramePermits(1)
+    assert is_free(permits)
+    stream = ByHand(permits, FramePolicy.LATEST_WINS)
     stream.send(1)
     await until(lambda: stream.reads == 2)
     stream.running.cancel()
-    turns.done()  # in the same step of the loop: the task of the frame is made, and never begins
+    permits.release()  # in the same step of the loop: the task of the frame is made, and never begins
     await asyncio.gather(stream.running, return_exceptions=True)
     await asyncio.sleep(0)
     assert stream.under_way == 0
-    assert is_free(turns)
+    assert is_free(permits)
 
 
-async def test_a_film_is_read_on_when_another_stream_gives_it_the_turn() -> None:
-    turns = StreamTurns(1)
-    assert is_free(turns)
-    stream = ByHand(turns, FramePolicy.BLOCK)
+async def test_a_film_is_read_on_when_another_stream_gives_its_permit_back() -> None:
+    permits = FramePermits(1)
+    assert is_free(permits)
+    stream = ByHand(permits, FramePolicy.BLOCK)
     stream.send(1)
     await until(stream.sent.empty)
-    turns.done()
+    permits.release()
     await until(lambda: stream.under_way == 1)
     await until(lambda: stream.reads == 2)
     await stream.end()
 
 
 async def test_nothing_is_read_while_there_is_no_room_for_another_frame() -> None:
-    room = MemoryBudget(4 * len(DARK))
-    rest_of_it = await room.acquire(2 * len(DARK), timeout_s=0.0)
-    stream = ByHand(StreamTurns(2), FramePolicy.LATEST_WINS, room)
+    budget = MemoryBudget(4 * len(DARK))
+    rest_of_it = await budget.acquire(2 * len(DARK), timeout_s=0.0)
+    stream = ByHand(FramePermits(2), FramePolicy.LATEST_WINS, budget)
     stream.send(1)
     stream.send(2)
     await until(lambda: stream.under_way == 1)
     for _ in range(10):
         await asyncio.sleep(0)
     assert stream.reads == 1
-    room.release(rest_of_it)
+    budget.release(rest_of_it)
     await until(lambda: stream.under_way == 2)
     await stream.end()
-    await room.acquire(4 * len(DARK), timeout_s=0.0)  # all is given back
+    await budget.acquire(4 * len(DARK), timeout_s=0.0)  # all is given back
 
 
 async def test_a_frame_without_room_is_refused_and_the_stream_goes_on() -> None:
@@ -483,43 +486,43 @@ async def test_a_client_that_never_reads_stops_the_work_and_not_the_reading(site
     call.cancel()
 
 
-class SlowTurns(StreamTurns):
-    """Has every turn rest, and remembers what it was told."""
+class SlowPermits(FramePermits):
+    """Delays every permit, and remembers what it was told."""
 
     def __init__(self) -> None:
-        super().__init__(at_once=2)
+        super().__init__(max_frames=2)
         self.told: list[tuple[float, float]] = []
         self.ends: list[str] = []
 
-    def left_device(self, *, lead_s: float, busy_s: float) -> float:
+    def frame_left_device(self, *, lead_s: float, busy_s: float) -> float:
         self.told.append((lead_s, busy_s))
         return 0.01
 
-    def done_resting(self) -> None:
+    def release_delayed(self) -> None:
         self.ends.append("rested")
 
-    def done(self) -> None:
+    def release(self) -> None:
         self.ends.append("done")
 
 
-async def test_the_turn_of_a_frame_that_the_device_answered_is_given_back_once_when_it_has_rested() -> None:
-    turns = SlowTurns()
-    turn = _Turn(turns)
+async def test_the_permit_of_a_frame_that_the_device_answered_is_given_back_once_after_its_delay() -> None:
+    permits = SlowPermits()
+    permit = _Permit(permits)
     await asyncio.sleep(0.05)
-    turn.leave_device(DeviceAnswer(np.zeros((1, 1), np.uint8), queue_s=0.01, infer_s=0.02, post_s=0.005))
-    turn.end()
-    assert not turns.ends
-    await until(lambda: turns.ends == ["rested"])
-    ((lead_s, busy_s),) = turns.told
+    permit.frame_left_device(Answer(np.zeros((1, 1), np.uint8), queue_s=0.01, infer_s=0.02, post_s=0.005))
+    permit.release()
+    assert not permits.ends
+    await until(lambda: permits.ends == ["rested"])
+    ((lead_s, busy_s),) = permits.told
     assert busy_s == pytest.approx(0.025)
     assert 0.05 - 0.035 <= lead_s < PATIENCE_S
 
 
-async def test_the_turn_of_a_frame_that_ends_without_an_answer_is_given_back_once() -> None:
-    turns = SlowTurns()
-    turn = _Turn(turns)
-    turn.end()
-    turn.end()
-    turn.leave_device(DeviceAnswer(np.zeros((1, 1), np.uint8), queue_s=0.0, infer_s=0.02, post_s=0.0))
+async def test_the_permit_of_a_frame_that_ends_without_an_answer_is_given_back_once() -> None:
+    permits = SlowPermits()
+    permit = _Permit(permits)
+    permit.release()
+    permit.release()
+    permit.frame_left_device(Answer(np.zeros((1, 1), np.uint8), queue_s=0.0, infer_s=0.02, post_s=0.0))
     await asyncio.sleep(0.05)
-    assert (turns.ends, turns.told) == (["done"], [])
+    assert (permits.ends, permits.told) == (["done"], [])

@@ -21,7 +21,7 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.batch_job import BatchReport, Outcome
 from service.core.device.engine import DeviceLostError, DeviceMemoryError, Float32Array, ImageBatch
-from service.core.device.labeling import Attempts, LabelingWork, labeler_of
+from service.core.device.labeling import LabelingAttempts, LabelingWork, labeler_of
 from service.telemetry import LogOptions, configure_logging
 
 SIZE = ImageSize(32, 32)
@@ -52,7 +52,7 @@ def work_of(values: Sequence[int], *, late: Sequence[int] = ()) -> LabelingWork:
 
 def labelled(engine: FakeEngine, work: LabelingWork) -> BatchReport:
     with ThreadPoolExecutor(1) as decoders:
-        return Attempts(labeler_of(engine, FAKE_MANIFEST, decoders), work, lambda: None).run()
+        return LabelingAttempts(labeler_of(engine, FAKE_MANIFEST, decoders), work, lambda: None).run_to_end()
 
 
 def failing(*errors: Exception) -> Callable[[ImageBatch], Float32Array]:
@@ -171,8 +171,8 @@ def test_an_engine_that_makes_labels_is_begun_at_once_and_fetched_later() -> Non
     work = work_of([0, POISON, 255], late=[0])
     with ThreadPoolExecutor(1) as decoders:
         labeler = labeler_of(engine, FAKE_MANIFEST, decoders)
-        assert labeler.runs_ahead
-        pending = Attempts(labeler, work, lambda: begun.append(1)).begin()
+        assert labeler.is_asynchronous
+        pending = LabelingAttempts(labeler, work, lambda: begun.append(1)).start()
     assert engine.seen == [(2, 32, 32, 3)]
     assert begun == [1]
     assert pending().outcomes == (EXPIRED, INVALID, ANSWERED)
@@ -190,7 +190,7 @@ def test_a_batch_is_not_charged_for_the_one_that_the_device_had_before_it() -> N
     with ThreadPoolExecutor(1) as decoders:
         labeler = labeler_of(SlowEngine(), FAKE_MANIFEST, decoders)
         began_s = time.monotonic()
-        both = [Attempts(labeler, work_of([0]), lambda: None).begin() for _ in range(2)]
+        both = [LabelingAttempts(labeler, work_of([0]), lambda: None).start() for _ in range(2)]
         reports = [pending() for pending in both]
         elapsed_s = time.monotonic() - began_s
     assert sum(report.infer_s for report in reports) <= elapsed_s
@@ -201,7 +201,9 @@ def test_an_engine_that_fails_to_begin_is_tried_with_less_when_it_is_fetched() -
     engine = AheadEngine(answer=failing(DeviceMemoryError()))
     work = work_of([0, 85])
     with ThreadPoolExecutor(1) as decoders:
-        report = Attempts(labeler_of(engine, FAKE_MANIFEST, decoders), work, lambda: None).run()
+        report = LabelingAttempts(
+            labeler_of(engine, FAKE_MANIFEST, decoders), work, lambda: None
+        ).run_to_end()
     assert report.outcomes == (ANSWERED, ANSWERED)
     assert [shape[0] for shape in engine.seen] == [2, 1, 1]
 

@@ -38,7 +38,7 @@ from service.core.device.ipc import (
     encode_message,
 )
 from service.core.device.slots import SlotPool
-from service.core.device.worker_connection import BatchJobMark
+from service.core.device.worker_connection import ExecutionRecord
 from service.core.device.worker_loop import WorkerLoop
 
 SIZE = ImageSize(32, 32)
@@ -53,14 +53,14 @@ class Peer:
         self.may_build = threading.Event()
         self.may_build.set()
         self.pool = SlotPool()
-        page = os.memfd_create("mark")
+        page = os.memfd_create("record")
         os.ftruncate(page, 4096)
-        self.mark = BatchJobMark(page)
+        self.record = ExecutionRecord(page)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(PATIENCE_S)
         self.error: BaseException | None = None
         options = EngineOptions("cpu", "auto", cache_folder)
-        self.loop = WorkerLoop(theirs, BatchJobMark(page), Device(self._build, options, decode_threads=1))
+        self.loop = WorkerLoop(theirs, ExecutionRecord(page), Device(self._build, options, decode_threads=1))
         self._theirs = theirs
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -80,9 +80,9 @@ class Peer:
         self.loop.close()
         self._theirs.close()
 
-    def send(self, frame: IpcMessage, *descriptors: int) -> None:
+    def send(self, message: IpcMessage, *descriptors: int) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
-        self.socket.sendmsg([encode_message(frame)], rights)
+        self.socket.sendmsg([encode_message(message)], rights)
 
     def receive(self) -> IpcMessage:
         return decode_message(self.socket.recv(MAX_MESSAGE_BYTES))
@@ -128,10 +128,10 @@ def test_it_loads_labels_and_says_what_it_has_begun(peer: Peer, artifact: Artifa
     done = peer.receive()
     assert isinstance(done, DoneMessage)
     assert (done.token, done.report.outcomes) == (7, (Outcome.ANSWERED,))
-    assert peer.mark.has_begun(7)
-    assert not peer.mark.has_begun(8)
-    assert peer.mark.words_of(7) == encode_message(done)
-    assert peer.mark.words_of(8) is None
+    assert peer.record.has_started(7)
+    assert not peer.record.has_started(8)
+    assert peer.record.reply_of(7) == encode_message(done)
+    assert peer.record.reply_of(8) is None
     assert peer.engine.seen == [(1, 32, 32, 3)]
 
 
@@ -172,9 +172,9 @@ def tokens_of_two(peer: Peer) -> list[int]:
     peer.engine.wait_until_busy()
     peer.send(LabelMessage(2, 1, (entry(second),)), second_memory)
     wait_until(lambda: peer.loop._tasks.qsize() == 1)
-    assert not peer.mark.has_begun(2)
+    assert not peer.record.has_started(2)
     peer.engine.go_on(2)
-    return [frame.token for frame in (peer.receive(), peer.receive()) if isinstance(frame, DoneMessage)]
+    return [message.token for message in (peer.receive(), peer.receive()) if isinstance(message, DoneMessage)]
 
 
 def test_a_job_that_comes_while_another_runs_is_ready_for_the_device(held_peer: Peer) -> None:
@@ -242,14 +242,14 @@ def test_an_unloaded_model_is_freed(peer: Peer, artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "reason"),
+    ("message", "reason"),
     [
         (LabelMessage(1, 77, (entry(1),)), "memory"),
-        (HelloMessage(), "does not say"),
+        (HelloMessage(), "does not send"),
     ],
 )
-def test_what_makes_no_sense_ends_the_loop(peer: Peer, frame: IpcMessage, reason: str) -> None:
-    peer.send(frame)
+def test_what_makes_no_sense_ends_the_loop(peer: Peer, message: IpcMessage, reason: str) -> None:
+    peer.send(message)
     peer.thread.join(PATIENCE_S)
     assert reason in str(peer.end())
 

@@ -15,10 +15,10 @@ from service.core.jobs.evaluation_job import (
     SUCCESSORS,
     JobError,
     JobPlan,
+    JobProgress,
     JobRequest,
     JobResult,
     JobState,
-    Progress,
 )
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
@@ -108,7 +108,7 @@ class ShardMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.progress = Progress()
+        self.progress = JobProgress()
         self.deaths_here = 0
         self.runs = False
 
@@ -117,16 +117,16 @@ class ShardMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         if self.deaths_here > MAX_RESCUES:
             with pytest.raises(JobError, match=f"after {self.progress.done}$"):
-                self.progress.begin()
+                self.progress.started()
         else:
-            self.progress = self.progress.begin()
+            self.progress = self.progress.started()
             self.runs = True
 
     @precondition(lambda self: self.runs)
     @rule(images=st.integers(1, 9))
     def finish_a_step(self, images: int) -> None:
         done = self.progress.done
-        self.progress = self.progress.advance(done + images)
+        self.progress = self.progress.advanced(done + images)
         assert self.progress.done == done + images
         self.deaths_here = 0
 
@@ -139,14 +139,14 @@ class ShardMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule()
     def be_stopped_on_purpose(self) -> None:
-        self.progress = self.progress.lay_down()
+        self.progress = self.progress.suspended()
         self.deaths_here = 0
         self.runs = False
 
     @precondition(lambda self: self.runs)
     @rule(back=st.integers(0, 50))
     def replay_stored_steps(self, back: int) -> None:
-        assert self.progress.advance(max(0, self.progress.done - back)) == self.progress
+        assert self.progress.advanced(max(0, self.progress.done - back)) == self.progress
 
 
 TestShard = ShardMachine.TestCase
@@ -154,15 +154,15 @@ TestShard.settings = settings(max_examples=50, stateful_step_count=30)
 
 
 def test_work_is_begun_again_three_times_at_the_same_place_and_then_fails() -> None:
-    progress = Progress()
+    progress = JobProgress()
     for _ in range(1 + MAX_RESCUES):
-        progress = progress.begin()
+        progress = progress.started()
     with pytest.raises(JobError, match="died 4 times at the same pictures, after 0"):
-        progress.begin()
+        progress.started()
 
 
 def test_who_gets_further_each_time_may_die_as_often_as_it_likes() -> None:
-    progress = Progress()
+    progress = JobProgress()
     for done in range(1, 100):
-        progress = progress.begin().advance(done)
-    assert progress.begin().done == 99
+        progress = progress.started().advanced(done)
+    assert progress.started().done == 99

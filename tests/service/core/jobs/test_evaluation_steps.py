@@ -48,7 +48,7 @@ from service.core.jobs.evaluation_job import (
     JobRequest,
     JsonObject,
 )
-from service.core.jobs.evaluation_steps import Datasets, HostedEvaluation
+from service.core.jobs.evaluation_steps import Datasets, EvaluationSteps
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
@@ -85,15 +85,15 @@ def host(registry: ModelRegistry, tmp_path: Path) -> Iterator[ModelHost]:
 
 
 @pytest.fixture
-def open_work(host: ModelHost, registry: ModelRegistry) -> Iterator[Callable[[Path], HostedEvaluation]]:
+def open_work(host: ModelHost, registry: ModelRegistry) -> Iterator[Callable[[Path], EvaluationSteps]]:
     with ThreadPoolExecutor(2) as pool:
-        yield lambda file: HostedEvaluation(
+        yield lambda file: EvaluationSteps(
             lambda: nullcontext(host), registry, Datasets({"noise": file}), pool, environment=ENVIRONMENT
         )
 
 
 @pytest.fixture
-def work(open_work: Callable[[Path], HostedEvaluation], dataset: Path) -> HostedEvaluation:
+def work(open_work: Callable[[Path], EvaluationSteps], dataset: Path) -> EvaluationSteps:
     return open_work(dataset)
 
 
@@ -110,11 +110,11 @@ def matrix_of(counts: list[JsonObject]) -> ConfusionMatrix:
 
 @pytest.mark.parametrize("protocol", ["ss", "msf", "slide"])
 def test_a_job_counts_what_the_protocol_says(
-    work: HostedEvaluation, registry: ModelRegistry, dataset: Path, tmp_path: Path, protocol: str
+    work: EvaluationSteps, registry: ModelRegistry, dataset: Path, tmp_path: Path, protocol: str
 ) -> None:
     request = replace(REQUEST, protocol=protocol)
-    plan = work.plan(request)
-    counted = matrix_of([work.count(request, plan, range(IMAGES))])
+    plan = work.plan_job(request)
+    counted = matrix_of([work.count_images(request, plan, range(IMAGES))])
 
     artifact = registry.open(POOL_1)
     engine = build_faulty(artifact, EngineOptions("cpu", "f32", tmp_path, arguments="slow:0"))
@@ -128,27 +128,28 @@ def test_a_job_counts_what_the_protocol_says(
     assert counted.pixels == IMAGES * 32 * 64
 
 
-def test_however_a_job_is_cut_its_result_is_the_same(work: HostedEvaluation) -> None:
-    plan = work.plan(REQUEST)
-    whole = work.finish("whole", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))], confirm=ours)
+def test_however_a_job_is_cut_its_result_is_the_same(work: EvaluationSteps) -> None:
+    plan = work.plan_job(REQUEST)
+    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
+    whole = work.finish_job("whole", REQUEST, plan, counts, confirm=ours)
 
     @settings(max_examples=5)
     @given(st.sets(st.integers(1, IMAGES - 1)))
     def check(cuts: set[int]) -> None:
         edges = [0, *sorted(cuts), IMAGES]
-        parts = [work.count(REQUEST, plan, range(a, b)) for a, b in pairwise(edges)]
+        parts = [work.count_images(REQUEST, plan, range(a, b)) for a, b in pairwise(edges)]
         through_the_database = json.loads(json.dumps(parts))
-        assert work.finish("parts", REQUEST, plan, through_the_database, confirm=ours) == whole
+        assert work.finish_job("parts", REQUEST, plan, through_the_database, confirm=ours) == whole
 
     check()
 
 
 def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
-    work: HostedEvaluation, registry: ModelRegistry
+    work: EvaluationSteps, registry: ModelRegistry
 ) -> None:
-    plan = work.plan(REQUEST)
-    counts = [work.count(REQUEST, plan, range(IMAGES))]
-    result = work.finish("beside", REQUEST, plan, counts, confirm=ours)
+    plan = work.plan_job(REQUEST)
+    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
+    result = work.finish_job("beside", REQUEST, plan, counts, confirm=ours)
     (stored,) = [one for one in registry.evaluations.of_model(MODEL) if one.job == "beside"]
     assert (stored.version, stored.dataset, stored.split, stored.protocol) == (POOL_1, "noise", "val", "ss")
     assert (stored.miou, stored.digest, stored.images) == (result.miou, result.digest, IMAGES)
@@ -161,7 +162,7 @@ def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
 
 
 def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
-    work: HostedEvaluation, registry: ModelRegistry
+    work: EvaluationSteps, registry: ModelRegistry
 ) -> None:
     class CancelledError(BaseException):
         pass
@@ -169,23 +170,24 @@ def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
     def cancelled() -> None:
         raise CancelledError
 
-    plan = work.plan(REQUEST)
+    plan = work.plan_job(REQUEST)
+    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
     with pytest.raises(CancelledError):
-        work.finish("cancelled", REQUEST, plan, [work.count(REQUEST, plan, range(IMAGES))], confirm=cancelled)
+        work.finish_job("cancelled", REQUEST, plan, counts, confirm=cancelled)
     assert registry.evaluations.page(MODEL, "cancelled") is None
 
 
-def test_a_picture_that_is_missing_or_counted_twice_is_noticed(work: HostedEvaluation) -> None:
-    plan = work.plan(REQUEST)
-    counts = [work.count(REQUEST, plan, range(IMAGES - 1))]
+def test_a_picture_that_is_missing_or_counted_twice_is_noticed(work: EvaluationSteps) -> None:
+    plan = work.plan_job(REQUEST)
+    counts = [work.count_images(REQUEST, plan, range(IMAGES - 1))]
     with pytest.raises(JobError, match="are missing"):
-        work.finish("less", REQUEST, plan, counts, confirm=ours)
+        work.finish_job("less", REQUEST, plan, counts, confirm=ours)
     with pytest.raises(JobError, match="twice"):
-        work.finish(
+        work.finish_job(
             "more",
             REQUEST,
             plan,
-            [*counts, work.count(REQUEST, plan, range(IMAGES - 2, IMAGES))],
+            [*counts, work.count_images(REQUEST, plan, range(IMAGES - 2, IMAGES))],
             confirm=ours,
         )
 
@@ -201,91 +203,93 @@ def test_a_picture_that_is_missing_or_counted_twice_is_noticed(work: HostedEvalu
         ({"version": ModelVersion("nobody", 1)}, "no version nobody@1"),
     ],
 )
-def test_what_is_not_there_is_named(work: HostedEvaluation, change: dict[str, object], message: str) -> None:
+def test_what_is_not_there_is_named(work: EvaluationSteps, change: dict[str, object], message: str) -> None:
     with pytest.raises(JobError) as failure:
-        work.plan(replace(REQUEST, **change))  # type: ignore[arg-type]
+        work.plan_job(replace(REQUEST, **change))  # type: ignore[arg-type]
     assert str(failure.value).startswith(message)
 
 
 def test_a_model_of_other_classes_is_refused(
-    open_work: Callable[[Path], HostedEvaluation], dataset: Path
+    open_work: Callable[[Path], EvaluationSteps], dataset: Path
 ) -> None:
     other = dataset.with_name("other.toml")
     other.write_text(dataset.read_text().replace("dark", "black"))
     with pytest.raises(JobError, match="class 0 of pool@1 is 'dark', of noise 'black'"):
-        open_work(other).plan(REQUEST)
+        open_work(other).plan_job(REQUEST)
 
 
 @pytest.mark.parametrize("pin", ["engine", "device", "weights", "environment", "list", "labelling"])
-def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: HostedEvaluation, pin: str) -> None:
-    plan = work.plan(REQUEST)
+def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: EvaluationSteps, pin: str) -> None:
+    plan = work.plan_job(REQUEST)
     other = replace(plan, pins=plan.pins | {pin: "other"})
     with pytest.raises(JobError, match=f"the job began with another {pin} than this worker has"):
-        work.count(REQUEST, other, range(1))
+        work.count_images(REQUEST, other, range(1))
 
 
 def test_labels_that_come_to_mean_something_else_are_not_mixed(
-    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+    open_work: Callable[[Path], EvaluationSteps], tmp_path: Path
 ) -> None:
     file = write_dataset(tmp_path / "data", IMAGES)
-    plan = open_work(file).plan(REQUEST)
+    plan = open_work(file).plan_job(REQUEST)
     for change in ("ignore_id = 7\n", "label_map = { 0 = 1, 1 = 0 }\n"):
         other = file.with_name("other.toml")
         other.write_text(change + file.read_text())
         with pytest.raises(JobError, match="the job began with another labelling"):
-            open_work(other).count(REQUEST, plan, range(1))
+            open_work(other).count_images(REQUEST, plan, range(1))
 
 
 def test_a_worker_that_had_opened_an_older_list_opens_it_again(
-    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+    open_work: Callable[[Path], EvaluationSteps], tmp_path: Path
 ) -> None:
     file = write_dataset(tmp_path / "data", IMAGES)
     old = open_work(file)
-    old.plan(REQUEST)
+    old.plan_job(REQUEST)
     lines = (file.parent / "val.csv").read_text().splitlines(keepends=True)
     (file.parent / "val.csv").write_text("".join(lines[:3]))
-    plan = open_work(file).plan(REQUEST)
-    assert len(old.count(REQUEST, plan, range(3))["images"]) == 3
+    plan = open_work(file).plan_job(REQUEST)
+    assert len(old.count_images(REQUEST, plan, range(3))["images"]) == 3
 
 
 def test_files_that_are_changed_while_a_job_runs_fail_it(
-    open_work: Callable[[Path], HostedEvaluation], registry: ModelRegistry, tmp_path: Path
+    open_work: Callable[[Path], EvaluationSteps], registry: ModelRegistry, tmp_path: Path
 ) -> None:
     file = write_dataset(tmp_path / "data", IMAGES)
     work = open_work(file)
-    plan = work.plan(REQUEST)
-    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    plan = work.plan_job(REQUEST)
+    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
     (file.parent / "3-ids.png").write_bytes((file.parent / "4-ids.png").read_bytes())
     with pytest.raises(JobError, match="files of noise val were changed: submit the job again"):
-        work.finish("changed", REQUEST, plan, counts, confirm=ours)
+        work.finish_job("changed", REQUEST, plan, counts, confirm=ours)
     assert registry.evaluations.page(MODEL, "changed") is None
 
 
 def test_where_a_worker_has_the_data_set_is_no_other_list(
-    open_work: Callable[[Path], HostedEvaluation], work: HostedEvaluation, tmp_path: Path
+    open_work: Callable[[Path], EvaluationSteps], work: EvaluationSteps, tmp_path: Path
 ) -> None:
     elsewhere = write_dataset(tmp_path / "elsewhere", IMAGES)
-    plan = work.plan(REQUEST)
-    assert open_work(elsewhere).count(REQUEST, plan, range(1)) == work.count(REQUEST, plan, range(1))
+    plan = work.plan_job(REQUEST)
+    assert open_work(elsewhere).count_images(REQUEST, plan, range(1)) == work.count_images(
+        REQUEST, plan, range(1)
+    )
 
 
 def test_which_of_several_gpus_a_worker_has_is_no_other_device(
     registry: ModelRegistry, dataset: Path, tmp_path: Path
 ) -> None:
-    def work_on(device: str, pool: ThreadPoolExecutor, stack: ExitStack) -> HostedEvaluation:
+    def work_on(device: str, pool: ThreadPoolExecutor, stack: ExitStack) -> EvaluationSteps:
         options = EngineOptions(device, "f32", tmp_path / device, arguments="slow:0")
         host = ModelHost(Dispatcher(InProcessRunner(Device(build_faulty, options))))
         stack.callback(host.close)
-        return HostedEvaluation(
+        return EvaluationSteps(
             lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
         )
 
     with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
         first, second, cpu = (work_on(device, pool, stack) for device in ("cuda:0", "cuda:1", "cpu"))
-        plan = first.plan(REQUEST)
-        assert second.count(REQUEST, plan, range(1)) == first.count(REQUEST, plan, range(1))
+        plan = first.plan_job(REQUEST)
+        assert second.count_images(REQUEST, plan, range(1)) == first.count_images(REQUEST, plan, range(1))
         with pytest.raises(JobError, match="another device"):
-            cpu.count(REQUEST, plan, range(1))
+            cpu.count_images(REQUEST, plan, range(1))
 
 
 class PrecisionBuilder:
@@ -304,101 +308,100 @@ class PrecisionBuilder:
 @pytest.fixture
 def other_precisions(
     registry: ModelRegistry, dataset: Path, tmp_path: Path
-) -> Iterator[tuple[HostedEvaluation, ModelHost, PrecisionBuilder]]:
+) -> Iterator[tuple[EvaluationSteps, ModelHost, PrecisionBuilder]]:
     build = PrecisionBuilder()
     options = EngineOptions("cpu", "auto", tmp_path / "cache")
     host = ModelHost(Dispatcher(InProcessRunner(Device(build, options))))
     with ThreadPoolExecutor(2) as pool:
         datasets = Datasets({"noise": dataset})
-        work = HostedEvaluation(lambda: nullcontext(host), registry, datasets, pool, environment=ENVIRONMENT)
+        work = EvaluationSteps(lambda: nullcontext(host), registry, datasets, pool, environment=ENVIRONMENT)
         yield work, host, build
     host.close()
 
 
 def test_every_worker_computes_in_the_precision_of_the_request(
-    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder],
+    other_precisions: tuple[EvaluationSteps, ModelHost, PrecisionBuilder],
 ) -> None:
     work, _, build = other_precisions
     request = replace(REQUEST, precision="f16")
-    plan = work.plan(request)
-    work.count(request, plan, range(1))
+    plan = work.plan_job(request)
+    work.count_images(request, plan, range(1))
     assert (plan.pins["precision"], build.precisions) == ("f16", ["f16"])
 
 
 def test_of_a_request_without_precision_all_workers_take_that_of_the_first(
-    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder], work: HostedEvaluation
+    other_precisions: tuple[EvaluationSteps, ModelHost, PrecisionBuilder], work: EvaluationSteps
 ) -> None:
     another_worker, _, build = other_precisions
-    plan = work.plan(REQUEST)
+    plan = work.plan_job(REQUEST)
     assert plan.pins["precision"] == "f32"
-    another_worker.count(REQUEST, plan, range(1))
+    another_worker.count_images(REQUEST, plan, range(1))
     assert build.precisions == ["f32"]
 
 
 def test_two_jobs_on_one_version_have_each_its_own_precision(
-    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder],
+    other_precisions: tuple[EvaluationSteps, ModelHost, PrecisionBuilder],
 ) -> None:
     work, _, build = other_precisions
-    work.plan(replace(REQUEST, precision="f16"))
-    work.plan(replace(REQUEST, precision="f32"))
+    work.plan_job(replace(REQUEST, precision="f16"))
+    work.plan_job(replace(REQUEST, precision="f32"))
     assert build.precisions == ["f16", "f32"]
 
 
 def test_a_version_that_is_served_in_another_precision_fails_the_job(
-    other_precisions: tuple[HostedEvaluation, ModelHost, PrecisionBuilder], registry: ModelRegistry
+    other_precisions: tuple[EvaluationSteps, ModelHost, PrecisionBuilder], registry: ModelRegistry
 ) -> None:
     work, host, _ = other_precisions
     host.load(POOL_1, registry.open(POOL_1))
     with pytest.raises(JobError, match=f"needs {POOL_1} in f32, and this worker serves it in bf16"):
-        work.plan(replace(REQUEST, precision="f32"))
+        work.plan_job(replace(REQUEST, precision="f32"))
 
 
-def test_a_step_is_a_few_seconds_of_work(work: HostedEvaluation) -> None:
-    assert work.plan(REQUEST).images_per_step == 8
-    assert work.plan(replace(REQUEST, protocol="mscf")).images_per_step == 1
+def test_a_step_is_a_few_seconds_of_work(work: EvaluationSteps) -> None:
+    assert work.plan_job(REQUEST).images_per_step == 8
+    assert work.plan_job(replace(REQUEST, protocol="mscf")).images_per_step == 1
 
 
-def test_a_version_that_is_not_served_is_borrowed_for_the_job(
-    work: HostedEvaluation, host: ModelHost
-) -> None:
+def test_a_version_that_is_not_served_is_borrowed_for_the_job(work: EvaluationSteps, host: ModelHost) -> None:
     request = replace(REQUEST, version=POOL_2)
-    plan = work.plan(request)
+    plan = work.plan_job(request)
     assert host.has(POOL_2)
     assert [served.version for served in host.models] == [POOL_1]  # nobody else notices
     with pytest.raises(VersionNotFoundError):
         host.find(MODEL, 2)
-    work.finish("borrowed", request, plan, [work.count(request, plan, range(IMAGES))], confirm=ours)
-    work.rest()
+    counts = [work.count_images(request, plan, range(IMAGES))]
+    work.finish_job("borrowed", request, plan, counts, confirm=ours)
+    work.release_idle()
     assert not host.has(POOL_2)
     assert host.find(MODEL).version == POOL_1
 
 
 def test_a_version_that_comes_to_be_served_meanwhile_is_not_taken_away(
-    work: HostedEvaluation, host: ModelHost, registry: ModelRegistry
+    work: EvaluationSteps, host: ModelHost, registry: ModelRegistry
 ) -> None:
-    work.plan(replace(REQUEST, version=POOL_2))
+    work.plan_job(replace(REQUEST, version=POOL_2))
     host.load(POOL_2, registry.open(POOL_2))
-    work.rest()
+    work.release_idle()
     assert host.find(MODEL, 2).version == POOL_2
 
 
 def test_a_model_that_only_a_job_wanted_has_no_name_afterwards(
-    work: HostedEvaluation, host: ModelHost
+    work: EvaluationSteps, host: ModelHost
 ) -> None:
-    work.plan(replace(REQUEST, version=OTHER))
+    work.plan_job(replace(REQUEST, version=OTHER))
     with pytest.raises(ModelNotFoundError):
         host.find(OTHER.name)
-    work.rest()
+    work.release_idle()
     assert not host.has(OTHER)
 
 
 def test_a_version_that_somebody_unloads_between_two_steps_is_loaded_again(
-    work: HostedEvaluation, host: ModelHost
+    work: EvaluationSteps, host: ModelHost
 ) -> None:
     request = replace(REQUEST, version=POOL_2)
-    plan = work.plan(request)
+    plan = work.plan_job(request)
     host.unload(POOL_2)
-    assert work.count(request, plan, range(1))["images"]
+    assert work.count_images(request, plan, range(1))["images"]
 
 
 @contextmanager
@@ -414,35 +417,35 @@ def test_the_host_is_there_as_long_as_jobs_need_it(
     notes: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         datasets = Datasets({"noise": dataset})
-        work = HostedEvaluation(lambda: noted(host, notes), registry, datasets, pool, environment=ENVIRONMENT)
+        work = EvaluationSteps(lambda: noted(host, notes), registry, datasets, pool, environment=ENVIRONMENT)
         assert not notes
-        work.plan(REQUEST)
-        work.plan(replace(REQUEST, version=POOL_2))
+        work.plan_job(REQUEST)
+        work.plan_job(replace(REQUEST, version=POOL_2))
         assert notes == ["opened"]
-        work.rest()
+        work.release_idle()
         assert notes == ["opened", "closed"]
-        work.plan(REQUEST)
+        work.plan_job(REQUEST)
         work.close()
         assert notes == ["opened", "closed"] * 2
 
 
-def test_a_call_that_does_not_end_holds_no_stop_up(work: HostedEvaluation) -> None:
-    work._working.acquire()
-    work.close(patience_s=0.01)
+def test_a_call_that_does_not_end_holds_no_stop_up(work: EvaluationSteps) -> None:
+    work._call_lock.acquire()
+    work.close(timeout_s=0.01)
 
 
-def test_a_job_that_is_stopped_is_given_up_before_the_next_picture(work: HostedEvaluation) -> None:
-    plan = work.plan(REQUEST)
+def test_a_job_that_is_stopped_is_given_up_before_the_next_picture(work: EvaluationSteps) -> None:
+    plan = work.plan_job(REQUEST)
     work.stop()
     with pytest.raises(JobInterruptedError):
-        work.count(REQUEST, plan, range(IMAGES))
+        work.count_images(REQUEST, plan, range(IMAGES))
 
 
-def test_a_host_that_closes_interrupts_the_job(work: HostedEvaluation, host: ModelHost) -> None:
-    plan = work.plan(REQUEST)
+def test_a_host_that_closes_interrupts_the_job(work: EvaluationSteps, host: ModelHost) -> None:
+    plan = work.plan_job(REQUEST)
     host.close()
     with pytest.raises(JobInterruptedError):
-        work.count(REQUEST, plan, range(IMAGES))
+        work.count_images(REQUEST, plan, range(IMAGES))
 
 
 # What can be wrong with the files of a pair: 12 ways.
@@ -495,39 +498,39 @@ def test_there_are_twelve_ways_to_be_broken() -> None:
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_pair_fails_the_job_by_name_or_is_left_out_and_counted(
-    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path, kind: str
+    open_work: Callable[[Path], EvaluationSteps], tmp_path: Path, kind: str
 ) -> None:
     spoil, culprit = BROKEN[kind]
     file = write_dataset(tmp_path / "data", IMAGES)
     whole = open_work(file)
-    plan = whole.plan(REQUEST)
-    counts = whole.count(REQUEST, plan, range(IMAGES))
+    plan = whole.plan_job(REQUEST)
+    counts = whole.count_images(REQUEST, plan, range(IMAGES))
     spoil(file.parent)
 
     work = open_work(file)
     with pytest.raises(JobError) as failure:
-        work.count(REQUEST, work.plan(REQUEST), range(IMAGES))
+        work.count_images(REQUEST, work.plan_job(REQUEST), range(IMAGES))
     assert culprit in str(failure.value)
     assert str(tmp_path) not in str(failure.value)
 
     request = replace(REQUEST, skip_broken=True)
-    plan = work.plan(request)
-    some = work.count(request, plan, range(IMAGES))
+    plan = work.plan_job(request)
+    some = work.count_images(request, plan, range(IMAGES))
     assert [image["index"] for image in some["skipped"]] == [3]
     assert str(tmp_path) not in some["skipped"][0]["reason"]
     assert some["images"] == [image for image in counts["images"] if image["index"] != 3]
-    result = work.finish(kind.replace(" ", "-"), request, plan, [some], confirm=ours)
+    result = work.finish_job(kind.replace(" ", "-"), request, plan, [some], confirm=ours)
     assert (result.images, result.skipped) == (IMAGES - 1, ("3.png",))
 
 
 def test_a_list_that_leads_out_of_the_data_set_is_refused_without_telling_where_it_is(
-    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path
+    open_work: Callable[[Path], EvaluationSteps], tmp_path: Path
 ) -> None:
     file = write_dataset(tmp_path / "data", 1)
     (file.parent / "val.csv").write_text("../secret.png,0-ids.png\n")
     (tmp_path / "secret.png").write_bytes((file.parent / "0.png").read_bytes())
     with pytest.raises(JobError) as failure:
-        open_work(file).plan(REQUEST)
+        open_work(file).plan_job(REQUEST)
     assert str(failure.value) == "val.csv:1: ../secret.png: does not lie in the folder 'data'"
 
 
@@ -547,7 +550,7 @@ WITHOUT_PICTURES = (
     ],
 )
 def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
-    open_work: Callable[[Path], HostedEvaluation], tmp_path: Path, content: str | None, message: str
+    open_work: Callable[[Path], EvaluationSteps], tmp_path: Path, content: str | None, message: str
 ) -> None:
     file = write_dataset(tmp_path / "data", 1)
     if content is None:
@@ -555,7 +558,7 @@ def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
     else:
         file.write_text(content)
     with pytest.raises(JobError) as failure:
-        open_work(file).plan(REQUEST)
+        open_work(file).plan_job(REQUEST)
     assert str(failure.value).startswith(message)
     assert str(tmp_path) not in str(failure.value)
 
@@ -569,29 +572,29 @@ def test_what_is_wrong_with_a_data_set_is_told_without_where_it_is(
     ],
 )
 def test_what_passes_by_itself_holds_the_job_up(
-    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch, failure: ServiceError
+    work: EvaluationSteps, monkeypatch: pytest.MonkeyPatch, failure: ServiceError
 ) -> None:
-    plan = work.plan(REQUEST)
+    plan = work.plan_job(REQUEST)
 
     def refuse(*_: object, **__: object) -> None:
         raise failure
 
     monkeypatch.setattr(LoadedModel, "infer", refuse)
     with pytest.raises(JobHeldUpError, match=str(failure)):
-        work.count(REQUEST, plan, range(1))
+        work.count_images(REQUEST, plan, range(1))
 
 
 def test_a_registry_that_fails_holds_the_job_up_and_is_not_shown(
-    work: HostedEvaluation, monkeypatch: pytest.MonkeyPatch
+    work: EvaluationSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise StorageError("/secret/folder/x: No space left on device")
 
-    plan = work.plan(REQUEST)
-    counts = [work.count(REQUEST, plan, range(IMAGES))]
+    plan = work.plan_job(REQUEST)
+    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
     monkeypatch.setattr(EvaluationStore, "add", refuse)
     with pytest.raises(JobHeldUpError) as failure:
-        work.finish("held-up", REQUEST, plan, counts, confirm=ours)
+        work.finish_job("held-up", REQUEST, plan, counts, confirm=ours)
     assert "secret" not in str(failure.value)
 
 
@@ -604,10 +607,10 @@ def test_a_model_that_produces_no_scores_fails_the_job(
     host = ModelHost(Dispatcher(InProcessRunner(Device(build, EngineOptions("cpu", "f32", tmp_path)))))
     host.load(POOL_1, registry.open(POOL_1))
     with ThreadPoolExecutor(2) as pool:
-        work = HostedEvaluation(
+        work = EvaluationSteps(
             lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
         )
-        plan: JobPlan = work.plan(REQUEST)
+        plan: JobPlan = work.plan_job(REQUEST)
         with pytest.raises(JobError, match="finite"):
-            work.count(REQUEST, plan, range(IMAGES))
+            work.count_images(REQUEST, plan, range(IMAGES))
     host.close()

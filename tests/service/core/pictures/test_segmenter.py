@@ -76,7 +76,7 @@ class Site:
     def __init__(self, host: ModelHost, segmenter: Segmenter) -> None:
         self.model = host.find()
         self.segmenter = segmenter
-        self.queue = host._worker._batcher
+        self.queue = host._worker._scheduler
 
     def segment(
         self, picture: bytes | Picture, render: Callable[[Segmentation], T], **options: Any
@@ -209,12 +209,12 @@ async def test_a_request_that_finds_no_place_is_refused_before_its_picture_is_re
 ) -> None:
     site = make(engine)
     broken = png(64, 64)[:-20]
-    places = [site.model.reserve(ImageSize(64, 64), deadline_s=soon()) for _ in range(256)]
+    reservations = [site.model.reserve(ImageSize(64, 64), deadline_s=soon()) for _ in range(256)]
     with pytest.raises(QueueFullError):
         async with site.segment(broken, itself, deadline_s=soon()):
             pass
-    for place in places:
-        place.future.cancel()
+    for reservation in reservations:
+        reservation.future.cancel()
     for _ in range(300):  # a request that fails gives its place back
         with pytest.raises(UndecodableImageError):
             async with site.segment(broken, itself, deadline_s=soon()):
@@ -519,7 +519,7 @@ def test_a_picture_that_is_read_after_the_end_of_the_service_disturbs_nobody(
     pool.shutdown()
     assert not caplog.records
     assert not site.queue
-    assert not site.segmenter._budget.taken_bytes
+    assert not site.segmenter._budget.used_bytes
 
 
 @pytest.mark.parametrize("in_time", [True, False])

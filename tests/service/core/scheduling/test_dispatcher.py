@@ -39,14 +39,16 @@ class Crew:
         self.engines: dict[Path, FakeEngine] = {}
         options = EngineOptions("cpu", "f32", cache_folder)
         device = Device(lambda artifact, _: self.engines[artifact.folder], options, decode_threads=2)
-        self.worker = Dispatcher(InProcessRunner(device), max_waiting=max_waiting)
+        self.dispatcher = Dispatcher(InProcessRunner(device), max_waiting=max_waiting)
 
     def submit(
         self, engine: FakeEngine, image: PreparedImage, *, within_s: float = PATIENCE_S
     ) -> Future[Answer]:
         """Have an engine of its own version label a picture."""
         version = self._version(engine)
-        return self.worker.submit(version, image, deadline_s=time.monotonic() + within_s)
+        deadline_s = time.monotonic() + within_s
+        reservation = self.dispatcher.reserve_picture(version, image.padded, deadline_s=deadline_s)
+        return self.dispatcher.submit_picture(reservation, image)
 
     def _version(self, engine: FakeEngine) -> ModelVersion:
         engines = list(self.engines.values())
@@ -56,7 +58,7 @@ class Crew:
         version = ModelVersion("fake", 1 + len(self.engines))
         folder = Path(str(version))
         self.engines[folder] = engine
-        self.worker.load(version, Artifact(folder, FAKE_MANIFEST))
+        self.dispatcher.load(version, Artifact(folder, FAKE_MANIFEST))
         return version
 
 
@@ -64,7 +66,7 @@ class Crew:
 def crew(shared_cache: Path) -> Iterator[Crew]:
     crew = Crew(shared_cache, max_waiting=2)
     yield crew
-    crew.worker.close()
+    crew.dispatcher.close()
 
 
 @pytest.fixture
@@ -108,10 +110,10 @@ def test_a_reserved_place_is_kept_until_its_picture_comes(crew: Crew) -> None:
     version = crew.load(engine)
     first = crew.submit(engine, gray())
     engine.wait_until_busy()
-    places = [crew.worker.reserve(version, SIZE, deadline_s=soon()) for _ in range(2)]
+    reservations = [crew.dispatcher.reserve_picture(version, SIZE, deadline_s=soon()) for _ in range(2)]
     with pytest.raises(QueueFullError):
         crew.submit(engine, gray())
-    futures = [crew.worker.redeem(place, gray()) for place in places]
+    futures = [crew.dispatcher.submit_picture(reservation, gray()) for reservation in reservations]
     engine.go_on(3)
     assert all(future.result(PATIENCE_S) for future in (first, *futures))
 
@@ -121,12 +123,12 @@ def test_a_reservation_that_is_given_up_frees_its_place(crew: Crew) -> None:
     version = crew.load(engine)
     crew.submit(engine, gray())
     engine.wait_until_busy()
-    places = [crew.worker.reserve(version, SIZE, deadline_s=soon()) for _ in range(2)]
-    for place in places:
-        place.future.cancel()
+    reservations = [crew.dispatcher.reserve_picture(version, SIZE, deadline_s=soon()) for _ in range(2)]
+    for reservation in reservations:
+        reservation.future.cancel()
     futures = [crew.submit(engine, gray()) for _ in range(2)]
     with pytest.raises(QueueFullError):
-        crew.worker.reserve(version, SIZE, deadline_s=soon())
+        crew.dispatcher.reserve_picture(version, SIZE, deadline_s=soon())
     engine.go_on(3)
     assert all(future.result(PATIENCE_S) for future in futures)
 
@@ -134,10 +136,10 @@ def test_a_reservation_that_is_given_up_frees_its_place(crew: Crew) -> None:
 def test_a_picture_of_another_size_than_was_reserved_needs_a_place_of_its_own(crew: Crew) -> None:
     engine = FakeEngine()
     version = crew.load(engine)
-    place = crew.worker.reserve(version, SIZE, deadline_s=soon())
+    reservation = crew.dispatcher.reserve_picture(version, SIZE, deadline_s=soon())
     other = gray(size=ImageSize(32, 96))
-    future = crew.worker.redeem(place, other)
-    assert place.future.cancelled()
+    future = crew.dispatcher.submit_picture(reservation, other)
+    assert reservation.future.cancelled()
     assert future.result(PATIENCE_S).labels_HW.shape == (32, 96)
 
 
@@ -203,19 +205,19 @@ def test_a_worker_that_knows_its_pace_refuses_what_would_come_too_late(shared_ca
     crew.submit(engine, gray())
     engine.wait_until_busy()
     crew.submit(engine, gray())
-    crew.worker._batcher._paces[version, "labels"].learn(pixels=SIZE.pixels, duration_s=61.0)
+    crew.dispatcher._scheduler._latencies[version, "labels"].learn(pixels=SIZE.pixels, duration_s=61.0)
     with pytest.raises(QueueFullError) as refused:
         crew.submit(engine, gray())
     assert refused.value.retry_after_s > 60
     engine.go_on(2)
-    crew.worker.close()
+    crew.dispatcher.close()
 
 
 def test_a_worker_learns_its_pace_from_what_it_answers(crew: Crew) -> None:
     crew.submit(FakeEngine(), gray()).result(PATIENCE_S)
-    crew.worker.close()
-    (pace,) = crew.worker._batcher._paces.values()
-    assert pace.predict(SIZE.pixels) > 0
+    crew.dispatcher.close()
+    (latency,) = crew.dispatcher._scheduler._latencies.values()
+    assert latency.predict(SIZE.pixels) > 0
 
 
 def explode(_: ImageBatch) -> Float32Array:
@@ -246,7 +248,7 @@ def test_scores_of_another_shape_are_no_answer(crew: Crew) -> None:
 def test_closing_answers_what_waits_and_refuses_what_comes(crew: Crew) -> None:
     engine = FakeEngine()
     futures = [crew.submit(engine, gray()) for _ in range(3)]
-    crew.worker.close()
+    crew.dispatcher.close()
     assert all(future.result(timeout=0) for future in futures)
     with pytest.raises(DrainingError):
         crew.submit(engine, gray())

@@ -14,10 +14,10 @@ SIZE = ImageSize(10, 10)
 KEY = BatchKey("model", SIZE, BatchLimits(max_items=4))
 OTHER = BatchKey("model", ImageSize(10, 20), BatchLimits(max_items=4))
 
-A_PACE = LatencyModel()
+A_LATENCY = LatencyModel()
 for _pixels in (100, 200):
-    A_PACE.learn(pixels=_pixels, duration_s=1.0 + 0.01 * _pixels)
-PACES: Mapping[Hashable, LatencyModel] = {"model": A_PACE}
+    A_LATENCY.learn(pixels=_pixels, duration_s=1.0 + 0.01 * _pixels)
+LATENCIES: Mapping[Hashable, LatencyModel] = {"model": A_LATENCY}
 
 
 def an_item(
@@ -59,16 +59,16 @@ def test_an_item_of_several_pictures_has_their_pixels() -> None:
 
 def test_sources_take_turns_and_one_item_of_each_comes_before_the_second_of_any() -> None:
     queue = a_queue(*(an_item(name, source=name[0]) for name in ("a1", "a2", "a3", "b1", "b2", "c1")))
-    assert [item.work for item in queue.mates(KEY)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
-    queue.end_turn("a")
-    assert queue.leader().work == "b1"
+    assert [item.work for item in queue.items_of(KEY)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    queue.move_source_last("a")
+    assert queue.first_item().work == "b1"
 
 
 def test_the_oldest_item_of_the_source_leads_whatever_its_size() -> None:
     queue = a_queue(an_item("second", at_s=2.0), an_item("third", at_s=3.0))
-    queue.put_back(an_item("first", key=OTHER, at_s=1.0))
-    assert queue.leader().work == "first"
-    assert [item.work for item in queue.mates(OTHER)] == ["first"]
+    queue.add_first(an_item("first", key=OTHER, at_s=1.0))
+    assert queue.first_item().work == "first"
+    assert [item.work for item in queue.items_of(OTHER)] == ["first"]
 
 
 def test_a_source_that_replaces_what_waits_keeps_its_turn() -> None:
@@ -76,38 +76,38 @@ def test_a_source_that_replaces_what_waits_keeps_its_turn() -> None:
     queue = a_queue(older, an_item("b", source="b"))
     queue.remove(older)
     queue.add(an_item("newer", source="a"))
-    assert queue.leader().work == "newer"
+    assert queue.first_item().work == "newer"
 
 
 def test_a_source_that_went_away_holds_nobody_up() -> None:
     gone = an_item("gone", source="a")
     queue = a_queue(gone, an_item("b", source="b"))
     queue.remove(gone)
-    assert queue.leader().work == "b"
-    assert set(queue._lines) == {"b"}
+    assert queue.first_item().work == "b"
+    assert set(queue._by_source) == {"b"}
 
 
 def test_the_work_that_waits_is_counted_in_full_and_in_begun_batches() -> None:
     queue = a_queue(*(an_item() for _ in range(5)), an_item(key=OTHER))
-    assert queue.work_s(PACES) == pytest.approx(3 * 1.0 + 0.01 * (5 * 100 + 200))
+    assert queue.work_s(LATENCIES) == pytest.approx(3 * 1.0 + 0.01 * (5 * 100 + 200))
 
 
 def test_an_item_that_joins_a_batch_costs_its_pixels_only() -> None:
     queue = a_queue(an_item())
-    assert queue.work_until_s(an_item(), PACES) == pytest.approx(1.0 + 0.01 * 200)
+    assert queue.work_until_s(an_item(), LATENCIES) == pytest.approx(1.0 + 0.01 * 200)
 
 
 def test_behind_a_full_batch_the_next_will_be_full_as_well() -> None:
     queue = a_queue(*(an_item() for _ in range(4)))
-    assert queue.work_until_s(an_item(), PACES) == pytest.approx(2 * (1.0 + 0.01 * 400))
+    assert queue.work_until_s(an_item(), LATENCIES) == pytest.approx(2 * (1.0 + 0.01 * 400))
 
 
 def test_of_another_source_counts_what_its_turns_allow() -> None:
     key = KEY.alone()
     queue = a_queue(*(an_item(key=key, source="flood") for _ in range(100)))
     per_item_s = 1.0 + 0.01 * 100
-    assert queue.work_until_s(an_item(key=key, source="few"), PACES) == pytest.approx(2 * per_item_s)
-    assert queue.work_until_s(an_item(key=key, source="flood"), PACES) == pytest.approx(101 * per_item_s)
+    assert queue.work_until_s(an_item(key=key, source="few"), LATENCIES) == pytest.approx(2 * per_item_s)
+    assert queue.work_until_s(an_item(key=key, source="flood"), LATENCIES) == pytest.approx(101 * per_item_s)
 
 
 @given(st.lists(st.tuples(st.sampled_from([KEY, OTHER, KEY.alone()]), st.sampled_from("abc")), max_size=30))
@@ -117,5 +117,5 @@ def test_a_queue_that_was_emptied_has_forgotten_everything(kinds: list[tuple[Bat
     assert len(queue) == len(items)
     for item in items:
         queue.remove(item)
-    assert len(queue) == 0 == queue.work_s(PACES)
-    assert not any([queue._lines, queue._per_source, queue._per_key, queue._loads])
+    assert len(queue) == 0 == queue.work_s(LATENCIES)
+    assert not any([queue._by_source, queue._per_source, queue._per_key, queue._work])

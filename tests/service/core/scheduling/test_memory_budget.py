@@ -30,10 +30,10 @@ def waiting(budget: MemoryBudget, num_bytes: int) -> asyncio.Task[object]:
 
 async def is_refused(budget: MemoryBudget, num_bytes: int) -> bool:
     try:
-        place = await budget.acquire(num_bytes, timeout_s=0)
+        reservation = await budget.acquire(num_bytes, timeout_s=0)
     except BusyError:
         return True
-    budget.release(place)
+    budget.release(reservation)
     return False
 
 
@@ -101,8 +101,8 @@ async def test_an_endless_line_of_small_pictures_does_not_keep_a_large_one_out()
     await settled()
     stream = [waiting(budget, SMALL) for _ in range(50)]
     await settled()
-    for place in held:
-        budget.release(place)
+    for reservation in held:
+        budget.release(reservation)
         await settled()
     assert large.done()
     assert sum(task.done() for task in stream) == 2
@@ -148,23 +148,23 @@ def test_threads_share_a_budget() -> None:
         nonlocal in_flight, most
         for _ in range(300):
             num_bytes = dice.choice([dice.randint(1, SMALL), dice.randint(SMALL, 1400)])
-            place = budget.take(num_bytes)
-            if place is None and dice.random() < 0.2:
+            reservation = budget.take(num_bytes)
+            if reservation is None and dice.random() < 0.2:
                 continue
-            if place is None:
-                place = await budget.acquire(num_bytes, timeout_s=PATIENCE_S)
+            if reservation is None:
+                reservation = await budget.acquire(num_bytes, timeout_s=PATIENCE_S)
             with lock:
-                in_flight += place.num_bytes
+                in_flight += reservation.num_bytes
                 most = max(most, in_flight)
             with lock:
-                in_flight -= place.num_bytes
-            budget.release(place)
+                in_flight -= reservation.num_bytes
+            budget.release(reservation)
 
     with ThreadPoolExecutor(4) as pool:
         for task in [pool.submit(asyncio.run, work(random.Random(seed))) for seed in range(4)]:
             task.result(PATIENCE_S)
     assert 0 < most <= BUDGET
-    assert not budget.taken_bytes
+    assert not budget.used_bytes
 
 
 async def test_room_that_is_there_is_taken_at_once_but_not_before_those_who_wait() -> None:
@@ -177,7 +177,7 @@ async def test_room_that_is_there_is_taken_at_once_but_not_before_those_who_wait
     assert budget.take(SMALL + 1) is None
     budget.release(first)
     budget.release(await waiting)
-    assert not budget.taken_bytes
+    assert not budget.used_bytes
 
 
 @given(st.integers(0, 2**32))
@@ -190,18 +190,18 @@ async def _play(dice: random.Random) -> None:
 
     async def picture() -> None:
         nonlocal in_flight
-        place = await budget.acquire(
+        reservation = await budget.acquire(
             dice.choice([dice.randint(1, SMALL), dice.randint(SMALL, 2000)]),
             timeout_s=dice.choice([0, PATIENCE_S]),
         )
-        in_flight += place.num_bytes
+        in_flight += reservation.num_bytes
         assert in_flight <= BUDGET
         try:
             for _ in range(dice.randint(0, 3)):
                 await asyncio.sleep(0)
         finally:
-            in_flight -= place.num_bytes
-            budget.release(place)
+            in_flight -= reservation.num_bytes
+            budget.release(reservation)
 
     tasks = [asyncio.create_task(picture()) for _ in range(20)]
     for task in tasks:

@@ -17,7 +17,7 @@ KEY = BatchKey("model", ImageSize(10, 10))
 WIDE = BatchKey("model", ImageSize(10, 20))
 FOURS = BatchKey("model", ImageSize(10, 10), BatchLimits(max_items=4))
 
-Batcher = Scheduler[str, int]
+StrScheduler = Scheduler[str, int]
 
 
 def an_item(
@@ -36,95 +36,95 @@ def names(batch: Batch[str, int] | None) -> str:
     return "".join(item.work for item in batch.items) if batch else ""
 
 
-def next_up(batcher: Batcher, *, now_s: float = 0.0) -> str:
+def next_up(scheduler: StrScheduler, *, now_s: float = 0.0) -> str:
     """Take a batch, be done with it at once, and return what was in it."""
-    batch = batcher.take(now_s=now_s)
+    batch = scheduler.take_batch(now_s=now_s)
     if batch:
-        batcher.finish(batch, now_s=now_s)
+        scheduler.finish_batch(batch, now_s=now_s)
     return names(batch)
 
 
-def a_batcher(*items: Item[str, int], max_items: int = 256, batch_s: float | None = None) -> Batcher:
-    """Return a batcher in which items wait, on a device that takes ``batch_s`` for ten by ten pixels."""
-    batcher: Batcher = Scheduler(max_items)
+def a_scheduler(*items: Item[str, int], max_items: int = 256, batch_s: float | None = None) -> StrScheduler:
+    """Return a scheduler in which items wait, on a device that takes ``batch_s`` for ten by ten pixels."""
+    scheduler: StrScheduler = Scheduler(max_items)
     if batch_s is not None:
-        batcher._paces[KEY.model].learn(pixels=100, duration_s=batch_s)
+        scheduler._latencies[KEY.model].learn(pixels=100, duration_s=batch_s)
     for item in items:
-        batcher.admit(item)
-    return batcher
+        scheduler.admit_item(item)
+    return scheduler
 
 
 def test_the_oldest_item_comes_first() -> None:
-    batcher = a_batcher(*map(an_item, "abc"))
-    assert [next_up(batcher) for _ in "abcd"] == ["a", "b", "c", ""]
+    scheduler = a_scheduler(*map(an_item, "abc"))
+    assert [next_up(scheduler) for _ in "abcd"] == ["a", "b", "c", ""]
 
 
 def test_a_batch_takes_what_shares_its_key_and_leaves_the_rest_in_order() -> None:
-    batcher = a_batcher(
+    scheduler = a_scheduler(
         an_item("a", key=FOURS, now_s=1.0),
         an_item("b", now_s=2.0),
         *(an_item(name, key=FOURS, now_s=3.0) for name in "cdef"),
         an_item("g", key=FOURS, lane=Lane.STREAM),
     )
-    assert [next_up(batcher) for _ in range(4)] == ["acde", "b", "f", "g"]
+    assert [next_up(scheduler) for _ in range(4)] == ["acde", "b", "f", "g"]
 
 
 def test_a_cancelled_item_is_not_taken() -> None:
     cancelled = an_item("a")
-    batcher = a_batcher(cancelled, an_item("b"))
+    scheduler = a_scheduler(cancelled, an_item("b"))
     cancelled.future.cancel()
-    assert next_up(batcher) == "b"
+    assert next_up(scheduler) == "b"
 
 
 def test_a_taken_item_can_not_be_cancelled_any_more() -> None:
     item = an_item()
-    a_batcher(item).take(now_s=0.0)
+    a_scheduler(item).take_batch(now_s=0.0)
     assert not item.future.cancel()
 
 
 def test_an_expired_item_is_answered_and_not_taken() -> None:
     expired = an_item(deadline_s=5.0)
-    assert a_batcher(expired).take(now_s=5.0) is None
+    assert a_scheduler(expired).take_batch(now_s=5.0) is None
     with pytest.raises(DeadlineExceededError):
         expired.future.result(timeout=0)
 
 
 def test_what_would_be_late_makes_way_for_what_would_not() -> None:
     late = an_item("a", deadline_s=3.0)
-    batcher = a_batcher(late, an_item("b"), batch_s=2.0)
-    assert next_up(batcher, now_s=1.5) == "b"
+    scheduler = a_scheduler(late, an_item("b"), batch_s=2.0)
+    assert next_up(scheduler, now_s=1.5) == "b"
     with pytest.raises(DeadlineExceededError):
         late.future.result(timeout=0)
 
 
 def test_whoever_hears_that_the_time_is_up_may_come_back_at_once() -> None:
     late = an_item("a", key=FOURS, deadline_s=1.0)
-    batcher = a_batcher(late, an_item("b", key=FOURS), an_item("c", key=FOURS))
-    late.future.add_done_callback(lambda _: batcher.admit(an_item("d", key=FOURS)))
-    late.future.add_done_callback(lambda _: batcher.take(now_s=1.0))
-    assert names(batcher.take(now_s=1.0)) == "bc"
-    assert len(batcher) == 1
+    scheduler = a_scheduler(late, an_item("b", key=FOURS), an_item("c", key=FOURS))
+    late.future.add_done_callback(lambda _: scheduler.admit_item(an_item("d", key=FOURS)))
+    late.future.add_done_callback(lambda _: scheduler.take_batch(now_s=1.0))
+    assert names(scheduler.take_batch(now_s=1.0)) == "bc"
+    assert len(scheduler) == 1
 
 
 def test_what_would_be_late_is_tried_when_nothing_else_waits() -> None:
-    batcher = a_batcher(an_item("a", deadline_s=3.0), batch_s=2.0)
-    assert next_up(batcher, now_s=1.5) == "a"
+    scheduler = a_scheduler(an_item("a", deadline_s=3.0), batch_s=2.0)
+    assert next_up(scheduler, now_s=1.5) == "a"
 
 
 def test_a_batch_stays_so_small_that_all_of_it_is_in_time() -> None:
-    batcher = a_batcher(
+    scheduler = a_scheduler(
         an_item("a", key=FOURS, deadline_s=2.5), an_item("b", key=FOURS), an_item("c", key=FOURS)
     )
-    batcher._paces[KEY.model].learn(pixels=100, duration_s=1.0)
-    assert [next_up(batcher), next_up(batcher)] == ["ab", "c"]
+    scheduler._latencies[KEY.model].learn(pixels=100, duration_s=1.0)
+    assert [next_up(scheduler), next_up(scheduler)] == ["ab", "c"]
 
 
 def test_the_first_in_line_are_given_up_when_they_would_keep_batches_small_for_ever() -> None:
     hurried = [an_item(name, key=FOURS, deadline_s=1.5) for name in "ab"]
     patient = [an_item(name, key=FOURS, deadline_s=4.2) for name in "cdef"]
-    batcher = a_batcher(*hurried, *patient)
-    batcher._paces[KEY.model].learn(pixels=100, duration_s=1.0)
-    assert next_up(batcher) == "cdef"
+    scheduler = a_scheduler(*hurried, *patient)
+    scheduler._latencies[KEY.model].learn(pixels=100, duration_s=1.0)
+    assert next_up(scheduler) == "cdef"
 
 
 def test_nobody_is_given_up_as_long_as_all_can_be_in_time_one_batch_after_the_other() -> None:
@@ -132,98 +132,98 @@ def test_nobody_is_given_up_as_long_as_all_can_be_in_time_one_batch_after_the_ot
         an_item(name, key=FOURS, deadline_s=deadline_s)
         for name, deadline_s in (("a", 1.5), ("b", 3.1), ("c", 3.1))
     ]
-    batcher = a_batcher(*items)
-    batcher._paces[KEY.model].learn(pixels=100, duration_s=1.0)
-    assert [next_up(batcher, now_s=0.0), next_up(batcher, now_s=1.0)] == ["a", "bc"]
+    scheduler = a_scheduler(*items)
+    scheduler._latencies[KEY.model].learn(pixels=100, duration_s=1.0)
+    assert [next_up(scheduler, now_s=0.0), next_up(scheduler, now_s=1.0)] == ["a", "bc"]
 
 
 def test_a_withdrawn_item_frees_its_place() -> None:
     item = an_item()
-    batcher = a_batcher(item, max_items=1)
-    batcher.withdraw(item.future)
-    batcher.withdraw(item.future)
-    batcher.admit(an_item())
-    assert len(batcher) == 1
+    scheduler = a_scheduler(item, max_items=1)
+    scheduler.withdraw(item.future)
+    scheduler.withdraw(item.future)
+    scheduler.admit_item(an_item())
+    assert len(scheduler) == 1
 
 
 def test_a_reserved_place_counts_but_nothing_is_taken_before_it_is_ready() -> None:
-    batcher = a_batcher(max_items=1, batch_s=3.0)
+    scheduler = a_scheduler(max_items=1, batch_s=3.0)
     promised = an_item("a", deadline_s=4.0)
-    batcher.reserve(promised)
+    scheduler.reserve_item(promised)
     with pytest.raises(QueueFullError) as refused:
-        batcher.admit(an_item())
+        scheduler.admit_item(an_item())
     assert refused.value.retry_after_s == pytest.approx(3.0)
-    assert batcher.take(now_s=0.0) is None
-    batcher.admit(promised)
-    assert next_up(batcher) == "a"
+    assert scheduler.take_batch(now_s=0.0) is None
+    scheduler.admit_item(promised)
+    assert next_up(scheduler) == "a"
 
 
 def test_what_has_a_place_is_not_refused_when_the_queue_has_grown() -> None:
-    batcher = a_batcher(an_item("a"), batch_s=3.0)
+    scheduler = a_scheduler(an_item("a"), batch_s=3.0)
     promised = an_item("b", deadline_s=6.5)
-    batcher.reserve(promised)
-    batcher.requeue([an_item("c")])
-    batcher.admit(promised)
-    assert len(batcher) == 3
+    scheduler.reserve_item(promised)
+    scheduler.requeue_items([an_item("c")])
+    scheduler.admit_item(promised)
+    assert len(scheduler) == 3
 
 
 def test_what_can_not_be_in_time_gets_no_place() -> None:
-    batcher = a_batcher(an_item(), batch_s=3.0)
+    scheduler = a_scheduler(an_item(), batch_s=3.0)
     with pytest.raises(QueueFullError):
-        batcher.reserve(an_item(deadline_s=5.9))
+        scheduler.reserve_item(an_item(deadline_s=5.9))
     with pytest.raises(DeadlineExceededError):
-        batcher.reserve(an_item(now_s=5.0, deadline_s=5.0))
-    assert len(batcher) == 1
+        scheduler.reserve_item(an_item(now_s=5.0, deadline_s=5.0))
+    assert len(scheduler) == 1
 
 
 def test_a_withdrawn_reservation_frees_its_place_and_can_not_be_used_any_more() -> None:
-    batcher = a_batcher(max_items=1)
+    scheduler = a_scheduler(max_items=1)
     item = an_item()
-    batcher.reserve(item)
+    scheduler.reserve_item(item)
     item.future.cancel()
-    batcher.withdraw(item.future)
-    batcher.admit(item)
-    assert len(batcher) == 0
-    assert batcher.expected_wait_s(now_s=0.0) == 0.0
+    scheduler.withdraw(item.future)
+    scheduler.admit_item(item)
+    assert len(scheduler) == 0
+    assert scheduler.expected_wait_s(now_s=0.0) == 0.0
 
 
 def test_a_full_room_refuses_and_says_when_its_queue_will_be_gone() -> None:
-    batcher = a_batcher(an_item(), an_item(key=WIDE), max_items=2, batch_s=3.0)
+    scheduler = a_scheduler(an_item(), an_item(key=WIDE), max_items=2, batch_s=3.0)
     with pytest.raises(QueueFullError) as refused:
-        batcher.admit(an_item())
+        scheduler.admit_item(an_item())
     assert refused.value.retry_after_s == pytest.approx(9.0)
-    assert len(batcher) == 2
+    assert len(scheduler) == 2
 
 
 def test_the_advice_counts_what_runs() -> None:
-    batcher = a_batcher(an_item(), an_item(), batch_s=3.0)
-    batch = batcher.take(now_s=10.0)
-    assert batcher.expected_wait_s(now_s=11.0) == pytest.approx(2.0 + 3.0)
+    scheduler = a_scheduler(an_item(), an_item(), batch_s=3.0)
+    batch = scheduler.take_batch(now_s=10.0)
+    assert scheduler.expected_wait_s(now_s=11.0) == pytest.approx(2.0 + 3.0)
     assert batch
-    batcher.finish(batch, now_s=12.0)
-    assert batcher.expected_wait_s(now_s=12.0) == pytest.approx(3.0)
+    scheduler.finish_batch(batch, now_s=12.0)
+    assert scheduler.expected_wait_s(now_s=12.0) == pytest.approx(3.0)
 
 
 def test_a_batch_that_ends_early_or_late_moves_the_one_behind_it() -> None:
-    batcher = a_batcher(an_item(), an_item(), batch_s=3.0)
-    batch = batcher.take(now_s=0.0)
+    scheduler = a_scheduler(an_item(), an_item(), batch_s=3.0)
+    batch = scheduler.take_batch(now_s=0.0)
     assert batch
-    assert batcher.take(now_s=0.0)
-    batcher.finish(batch, now_s=1.0)
-    assert batcher.expected_wait_s(now_s=2.0) == pytest.approx(2.0)
+    assert scheduler.take_batch(now_s=0.0)
+    scheduler.finish_batch(batch, now_s=1.0)
+    assert scheduler.expected_wait_s(now_s=2.0) == pytest.approx(2.0)
 
 
 def test_what_can_not_be_in_time_is_refused_at_once() -> None:
-    batcher = a_batcher(an_item(), batch_s=3.0)
-    batcher.admit(an_item(deadline_s=6.1))
+    scheduler = a_scheduler(an_item(), batch_s=3.0)
+    scheduler.admit_item(an_item(deadline_s=6.1))
     with pytest.raises(QueueFullError):
-        batcher.admit(an_item(deadline_s=8.9))
+        scheduler.admit_item(an_item(deadline_s=8.9))
 
 
-def check(batcher: Batcher, *, deadline_s: float) -> bool:
+def check(scheduler: StrScheduler, *, deadline_s: float) -> bool:
     """Return whether a picture that is not received yet has a chance."""
     try:
-        batcher.check(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=deadline_s)
+        scheduler.check_early(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=deadline_s)
     except QueueFullError:
         return False
     return True
@@ -232,11 +232,11 @@ def check(batcher: Batcher, *, deadline_s: float) -> bool:
 @pytest.mark.parametrize("waiting", [0, 1, 5, 20])
 def test_what_is_not_received_yet_has_a_chance_exactly_if_it_would_get_a_place(waiting: int) -> None:
     for tenths in range(1, 260):
-        batcher = a_batcher(*map(an_item, "abcdefghijklmnopqrst"[:waiting]), batch_s=1.0)
+        scheduler = a_scheduler(*map(an_item, "abcdefghijklmnopqrst"[:waiting]), batch_s=1.0)
         late = an_item(deadline_s=tenths / 10)
-        chance = check(batcher, deadline_s=late.deadline_s)
+        chance = check(scheduler, deadline_s=late.deadline_s)
         try:
-            batcher.admit(late)
+            scheduler.admit_item(late)
         except QueueFullError:
             assert not chance
         else:
@@ -244,48 +244,48 @@ def test_what_is_not_received_yet_has_a_chance_exactly_if_it_would_get_a_place(w
 
 
 def test_what_is_not_received_yet_may_turn_out_to_be_small() -> None:
-    batcher = a_batcher(an_item("a"), batch_s=1.0)
-    batcher._paces[KEY.model].learn(pixels=10, duration_s=0.1)
-    assert check(batcher, deadline_s=1.2)
-    assert not check(batcher, deadline_s=1.0)
+    scheduler = a_scheduler(an_item("a"), batch_s=1.0)
+    scheduler._latencies[KEY.model].learn(pixels=10, duration_s=0.1)
+    assert check(scheduler, deadline_s=1.2)
+    assert not check(scheduler, deadline_s=1.0)
 
 
 def test_a_full_room_refuses_before_anything_is_received() -> None:
-    batcher = a_batcher(an_item("a"), an_item("b"), max_items=2)
-    assert not check(batcher, deadline_s=NEVER_S)
-    next_up(batcher)
-    assert check(batcher, deadline_s=NEVER_S)
+    scheduler = a_scheduler(an_item("a"), an_item("b"), max_items=2)
+    assert not check(scheduler, deadline_s=NEVER_S)
+    next_up(scheduler)
+    assert check(scheduler, deadline_s=NEVER_S)
 
 
 def test_more_urgent_work_is_in_front_of_a_less_urgent_item_but_not_the_other_way_round() -> None:
-    batcher = a_batcher(an_item(), an_item(lane=Lane.BULK), batch_s=3.0)
+    scheduler = a_scheduler(an_item(), an_item(lane=Lane.BULK), batch_s=3.0)
     with pytest.raises(QueueFullError):
-        batcher.admit(an_item(deadline_s=5.9, lane=Lane.STREAM))
-    batcher.admit(an_item(deadline_s=6.1, lane=Lane.STREAM))
+        scheduler.admit_item(an_item(deadline_s=5.9, lane=Lane.STREAM))
+    scheduler.admit_item(an_item(deadline_s=6.1, lane=Lane.STREAM))
 
 
 def test_the_more_a_device_varies_the_earlier_is_refused() -> None:
-    batcher = a_batcher(an_item(), batch_s=3.0)
+    scheduler = a_scheduler(an_item(), batch_s=3.0)
     for duration_s in [2.0, 4.0] * 20:
-        batcher._paces[KEY.model].learn(pixels=100, duration_s=duration_s)
+        scheduler._latencies[KEY.model].learn(pixels=100, duration_s=duration_s)
     with pytest.raises(QueueFullError):
-        batcher.admit(an_item(deadline_s=7.0))
+        scheduler.admit_item(an_item(deadline_s=7.0))
 
 
 def test_deviations_add_up_as_squares() -> None:
-    batcher = a_batcher(*(an_item() for _ in range(15)))
+    scheduler = a_scheduler(*(an_item() for _ in range(15)))
     for duration_s in [0.9, 1.1] * 50:
-        batcher._paces[KEY.model].learn(pixels=100, duration_s=duration_s)
+        scheduler._latencies[KEY.model].learn(pixels=100, duration_s=duration_s)
     with pytest.raises(QueueFullError):
-        batcher.admit(an_item(deadline_s=16.0 + 0.1 * 3 * 3))
-    batcher.admit(an_item(deadline_s=16.0 + 0.1 * 3 * 5))
+        scheduler.admit_item(an_item(deadline_s=16.0 + 0.1 * 3 * 3))
+    scheduler.admit_item(an_item(deadline_s=16.0 + 0.1 * 3 * 5))
 
 
 def test_what_comes_after_its_deadline_is_too_late_and_not_one_too_many() -> None:
-    batcher = a_batcher(an_item(), max_items=1)
+    scheduler = a_scheduler(an_item(), max_items=1)
     with pytest.raises(DeadlineExceededError):
-        batcher.admit(an_item(now_s=5.0, deadline_s=5.0))
-    assert len(batcher) == 1
+        scheduler.admit_item(an_item(now_s=5.0, deadline_s=5.0))
+    assert len(scheduler) == 1
 
 
 @pytest.mark.parametrize(
@@ -307,31 +307,31 @@ def test_what_comes_after_its_deadline_is_too_late_and_not_one_too_many() -> Non
 def test_a_refusal_says_why_and_what_to_do(
     items: int, max_items: int, deadline_s: float, message: str
 ) -> None:
-    batcher = a_batcher(*(an_item() for _ in range(items)), max_items=max_items, batch_s=3.0)
+    scheduler = a_scheduler(*(an_item() for _ in range(items)), max_items=max_items, batch_s=3.0)
     with pytest.raises(QueueFullError) as refused:
-        batcher.admit(an_item(deadline_s=deadline_s))
+        scheduler.admit_item(an_item(deadline_s=deadline_s))
     assert str(refused.value) == message
 
 
 def test_a_refusal_behind_a_running_batch_alone_says_that_the_device_is_busy() -> None:
-    batcher = a_batcher(an_item(), batch_s=3.0)
-    batcher.take(now_s=0.0)
+    scheduler = a_scheduler(an_item(), batch_s=3.0)
+    scheduler.take_batch(now_s=0.0)
     with pytest.raises(
         QueueFullError, match=r"because the device is busy: try again later or allow more time$"
     ):
-        batcher.admit(an_item(deadline_s=5.9))
+        scheduler.admit_item(an_item(deadline_s=5.9))
 
 
 def test_a_client_with_its_share_of_the_queue_is_told_so() -> None:
-    batcher = a_batcher(an_item(lane=Lane.STREAM, source="a"), max_items=4)
+    scheduler = a_scheduler(an_item(lane=Lane.STREAM, source="a"), max_items=4)
     with pytest.raises(RateLimitedError) as refused:
-        batcher.admit(an_item(lane=Lane.STREAM, source="a"))
+        scheduler.admit_item(an_item(lane=Lane.STREAM, source="a"))
     assert str(refused.value).startswith("1 request is waiting from this client, and more may not")
 
 
 def test_nothing_is_refused_for_its_deadline_before_a_duration_is_known() -> None:
-    batcher = a_batcher(*(an_item(deadline_s=0.001) for _ in range(10)))
-    assert batcher.expected_wait_s(now_s=0.0) == 0.0
+    scheduler = a_scheduler(*(an_item(deadline_s=0.001) for _ in range(10)))
+    assert scheduler.expected_wait_s(now_s=0.0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -341,146 +341,148 @@ def test_nothing_is_refused_for_its_deadline_before_a_duration_is_known() -> Non
 def test_neither_a_lane_nor_a_source_takes_the_places_of_others(
     lane: Lane, source: str | None, places: int
 ) -> None:
-    batcher = a_batcher(*(an_item(lane=lane, source=source) for _ in range(places)), max_items=16)
+    scheduler = a_scheduler(*(an_item(lane=lane, source=source) for _ in range(places)), max_items=16)
     with pytest.raises(QueueFullError if source is None else RateLimitedError):
-        batcher.admit(an_item(lane=lane, source=source))
+        scheduler.admit_item(an_item(lane=lane, source=source))
     if places < 16:
-        batcher.admit(an_item())
+        scheduler.admit_item(an_item())
 
 
-def fill(batcher: Batcher, source: str | None) -> int:
+def fill(scheduler: StrScheduler, source: str | None) -> int:
     """Let interactive items of a source wait until one is refused; return how many got a place."""
     for count in range(100):
         try:
-            batcher.admit(an_item(source=source))
+            scheduler.admit_item(an_item(source=source))
         except (QueueFullError, RateLimitedError):
             return count
     raise AssertionError("nobody is ever refused")
 
 
 def test_a_lone_client_may_fill_the_room_and_others_find_a_place_all_the_same() -> None:
-    batcher = a_batcher(max_items=16)
-    assert fill(batcher, "a") == 16
-    assert fill(batcher, "b") == 1
-    assert fill(batcher, "c") == 1
-    assert fill(batcher, "d") == 0
-    assert fill(batcher, "a") == 0
-    while len(batcher) > 10:
-        next_up(batcher)
-    batcher.admit(an_item(source="e"))
-    assert fill(batcher, "a") == 0
-    assert fill(batcher, "e") == 16 - 11
+    scheduler = a_scheduler(max_items=16)
+    assert fill(scheduler, "a") == 16
+    assert fill(scheduler, "b") == 1
+    assert fill(scheduler, "c") == 1
+    assert fill(scheduler, "d") == 0
+    assert fill(scheduler, "a") == 0
+    while len(scheduler) > 10:
+        next_up(scheduler)
+    scheduler.admit_item(an_item(source="e"))
+    assert fill(scheduler, "a") == 0
+    assert fill(scheduler, "e") == 16 - 11
 
 
 @pytest.mark.parametrize(("clients", "each"), [("ab", 8), ("abc", 6), ("abcd", 4)])
 def test_of_several_clients_none_fills_more_than_its_share(clients: str, each: int) -> None:
-    batcher = a_batcher(*(an_item(source=client) for client in clients), max_items=16)
-    assert 1 + fill(batcher, "a") == each
+    scheduler = a_scheduler(*(an_item(source=client) for client in clients), max_items=16)
+    assert 1 + fill(scheduler, "a") == each
 
 
 def test_a_client_who_comes_behind_a_flood_is_the_next_one() -> None:
-    batcher = a_batcher(*(an_item("a", source="a") for _ in range(16)), max_items=16, batch_s=1.0)
-    assert next_up(batcher) == "a"
-    batcher.check(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=3.0, source="b")
+    scheduler = a_scheduler(*(an_item("a", source="a") for _ in range(16)), max_items=16, batch_s=1.0)
+    assert next_up(scheduler) == "a"
+    scheduler.check_early(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=3.0, source="b")
     with pytest.raises(QueueFullError):
-        batcher.check(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=3.0, source="a")
-    batcher.admit(an_item("b", deadline_s=3.0, source="b"))
-    assert "b" in next_up(batcher) + next_up(batcher)
+        scheduler.check_early(Lane.INTERACTIVE, KEY.model, now_s=0.0, deadline_s=3.0, source="a")
+    scheduler.admit_item(an_item("b", deadline_s=3.0, source="b"))
+    assert "b" in next_up(scheduler) + next_up(scheduler)
 
 
 def test_a_place_is_there_for_every_lane_of_the_smallest_room() -> None:
     for lane in Lane:
-        a_batcher(an_item(lane=lane, source="a"), max_items=1)
+        a_scheduler(an_item(lane=lane, source="a"), max_items=1)
 
 
 def test_interactive_work_goes_first_then_streams_then_bulk() -> None:
-    batcher = a_batcher(*(an_item(lane.name, lane=lane) for lane in reversed(Lane)))
-    assert [next_up(batcher) for _ in Lane] == ["INTERACTIVE", "STREAM", "BULK"]
+    scheduler = a_scheduler(*(an_item(lane.name, lane=lane) for lane in reversed(Lane)))
+    assert [next_up(scheduler) for _ in Lane] == ["INTERACTIVE", "STREAM", "BULK"]
 
 
 @pytest.mark.parametrize(("lane", "patience_s"), [(Lane.STREAM, 0.1), (Lane.BULK, 1.0)])
 def test_no_lane_is_passed_over_for_ever(lane: Lane, patience_s: float) -> None:
-    batcher = a_batcher(an_item("l", lane=lane), an_item("m", lane=lane), *(an_item("i") for _ in range(5)))
+    scheduler = a_scheduler(
+        an_item("l", lane=lane), an_item("m", lane=lane), *(an_item("i") for _ in range(5))
+    )
     times_s = [0.0, patience_s + 0.01, patience_s + 0.02, 2 * patience_s + 0.02]
-    assert [next_up(batcher, now_s=now_s) for now_s in times_s] == ["i", "l", "i", "m"]
+    assert [next_up(scheduler, now_s=now_s) for now_s in times_s] == ["i", "l", "i", "m"]
 
 
 def test_behind_a_running_batch_goes_none_that_others_may_still_join() -> None:
-    batcher = a_batcher(*(an_item(name, key=FOURS) for name in "abcdef"))
-    assert names(batcher.take(now_s=0.0)) == "abcd"
-    assert batcher.take(now_s=0.0) is None
+    scheduler = a_scheduler(*(an_item(name, key=FOURS) for name in "abcdef"))
+    assert names(scheduler.take_batch(now_s=0.0)) == "abcd"
+    assert scheduler.take_batch(now_s=0.0) is None
     for name in "gh":
-        batcher.admit(an_item(name, key=FOURS))
-    assert names(batcher.take(now_s=0.0)) == "efgh"
+        scheduler.admit_item(an_item(name, key=FOURS))
+    assert names(scheduler.take_batch(now_s=0.0)) == "efgh"
 
 
 def test_behind_a_running_batch_goes_no_bulk_work() -> None:
-    batcher = a_batcher(an_item("a"), an_item("b", lane=Lane.BULK))
-    running = batcher.take(now_s=0.0)
+    scheduler = a_scheduler(an_item("a"), an_item("b", lane=Lane.BULK))
+    running = scheduler.take_batch(now_s=0.0)
     assert running
-    assert batcher.take(now_s=0.0) is None
-    batcher.finish(running, now_s=1.0)
-    assert next_up(batcher) == "b"
+    assert scheduler.take_batch(now_s=0.0) is None
+    scheduler.finish_batch(running, now_s=1.0)
+    assert next_up(scheduler) == "b"
 
 
 def test_what_was_not_begun_when_a_worker_died_waits_in_front_once_more() -> None:
-    batcher = a_batcher(*(an_item(name) for name in "abc"))
-    batches = [batcher.take(now_s=0.0), batcher.take(now_s=0.0)]
+    scheduler = a_scheduler(*(an_item(name) for name in "abc"))
+    batches = [scheduler.take_batch(now_s=0.0), scheduler.take_batch(now_s=0.0)]
     for batch in batches:
         assert batch
-        batcher.finish(batch, now_s=0.0)
-    batcher.requeue([item for batch in batches if batch for item in batch.items])
-    assert [next_up(batcher) for _ in "abc"] == ["a", "b", "c"]
+        scheduler.finish_batch(batch, now_s=0.0)
+    scheduler.requeue_items([item for batch in batches if batch for item in batch.items])
+    assert [next_up(scheduler) for _ in "abc"] == ["a", "b", "c"]
 
 
 def test_what_was_requeued_before_is_answered_instead() -> None:
     item = an_item()
-    batcher = a_batcher(item)
+    scheduler = a_scheduler(item)
     for _ in range(2):
-        batch = batcher.take(now_s=0.0)
+        batch = scheduler.take_batch(now_s=0.0)
         assert batch
-        batcher.finish(batch, now_s=0.0)
-        batcher.requeue(batch.items)
-    assert len(batcher) == 0
+        scheduler.finish_batch(batch, now_s=0.0)
+        scheduler.requeue_items(batch.items)
+    assert len(scheduler) == 0
     with pytest.raises(NoWorkerError):
         item.future.result(timeout=0)
 
 
 def test_a_requeued_item_expires_as_any_other() -> None:
     item = an_item(deadline_s=5.0)
-    batcher = a_batcher(item)
-    batch = batcher.take(now_s=0.0)
+    scheduler = a_scheduler(item)
+    batch = scheduler.take_batch(now_s=0.0)
     assert batch
-    batcher.finish(batch, now_s=1.0)
-    batcher.requeue(batch.items)
-    assert batcher.take(now_s=5.0) is None
+    scheduler.finish_batch(batch, now_s=1.0)
+    scheduler.requeue_items(batch.items)
+    assert scheduler.take_batch(now_s=5.0) is None
     with pytest.raises(DeadlineExceededError):
         item.future.result(timeout=0)
 
 
 def test_abandoned_items_are_answered_each_with_an_error_of_its_own() -> None:
     items = [an_item(lane=lane) for lane in Lane]
-    batcher = a_batcher(*items[:2])
-    batcher.reserve(items[2])
+    scheduler = a_scheduler(*items[:2])
+    scheduler.reserve_item(items[2])
     items[0].future.cancel()
-    batcher.abandon(lambda: DrainingError("no time is left"))
-    assert len(batcher) == 0
+    scheduler.fail_all(lambda: DrainingError("no time is left"))
+    assert len(scheduler) == 0
     errors = [item.future.exception(timeout=0) for item in items[1:]]
     assert all(isinstance(error, DrainingError) for error in errors)
     assert errors[0] is not errors[1]
-    batcher.admit(items[2])
-    assert len(batcher) == 0
+    scheduler.admit_item(items[2])
+    assert len(scheduler) == 0
 
 
 def test_a_batch_that_failed_teaches_nothing() -> None:
-    batcher = a_batcher(an_item(), an_item())
-    batch = batcher.take(now_s=0.0)
+    scheduler = a_scheduler(an_item(), an_item())
+    batch = scheduler.take_batch(now_s=0.0)
     assert batch
-    batcher.finish(batch, now_s=1.0)
-    assert batcher.expected_wait_s(now_s=1.0) == 0.0
+    scheduler.finish_batch(batch, now_s=1.0)
+    assert scheduler.expected_wait_s(now_s=1.0) == 0.0
 
 
 def test_a_batch_says_how_long_it_is_expected_to_take() -> None:
-    batch = a_batcher(an_item(), batch_s=3.0).take(now_s=0.0)
+    batch = a_scheduler(an_item(), batch_s=3.0).take_batch(now_s=0.0)
     assert batch
     assert (batch.expected_s, batch.pixels, batch.lane) == (3.0, 100, Lane.INTERACTIVE)

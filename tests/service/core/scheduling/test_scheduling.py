@@ -211,8 +211,8 @@ def test_after_foreign_load_a_quick_small_picture_lets_large_ones_in() -> None:
 
 
 def test_a_wrong_prediction_is_refuted_by_trying() -> None:
-    batcher: Scheduler[Outcome, None] = Scheduler()
+    scheduler: Scheduler[Outcome, None] = Scheduler()
     for _ in range(16):
-        batcher._paces[ALONE.model].learn(pixels=ALONE.size.pixels, duration_s=100.0)
-    outcomes = serve(open_loop(7, load=0.5, count=500, noise=0.0, patience_s=0.2), batcher=batcher)
+        scheduler._latencies[ALONE.model].learn(pixels=ALONE.size.pixels, duration_s=100.0)
+    outcomes = serve(open_loop(7, load=0.5, count=500, noise=0.0, patience_s=0.2), scheduler=scheduler)
     assert in_time(outcomes[100:]) == 400

@@ -20,7 +20,7 @@ from fakes import FAKE_MANIFEST
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import BatchJob, BatchReport, LabelBatchJob, Listener, Outcome
+from service.core.device.batch_job import BatchJob, BatchReport, LabelBatchJob, Outcome, RunnerListener
 from service.core.device.engine import EngineInfo
 from service.core.errors import (
     BusyError,
@@ -42,22 +42,22 @@ CITY, ROAD = ModelVersion("city", 1), ModelVersion("road", 1)
 
 
 class ScriptedRunner:
-    """Keeps jobs until the test says what becomes of them."""
+    """Keeps batches until the test answers or loses them."""
 
     depth = 2
 
     def __init__(self) -> None:
-        self.jobs: dict[int, LabelBatchJob] = {}
-        self.listener: Listener
+        self.batches: dict[int, LabelBatchJob] = {}
+        self.listener: RunnerListener
         self.closed = False
 
-    def open(self, listener: Listener) -> None:
+    def open(self, listener: RunnerListener) -> None:
         self.listener = listener
-        listener.ready()
+        listener.on_ready()
 
-    def run(self, token: int, job: BatchJob) -> None:
-        assert isinstance(job, LabelBatchJob)
-        self.jobs[token] = job
+    def run_batch(self, token: int, batch: BatchJob) -> None:
+        assert isinstance(batch, LabelBatchJob)
+        self.batches[token] = batch
 
     def load(self, *_: object) -> EngineInfo:
         return EngineInfo("scripted", "cpu", "f32")
@@ -69,18 +69,18 @@ class ScriptedRunner:
         self.closed = True
 
     def answer(self, *outcomes: Outcome) -> None:
-        """Answer the oldest job; labels are the first value of each picture."""
-        token = next(iter(self.jobs))
-        job = self.jobs.pop(token)
-        outcomes = outcomes or (Outcome.ANSWERED,) * len(job.pictures)
-        labels = [picture.pixels_HW3[..., 0] for picture in job.pictures]
-        self.listener.done(token, BatchReport(0.0, 0.01, 0.0, outcomes), labels)
+        """Answer the oldest batch; labels are the first value of each picture."""
+        token = next(iter(self.batches))
+        batch = self.batches.pop(token)
+        outcomes = outcomes or (Outcome.ANSWERED,) * len(batch.pictures)
+        labels = [picture.pixels_HW3[..., 0] for picture in batch.pictures]
+        self.listener.on_batch_done(token, BatchReport(0.0, 0.01, 0.0, outcomes), labels)
 
     def die(self, *, begun: int, retry_after_s: float = 0.0) -> None:
-        """Lose all jobs, of which so many had begun."""
-        tokens = list(self.jobs)
-        self.jobs.clear()
-        self.listener.lost(tokens[:begun], tokens[begun:], retry_after_s=retry_after_s)
+        """Lose all batches, of which so many had begun."""
+        tokens = list(self.batches)
+        self.batches.clear()
+        self.listener.on_worker_lost(tokens[:begun], tokens[begun:], retry_after_s=retry_after_s)
 
 
 class Crew:
@@ -89,13 +89,15 @@ class Crew:
     def __init__(self, **options: object) -> None:
         self.now_s = 0.0
         self.runner = ScriptedRunner()
-        self.worker = Dispatcher(self.runner, clock=lambda: self.now_s, **options)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(self.runner, clock=lambda: self.now_s, **options)  # type: ignore[arg-type]
         for version in (CITY, ROAD):
-            self.worker.load(version, Artifact(Path("nowhere"), FAKE_MANIFEST))
+            self.dispatcher.load(version, Artifact(Path("nowhere"), FAKE_MANIFEST))
 
     def submit(self, value: int, *, version: ModelVersion = CITY, within_s: float = 1e6) -> Future[Answer]:
         image = PreparedImage(np.full((32, 32, 3), value, np.uint8), SIZE, SIZE)
-        return self.worker.submit(version, image, deadline_s=self.now_s + within_s)
+        deadline_s = self.now_s + within_s
+        reservation = self.dispatcher.reserve_picture(version, image.padded, deadline_s=deadline_s)
+        return self.dispatcher.submit_picture(reservation, image)
 
 
 @pytest.fixture
@@ -111,17 +113,17 @@ def fates(futures: Sequence[Future[Answer]]) -> list[type[BaseException] | None]
 def test_the_next_job_waits_at_the_device_while_one_runs(crew: Crew) -> None:
     for value in range(4):
         crew.submit(value)
-    assert [job.pictures[0].pixels_HW3[0, 0, 0] for job in crew.runner.jobs.values()] == [0, 1]
+    assert [batch.pictures[0].pixels_HW3[0, 0, 0] for batch in crew.runner.batches.values()] == [0, 1]
     crew.runner.answer()
-    assert [job.pictures[0].pixels_HW3[0, 0, 0] for job in crew.runner.jobs.values()] == [1, 2]
+    assert [batch.pictures[0].pixels_HW3[0, 0, 0] for batch in crew.runner.batches.values()] == [1, 2]
 
 
 def test_what_had_begun_is_lost_and_what_had_not_is_answered_by_the_next_worker(crew: Crew) -> None:
     futures = [crew.submit(value) for value in range(4)]
     crew.runner.die(begun=1)
-    assert not crew.worker.is_ready
+    assert not crew.dispatcher.is_ready
     assert fates(futures[:1]) == [NoWorkerError]
-    crew.runner.listener.ready()
+    crew.runner.listener.on_ready()
     for _ in range(3):
         crew.runner.answer()
     assert fates(futures) == [NoWorkerError, None, None, None]
@@ -132,9 +134,9 @@ def test_what_two_workers_had_not_begun_is_given_up(crew: Crew) -> None:
     future = crew.submit(0)
     for _ in range(2):
         crew.runner.die(begun=0)
-        crew.runner.listener.ready()
+        crew.runner.listener.on_ready()
     assert fates([future]) == [NoWorkerError]
-    assert crew.runner.jobs == {}
+    assert crew.runner.batches == {}
 
 
 def test_while_a_worker_is_started_pictures_wait_and_while_none_can_be_they_are_refused(crew: Crew) -> None:
@@ -146,7 +148,7 @@ def test_while_a_worker_is_started_pictures_wait_and_while_none_can_be_they_are_
     with pytest.raises(NoWorkerError) as refused:
         crew.submit(2)
     assert refused.value.retry_after_s == 8.0
-    crew.runner.listener.ready()
+    crew.runner.listener.on_ready()
     accepted = crew.submit(3)
     crew.runner.answer()
     assert fates([accepted]) == [None]
@@ -176,13 +178,13 @@ def test_a_picture_that_killed_a_worker_has_its_next_batch_for_itself() -> None:
     crew.runner.answer()
     crew.runner.die(begun=1)
     assert fates(futures) == [NoWorkerError] * 2
-    crew.runner.listener.ready()
+    crew.runner.listener.on_ready()
     for value in (9, 1, 2, 7, 3, 4):
         crew.submit(value)
     batches = []
-    while crew.runner.jobs:
-        job = next(iter(crew.runner.jobs.values()))
-        batches.append([int(picture.pixels_HW3[0, 0, 0]) for picture in job.pictures])
+    while crew.runner.batches:
+        batch = next(iter(crew.runner.batches.values()))
+        batches.append([int(picture.pixels_HW3[0, 0, 0]) for picture in batch.pictures])
         crew.runner.answer()
     assert sorted(batches) == [[1, 2, 3, 4], [7], [9]]
 
@@ -193,7 +195,7 @@ def test_a_picture_that_killed_two_workers_is_refused_until_it_has_been_answered
     for _ in range(2):
         crew.submit(7)
         crew.runner.die(begun=1)
-        crew.runner.listener.ready()
+        crew.runner.listener.on_ready()
         crew.submit(8)
         crew.runner.answer()
     with pytest.raises(UndecodableImageError):
@@ -205,14 +207,14 @@ def test_a_worker_that_dies_of_itself_again_and_again_bans_no_picture_that_is_an
     for _ in range(5):
         crew.submit(7)
         crew.runner.die(begun=1)
-        crew.runner.listener.ready()
+        crew.runner.listener.on_ready()
         answered = crew.submit(7)
         crew.runner.answer()
         assert fates([answered]) == [None]
 
 
 def test_a_version_that_is_unloaded_is_refused(crew: Crew) -> None:
-    crew.worker.unload(CITY)
+    crew.dispatcher.unload(CITY)
     with pytest.raises(VersionNotFoundError):
         crew.submit(1)
     crew.submit(1, version=ROAD)
@@ -220,10 +222,10 @@ def test_a_version_that_is_unloaded_is_refused(crew: Crew) -> None:
 
 def test_a_worker_that_dies_while_the_service_ends_keeps_nobody_waiting(crew: Crew) -> None:
     futures = [crew.submit(value) for value in range(3)]
-    crew.worker._closing = True
+    crew.dispatcher._closing = True
     crew.runner.die(begun=1)
     assert fates(futures) == [NoWorkerError] * 3
-    crew.worker.close()
+    crew.dispatcher.close()
     assert crew.runner.closed
     with pytest.raises(DrainingError):
         crew.submit(1)
@@ -260,10 +262,10 @@ class Story:
         for _ in range(length):
             step = self.chance.choice(steps)
             step()
-            assert len(self.crew.runner.jobs) <= self.crew.runner.depth
+            assert len(self.crew.runner.batches) <= self.crew.runner.depth
             yield step.__name__
         self.ready()
-        while self.crew.runner.jobs:
+        while self.crew.runner.batches:
             self.answer()
 
     def submit(self) -> None:
@@ -273,17 +275,17 @@ class Story:
             self.accepted.append((value, self.crew.submit(value, within_s=within_s)))
 
     def answer(self) -> None:
-        if self.crew.runner.jobs:
+        if self.crew.runner.batches:
             self.crew.runner.answer()
 
     def die(self) -> None:
-        jobs = list(self.crew.runner.jobs.values())
-        begun = self.chance.randint(0, len(jobs))
-        self.begun_at_a_death += sum(len(job.pictures) for job in jobs[:begun])
+        batches = list(self.crew.runner.batches.values())
+        begun = self.chance.randint(0, len(batches))
+        self.begun_at_a_death += sum(len(batch.pictures) for batch in batches[:begun])
         self.crew.runner.die(begun=begun, retry_after_s=self.chance.choice([0.0, 0.0, 4.0]))
 
     def ready(self) -> None:
-        self.crew.runner.listener.ready()
+        self.crew.runner.listener.on_ready()
 
     def cancel(self) -> None:
         if self.accepted:
@@ -294,8 +296,8 @@ class Story:
 
     def check(self) -> None:
         """See that every picture has one answer, and its own."""
-        assert len(self.crew.worker._batcher) == 0
-        assert set(self.crew.worker._outstanding.values()) == {0}
+        assert len(self.crew.dispatcher._scheduler) == 0
+        assert set(self.crew.dispatcher._unanswered.values()) == {0}
         lost = 0
         for value, future in self.accepted:
             assert future.done()

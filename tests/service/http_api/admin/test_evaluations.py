@@ -117,15 +117,15 @@ async def test_a_key_gives_its_job_whatever_has_become_of_what_it_names(tmp_path
         registry.publish(write_pooling_artifact(tmp_path / str(seed), seed=seed).folder, "pool")
     registry.promote(ModelVersion("pool", 1))
     jobs, body = FakeJobs(), {"model": "pool", "dataset": "noise", "split": "val", "protocol": "ss"}
-    first = EvaluationSubmission(jobs, registry, {"noise"}).submit(**body, key="mine")
+    first = EvaluationSubmission(jobs, registry, {"noise"}).submit_evaluation(**body, key="mine")
     assert first.request.version == ModelVersion("pool", 1)
     registry.promote(ModelVersion("pool", 2))
     registry.delete(ModelVersion("pool", 1))
     without_data = EvaluationSubmission(jobs, registry, ())
-    assert without_data.submit(**body, key="mine") == first
+    assert without_data.submit_evaluation(**body, key="mine") == first
     for other in ({"model": "pool@1"}, {"split": "train"}):
         with pytest.raises(ConflictError):
-            without_data.submit(**body | other, key="mine")
+            without_data.submit_evaluation(**body | other, key="mine")
 
 
 @pytest.mark.parametrize("key", ["", "a" * 256, "tab\there"])
@@ -279,7 +279,7 @@ async def test_a_database_that_hangs_does_not_hang_the_service(
 ) -> None:
     monkeypatch.setattr("service.http_api.admin.evaluations._PATIENCE_S", 0.01)
     release = threading.Event()
-    monkeypatch.setattr(office.jobs, "list", lambda: release.wait(PATIENCE_S) and ())
+    monkeypatch.setattr(office.jobs, "list_jobs", lambda: release.wait(PATIENCE_S) and ())
     response = await office.client.get(PATH)
     release.set()
     assert problem_of(response) == (503, "busy")

@@ -102,7 +102,7 @@ def test_one_picture_for_two_versions_has_two_answers(site: WorkerSite) -> None:
 
 def test_labels_may_be_larger_than_what_the_network_saw(site: WorkerSite) -> None:
     original = ImageSize(700, 900)
-    canvas = site.worker.canvas(SIZE, original)
+    canvas = site.dispatcher.canvas(SIZE, original)
     canvas[...] = 255
     labels_HW = site.labels(PreparedImage(canvas, SIZE, original))
     assert labels_HW.shape == (700, 900)
@@ -124,7 +124,7 @@ def test_raw_scores_come_back_as_the_engine_returned_them(
 def test_a_worker_that_is_killed_loses_what_it_had_begun_and_nothing_else(
     site: WorkerSite, artifacts: list[Artifact]
 ) -> None:
-    lives = len(site.lives)
+    workers = len(site.workers)
     futures = [site.submit(site.picture(code)) for code in range(200)]
     futures[10].result(PATIENCE_S)
     site.kill()
@@ -134,13 +134,13 @@ def test_a_worker_that_is_killed_loses_what_it_had_begun_and_nothing_else(
     for code, future in enumerate(futures):
         if fates[code] is None:
             assert spelled(future.result().labels_HW, artifacts[0]) == code
-    assert len(site.lives) == lives + 1
+    assert len(site.workers) == workers + 1
 
 
 def test_a_worker_that_dies_while_nobody_asks_is_replaced(site: WorkerSite) -> None:
-    lives = len(site.lives)
+    workers = len(site.workers)
     site.kill()
-    site.wait_until_ready(lives + 1)
+    site.wait_until_ready(workers + 1)
     assert site.labels(site.picture(1)).shape == (64, 64)
 
 
@@ -156,27 +156,27 @@ def test_a_picture_that_kills_the_worker_at_once_takes_no_other_along(
 
 
 def test_a_picture_that_kills_two_workers_is_not_tried_a_third_time(site: WorkerSite) -> None:
-    lives = len(site.lives)
+    workers = len(site.workers)
     fates = [fate(site.submit(site.picture(4711, marked=True))) for _ in range(2)]
     assert fates == [NoWorkerError, NoWorkerError]
     with pytest.raises(UndecodableImageError):
         site.submit(site.picture(4711, marked=True))
-    site.wait_until_ready(lives + 2)
+    site.wait_until_ready(workers + 2)
     assert site.labels(site.picture(4712)).shape == (64, 64)
-    assert len(site.lives) == lives + 2
+    assert len(site.workers) == workers + 2
 
 
 @pytest.mark.parametrize("kind", ["garbage", "silence"])
 def test_what_does_not_speak_like_a_worker_is_replaced(site: WorkerSite, kind: str) -> None:
-    lives = len(site.lives)
+    workers = len(site.workers)
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     impostor = WorkerConnection("nonsense_worker", [kind], environment)
     site.before.append(lambda: impostor)
     site.kill()
     if kind == "silence":
-        wait_until(lambda: site.lives[-1] is impostor)
-        site.lose_patience(impostor)
-    site.wait_until_ready(lives + 2)
+        wait_until(lambda: site.workers[-1] is impostor)
+        site.let_hang_until_killed(impostor)
+    site.wait_until_ready(workers + 2)
     assert impostor.is_killed
     assert site.labels(site.picture(1)).shape == (64, 64)
 
@@ -185,25 +185,25 @@ def test_a_worker_that_cannot_be_started_is_tried_again(site: WorkerSite) -> Non
     def fail() -> WorkerConnection:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    lives = len(site.lives)
+    workers = len(site.workers)
     site.before.append(fail)
     site.kill()
-    site.wait_until_ready(lives + 1)
+    site.wait_until_ready(workers + 1)
     assert site.before == []
 
 
 def test_a_link_that_is_cut_costs_what_was_on_it(site: WorkerSite) -> None:
-    lives = len(site.lives)
-    site.lives[-1]._socket.shutdown(socket.SHUT_RDWR)
-    site.wait_until_ready(lives + 1)
+    workers = len(site.workers)
+    site.workers[-1]._socket.shutdown(socket.SHUT_RDWR)
+    site.wait_until_ready(workers + 1)
     assert site.labels(site.picture(1)).shape == (64, 64)
 
 
 def test_nonsense_from_the_service_ends_the_worker(site: WorkerSite) -> None:
-    lives = len(site.lives)
-    site.lives[-1]._socket.send(b"\x00garbage")
-    site.wait_until_ready(lives + 1)
-    assert site.lives[lives - 1]._process.returncode == 65
+    workers = len(site.workers)
+    site.workers[-1]._socket.send(b"\x00garbage")
+    site.wait_until_ready(workers + 1)
+    assert site.workers[workers - 1]._process.returncode == 65
 
 
 def test_versions_are_exchanged_under_load_and_nobody_notices(
@@ -237,7 +237,7 @@ def test_versions_are_exchanged_under_load_and_nobody_notices(
         done.set()
         seen = [future.result(PATIENCE_S) for future in asking]
         assert [served.version for served in site.host.models] == [versions[-1]]
-        assert len(site.lives) == 1
+        assert len(site.workers) == 1
     assert set().union(*seen) == set(versions)
 
 
@@ -256,7 +256,7 @@ def test_what_goes_wrong_inside_an_engine_costs_its_picture_only(
     with open_worker_site(f"fault_engine:{fault}:marked", artifacts[:1], shared_cache) as site:
         futures = [site.submit(site.picture(code, marked=code == 1)) for code in range(3)]
         assert [fate(future) for future in futures] == [None, expected, None]
-        assert len(site.lives) == 1
+        assert len(site.workers) == 1
 
 
 def test_a_lost_device_ends_the_worker_with_its_own_exit_code(
@@ -265,7 +265,7 @@ def test_a_lost_device_ends_the_worker_with_its_own_exit_code(
     with open_worker_site("fault_engine:sticky:marked", artifacts[:1], shared_cache) as site:
         assert fate(site.submit(site.picture(1, marked=True))) is NoWorkerError
         site.wait_until_ready(2)
-        assert site.lives[0]._process.returncode == 70
+        assert site.workers[0]._process.returncode == 70
 
 
 def test_a_worker_that_hangs_is_killed_and_what_it_had_not_begun_is_answered(
@@ -273,10 +273,10 @@ def test_a_worker_that_hangs_is_killed_and_what_it_had_not_begun_is_answered(
 ) -> None:
     with open_worker_site("fault_engine:hang:marked", artifacts[:1], shared_cache) as site:
         futures = [site.submit(site.picture(code, marked=code == 0)) for code in range(4)]
-        wait_until(lambda: site.lives[0].has_begun(0))
-        site.lose_patience(site.lives[0])
+        wait_until(lambda: site.workers[0].has_started(0))
+        site.let_hang_until_killed(site.workers[0])
         assert [fate(future) for future in futures] == [NoWorkerError, None, None, None]
-        assert site.lives[0].is_killed
+        assert site.workers[0].is_killed
 
 
 def test_a_model_that_ends_the_worker_as_it_is_loaded_is_not_loaded_into_the_next_one(
@@ -343,7 +343,7 @@ def test_a_model_that_does_not_prove_itself_leaves_the_others_alone(
             site.host.load(ModelVersion("pooling", 2), broken)
         assert [served.version for served in site.host.models] == [VERSION]
         assert site.labels(site.picture(1)).shape == (64, 64)
-        assert len(site.lives) == 1
+        assert len(site.workers) == 1
 
 
 ORPHAN = """
@@ -356,7 +356,7 @@ site = WorkerSite("fault_engine:hang:marked", Path(sys.argv[3]))
 site.host.load(VERSION, read_artifact(Path(sys.argv[4])))
 if sys.argv[5] == "busy":
     future = site.submit(site.picture(1, marked=True))
-    while not site.lives[0].has_begun(0):
+    while not site.workers[0].has_started(0):
         time.sleep(0.01)
 print(site.runner.pid, flush=True)
 os.kill(os.getpid(), 9)
