@@ -61,6 +61,9 @@ _log = structlog.get_logger()
 
 _RETRY_S = 1.0
 
+_FRAME_HEAD_BYTES = 1024
+"""Of a WebSocket's message, beside its picture."""
+
 
 class StartError(Exception):
     """The service cannot start; the message is one line that says why."""
@@ -198,6 +201,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         lifecycle = Readiness()
         scoreboard = Scoreboard(registry)
         jobs = stack.enter_context(open_jobs(settings, registry, chooser))
+        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings))
         app = create_app(
             core.segmenter,
             core.host,
@@ -205,6 +209,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics=metrics,
             options=_http_options(settings),
             scoreboard=scoreboard,
+            frames=servicer.answer_messages,
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
         versions = LiveVersions(registry, core.host, references)
@@ -219,7 +224,6 @@ def open_service(settings: Settings) -> Iterator[Service]:
             lifecycle=lifecycle,
             metrics=metrics,
         )
-        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings))
         yield Service(
             settings,
             registry,
@@ -244,7 +248,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
     grpc_server = _grpc_server(service)
     grpc_address = grpc_server.bind(server.host, server.grpc_port)
     frontends = Frontends(
-        [_http_server(service, service.app, listeners.http), grpc_server],
+        [_http_server(service, service.app, listeners.http, _websocket_paths(service.settings)), grpc_server],
         _http_server(service, service.admin_app, listeners.admin),
         lifecycle,
         lame_duck_s=server.lame_duck_s,
@@ -283,7 +287,9 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
     return code
 
 
-def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> HttpServer:
+def _http_server(
+    service: Service, app: ASGIApp, listener: socket.socket, websocket_paths: frozenset[str] = frozenset()
+) -> HttpServer:
     server, limits = service.settings.server, service.settings.limits
     return HttpServer(
         app,
@@ -295,7 +301,17 @@ def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> Htt
             idle_timeout_s=limits.idle_timeout_s,
         ),
         metrics=service.metrics,
+        websocket_paths=websocket_paths,
+        max_message_bytes=limits.max_body_bytes + _FRAME_HEAD_BYTES,
     )
+
+
+def _websocket_paths(settings: Settings) -> frozenset[str]:
+    if not _has_page(settings, settings.server.host):
+        return frozenset()
+    from service.http_api.camera import CAMERA_PATH  # noqa: PLC0415  # loaded with the page only
+
+    return frozenset({CAMERA_PATH, settings.server.root_path + CAMERA_PATH})
 
 
 def _grpc_server(service: Service) -> GrpcServer:
@@ -348,8 +364,13 @@ def _http_options(settings: Settings) -> HttpOptions:
         ),
         cors_origins=server.cors_origins,
         root_path=server.root_path,
-        page=server.page == "on" or (server.page == "auto" and server.is_loopback),
+        page=_has_page(settings, server.host),
+        max_streams=limits.max_calls,
     )
+
+
+def _has_page(settings: Settings, host: str) -> bool:
+    return settings.server.page == "on" or (settings.server.page == "auto" and is_loopback(host))
 
 
 def _admin_policy(settings: Settings) -> AdminPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -24,6 +25,9 @@ from service.http_api.segment.openapi import describe_segment_routes
 from service.http_api.segment.segment import SegmentOptions, SegmentRoutes
 from service.telemetry import Metrics
 
+if TYPE_CHECKING:  # a service without the page does not load it
+    from service.http_api.camera import AnswerFrames
+
 
 @dataclass(frozen=True)
 class HttpOptions:
@@ -34,7 +38,8 @@ class HttpOptions:
         segment: limits of a segmentation request.
         cors_origins: whose pages may use the service from a browser; ``*`` = any.
         root_path: prefix under which a proxy offers the service; empty = none.
-        page: serve the page for people at ``/``.
+        page: serve the page for people at ``/``, and the WebSocket of its camera.
+        max_streams: WebSockets of the page at the same time.
     """
 
     access: AccessPolicy = field(default_factory=AccessPolicy)
@@ -42,6 +47,7 @@ class HttpOptions:
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""
     page: bool = False
+    max_streams: int = 512
 
 
 def create_app(
@@ -52,6 +58,7 @@ def create_app(
     metrics: Metrics,
     options: HttpOptions,
     scoreboard: Scoreboard | None = None,
+    frames: AnswerFrames | None = None,
 ) -> ASGIApp:
     """Return the application.
 
@@ -62,6 +69,7 @@ def create_app(
         metrics: counts what is answered.
         options: how it behaves.
         scoreboard: knows what evaluations found; None = nothing is known.
+        frames: answers the camera of the page; None = the page has no camera.
     """
     app = problem_app(
         title="BiSeNet segmentation service", description=_description(), root_path=options.root_path
@@ -75,6 +83,8 @@ def create_app(
         access = _add_page(app, access)
     routes = SegmentRoutes(app, segmenter, host, access=access, options=options.segment)
     guarded = allow_origins(AccessCheck(routes, access), options.cors_origins)
+    if options.page and frames is not None:
+        guarded = _add_camera(guarded, frames, options)
     edge = HttpEdge(guarded, lifecycle, metrics)
     return RootPath(edge, options.root_path) if options.root_path else edge
 
@@ -86,6 +96,14 @@ def _add_page(app: FastAPI, access: AccessPolicy) -> AccessPolicy:
     page = Page()
     app.include_router(page.router())
     return replace(access, open_paths=access.open_paths | page.paths)
+
+
+def _add_camera(app: ASGIApp, frames: AnswerFrames, options: HttpOptions) -> ASGIApp:
+    from service.http_api.camera import CameraRoute  # noqa: PLC0415  # likewise
+
+    return CameraRoute(
+        app, frames, access=options.access, origins=options.cors_origins, max_streams=options.max_streams
+    )
 
 
 _INTRODUCTION = """
