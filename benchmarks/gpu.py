@@ -1,9 +1,9 @@
-"""Time BiSeNetV2 with decoding on an NVIDIA GPU: how it is run, side by side, batch by batch.
+"""Time of a network with decoding on an NVIDIA GPU, for each way to run it and each batch size.
 
-    python -m benchmarks.gpu --size 1024x2048 --batch 1 --batch 8
+    python -m benchmarks.gpu --architecture bisenetv1-lite --size 1024x2048 --batch 1 --batch 8
 
 Weights are random: the time of a network does not depend on them. Pictures are noise in host memory, labels
-come back to host memory, two batches are under way. Contenders take turns, five rounds each:
+return to host memory, two batches are under way. The ways run in turns, five rounds each:
 
     eager      kernel by kernel
     recorded   CUDA graphs of the same kernels
@@ -19,7 +19,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,6 @@ from service.core.device.engine import EngineInfo, EngineUnavailableError
 from service.engines.cuda import CudaEngine
 from service.engines.cuda_graphs import GraphedNetwork, NetworkProgram
 
-ARCHITECTURE = "bisenetv2"
 NUM_CLASSES = 19
 GRAY = (0.5, 0.5, 0.5)
 DEVICE = "cuda:0"
@@ -45,20 +44,30 @@ def main() -> None:
     """Print frames per second, the median of the rounds, and its ratio to eager."""
     options = _options()
     size = ImageSize(*(int(side) for side in options.size.split("x"))).padded()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {ARCHITECTURE} f16, {size}")
-    network = _network(options.channels)
+    parameters = dict(options.parameter)
+    described = ", ".join([options.architecture, *(f"{key} {value}" for key, value in options.parameter)])
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {described}, f16, {size}")
+    network = _network(options.architecture, parameters)
     programs = _programs(network, size, max(options.batch), fused=options.fused)
     for batch in options.batch:
-        _compare(programs, size, batch, options.seconds)
+        _compare(programs, _manifest(options.architecture, parameters), size, batch, options.seconds)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="bisenetv2")
+    parser.add_argument(
+        "--parameter",
+        type=_parameter,
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="of the architecture",
+    )
     parser.add_argument("--size", default="1024x2048", metavar="HxW")
     parser.add_argument("--batch", type=int, action="append", default=None)
-    parser.add_argument("--channels", type=int, default=1024, help="of the head")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a round")
     parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
@@ -66,10 +75,13 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _network(channels: int) -> SegmentationNetwork:
-    network = build(
-        ARCHITECTURE, NUM_CLASSES, {"head_channels": channels}, mean=GRAY, std=GRAY, with_auxiliary=False
-    ).eval()
+def _parameter(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    return name, int(value)
+
+
+def _network(architecture: str, parameters: Mapping[str, int]) -> SegmentationNetwork:
+    network = build(architecture, NUM_CLASSES, parameters, mean=GRAY, std=GRAY, with_auxiliary=False).eval()
     network.architecture.half()
     network.architecture.to(memory_format=torch.channels_last)
     return network.to(DEVICE).requires_grad_(requires_grad=False)
@@ -94,7 +106,7 @@ def _programs(
 
 
 def _tensorrt(network: SegmentationNetwork, size: ImageSize, max_batch: int) -> NetworkProgram:
-    from service.engines import tensorrt  # noqa: PLC0415 - needs more than a borrowed GPU has
+    from service.engines import tensorrt  # noqa: PLC0415 - needs torch_tensorrt
     from service.engines.cache import CompileCache  # noqa: PLC0415
 
     tensorrt.precisions(DEVICE)
@@ -106,15 +118,16 @@ def _tensorrt(network: SegmentationNetwork, size: ImageSize, max_batch: int) -> 
     return tensorrt.TensorRtProgram(network, {size: engine}, network)
 
 
-def _compare(programs: dict[str, NetworkProgram], size: ImageSize, batch: int, seconds: float) -> None:
-    manifest = _manifest()
+def _compare(
+    programs: dict[str, NetworkProgram], manifest: ModelManifest, size: ImageSize, batch: int, seconds: float
+) -> None:
     pictures = _pictures(size, batch)
     runs: dict[str, Callable[[], None]] = {}
     for name, program in programs.items():
         engine = CudaEngine(program, manifest, EngineInfo("torch", DEVICE, "f16"))
         runs[name] = _pipelined(engine, pictures)
     fastest = programs.get("fused", programs["recorded"])
-    runs |= {"network": _network_alone(fastest, size, batch), "decode": _decode_alone(size, batch)}
+    runs |= {"network": _network_alone(fastest, size, batch), "decode": _decode_alone(manifest, size, batch)}
     for run in runs.values():
         for _ in range(10):
             run()
@@ -166,14 +179,15 @@ def _network_alone(program: NetworkProgram, size: ImageSize, batch: int) -> Call
     return run
 
 
-def _decode_alone(size: ImageSize, batch: int) -> Callable[[], None]:
-    shape = (NUM_CLASSES, size.height // 8, size.width // 8)
-    raw_Khw = torch.randn(shape, device=DEVICE).half()
+def _decode_alone(manifest: ModelManifest, size: ImageSize, batch: int) -> Callable[[], None]:
+    stride, upsample = manifest.stride, manifest.upsample
+    channels = NUM_CLASSES * (stride**2 if upsample == "pixel_shuffle" else 1)
+    raw_Khw = torch.randn((channels, size.height // stride, size.width // stride), device=DEVICE).half()
 
     def run() -> None:
         for _ in range(batch):
             decode_cuda.labels(
-                raw_Khw, upsample="bilinear", stride=8, padded=size, content=size, original=size
+                raw_Khw, upsample=upsample, stride=stride, padded=size, content=size, original=size
             )
         torch.cuda.current_stream().synchronize()
 
@@ -186,13 +200,13 @@ def _pictures(size: ImageSize, batch: int) -> list[PreparedImage]:
     return [PreparedImage(generator.integers(0, 256, shape, np.uint8), size, size) for _ in range(batch)]
 
 
-def _manifest() -> ModelManifest:
-    architecture = ARCHITECTURES[ARCHITECTURE]
+def _manifest(name: str, parameters: Mapping[str, int]) -> ModelManifest:
+    architecture = ARCHITECTURES[name]
     classes = range(NUM_CLASSES)
     return ModelManifest(
-        architecture=ARCHITECTURE,
+        architecture=name,
         generation=architecture.generation,
-        parameters={},
+        parameters=parameters,
         upsample=architecture.upsample,
         stride=architecture.stride,
         palette=ClassPalette(tuple(f"class {k}" for k in classes), tuple((k, k, k) for k in classes)),

@@ -238,7 +238,7 @@ async def deadlines(
         async with _target(service, deadline_s=deadline_s) as target:
             client = Client(target, pictures)
             records = await _arrive(client, share / typical_s, options.arrivals)
-        asked = _as_requests(records, client.busy_s, typical_s, patience_s=deadline_s)
+        asked = _as_requests(records, client.busy_s, typical_s, timeout_s=deadline_s)
         latencies_ms = _latencies_ms(records)
         received = sum(latency_ms <= 1e3 * deadline_s for latency_ms in latencies_ms)
         ideal = len(ideal_fifo(asked))
@@ -329,11 +329,11 @@ def _as_requests(
     busy_s: dict[int, float],
     typical_s: float,
     *,
-    patience_s: float = HOPELESS_S,
+    timeout_s: float = HOPELESS_S,
 ) -> list[Request]:
     """Return the requests for the ideal queue; a refused one counts with the typical time."""
     began_s = records[0].intended_s
-    request = partial(Request, patience_s=patience_s)
+    request = partial(Request, timeout_s=timeout_s)
     return [
         request(one.intended_s - began_s, busy_s.get(number, typical_s)) for number, one in enumerate(records)
     ]

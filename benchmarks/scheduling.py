@@ -1,4 +1,4 @@
-"""Measure the scheduler: what it costs an item, and in virtual time how close it comes to the ideal.
+"""The scheduler: its own time for an item and, in virtual time, its distance from the ideal.
 
     python benchmarks/scheduling.py
     python benchmarks/scheduling.py --requests 100000 --seeds 5
@@ -40,7 +40,7 @@ SERVICE_S = 0.020
 
 
 def main() -> None:
-    """Parse the command line and print all tables."""
+    """Print all tables."""
     parser = make_parser(__doc__)
     parser.add_argument("--requests", type=int, default=20_000, help="of each simulated run")
     parser.add_argument(
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def report_cost(items: int) -> None:
-    """Print what one item costs from its admission to the end of its batch."""
+    """Print the scheduler's own time for an item, from its admission to the end of its batch."""
     print(f"\n{'scheduler itself':44} {'us an item':>10}")
     for waiting, full, sources, sizes in (
         (0, 1, 1, 1),
@@ -74,7 +74,7 @@ def report_cost(items: int) -> None:
 
 
 def cost_us(items: int, *, waiting: int, full: int, sources: int, sizes: int) -> float:
-    """Time admissions and batches with so many items waiting all the time; making them is left out."""
+    """Return microseconds for an item while ``waiting`` items wait; making the items is not timed."""
     scheduler: Scheduler[None, None] = Scheduler(1_000_000)
     keys = [BatchKey("model", ImageSize(512, 1024 + 32 * n), BatchLimits(full)) for n in range(sizes)]
     coming: list[Item[None, None]] = [
@@ -96,7 +96,7 @@ def cost_us(items: int, *, waiting: int, full: int, sources: int, sizes: int) ->
 
 
 def report_latency(count: int, seeds: int) -> None:
-    """Print p99 under open load beside that of an ideal queue on the same arrivals and durations."""
+    """Print p99 of the scheduler and of an ideal queue on equal arrivals and durations."""
     print(f"\n{'slow:20, nothing refused':44} {'p99 ms':>10} {'ideal ms':>10} {'ratio':>7}")
     for load in (0.5, 0.8, 0.95):
         runs = [latency(seed, load, count) for seed in range(seeds)]
@@ -106,8 +106,8 @@ def report_latency(count: int, seeds: int) -> None:
 
 
 def latency(seed: int, load: float, count: int) -> tuple[float, float]:
-    """Return p99 in ms: ours and that of the ideal queue."""
-    requests = open_loop(seed, load=load, count=count, noise=0.1, patience_s=60.0)
+    """Return p99 in ms, of the scheduler and of the ideal queue."""
+    requests = open_loop(seed, load=load, count=count, noise=0.1, timeout_s=60.0)
     ours_s = [outcome.latency_s for outcome in serve(requests)]
     return _p99_ms(ours_s), _p99_ms(ideal_fifo(requests))
 
@@ -119,7 +119,7 @@ def _p99_ms(latencies_s: Sequence[float]) -> float:
 
 
 def report_shedding(count: int, seeds: int) -> None:
-    """Print what is answered within a deadline of five durations, at and beyond full load."""
+    """Print the answers within a deadline of five durations, at and beyond full load."""
     print(f"\n{'slow:20, deadline 100 ms':44} {'of ideal':>10} {'of peak':>10} {'admitted but late':>18}")
     for load in (0.5, 0.95, 1.2, 2.0, 5.0, 10.0):
         for noise in (0.0, 0.02, 0.1, 0.3):
@@ -130,8 +130,8 @@ def report_shedding(count: int, seeds: int) -> None:
 
 
 def shedding(seed: int, load: float, noise: float, count: int) -> tuple[float, float, float]:
-    """Return answers in time as shares of the ideal's and of the peak, and how much was admitted in vain."""
-    requests = open_loop(seed, load=load, count=count, noise=noise, patience_s=5 * SERVICE_S)
+    """Return answers in time / ideal, answers in time / peak, and the late share of admitted ones."""
+    requests = open_loop(seed, load=load, count=count, noise=noise, timeout_s=5 * SERVICE_S)
     outcomes = serve(requests, one_by_one)
     in_time = sum(outcome.is_in_time for outcome in outcomes)
     admitted = sum(outcome.is_admitted for outcome in outcomes)
@@ -140,49 +140,49 @@ def shedding(seed: int, load: float, noise: float, count: int) -> tuple[float, f
 
 
 def report_batches(count: int, seeds: int) -> None:
-    """Print goodput of the device that gains by batches, as a share of its peak."""
+    """Print goodput / peak of the device that is faster with batches."""
     print(f"\n{'10+2n ms, batches of 16':44} {'of peak':>10} {'admitted but late':>18}")
     for load in (0.95, 1.2, 2.0, 5.0, 10.0):
-        for patience in (1.5, 2.0, 5.0):
-            name = f"load {load:.0%}, deadline {patience:g} full batches"
-            report_goodput(name, seeds, batched(count, load, patience_s=patience * FULL_BATCH_S), depth=1)
-    report_goodput("saturated, no deadline", seeds, batched(count, 1.5, patience_s=60.0), depth=1)
-    report_goodput("the same, one batch staged", seeds, batched(count, 1.5, patience_s=60.0), depth=2)
-    report_goodput("the same, ten sizes", seeds, in_ten_sizes(batched(count, 1.5, patience_s=60.0)), depth=1)
+        for timeout in (1.5, 2.0, 5.0):
+            name = f"load {load:.0%}, deadline {timeout:g} full batches"
+            report_goodput(name, seeds, batched(count, load, timeout_s=timeout * FULL_BATCH_S), depth=1)
+    report_goodput("saturated, no deadline", seeds, batched(count, 1.5, timeout_s=60.0), depth=1)
+    report_goodput("the same, one batch staged", seeds, batched(count, 1.5, timeout_s=60.0), depth=2)
+    report_goodput("the same, ten sizes", seeds, in_ten_sizes(batched(count, 1.5, timeout_s=60.0)), depth=1)
 
 
 def report_goodput(name: str, seeds: int, requests: Callable[[int], list[Request]], *, depth: int) -> None:
-    """Print one line about a load."""
+    """Print one line for a load."""
     runs = [serve(requests(seed), ten_plus_two, depth=depth) for seed in range(seeds)]
     goods = statistics.median(goodput(outcomes) for outcomes in runs)
     late = statistics.median(lateness(outcomes) for outcomes in runs)
     print(f"{name:44} {goods / PEAK:10.3f} {late:18.2%}")
 
 
-def batched(count: int, load: float, *, patience_s: float) -> Callable[[int], list[Request]]:
-    """Return what makes requests from a seed; a load of 1 is the peak."""
+def batched(count: int, load: float, *, timeout_s: float) -> Callable[[int], list[Request]]:
+    """Return a function that makes requests from a seed; a load of 1 is the peak."""
 
     def make(seed: int) -> list[Request]:
         arrivals_s = poisson_arrivals(np.random.default_rng(seed), rate=load * PEAK, count=count)
-        return [Request(arrival_s, patience_s=patience_s, key=BATCHED) for arrival_s in arrivals_s]
+        return [Request(arrival_s, timeout_s=timeout_s, key=BATCHED) for arrival_s in arrivals_s]
 
     return make
 
 
 def in_ten_sizes(make: Callable[[int], list[Request]]) -> Callable[[int], list[Request]]:
-    """Spread requests over ten sizes of pictures, which share no batch."""
+    """Give requests ten sizes of pictures; different sizes do not share a batch."""
     keys = [BatchKey("model", ImageSize(512, 32 * n), BatchLimits(16)) for n in range(1, 11)]
     return lambda seed: [replace(request, key=keys[n % 10]) for n, request in enumerate(make(seed))]
 
 
 def goodput(outcomes: Sequence[Outcome]) -> float:
-    """Return answers in time a second, while requests came."""
+    """Return answers in time a second, until the last arrival."""
     end_s = outcomes[-1].request.arrival_s
     return sum(o.is_in_time for o in outcomes if o.request.arrival_s + o.latency_s <= end_s) / end_s
 
 
 def lateness(outcomes: Sequence[Outcome]) -> float:
-    """Return how much of what was admitted was not answered in time."""
+    """Return the share of admitted requests that was not answered in time."""
     return 1 - sum(o.is_in_time for o in outcomes) / sum(o.is_admitted for o in outcomes)
 
 

@@ -29,7 +29,7 @@ BATCHED = BatchKey("model", ImageSize(512, 1024), BatchLimits(max_items=16))
 
 
 class Clock:
-    """Runs what was planned in the order of its time; at the same time, what was planned first."""
+    """Runs planned actions in the order of their times; at equal times, in the order of planning."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -41,7 +41,7 @@ class Clock:
         heapq.heappush(self._plans, (time_s, next(self._numbers), action))
 
     def run(self) -> None:
-        """Go on until nothing is planned."""
+        """Run all actions, including those that are planned meanwhile."""
         while self._plans:
             self.now_s, _, action = heapq.heappop(self._plans)
             action()
@@ -49,20 +49,20 @@ class Clock:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A picture that somebody asks for.
+    """A request for one picture.
 
     Attributes:
-        arrival_s: when.
-        service_s: how long it takes, for devices that run one at a time.
-        patience_s: its deadline, counted from its arrival.
-        key: what it may share a batch with.
-        lane: see ``Item``.
-        source: see ``Item``.
+        arrival_s: time of its arrival.
+        service_s: time for which it keeps a device busy that runs one picture at a time.
+        timeout_s: its deadline, from its arrival.
+        key: requests of equal keys may share a batch.
+        lane: level of urgency.
+        source: client or stream; sources of a lane take turns.
     """
 
     arrival_s: float
     service_s: float = 0.02
-    patience_s: float = NEVER_S
+    timeout_s: float = NEVER_S
     key: BatchKey = ALONE
     lane: Lane = Lane.INTERACTIVE
     source: Hashable = None
@@ -70,12 +70,12 @@ class Request:
 
 @dataclass(eq=False)
 class Outcome:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
-        request: it.
-        is_admitted: it was not refused at once.
-        ready_s: when it was answered; None = never.
+        request: the request.
+        is_admitted: whether it was not refused at once.
+        ready_s: time of its answer; None = it was not answered.
     """
 
     request: Request
@@ -84,37 +84,37 @@ class Outcome:
 
     @property
     def latency_s(self) -> float:
-        """How long it took; endless without an answer."""
+        """Time from its arrival to its answer; infinite without an answer."""
         return float("inf") if self.ready_s is None else self.ready_s - self.request.arrival_s
 
     @property
     def is_in_time(self) -> bool:
         """Whether it was answered before its deadline."""
-        return self.latency_s <= self.request.patience_s
+        return self.latency_s <= self.request.timeout_s
 
 
 Duration = Callable[[Sequence[Request]], float]
-"""How long a device is busy with a batch, in seconds."""
+"""Returns the time for which a batch keeps a device busy, in seconds."""
 
 
 def one_by_one(requests: Sequence[Request]) -> float:
-    """Return the time of a device that gains nothing from batches."""
+    """Return the time of a device whose batches take as long as their pictures one by one."""
     return sum(request.service_s for request in requests)
 
 
 def ten_plus_two(requests: Sequence[Request]) -> float:
-    """Return 10 + 2n ms: the time of a device that gains much from batches."""
+    """Return 10 + 2n ms: the time of a device that is much faster with batches."""
     return 0.010 + 0.002 * len(requests)
 
 
 class Device:
-    """Asks a scheduler for batches and runs them one after the other.
+    """Takes batches from a scheduler and runs them one after the other.
 
     Args:
-        clock: of the world.
-        scheduler: the scheduler.
-        duration_s: how long a batch takes.
-        depth: batches that are with the device at once; the first of them runs.
+        clock: of the simulation.
+        scheduler: has the waiting requests.
+        duration_s: returns the time of a batch.
+        depth: batches that the device has at the same time; the first of them runs.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Device:
         self._given: deque[Batch[Outcome, None]] = deque()
 
     def feed(self) -> None:
-        """Ask for more, if there is room for it."""
+        """Take batches until ``depth`` is reached."""
         while len(self._given) < self._depth:
             batch = self._scheduler.take_batch(now_s=self._clock.now_s)
             if batch is None:
@@ -164,14 +164,14 @@ def serve(
     max_items: int = DEFAULT_MAX_WAITING,
     scheduler: Scheduler[Outcome, None] | None = None,
 ) -> list[Outcome]:
-    """Let the scheduler answer requests, and return what became of each.
+    """Run requests through a scheduler and a device; return the outcome of each.
 
     Args:
         requests: in any order.
-        duration_s: how long the device takes for a batch.
-        depth: batches that are with the device at once.
-        max_items: how many may wait.
-        scheduler: one that knows the device already, in place of a new one.
+        duration_s: returns the time of a batch.
+        depth: batches that the device has at the same time.
+        max_items: requests that may wait.
+        scheduler: one that has learned the times of the device; None = a new one.
     """
     clock = Clock()
     scheduler = scheduler or Scheduler(max_items)
@@ -181,7 +181,7 @@ def serve(
     def arrive(outcome: Outcome) -> None:
         asked = outcome.request
         item: Item[Outcome, None] = Item(
-            outcome, asked.key, clock.now_s, clock.now_s + asked.patience_s, asked.lane, asked.source
+            outcome, asked.key, clock.now_s, clock.now_s + asked.timeout_s, asked.lane, asked.source
         )
         try:
             scheduler.admit_item(item)
@@ -197,40 +197,40 @@ def serve(
 
 
 def poisson_arrivals(rng: np.random.Generator, *, rate: float, count: int) -> list[float]:
-    """Return when requests come that know nothing of each other, ``rate`` a second on average."""
+    """Return the arrival times of independent requests, ``rate`` a second on average."""
     arrivals_s: list[float] = np.cumsum(rng.exponential(1 / rate, count)).tolist()
     return arrivals_s
 
 
-def open_loop(seed: int, *, load: float, count: int, noise: float, patience_s: float) -> list[Request]:
+def open_loop(seed: int, *, load: float, count: int, noise: float, timeout_s: float) -> list[Request]:
     """Return requests for a device that takes 20 ms for each.
 
     Args:
         seed: of arrivals and service times.
-        load: arrivals a service time.
-        count: how many requests.
+        load: arrivals in the time of one request.
+        count: number of requests.
         noise: standard deviation of the logarithm of the service times.
-        patience_s: of each request.
+        timeout_s: of each request.
     """
     rng = np.random.default_rng(seed)
     arrivals_s = poisson_arrivals(rng, rate=load / 0.02, count=count)
     services_s = 0.02 * rng.lognormal(0.0, noise, count)
     return [
-        Request(arrival_s, service_s, patience_s)
+        Request(arrival_s, service_s, timeout_s)
         for arrival_s, service_s in zip(arrivals_s, services_s.tolist(), strict=True)
     ]
 
 
 def ideal_fifo(requests: Sequence[Request]) -> list[float]:
-    """Return the latencies of a device that runs requests one by one, in the order in which they are given.
+    """Return the latencies of an ideal device, which runs requests one by one in the given order.
 
-    It knows how long each will take, and turns away at once what would be late.
+    It knows the time of each request, and refuses at once those that would be late.
     """
     free_s = 0.0
     latencies_s = []
     for request in requests:
         ready_s = max(free_s, request.arrival_s) + request.service_s
-        if ready_s <= request.arrival_s + request.patience_s:
+        if ready_s <= request.arrival_s + request.timeout_s:
             free_s = ready_s
             latencies_s.append(ready_s - request.arrival_s)
     return latencies_s

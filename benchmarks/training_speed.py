@@ -1,4 +1,4 @@
-"""Times what a training step is made of against the plain way to do the same; rounds are interleaved.
+"""Time of the parts of a training step against plain implementations, in turns.
 
 ``augment``: crops of 512x1024 out of pairs of 2048x1024, decoded already, one core each. OpenCV resizes
 picture and labels whole, then crops, mirrors and jitters, as the published code does. Target: >= 2.5x.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import platform
 import statistics
 import sys
 import time
@@ -30,9 +29,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.command_line import make_parser, parse_if_idle
 from model.datasets.dataset import DatasetSpec
 from model.datasets.palettes import distinct_colors
 from model.labels import ClassPalette, UInt8Array
+from service.machine import this_machine
 from training.config import TrainingConfig, load_config
 from training.data.augment import AugmentConfig, AugmentPlan, augment, draw_plan
 from training.data.pictures import PackedPictures, Pair, ResidentPictures
@@ -48,19 +49,14 @@ BATCH = 8
 
 
 def main() -> None:
-    """Parse the command line and run the parts that it names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Run the parts that the command line names."""
+    parser = make_parser(__doc__)
     parser.add_argument("parts", nargs="+", choices=("augment", "step", "gpu"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--crop", type=int, nargs=2, help="height and width of the crops of a step")
     parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--busy", action="store_true", help="run although the machine is busy")
-    options = parser.parse_args()
-    if os.getloadavg()[0] > 0.5 and not options.busy:
-        sys.exit(f"load average is {os.getloadavg()[0]:.1f}: timings would mean nothing (--busy runs anyway)")
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}")
+    options = parse_if_idle(parser)
+    print(this_machine().summary)
     for part in options.parts:
         {"augment": report_augment, "step": report_step, "gpu": report_gpu}[part](options)
 

@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from model.artifacts.registry import ModelRegistry
+from model.errors import DatasetError
 from service.assembly import engine_options, open_core, worker_process
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.errors import ServiceError
@@ -33,7 +34,7 @@ from service.engine_choice import EngineChooser
 from service.engines import resolve_device
 from service.machine import this_machine
 from service.registry import open_registry
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.telemetry import LogOptions, Metrics, configure_logging
 
 _SUBMISSION_THREADS = 4
@@ -101,11 +102,13 @@ def open_jobs(
     """Open the jobs database; yields None if jobs are off.
 
     Raises:
-        JobsUnavailableError: the database cannot be used, or another process owns its file.
+        SettingsError: a configured data-set file is broken.
+        JobsUnavailableError: the database cannot be used, or another process runs the jobs of its file.
     """
     if settings.jobs.mode == "off":
         yield None
         return
+    datasets = _usable_datasets(settings, may_be_elsewhere=settings.jobs.mode == "external")
     database = jobs_database(settings)
     with ExitStack() as stack:
         if settings.jobs.mode == "embedded":
@@ -114,7 +117,11 @@ def open_jobs(
         client = stack.enter_context(open_client(database))
         pool = stack.enter_context(ThreadPoolExecutor(_SUBMISSION_THREADS, thread_name_prefix="submission"))
         submission = EvaluationSubmission(
-            DurableJobs(client), registry, settings.datasets.keys(), choose=chooser.known
+            DurableJobs(client),
+            registry,
+            settings.datasets.keys(),
+            check_split=datasets.check_split,
+            choose=chooser.known,
         )
         yield JobsService(settings, database, submission, pool, stack)
 
@@ -127,11 +134,13 @@ def run_jobs_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> N
         on_ready: called with the name of this worker when it takes jobs.
 
     Raises:
-        JobsUnavailableError: the database cannot be used, or another process owns it or has this name.
+        SettingsError: a configured data-set file is broken.
+        JobsUnavailableError: the jobs database cannot be used, or another process has it or this name.
         RegistryUrlError: the registry's URL names no store.
     """
     limit_heaps()
     configure_logging(LogOptions(settings.log.level, settings.log.format))
+    _usable_datasets(settings, may_be_elsewhere=False)
     stopped = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopped.set())
@@ -176,6 +185,24 @@ def running_jobs(
                 yield
         finally:
             steps.close()
+
+
+def _usable_datasets(settings: Settings, *, may_be_elsewhere: bool) -> Datasets:
+    """Return the configured data sets.
+
+    Args:
+        settings: name them.
+        may_be_elsewhere: a file that is not on this machine is no error: workers have it.
+
+    Raises:
+        SettingsError: a file is broken.
+    """
+    datasets = Datasets(settings.datasets)
+    try:
+        datasets.check_files(may_be_elsewhere=may_be_elsewhere)
+    except DatasetError as error:
+        raise SettingsError(str(error)) from error
+    return datasets
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the programs that the service starts are told: the one place that both sides import."""
+"""The command-line arguments of the programs that the service starts; both sides import this module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.core.device.engine import EngineOptions
 from service.telemetry import LogOptions
 
 WORKER_MODULE = "service.worker_process"
-"""The program of a worker."""
+"""The program of a worker process."""
 
 RACE_MODULE = "service.race_process"
 """The program that times engines."""
@@ -20,12 +20,12 @@ RACE_MODULE = "service.race_process"
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """All that a worker process needs to know.
+    """Configuration of a worker process.
 
     Attributes:
         engine: name of the engine, or ``auto``.
-        options: how engines are built.
-        log: what is logged, to the same stderr as the service's.
+        options: of the engines.
+        log: level and format; the lines go to the stderr of the service.
         niceness: of the process, 0..19.
     """
 
@@ -40,20 +40,20 @@ class WorkerConfig:
 
     @classmethod
     def from_json(cls, text: str) -> WorkerConfig:
-        """Read what ``to_json`` wrote."""
+        """Parse the result of ``to_json``."""
         plain = json.loads(text)
         return cls(plain["engine"], _options(plain["options"]), LogOptions(**plain["log"]), plain["niceness"])
 
 
 @dataclass(frozen=True)
 class RaceConfig:
-    """All that the program which times engines needs to know.
+    """Configuration of the program that times engines.
 
     Attributes:
-        folders: of one artifact; or of an artifact, and of the int8 version that was made from it.
-        options: how engines are built.
-        budget_s: for all measurements.
-        log: what is logged, to the same stderr as the service's.
+        folders: of one artifact; or of an artifact and of the int8 version that was made from it.
+        options: of the engines.
+        budget_s: time for all measurements, in seconds.
+        log: level and format; the lines go to the stderr of the service.
     """
 
     folders: tuple[Path, ...]
@@ -67,7 +67,7 @@ class RaceConfig:
 
     @classmethod
     def from_json(cls, text: str) -> RaceConfig:
-        """Read what ``to_json`` wrote."""
+        """Parse the result of ``to_json``."""
         plain = json.loads(text)
         folders = tuple(map(Path, plain["folders"]))
         return cls(folders, _options(plain["options"]), plain["budget_s"], LogOptions(**plain["log"]))

@@ -272,9 +272,9 @@ class Chaos:
         rng, now_s = self._rng, self._clock.now_s
         model = rng.randrange(2)
         key = BatchKey(model, rng.choice(SIZES), self._limits[model])
-        patience_s = NEVER_S if self._is_calm else rng.choice((-0.001, 0.02, 0.1, 0.5, 30.0))
+        timeout_s = NEVER_S if self._is_calm else rng.choice((-0.001, 0.02, 0.1, 0.5, 30.0))
         item = SimItem(
-            number, key, now_s, now_s + patience_s, lane=rng.choice(LANES), source=rng.choice(SOURCES)
+            number, key, now_s, now_s + timeout_s, lane=rng.choice(LANES), source=rng.choice(SOURCES)
         )
         is_ready = rng.random() < 0.5
         try:
@@ -282,7 +282,7 @@ class Chaos:
         except (QueueFullError, RateLimitedError):
             return
         except DeadlineExceededError:
-            assert patience_s < 0
+            assert timeout_s < 0
             return
         self._admitted.append(item)
         item.future.add_done_callback(self._hear)

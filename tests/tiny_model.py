@@ -1,6 +1,11 @@
-"""A small network with random weights and four classes, and its manifest."""
+"""A network of any architecture with random weights and four classes, and its manifest.
+
+Without an architecture it is a BiSeNetV2 with a narrow head.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
@@ -14,23 +19,30 @@ TINY_PALETTE = ClassPalette(
 )
 _MEAN = (0.25, 0.5, 0.75)
 _STD = (0.25, 0.25, 0.25)
-_PARAMETERS = {"head_channels": 16}
+TINY_ARCHITECTURE = "bisenetv2"
+_NARROW = {"head_channels": 16}
 
 
-def tiny_network() -> SegmentationNetwork:
+def tiny_network(name: str = TINY_ARCHITECTURE) -> SegmentationNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return build(
-            "bisenetv2", TINY_PALETTE.num_classes, _PARAMETERS, mean=_MEAN, std=_STD, with_auxiliary=False
+            name, TINY_PALETTE.num_classes, _parameters(name), mean=_MEAN, std=_STD, with_auxiliary=False
         ).eval()
 
 
-def tiny_manifest() -> ModelManifest:
-    architecture = ARCHITECTURES["bisenetv2"]
+def _parameters(name: str) -> Mapping[str, int]:
+    """Return narrow heads where the architecture lets one choose, and its defaults for the rest."""
+    known = ARCHITECTURES[name].parameters
+    return {**known, **{key: value for key, value in _NARROW.items() if key in known}}
+
+
+def tiny_manifest(name: str = TINY_ARCHITECTURE) -> ModelManifest:
+    architecture = ARCHITECTURES[name]
     return ModelManifest(
-        architecture="bisenetv2",
+        architecture=name,
         generation=architecture.generation,
-        parameters=_PARAMETERS,
+        parameters=_parameters(name),
         upsample=architecture.upsample,
         stride=architecture.stride,
         palette=TINY_PALETTE,

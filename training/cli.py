@@ -48,27 +48,29 @@ def train(
     ] = Path("runs/train"),
     max_minutes: Annotated[
         float | None,
-        typer.Option(min=0.5, help="Fit the number of steps into this time; chosen once, after a minute."),
+        typer.Option(
+            min=0.5,
+            help="Choose the number of steps so that the whole run, artifact included, ends in this time. A"
+            " run that does not fit is refused at once, with the time it needs.",
+        ),
     ] = None,
     finetune_from: Annotated[
         str,
-        typer.Option(metavar="MODEL_OR_FILE", help="Begin with these weights; says which fitted."),
+        typer.Option(metavar="MODEL_OR_FILE", help="Begin with these weights; says which of them fit."),
     ] = "",
     registry: Annotated[
-        str, typer.Option(envvar="BISENET_REGISTRY", help="Where models are looked for: a folder or a URL.")
+        str, typer.Option(envvar="BISENET_REGISTRY", help="Folder or URL of the models.")
     ] = "",
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Go on where the run in OUT stands: repeat the same command with this."
-        ),
+        typer.Option("--resume", help="Continue the run in OUT: repeat its command with this option."),
     ] = False,
 ) -> None:
-    """Train a model; the result is the artifact in OUT/artifact and the report in OUT/report.
+    """Train a model; the results are OUT/artifact and OUT/report.
 
-    Stopped by SIGTERM or Ctrl-C, the run saves its state; the same command with --resume goes on from there,
-    exactly. On several GPUs or machines: torchrun ... -m training train ... --resume, which every process may
-    run as it is; all of them must see the folder OUT.
+    On SIGTERM or Ctrl-C the run saves its state; the same command with --resume continues exactly there. On
+    several GPUs or machines: torchrun ... -m training train ... --resume, the same for every process; all of
+    them must see the folder OUT.
 
     Examples:
       bisenet train camvid-v2 --set data.root=/data/camvid --out runs/camvid
@@ -119,5 +121,5 @@ def _exit_without_torch() -> Iterator[None]:
 def _user_folder(*parts: str) -> Path | None:
     try:
         return Path.home().joinpath(*parts)
-    except RuntimeError:  # nobody's home: a container with an odd user
+    except RuntimeError:  # a user without a home folder, as in some containers
         return None

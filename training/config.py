@@ -1,4 +1,4 @@
-"""A training run as one typed, frozen object, read from TOML: a recipe of this package or a user's file."""
+"""The configuration of a training run, read from TOML: a recipe of this package or a user's file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _MIN_PART = 2  # batch normalisation of the pooled features needs two values a channel
 
-# What a run computes does not depend on these: data are compared by content.
+# The result of a run does not depend on these: data are compared by content.
 _FREE_KEYS = frozenset(
     {"device", "data.root", "data.residency", "data.skip_broken", "data.workers", "schedule.keep_every"}
 )
@@ -34,7 +34,7 @@ _FREE_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What is trained.
+    """The network.
 
     Args:
         architecture: key of ``model.networks.segmentation_network.ARCHITECTURES``.
@@ -47,17 +47,17 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How long, and what happens on the way.
+    """Length of a run, and the steps between validations and checkpoints.
 
     Args:
-        steps: optimiser steps; a time budget replaces them once it has measured the rate.
+        steps: optimiser steps; a time limit replaces them once the rate is measured.
         batch_size: crops a step, of all processes together.
         validate_every: steps between two validations; the last step always validates.
         save_every: steps between two checkpoints.
-        keep_every: steps between two checkpoints that stay for good; 0 = none do.
-        accumulate: parts of its share of a batch that each process learns from one after the other; a part
-            is what batch normalisation sees and what hard pixels are chosen from.
-        patience: validations in a row without a better score that end the run; 0 = it runs to its end.
+        keep_every: steps between two checkpoints that stay for good; 0 = none.
+        accumulate: parts into which each process divides its share of a batch. Batch normalisation and the
+            choice of hard pixels see one part.
+        patience: validations in a row without a better score that end the run; 0 = no early end.
 
     Raises:
         ConfigError: a number is too small.
@@ -72,7 +72,7 @@ class ScheduleConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse runs of nothing, and batches that batch normalisation cannot train on."""
+        """Refuse runs without a step, and batches that batch normalisation cannot train on."""
         if min(self.steps, self.validate_every, self.save_every) < 1:
             raise ConfigError("schedule: steps, validate_every and save_every are at least 1")
         if min(self.keep_every, self.patience) < 0 or self.accumulate < 1:
@@ -80,13 +80,14 @@ class ScheduleConfig:
         self.part_size(processes=1)
 
     def part_size(self, processes: int) -> int:
-        """Return how many crops go through the network together.
+        """Return the number of crops that pass the network together.
 
         Args:
-            processes: that share a batch.
+            processes: number of processes that share a batch.
 
         Raises:
-            ConfigError: the batch does not divide so, or batch normalisation cannot train on its parts.
+            ConfigError: the batch is not a multiple of its parts, or a part is too small for batch
+                normalisation.
         """
         parts = processes * self.accumulate
         if self.batch_size % parts or self.batch_size // parts < _MIN_PART:
@@ -99,17 +100,17 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides what a run computes.
+    """The configuration of a run; equal configurations on equal data give equal weights.
 
     Args:
         seed: of weights, order and augmentation, from 0.
-        network: what is trained.
-        data: on what.
+        network: architecture and its parameters.
+        data: data set and splits.
         augment: how crops are drawn.
-        loss: what a wrong pixel costs.
-        optimizer: how weights move.
-        schedule: how long.
-        compute: in which numbers.
+        loss: weights of pixels, classes and auxiliary heads.
+        optimizer: optimiser and learning rate.
+        schedule: length, validations, checkpoints.
+        compute: precision and compilation.
         device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -143,10 +144,10 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> TrainingConfig
 
     Args:
         reference: a path that ends in ``.toml``, or the name of a recipe (``camvid-v2``).
-        overrides: ``a.b=value`` each; a value is TOML, or else taken as a string.
+        overrides: ``a.b=value`` each; a value that is no TOML is a string.
 
     Raises:
-        ConfigError: no such file or recipe, no TOML, or a key that is unknown, missing or of a wrong type.
+        ConfigError: the file or recipe is missing or no TOML, or a key is unknown, missing or wrong.
     """
     try:
         raw = tomllib.loads(_text(reference))
@@ -158,19 +159,19 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> TrainingConfig
 
 
 def plain(config: TrainingConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values: what checkpoints and artifacts remember."""
+    """Return the configuration as JSON values, as checkpoints and artifacts store it."""
     return cast("dict[str, Any]", _ADAPTER.dump_python(config, mode="json"))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in which values two plain configurations differ, where it changes what a run computes.
+    """Return the options that differ between two configurations and change the result of a run.
 
     Args:
         before: of a checkpoint; options that did not exist when it was written have their defaults.
         now: of this run.
 
     Returns:
-        ``key: before -> now`` each, sorted; empty when a run may go on.
+        ``key: before -> now`` each, sorted; empty when the run may go on.
     """
     with suppress(ConfigError):  # an option that no longer exists is a difference
         before = plain(from_plain(before))
@@ -186,10 +187,10 @@ def recipes() -> list[str]:
 
 
 def from_plain(raw: Mapping[str, Any]) -> TrainingConfig:
-    """Check what TOML says, or what ``plain`` returned.
+    """Build a configuration from parsed TOML, or from the result of ``plain``.
 
     Raises:
-        ConfigError: a key is unknown, missing, of a wrong type or out of range; all of them are named.
+        ConfigError: keys are unknown, missing, of a wrong type or out of range; the message names them.
     """
     try:
         # As JSON: there a list may become a tuple, and nothing else is converted.

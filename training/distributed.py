@@ -1,6 +1,6 @@
-"""The processes of one run: what each has to do, and how they agree. ``torchrun`` starts and restarts them.
+"""The processes of one run: how they share work and agree. ``torchrun`` starts and restarts them.
 
-Alone, everything here does nothing; nobody asks how many there are.
+In a run of one process every call here returns its argument at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn import functional
 from model.evaluation.metrics import ConfusionMatrix
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-_PATIENCE = timedelta(minutes=30)
-"""How long processes wait for each other: as long as one may take to read a data set."""
+_WAIT = timedelta(minutes=30)
+"""How long processes wait for each other: one may need so long to read a data set."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Ranks:
     """One process among those of a run.
 
     Attributes:
-        rank: its number, from 0.
-        world: how many there are.
-        local_rank: its number on its machine.
-        local_world: how many there are on its machine.
+        rank: number of the process, from 0.
+        world: number of processes.
+        local_rank: number of the process on its machine, from 0.
+        local_world: number of processes on its machine.
     """
 
     rank: int = 0
@@ -41,15 +41,15 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes checkpoints, logs and the artifact."""
+        """Whether this process writes checkpoints, logs and the artifact."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Return which of ``count`` things are this process's: each is exactly one's, none is done twice."""
+        """Return the indices of this process among ``count`` items; each item belongs to one process."""
         return range(self.rank, count, self.world)
 
     def any(self, flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - it is the value, not an option
-        """Return whether any process says so."""
+        """Return whether the flag is set in any process."""
         if self.world == 1:
             return flag
         votes = torch.tensor([flag], dtype=torch.int32, device=device)
@@ -65,7 +65,7 @@ class Ranks:
         return ConfusionMatrix(counts.cpu().numpy().astype(np.int64))
 
     def from_first(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Return the first process's numbers."""
+        """Return the numbers of the first process."""
         if self.world == 1:
             return list(values)
         sent = torch.tensor(values, dtype=torch.float64, device=device)
@@ -74,7 +74,7 @@ class Ranks:
         return found
 
     def texts(self, own: str, device: torch.device) -> list[str]:
-        """Return what each process says, in the order of their numbers."""
+        """Return the text of each process, in the order of their ranks."""
         if self.world == 1:
             return [own]
         data = torch.frombuffer(bytearray(own.encode() or b" "), dtype=torch.uint8).to(device)
@@ -96,13 +96,13 @@ class Ranks:
         return value / self.world
 
     def copy_from_first(self, network: nn.Module) -> None:
-        """Give this network the first process's weights and statistics."""
+        """Copy weights and statistics of the first process into this network."""
         if self.world > 1:
             for value in network.state_dict().values():
                 distributed.broadcast(value, 0)
 
     def wait_for_all(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called this."""
         if self.world > 1:
             distributed.barrier()
 
@@ -113,16 +113,16 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started; alone without it.
+    """Join the processes that ``torchrun`` started; without it the run has one process.
 
     Args:
-        device: of this process; decides how they talk: NCCL between GPUs, else gloo.
+        device: of this process; GPUs communicate by NCCL, CPUs by gloo.
     """
     ranks = ranks_here()
     if ranks.world == 1:
         yield ranks
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_WAIT)
     try:
         yield ranks
     finally:
@@ -130,6 +130,5 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def ranks_here() -> Ranks:
-    """Read what ``torchrun`` says of this process in its environment."""
-    said = (int(os.environ.get(name, default)) for name, default in _VARIABLES.items())
-    return Ranks(*said)
+    """Read the numbers of this process from the environment that ``torchrun`` sets."""
+    return Ranks(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))

@@ -3,11 +3,11 @@
 TrainingError                     a run that cannot start or go on, or a data set that cannot be made
 ├── ConfigError                   a recipe or an override that is malformed, unknown or out of range
 ├── ResumeError                   the state in the output folder does not belong to this run
-├── FinetuneError                 weights to begin with of which none fits
+├── FinetuneError                 no tensor of the weights to begin with fits
 ├── InterchangeError              a data set of another program that cannot be imported, or be written for one
 ├── CheckpointError               a checkpoint is missing, damaged or cannot be written
 ├── TimeLimitError                the run does not fit into its time limit
-└── NonFiniteLossError            the loss is no number any more
+└── NonFiniteLossError            the loss is NaN or infinite
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ResumeError(TrainingError):
 
 
 class FinetuneError(TrainingError):
-    """Weights to begin with of which none fits the network."""
+    """No tensor of the weights to begin with fits the network."""
 
 
 class InterchangeError(TrainingError):
@@ -42,4 +42,4 @@ class TimeLimitError(TrainingError):
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss is no number any more; the message names the step and its pictures."""
+    """The loss is NaN or infinite; the message names the step and its pictures."""

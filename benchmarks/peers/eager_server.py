@@ -1,4 +1,4 @@
-"""The network run by torch as it was trained, behind FastAPI: what is deployed most often.
+"""The network in torch as it was trained, behind FastAPI: the most frequent way to deploy one.
 
     python benchmarks/peers/eager_server.py FOLDER_OF_AN_ARTIFACT PORT
 

@@ -1,9 +1,9 @@
-"""grpc.aio with nothing behind it: answers each frame of a stream with the same bytes.
+"""grpc.aio without a model: answers each frame of a stream with the same bytes.
 
     python benchmarks/peers/echo_server.py PORT BYTES_OF_AN_ANSWER
 
-Says "ready" when it listens. What it takes for a frame is the least that any service takes which speaks this
-contract through this library.
+It prints "ready" when it listens. Its time for a frame is the lower limit for a service with this contract
+and this library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.wire.segmentation_pb2_grpc import SegmentationServicer, add_Segment
 
 
 class Echo(SegmentationServicer):
-    """Knows one method."""
+    """Answers the stream method only."""
 
     def __init__(self, num_bytes: int) -> None:
         self._mask = wire.Mask(data=os.urandom(num_bytes), encoding=wire.PNG)

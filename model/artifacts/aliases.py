@@ -11,40 +11,36 @@ from model.errors import StorageError
 
 _MAX_NUMBER = 999_999_999
 _MAX_PREVIOUS = 1000
-"""How many moves are remembered: years of weekly ones, in a file of a few kilobytes."""
+"""Number of remembered versions: years of weekly moves, in a file of a few kilobytes."""
 
 
 @dataclass(frozen=True)
 class Alias:
-    """Where an alias points.
+    """An alias.
 
     Attributes:
-        version: number of the version.
-        previous: numbers of those it pointed at before, the latest first.
+        version: number of its version.
+        previous: numbers of earlier versions, the latest first.
     """
 
     version: int
     previous: tuple[int, ...] = ()
 
     def promoted(self, number: int) -> Alias:
-        """Return the alias after it was pointed at another version; the same one if it points there."""
+        """Return the alias with another version; unchanged if it is the same one."""
         if number == self.version:
             return self
         return Alias(number, (self.version, *self.previous)[:_MAX_PREVIOUS])
 
     def rolled_back(self, existing: Container[int]) -> Alias | None:
-        """Return the alias after a move back to the latest other version that still exists.
-
-        Returns:
-            None when there is none.
-        """
+        """Return the alias with its latest earlier version that exists; None when there is none."""
         for index, number in enumerate(self.previous):
             if number in existing and number != self.version:
                 return Alias(number, self.previous[index + 1 :])
         return None
 
     def to_json(self) -> bytes:
-        """Write what ``parse_alias`` reads."""
+        """Return the JSON for ``parse_alias``."""
         plain = {"version": self.version, "previous": self.previous}
         return (json.dumps(plain, sort_keys=True) + "\n").encode()
 
@@ -53,11 +49,11 @@ def parse_alias(path: str, data: bytes) -> Alias:
     """Read an alias.
 
     Args:
-        path: where it was found, for the error.
+        path: path of the file, for the error.
         data: a JSON object of ``version`` and ``previous``.
 
     Raises:
-        StorageError: it is none.
+        StorageError: the data is malformed.
     """
     try:
         plain = json.loads(data)

@@ -1,4 +1,4 @@
-"""A model as a folder of files: read it, and refuse it when anything about it is not as it was written.
+"""A model as a folder of files, which is refused when any byte differs from the published one.
 
 Axes: K channels of the head's raw output, H height, W width, h w = H/stride W/stride, 3 = red green blue.
 """
@@ -40,12 +40,12 @@ _TENSOR_TYPES = ("F16", "F32", "I8", "I64")
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A picture and the scores that the torch network gives it: what every engine must reproduce.
+    """The golden sample: a picture and its raw output from the torch network, which engines must reproduce.
 
     Attributes:
         image_HW3: uint8 RGB, 128x160.
-        raw_Khw: float32, the head's raw output for that picture.
-        num_classes: of the model; fewer than the channels where the head is a pixel shuffle.
+        raw_Khw: float32, raw output for the picture.
+        num_classes: number of classes; a head with pixel shuffle has more channels.
     """
 
     image_HW3: UInt8Array
@@ -55,18 +55,18 @@ class Golden:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact folder and its manifest; what the folder holds is proven by ``verify`` only."""
+    """An artifact folder and its manifest; only ``verify`` checks the files."""
 
     folder: Path
     manifest: ModelManifest
 
     @property
     def precision(self) -> ComputePrecision:
-        """How exactly its own files, run in f32, reproduce the golden sample: halves do it like f32."""
+        """Precision of the golden sample for its own files in f32: f16 weights reproduce it like f32 ones."""
         return "int8" if self.manifest.precision == "int8" else "f32"
 
     def path(self, name: str) -> Path:
-        """Return where a file of the artifact lies, for example ``openvino/graph.xml``."""
+        """Return the path of a file of the artifact, for example of ``openvino/graph.xml``."""
         return self.folder / name
 
     def read(self, name: str) -> bytes:
@@ -74,7 +74,7 @@ class Artifact:
 
         Raises:
             ArtifactError: the file is missing or no regular file.
-            DigestMismatchError: they are not the bytes that the manifest names.
+            DigestMismatchError: the SHA-256 is not that of the manifest.
         """
         data = _read(self.path(name))
         if (digest := hashlib.sha256(data).hexdigest()) != self.manifest.files[name]:
@@ -82,11 +82,11 @@ class Artifact:
         return data
 
     def verify(self) -> None:
-        """Prove that each file is the one that the manifest names and that the weights are usable.
+        """Check the digest of each file, the weights and the form of the golden sample.
 
         Raises:
             ArtifactError: a file is missing or malformed.
-            DigestMismatchError: a file is another one.
+            DigestMismatchError: the digest of a file differs.
             WeightsError: the weights are malformed or not finite.
         """
         for name in ARTIFACT_FILES:
@@ -98,17 +98,17 @@ class Artifact:
         """Return the golden sample.
 
         Raises:
-            ArtifactError: it is missing, or not a picture with the scores of this model.
-            DigestMismatchError: it is another one.
+            ArtifactError: the file is missing, or no picture with scores of this model's shape.
+            DigestMismatchError: the digest of the file differs.
         """
         return _parse_golden(self.read(GOLDEN_FILE), self.manifest)
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Open an artifact folder; nothing but the manifest is read.
+    """Open an artifact folder; only the manifest is read.
 
     Raises:
-        ArtifactError: there is no manifest, or it does not name all files of an artifact.
+        ArtifactError: there is no manifest, or it lacks a file of an artifact.
         ManifestError: the manifest is malformed.
     """
     manifest = ModelManifest.from_json(_read(folder / MANIFEST_FILE, limit=_MAX_MANIFEST_BYTES))
@@ -118,10 +118,10 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def check_weights(path: Path) -> None:
-    """Refuse a safetensors file that is malformed or holds anything but finite numbers under plain names.
+    """Refuse a safetensors file that is malformed, or has values that are not finite or odd names.
 
     Raises:
-        WeightsError: what is wrong, with the key.
+        WeightsError: the message names the key.
     """
     try:
         with safe_open(path, framework="numpy") as weights:
@@ -134,7 +134,7 @@ def check_weights(path: Path) -> None:
 def _check_tensor(weights: Any, key: str) -> None:
     if not _TENSOR_NAME.fullmatch(key):
         raise WeightsError(f"not the name of a tensor: {key!r}")
-    # Asked of the header: numpy cannot even load some types.
+    # From the header: numpy cannot load some types.
     if (dtype := weights.get_slice(key).get_dtype()) not in _TENSOR_TYPES:
         raise WeightsError(f"{key} is {dtype}, which is none of {', '.join(_TENSOR_TYPES)}")
     if not np.isfinite(weights.get_tensor(key)).all():
@@ -142,12 +142,12 @@ def _check_tensor(weights: Any, key: str) -> None:
 
 
 def check_golden(golden: Golden, raw_Khw: Float32Array, precision: ComputePrecision) -> None:
-    """Refuse scores that are not those of the golden sample, as exactly as the precision allows.
+    """Refuse an engine whose raw output differs from the golden sample by more than its precision explains.
 
     Args:
-        golden: the reference.
-        raw_Khw: an engine's raw output for ``golden.image_HW3``.
-        precision: what the engine computes in.
+        golden: the golden sample.
+        raw_Khw: raw output of the engine for ``golden.image_HW3``.
+        precision: precision of the engine.
 
     Raises:
         GoldenMismatchError: another shape; values that are not finite; an rms error above
@@ -168,7 +168,7 @@ def check_golden(golden: Golden, raw_Khw: Float32Array, precision: ComputePrecis
 
 
 def _by_class(raw_Khw: Float32Array, num_classes: int) -> Float32Array:
-    # A pixel shuffle's channels are class-major: those of one class are its sub-pixels.
+    # Channels of a pixel shuffle are class-major: those of one class are its sub-pixels.
     return raw_Khw.reshape(num_classes, -1)
 
 
@@ -207,14 +207,14 @@ def _parse_golden(data: bytes, manifest: ModelManifest) -> Golden:
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     member = archive.getinfo(name)
-    # As np.savez writes it; so nothing inflates, either.
+    # As np.savez writes it; a compressed member could inflate without limit.
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
         raise ValueError(f"{name} is compressed or encrypted")
     return archive.read(member)
 
 
 def _array(data: bytes, dtype: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Read an ``.npy`` that must hold just this; numpy would evaluate whatever the header says instead."""
+    """Read an ``.npy`` of a known type and shape; numpy would evaluate any header."""
     wanted = f"{{'descr': '{np.dtype(dtype).str}', 'fortran_order': False, 'shape': {shape}, }}"
     header_end = len(_NPY_MAGIC) + 2
     begin = header_end + int.from_bytes(data[len(_NPY_MAGIC) : header_end], "little")

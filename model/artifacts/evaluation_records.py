@@ -1,8 +1,8 @@
-"""Scores of published models, beside their versions: what an evaluation found, once, for good.
+"""Reports of evaluations beside the versions of a registry; written once.
 
 Layout below the registry's URL::
 
-    models/<name>/evaluations/<job>.json    the report, and when it was made
+    models/<name>/evaluations/<job>.json    the report and its time
     models/<name>/evaluations/<job>.html    the same for people; written first
 """
 
@@ -24,20 +24,20 @@ _PATH = re.compile(r"models/[^/]+/evaluations/(?P<job>[^./][^/]*)\.json")
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """What is known of one evaluation without its report.
+    """The summary of one evaluation.
 
     Attributes:
-        job: that made it.
-        version: that was evaluated.
-        dataset: on which data set.
-        split: of the data set.
-        protocol: how.
-        precision: of the engine.
+        job: id of the job.
+        version: the evaluated version.
+        dataset: name of the data set.
+        split: name of the split.
+        protocol: name of the protocol.
+        precision: precision of the engine.
         miou: 0..1; None when no class occurred.
-        images: how many were counted.
+        images: number of scored pictures.
         digest: SHA-256 of the report.
         finished_at: UTC, ISO 8601.
-        skipped: how many were left out because their files are broken.
+        skipped: number of pictures that were left out because their files are broken.
     """
 
     job: str
@@ -64,13 +64,13 @@ class EvaluationStore:
         self._storage = storage
 
     def add(self, name: str, job: str, document: Mapping[str, Any], page: str) -> None:
-        """Store a report; one that is there already stays.
+        """Store a report; an older one of the job stays.
 
         Args:
-            name: of the model.
-            job: that made it.
-            document: plain JSON, with what ``StoredEvaluation`` needs.
-            page: the same as HTML.
+            name: name of the model.
+            job: id of the job.
+            document: JSON values of the report, with those of ``StoredEvaluation``.
+            page: the report as HTML.
 
         Raises:
             StorageError: the store failed.
@@ -79,7 +79,7 @@ class EvaluationStore:
         self._storage.create(_path(name, job, "json"), json.dumps(document).encode())
 
     def page(self, name: str, job: str) -> bytes | None:
-        """Return a report as HTML, or None when there is none.
+        """Return a report as HTML; None when there is none.
 
         Raises:
             StorageError: the store failed.
@@ -120,20 +120,20 @@ class EvaluationStore:
 
 
 REQUIREMENT = "dataset=NAME,protocol=NAME,min=0..1[,split=NAME][,precision=NAME][,skipped=N]"
-"""How a requirement is written."""
+"""Syntax of a requirement."""
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a version must have shown before it may be promoted.
+    """A score that a version must have before it is promoted.
 
     Attributes:
-        dataset: on which data set.
-        protocol: how.
+        dataset: name of the data set.
+        protocol: name of the protocol.
         minimum: lowest mIoU, 0..1.
-        split: of the data set.
-        precision: of the engine; None = any.
-        skipped: how many pictures may have been left out because their files are broken.
+        split: name of the split.
+        precision: precision of the engine; None = any.
+        skipped: largest number of pictures that were left out because their files are broken.
     """
 
     dataset: str
@@ -145,10 +145,10 @@ class Requirement:
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
-        """Read what is written like ``REQUIREMENT``.
+        """Read a requirement of the syntax ``REQUIREMENT``.
 
         Raises:
-            EvaluationError: it is something else.
+            EvaluationError: the text has another syntax.
         """
         given = dict(part.partition("=")[::2] for part in text.split(","))
         try:
@@ -167,14 +167,14 @@ class Requirement:
         return requirement
 
     def check(self, version: ModelVersion, evaluations: Iterable[StoredEvaluation]) -> StoredEvaluation:
-        """Return the newest evaluation that fits, if it is good enough.
+        """Return the newest evaluation that fits, if it meets the requirement.
 
         Args:
-            version: that is about to be promoted.
-            evaluations: of its model, the oldest first.
+            version: the version to promote.
+            evaluations: evaluations of its model, the oldest first.
 
         Raises:
-            EvaluationError: none fits, or the newest that does is not good enough or left too much out.
+            EvaluationError: no evaluation fits, or the newest one has too low a score or left too many out.
         """
         fitting = [one for one in evaluations if one.version == version and self._fits(one)]
         what = f"{version} on {self.dataset} {self.split} by {self.protocol}"

@@ -1,4 +1,4 @@
-"""What a published model says about itself: ``manifest.json``, and how versions are named."""
+"""The manifest of a published model, ``manifest.json``, and the names of versions."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ GRAPH_FILE = "openvino/graph.xml"
 GRAPH_WEIGHTS_FILE = "openvino/graph.bin"
 ARTIFACT_FILES = (WEIGHTS_FILE, GOLDEN_FILE, GRAPH_FILE, GRAPH_WEIGHTS_FILE)
 
+RANDOM_WEIGHTS = "random weights"
+"""``started_from`` in the provenance of a model that was trained from scratch."""
+
 Upsample = Literal["bilinear", "bilinear_aligned", "pixel_shuffle"]
 WeightsPrecision = Literal["f32", "f16", "int8"]
 Parameter = int | float | bool | str
@@ -35,7 +38,7 @@ _SEAL = "manifest_digest"
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if a model or an alias may be called so.
+    """Return ``name`` if it may name a model or an alias.
 
     Raises:
         InvalidReferenceError: it does not match ``[a-z0-9][a-z0-9._-]*`` or is over 128 characters.
@@ -47,13 +50,13 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class ModelVersion:
-    """One immutable, published model: its name and its number from 1; printed ``name@number``."""
+    """One immutable published model: name and number from 1; printed ``name@number``."""
 
     name: str
     number: int
 
     def __post_init__(self) -> None:
-        """Refuse names and numbers that could not be published."""
+        """Refuse malformed names and numbers."""
         check_name(self.name)
         if not _VERSION.fullmatch(str(self.number)):
             raise InvalidReferenceError(f"not a version number: {self.number!r}")
@@ -64,10 +67,10 @@ class ModelVersion:
 
     @classmethod
     def parse(cls, text: str) -> ModelVersion:
-        """Read what ``str`` wrote.
+        """Read ``name@number``.
 
         Raises:
-            InvalidReferenceError: not ``name@number``.
+            InvalidReferenceError: the text has another form.
         """
         reference = ModelReference.parse(text)
         if reference.number is None:
@@ -77,7 +80,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class ModelReference:
-    """What a user may write for a model: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``."""
+    """A reference to a model: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``."""
 
     name: str
     alias: str | None = None
@@ -88,7 +91,7 @@ class ModelReference:
         """Read a reference.
 
         Raises:
-            InvalidReferenceError: none of the three forms.
+            InvalidReferenceError: the text has none of the three forms.
         """
         name, at, number = text.partition("@")
         if at:
@@ -99,7 +102,7 @@ class ModelReference:
         return cls(check_name(name), alias=check_name(alias) if colon else None)
 
     def __str__(self) -> str:
-        """Return the form that was parsed."""
+        """Return the text of the reference."""
         if self.number is not None:
             return f"{self.name}@{self.number}"
         return self.name if self.alias is None else f"{self.name}:{self.alias}"
@@ -107,25 +110,25 @@ class ModelReference:
 
 @dataclass(frozen=True)
 class ModelManifest:
-    """Everything that an engine or a user must know of one version.
+    """The properties of one version that an engine or a user needs.
 
     Attributes:
         architecture: key of ``model.networks.segmentation_network.ARCHITECTURES``, for example ``bisenetv2``.
-        generation: which form of the published checkpoints the weights have, for example ``v2-g4``.
+        generation: published form of the architecture and its weights, for example ``v2-g4``.
         parameters: constructor arguments of the architecture (``head_channels``, ...).
-        upsample: how raw output becomes full-size scores.
+        upsample: up-sampling from raw output to full-size scores.
         stride: input pixels per cell of the raw output.
         palette: names, colours and ignore id.
         mean: RGB, of values 0..1; subtracted inside the network.
         std: RGB, of values 0..1; divided by inside the network.
-        training_size: crop the model was trained on.
-        precision: of the stored weights.
+        training_size: size of the training crops.
+        precision: precision of the stored weights.
         files: SHA-256 (64 hex digits) of each file of the artifact, by relative path.
-        derived_from: ``name@version`` this one was made from, if any.
-        provenance: command, config, code version, data fingerprint, scores: plain JSON values.
+        derived_from: ``name@version`` of the original of an int8 version.
+        provenance: command, configuration, code version, data fingerprint, scores: JSON values.
 
     Raises:
-        ManifestError: a value that no engine could serve, or that JSON cannot hold.
+        ManifestError: no engine could serve a value, or JSON cannot hold it.
     """
 
     architecture: str
@@ -167,26 +170,26 @@ class ModelManifest:
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """How pictures are prepared for this model."""
+        """The preparation of pictures for this model."""
         return PreprocessSpec(self.mean)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights: what caches are keyed by."""
+        """SHA-256 of the weights; caches are keyed by it."""
         return self.files[WEIGHTS_FILE]
 
     def to_json(self) -> str:
-        """Write the manifest as indented JSON with sorted keys, sealed with its own SHA-256."""
+        """Return the manifest as indented JSON with sorted keys, sealed with its own SHA-256."""
         plain = _plain(self)
         return _dump({**plain, _SEAL: hashlib.sha256(_dump(plain).encode()).hexdigest()})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelManifest:
-        """Read what ``to_json`` wrote, and nothing else: one changed byte is an error.
+        """Read the JSON of ``to_json``; one changed byte is an error.
 
         Raises:
             ManifestError: not JSON; a key is missing, unknown or of the wrong type; a value is out of range;
-                or the text is not what this program wrote, so it was edited or damaged.
+                or the text was edited or damaged.
         """
         try:
             data = text.encode() if isinstance(text, str) else text
@@ -197,7 +200,7 @@ class ModelManifest:
             raise ManifestError(f"{MANIFEST_FILE} is not an object")
         raw.pop(_SEAL, None)
         manifest = _from_plain(raw)
-        # One comparison covers the seal, the layout and what JSON lets pass: repeated keys, 1E5 for 1e5.
+        # One comparison covers the seal, the layout, repeated keys and other spellings such as 1E5 for 1e5.
         if manifest.to_json().encode() != data:
             raise ManifestError(f"{MANIFEST_FILE} was edited or damaged after it was written")
         return manifest

@@ -1,16 +1,16 @@
 """Published models: immutable versions in a folder or a bucket, and the aliases that point at them.
 
-``model.artifacts.layout`` shows where what lies. Any number of processes may use one registry at once.
+``model.artifacts.layout`` shows the paths. Any number of processes may use one registry at once.
 
-A publisher that dies leaves a folder without manifest. Nobody sees it, and a later publisher of the same
-model sweeps it once nothing was written there for ``ABANDONED_AFTER_S`` by the store's own clock. A living
-publisher is never that slow, and looks at its folder once more before it writes the manifest. Swept folders
-keep their claim: were the number given out again, a second sweeper, late, would delete its new owner's files.
+A publisher that dies leaves a folder without a manifest, which no reader sees. A later publisher of the same
+model sweeps the folder when nothing was written there for ``ABANDONED_AFTER_S`` by the store's own clock. A
+living publisher is never that slow, and it lists its folder once more before it writes the manifest. A swept
+folder keeps its claim: if its number were given out again, a second, late sweeper would delete new files.
 
-No alias ever points at a version that was deleted. No store moves two objects as one, so whoever is about to
-point an alias at a version, or to delete it, first leaves a mark beside its manifest, and only then looks for
-marks of the other kind: of two that meet, at least one sees the other and gives way. Before a mark of the
-first kind goes, the alias is there to be seen, since who deletes looks for marks first and for aliases then.
+An alias never points at a deleted version. No store changes two objects at once. So a process that promotes
+or deletes a version first writes a mark beside its manifest, and then looks for marks of the other kind: of
+two processes that meet, at least one sees the other and gives way. A promoting process removes its mark after
+it has written the alias, and a deleting process looks for marks first and for aliases then.
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ RETIRED_MODELS: Mapping[str, str] = MappingProxyType(
 """Models that earlier releases shipped, and what to do instead."""
 
 SHIPPED_MODELS = Path(__file__).parents[1] / "shipped"
-"""The models inside the package, as ``<name>/<version>/``."""
+"""Folder of the models inside the package: ``<name>/<version>/``."""
 
 DEFAULT_ALIAS = "production"
 
 
 class ModelRegistry:
-    """The versions of a registry, over those that came with the program.
+    """The versions of a registry, laid over the shipped ones.
 
-    A version of the registry hides a shipped one of the same name and number: it was there first, and what a
-    number means never changes. New numbers follow the highest of both.
+    A version of the registry hides a shipped one of the same name and number, which came later. New numbers
+    follow the highest of both.
 
     Args:
         location: a folder, a ``file://``, ``s3://``, ``gs://`` or ``az://`` URL, or an open storage.
-        shipped: read-only folder of ``<name>/<version>/`` artifacts; None = nothing was shipped.
-        cache_folder: where versions of a bucket are kept as files; folders are used in place.
+        shipped: read-only folder of ``<name>/<version>/`` artifacts; None = there are none.
+        cache_folder: folder for copies of versions in buckets; folders are used in place.
 
     Raises:
         RegistryUrlError: the URL names no store.
@@ -98,7 +98,7 @@ class ModelRegistry:
 
     @property
     def evaluations(self) -> EvaluationStore:
-        """What evaluations of the models found."""
+        """Reports of evaluations of the models."""
         return EvaluationStore(self._storage)
 
     def models(self) -> list[str]:
@@ -107,12 +107,12 @@ class ModelRegistry:
         return sorted(published | {version.name for version in self._shipped_versions()})
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """Return the versions of a model, oldest first; none for an unknown one."""
+        """Return the versions of a model, oldest first; an unknown model has none."""
         published = listed_versions(self._storage.objects(model_folder(name)))
         return sorted({*published, *(v for v in self._shipped_versions() if v.name == name)})
 
     def aliases(self, name: str) -> dict[str, Alias]:
-        """Return where each alias of a model points.
+        """Return the aliases of a model by name.
 
         Raises:
             StorageError: the store failed, or an alias is malformed.
@@ -123,16 +123,16 @@ class ModelRegistry:
     def resolve(self, reference: str | ModelReference, *, int8: bool = False) -> ModelVersion:
         """Return the version that a reference means now.
 
-        ``NAME`` means its alias ``production``, or else its highest version. Where that is the int8 version
-        of another one, it means the one or the other; what is named by number or alias is meant exactly.
+        ``NAME`` means its alias ``production``, or else its highest version. Where the highest version is the
+        int8 version of another one, ``int8`` chooses between the two.
 
         Args:
             reference: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
-            int8: of an int8 version and its original, the int8 version is wanted.
+            int8: prefer the int8 version to its original.
 
         Raises:
             InvalidReferenceError: not ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
-            ModelNotFoundError: the model has no version at all.
+            ModelNotFoundError: the model has no version.
             VersionNotFoundError: it has no such version or alias.
             StorageError: the store failed, or the alias is malformed.
         """
@@ -155,13 +155,13 @@ class ModelRegistry:
         raise VersionNotFoundError(f"no version {wanted}")
 
     def open(self, version: ModelVersion) -> Artifact:
-        """Return a version as a verified local folder.
+        """Return a version as a verified artifact in a local folder.
 
         Raises:
             VersionNotFoundError: there is no such version, or it was deleted meanwhile.
-            ArtifactError: it is damaged.
+            ArtifactError: the version is damaged.
             ManifestError: its manifest is damaged.
-            StorageError: the store failed, or there is no folder to fetch it to.
+            StorageError: the store failed, or there is no cache folder.
         """
         manifest = self._storage.read(manifest_path(version))
         if manifest is None:
@@ -178,14 +178,14 @@ class ModelRegistry:
     def publish(self, folder: Path, name: str, version: int | None = None) -> ModelVersion:
         """Copy an artifact into the registry, as the next version or as the given one.
 
-        Before anything is written the artifact proves itself: digests, finite weights, and its golden sample
-        through plain OpenVINO. Whenever this is interrupted, the version is either complete or not there.
+        The artifact is proven first: digests, finite weights, and the golden sample by OpenVINO. After an
+        interruption the version is either complete or not there.
 
         Raises:
             ArtifactError: the artifact is damaged, or its graph computes something else.
             ManifestError: its manifest is malformed.
-            InvalidReferenceError: nothing can have this name or number.
-            VersionConflictError: the number was given out before.
+            InvalidReferenceError: the name or number is malformed.
+            VersionConflictError: the number is taken.
             StorageError: the store failed.
         """
         artifact = read_artifact(folder)
@@ -203,19 +203,19 @@ class ModelRegistry:
     def promote(
         self, version: ModelVersion, alias: str = DEFAULT_ALIAS, *, instead_of: int | None = None
     ) -> Alias:
-        """Point an alias at a version; it remembers where it pointed before.
+        """Point an alias at a version; the alias remembers its earlier versions.
 
         Args:
-            version: where to.
-            alias: which.
-            instead_of: number of the version that was meant as long as there was no such alias: a new one
-                remembers that.
+            version: the new version.
+            alias: name of the alias.
+            instead_of: number of the version that the bare model name meant before a new alias; a rollback
+                leads there.
 
         Raises:
-            InvalidReferenceError: no alias can be called so.
+            InvalidReferenceError: the name of the alias is malformed.
             ModelNotFoundError: there is no such model.
             VersionNotFoundError: there is no such version.
-            VersionConflictError: it is being deleted.
+            VersionConflictError: the version is being deleted.
             StorageError: the store failed, or the alias is malformed.
         """
         path = alias_path(version.name, alias)
@@ -228,13 +228,13 @@ class ModelRegistry:
                     return moved
 
     def rollback(self, name: str, alias: str = DEFAULT_ALIAS) -> Alias:
-        """Point an alias at the version it pointed at before, or at one before that if it was deleted.
+        """Point an alias at its latest earlier version that still exists.
 
         Raises:
-            InvalidReferenceError: no model or alias can be called so.
+            InvalidReferenceError: the name of the model or alias is malformed.
             ModelNotFoundError: there is no such model.
-            VersionNotFoundError: there is no such alias, or no version that it could go back to.
-            VersionConflictError: that version is being deleted.
+            VersionNotFoundError: there is no such alias, or no earlier version exists.
+            VersionConflictError: the earlier version is being deleted.
             StorageError: the store failed, or the alias is malformed.
         """
         path = alias_path(name, alias)
@@ -246,12 +246,12 @@ class ModelRegistry:
                     return moved
 
     def delete(self, version: ModelVersion) -> None:
-        """Remove a version for good: at once for whoever asks, then file by file; its number stays taken.
+        """Remove a version for good: first its manifest, then the other files; its number stays taken.
 
         Raises:
             ModelNotFoundError: there is no such model.
             VersionNotFoundError: there is no such version.
-            VersionConflictError: an alias points at it, or is about to, or it came with the program.
+            VersionConflictError: an alias points at the version, or is about to, or the version is shipped.
             StorageError: the store failed, or an alias is malformed.
         """
         self._check_exists(version)
@@ -284,7 +284,7 @@ class ModelRegistry:
         return moved
 
     def _replace(self, path: str, old: bytes | None, alias: Alias) -> bool:
-        """Write an alias, unless it is another one by now."""
+        """Write an alias; return False when another process changed it meanwhile."""
         new = alias.to_json()
         return self._storage.create(path, new) if old is None else self._storage.swap(path, old, new)
 
@@ -295,7 +295,7 @@ class ModelRegistry:
         return None if alias is None else alias.version
 
     def _original(self, versions: Sequence[ModelVersion]) -> ModelVersion:
-        """Return the highest version, or what it was made from when it is int8 and that still exists."""
+        """Return the highest version, or the original of an int8 one where it still exists."""
         highest = versions[-1]
         manifest = self._manifest(highest)
         made_from = [version for version in versions if str(version) == manifest.derived_from]
@@ -311,7 +311,7 @@ class ModelRegistry:
 
     @contextlib.contextmanager
     def _kept(self, version: ModelVersion) -> Iterator[None]:
-        """See to it that a version is not deleted."""
+        """Keep a version from being deleted as long as the context lasts."""
         self._check_exists(version)
         if version in self._shipped_versions():
             yield
@@ -347,7 +347,7 @@ class ModelRegistry:
         return self._shipped / version.name / str(version.number)
 
     def _claim(self, name: str, number: int | None) -> ModelVersion:
-        """Make a number ours: each is given out once, to whoever creates its claim."""
+        """Claim a number: the process that creates the claim owns it."""
         taken = self._taken_numbers(name)
         if number is not None:
             claimed = ModelVersion(name, number)
@@ -384,8 +384,8 @@ class ModelRegistry:
             raise StorageError(f"{path} was written by somebody else")
 
     def _withdraw(self, claimed: ModelVersion) -> None:
-        """Remove what was written, unless the failed write of the manifest did happen after all."""
-        with contextlib.suppress(StorageError):  # the store fails already; a later publisher sweeps
+        """Remove the files, unless the manifest was written although its write seemed to fail."""
+        with contextlib.suppress(StorageError):  # the store has failed already; a later publisher sweeps
             if self._storage.read(manifest_path(claimed)) is None:
                 for item in reversed(self._storage.objects(version_folder(claimed))):  # the claim last
                     self._storage.delete(item.path)

@@ -1,6 +1,6 @@
-"""Objects under a URL, nearly all written once: the little that a registry needs of a folder or a bucket.
+"""The storage of a registry: objects by path in a folder or a bucket, nearly all written once.
 
-Paths are relative and use ``/``. What the store itself does wrong becomes ``StorageError`` here.
+Paths are relative and use ``/``. Errors of the store become ``StorageError``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta, UpdateVersion  # which are not there at run time
 
 PARTIAL_PREFIX = ".partial-"
-"""Begins the name of a file that is being written; a killed writer leaves it behind."""
+"""Beginning of the name of an unfinished file; a killed writer leaves it behind."""
 
 _LOCK_FILE = ".lock"
 _BUCKET_SCHEMES = ("s3", "gs", "az")
@@ -38,8 +38,8 @@ class StoredObject:
     """One object.
 
     Attributes:
-        path: relative to the storage.
-        modified_s: when it was written, in seconds since 1970 by the store's own clock.
+        path: path below the storage.
+        modified_s: time of the last write, in seconds since 1970 by the store's own clock.
     """
 
     path: str
@@ -47,10 +47,10 @@ class StoredObject:
 
 
 class Storage(Protocol):
-    """Objects by path. Each method raises ``StorageError`` when the store is full, read-only or away."""
+    """Objects by path; methods raise ``StorageError`` when the store is full, read-only or unreachable."""
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write an object unless there is one; it survives a loss of power once this returns.
+        """Write a new object, durably.
 
         Returns:
             False when the path is taken: of any number of writers, one gets True.
@@ -58,16 +58,16 @@ class Storage(Protocol):
         ...
 
     def swap(self, path: str, old: bytes, new: bytes) -> bool:
-        """Replace an object if it still is what it was; readers see the one or the other.
+        """Replace an object that still has its old bytes; readers see the old or the new bytes.
 
         Returns:
-            False when it is another one by now, or gone: of any number of writers that saw the same, one
-            gets True.
+            False when it was changed or deleted: of any number of writers with the same old bytes, one gets
+            True.
         """
         ...
 
     def read(self, path: str) -> bytes | None:
-        """Return the bytes of an object, or None when there is none."""
+        """Return the bytes of an object; None when there is none."""
         ...
 
     def objects(self, prefix: str) -> list[StoredObject]:
@@ -75,21 +75,21 @@ class Storage(Protocol):
         ...
 
     def delete(self, path: str) -> None:
-        """Remove an object; it is no error when there is none."""
+        """Remove an object, if there is one."""
         ...
 
     def local_folder(self, prefix: str) -> Path | None:
-        """Return where the objects below a folder lie as files, or None when they have to be fetched."""
+        """Return the local folder of the objects below a path; None when they have to be fetched."""
         ...
 
 
 def open_storage(url: str | Path) -> Storage:
     """Return the storage at a path or at a ``file://``, ``s3://``, ``gs://`` or ``az://`` URL.
 
-    Nothing is created or connected to.
+    This creates nothing and does not connect.
 
     Raises:
-        RegistryUrlError: another scheme, or not enough to find the bucket.
+        RegistryUrlError: the scheme is another one, or the URL does not name a bucket.
     """
     if isinstance(url, Path) or "://" not in url:
         return FolderStorage(Path(url))
@@ -105,7 +105,7 @@ def open_storage(url: str | Path) -> Storage:
 
 
 def _bucket(url: str) -> ObjectStore:
-    # No client_options: they would replace all those of the environment, such as AWS_ALLOW_HTTP.
+    # No client_options: they would replace those of the environment, such as AWS_ALLOW_HTTP.
     return from_url(url, retry_config={"retry_timeout": dt.timedelta(seconds=_RETRY_TIMEOUT_S)})
 
 
@@ -113,14 +113,14 @@ class BucketStorage:
     """Objects of a bucket, through obstore.
 
     Args:
-        store: obstore's view of the bucket.
+        store: the bucket in obstore.
     """
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put an object under the condition that there is none; see ``Storage``."""
+        """Put an object under the condition that there is none; return False when the path is taken."""
         try:
             with _as_storage_error(path):
                 obstore.put(self._store, path, data, mode="create", use_multipart=False)
@@ -129,7 +129,7 @@ class BucketStorage:
         return True
 
     def swap(self, path: str, old: bytes, new: bytes) -> bool:
-        """Put an object under the condition that it is the one that was compared; see ``Storage``."""
+        """Put an object under the condition that it is unchanged; return False when it is not."""
         try:
             with _as_storage_error(path):
                 found = obstore.get(self._store, path)
@@ -141,7 +141,7 @@ class BucketStorage:
         return True
 
     def read(self, path: str) -> bytes | None:
-        """Get an object; see ``Storage``."""
+        """Return the bytes of an object; None when there is none."""
         try:
             with _as_storage_error(path):
                 return bytes(obstore.get(self._store, path).bytes())
@@ -149,7 +149,7 @@ class BucketStorage:
             return None
 
     def objects(self, prefix: str) -> list[StoredObject]:
-        """List the objects below a folder; see ``Storage``."""
+        """Return all objects below a folder, sorted by path."""
         with _as_storage_error(prefix):
             found = [
                 StoredObject(item["path"], item["last_modified"].timestamp())
@@ -159,7 +159,7 @@ class BucketStorage:
         return sorted(found, key=_path)
 
     def delete(self, path: str) -> None:
-        """Delete an object; see ``Storage``."""
+        """Remove an object, if there is one."""
         with contextlib.suppress(FileNotFoundError), _as_storage_error(path):
             obstore.delete(self._store, path)
 
@@ -174,12 +174,12 @@ def _identity(meta: ObjectMeta) -> UpdateVersion:
 
 
 class FolderStorage:
-    """Objects as the files of a local folder, which the first write creates.
+    """Objects as files of a local folder, which the first write creates.
 
-    Without obstore, whose local store names a file before its content is on the disk: after a loss of power a
-    manifest could stand there empty, or complete beside weights that are not; and which cannot compare and
-    swap. ``create`` writes under another name, syncs, links and syncs the folder: a link to a name succeeds
-    once, whoever races. ``swap`` does the same with a rename, under a lock that ends with its process.
+    The local store of obstore is not used: it names a file before its content is on the disk, so that a loss
+    of power could leave an empty manifest, and it cannot compare and swap. ``create`` writes under another
+    name, syncs, links and syncs the folder; only one link to a name succeeds. ``swap`` does the same with a
+    rename, under a lock that ends with its process.
 
     Args:
         root: the folder.
@@ -189,18 +189,18 @@ class FolderStorage:
         self._root = root
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write, sync and link a file; see ``Storage``."""
+        """Write a new file durably; return False when the path is taken."""
         target = self._root / path
         with _as_storage_error(path):
             while True:
                 try:
                     return _link(target, data)
                 except FileNotFoundError:
-                    # Not there yet, or again not: whoever deletes the last file takes the folder away.
+                    # The folder is missing: a deletion of its last file removes it.
                     _make_folder(target.parent)
 
     def swap(self, path: str, old: bytes, new: bytes) -> bool:
-        """Replace a file by renaming, under the lock of its folder; see ``Storage``."""
+        """Replace an unchanged file under the lock of its folder; return False when it was changed."""
         target = self._root / path
         try:
             with _as_storage_error(path), _locked(target.parent):
@@ -212,7 +212,7 @@ class FolderStorage:
         return True
 
     def read(self, path: str) -> bytes | None:
-        """Read a file; see ``Storage``."""
+        """Return the bytes of a file; None when there is none."""
         try:
             with _as_storage_error(path):
                 return (self._root / path).read_bytes()
@@ -220,16 +220,16 @@ class FolderStorage:
             return None
 
     def objects(self, prefix: str) -> list[StoredObject]:
-        """Walk a folder; see ``Storage``."""
+        """Return all files below a folder, sorted by path."""
         with _as_storage_error(prefix):
             return sorted(self._walk(self._root / prefix), key=_path)
 
     def delete(self, path: str) -> None:
-        """Remove a file, and its folder when that was the last; see ``Storage``."""
+        """Remove a file, if there is one, and its folder when it is empty then."""
         target = self._root / path
         with contextlib.suppress(FileNotFoundError), _as_storage_error(path):
             target.unlink()
-            # What is deleted first stays deleted, should the power go before the rest is.
+            # After a loss of power, files deleted first must stay deleted.
             _sync(target.parent)
         with contextlib.suppress(OSError):  # not empty, or gone
             target.parent.rmdir()
@@ -264,7 +264,7 @@ def _link(target: Path, data: bytes) -> bool:
 
 
 def _rename(target: Path, data: bytes) -> None:
-    # One name is enough under the lock, and what a killed writer left behind is written over.
+    # One name is enough under the lock; the file of a killed writer is written over.
     partial = target.with_name(PARTIAL_PREFIX + target.name)
     with partial.open("wb") as file:
         file.write(data)
@@ -276,7 +276,7 @@ def _rename(target: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; the system takes it from a process that dies."""
+    """Hold the lock of a folder; the system releases it when the process dies."""
     descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -286,17 +286,17 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, once: others may make and remove the same ones meanwhile."""
+    """Make a folder and those above it; other processes may make and remove the same ones meanwhile."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
     try:
         folder.mkdir()
         _sync(folder.parent)
-    except FileNotFoundError:  # the one above was taken away again
+    except FileNotFoundError:  # the folder above was removed again
         pass
     except FileExistsError:
-        if folder.is_symlink():  # to nothing
+        if folder.is_symlink():  # its target is missing
             raise
 
 
@@ -319,7 +319,7 @@ def _path(item: StoredObject) -> str:
 
 @contextlib.contextmanager
 def _as_storage_error(path: str) -> Iterator[None]:
-    """Translate what a store raises, except that an object is there, is not, or is another one."""
+    """Translate errors of a store, except that an object exists, is missing or was changed."""
     try:
         yield
     except (AlreadyExistsError, FileNotFoundError, PreconditionError):

@@ -1,7 +1,7 @@
-"""The one way in for weights of other programs: a file becomes named tensors, or an error.
+"""Reads weights of other programs: a file becomes named tensors, or an error.
 
 This process never opens a pickle. ``model.checkpoints.unpickle`` does, in a process of its own, and writes a
-safetensors file; that file is read as carefully as one that a stranger sent.
+safetensors file, which is checked like a file from an unknown source.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         The tensors on the CPU, float32, float16 or int64, all finite.
 
     Raises:
-        ForeignCheckpointError: the file is missing, empty, too large, not a checkpoint, or needs code run.
-        WeightsError: a tensor is not finite, of another type, or of a name that is none.
+        ForeignCheckpointError: the file is missing, empty, too large, no checkpoint, or would run code.
+        WeightsError: a tensor is not finite, of another type, or its name is malformed.
     """
     _check_file(path)
     if path.suffix == _SAFETENSORS:
         return _load(path)
-    is_archive(path)  # refuses what is neither that nor a pickle without starting a process for it
+    is_archive(path)  # refuses other files before a process is started
     with TemporaryDirectory(prefix="bisenet-import-") as folder:
         converted = Path(folder, "weights.safetensors")
         _convert(path, converted)
@@ -68,7 +68,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _convert(source: Path, target: Path) -> None:
-    # -s and -P: no code from the user's home or from the folder that the command was started in.
+    # -s and -P: no code from the user's home or from the working folder.
     options = ("-s", "-P", "-W", "ignore", "-m", "model.checkpoints.unpickle")
     errors = target.with_name("errors.txt")
     with errors.open("wb") as stream:
@@ -90,8 +90,8 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _reason(errors: Path, code: int) -> str:
-    """Return what the process said, which may be anything, as one printable line."""
+    """Return the output of the process, which may be anything, as one printable line."""
     with errors.open("rb") as stream:
-        said = stream.read(_MAX_MESSAGE).decode(errors="replace")
-    line = "".join(c if c.isprintable() else " " for c in said).strip()
+        output = stream.read(_MAX_MESSAGE).decode(errors="replace")
+    line = "".join(c if c.isprintable() else " " for c in output).strip()
     return line if code == 1 and line else f"reading it ended with exit code {code}"

@@ -1,4 +1,4 @@
-"""From a checkpoint of another program to a network of ours that computes the same."""
+"""Turns a checkpoint of another program into a network of ours that computes the same."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Conversion:
 
     Attributes:
         network: in evaluation mode, in the deploy form.
-        manifest: what an artifact of it says, but for the files.
-        recognition: what the checkpoint is, and by which of its keys.
-        dropped: the auxiliary heads that were left behind.
-        untrained: keys of biases, weights and statistics that hold nothing but what a new network begins
-            with: no program has learned them, or somebody completed the weights of another network.
+        manifest: of an artifact of it, without files.
+        recognition: the generation of the checkpoint, and the keys that tell it.
+        dropped: the auxiliary heads that were left out.
+        untrained: keys of weights, biases and statistics with the values of a new network. They were never
+            learned: perhaps the weights of another network were completed.
     """
 
     network: SegmentationNetwork
@@ -57,14 +57,15 @@ def convert_file(
     """Make a network of a checkpoint file.
 
     Args:
-        path: as ``read_checkpoint`` wants it.
-        palette: the classes; the file tells no more than their number.
-        mean: RGB, of values 0..1, that pictures were normalised with; the file does not tell.
-        std: RGB, of values 0..1; the same.
-        origin: what else the provenance says of the file, for example its ``url``.
+        path: a safetensors file if it ends in ``.safetensors``, else a file of ``torch.save``.
+        palette: the classes; the file tells only their number.
+        mean: RGB mean of the normalisation, of values 0..1; the file does not tell it.
+        std: RGB standard deviation of the normalisation, of values 0..1.
+        origin: more entries for the provenance, for example ``url``.
 
     Raises:
-        ForeignCheckpointError: the file is unreadable, of no known generation, or not of so many classes.
+        ForeignCheckpointError: the file is unreadable, of no known generation, or has another number of
+            classes.
         WeightsError: a key is missing, unknown or of another shape, or a weight is not finite.
     """
     state = read_checkpoint(path)
@@ -80,15 +81,15 @@ def convert(
     """Make a network of the state dict of a checkpoint.
 
     Args:
-        state: under the keys of its generation, with or without auxiliary heads, as ``DataParallel`` saves it
-            or plain.
-        palette: as in ``convert_file``.
-        mean: as in ``convert_file``.
-        std: as in ``convert_file``.
-        source: where it comes from, for the manifest's provenance.
+        state: under the keys of its generation, with or without auxiliary heads, plain or as
+            ``DataParallel`` saves it.
+        palette: the classes.
+        mean: RGB mean of the normalisation, of values 0..1.
+        std: RGB standard deviation of the normalisation, of values 0..1.
+        source: ``imported_from`` in the provenance of the manifest.
 
     Raises:
-        ForeignCheckpointError: it is of no known generation, or not of so many classes.
+        ForeignCheckpointError: it is of no known generation, or has another number of classes.
         WeightsError: a key is missing, unknown or of another shape.
     """
     state = _without_prefix(state)
@@ -112,7 +113,7 @@ def convert(
 
 
 def untrained(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the keys that hold what a new network begins with: zeros, or statistics of 0 and 1."""
+    """Return the keys with the values of a new network: zeros, or statistics of 0 and 1."""
 
     def is_untrained(key: str, tensor: Tensor) -> bool:
         if not tensor.is_floating_point() or not key.endswith((".bias", ".weight", ".running_var")):
@@ -123,7 +124,7 @@ def untrained(state: Mapping[str, Tensor]) -> tuple[str, ...]:
         is_of_norm = key.endswith(".bias") and state[key.removesuffix("bias") + "weight"].ndim == 1
         return not is_of_norm and not tensor.any()
 
-    return tuple(key for key, tensor in state.items() if is_untrained(key, tensor))
+    return tuple(sorted(key for key, tensor in state.items() if is_untrained(key, tensor)))
 
 
 def converted(state: Mapping[str, Tensor], signature: Signature) -> dict[str, Tensor]:
@@ -149,7 +150,7 @@ def converted(state: Mapping[str, Tensor], signature: Signature) -> dict[str, Te
 
 
 def _is_gamma(key: str, tensor: Tensor) -> bool:
-    """Return whether this scales channels; the other weights are kernels, with four axes."""
+    """Return whether this is a scale of channels; other weights are kernels, with four axes."""
     return key.endswith(".weight") and tensor.ndim == 1
 
 
@@ -158,7 +159,7 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo what ``DataParallel`` does to all keys."""
+    """Remove the prefix that ``DataParallel`` adds to all keys."""
     if all(key.startswith(_PARALLEL_PREFIX) for key in state):
         return {key.removeprefix(_PARALLEL_PREFIX): tensor for key, tensor in state.items()}
     return dict(state)

@@ -1,4 +1,4 @@
-"""Which generation of the published code a checkpoint comes from, told by its keys and shapes alone."""
+"""Recognises the generation of the published code that a checkpoint comes from, by keys and shapes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _KERNEL_AXES = 4
 
 @dataclass(frozen=True)
 class Signature:
-    """How the checkpoints of one generation look.
+    """The keys of the checkpoints of one generation.
 
     Attributes:
         present: patterns of keys; a checkpoint has a key for each.
-        absent: patterns of keys that it has none of.
-        scores: the kernel that makes the main head's scores, (scores, channels, 1, 1).
-        auxiliary: the auxiliary heads; only the loss reads them.
-        renamed: beginnings of keys, as the file has them -> as our networks have them.
-        in_place_abn: was normalised in place: without counters of batches, and by |gamma| + eps.
+        absent: patterns of keys; a checkpoint has no key for any.
+        scores: key of the kernel of the main head's scores, (scores, channels, 1, 1).
+        auxiliary: names of the auxiliary heads, which only the loss reads.
+        renamed: beginning of keys in the file -> beginning of keys in our networks.
+        in_place_abn: normalised in place: no batch counters, and a scale of |gamma| + eps.
     """
 
     present: tuple[str, ...]
@@ -72,19 +72,19 @@ SIGNATURES: Mapping[str, Signature] = MappingProxyType(
         "v2-g4": _v2("head.conv_out.1.weight"),
     }
 )
-"""Name of a generation -> how its checkpoints look. ``v1-g2`` and ``v1-g3`` differ in shapes only."""
+"""Name of a generation -> keys of its checkpoints. ``v1-g2`` and ``v1-g3`` differ in shapes only."""
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """What a checkpoint is.
+    """A recognised checkpoint.
 
     Attributes:
         generation: key of ``SIGNATURES`` and ``GENERATIONS``.
-        title: what people know the generation by.
-        evidence: the keys that say so, for people.
-        num_classes: K.
-        parameters: arguments of the architecture that its shapes imply.
+        title: name of the generation for people.
+        evidence: the keys that tell the generation, for people.
+        num_classes: number of classes.
+        parameters: arguments of the architecture, from the shapes.
     """
 
     generation: str
@@ -95,15 +95,13 @@ class Recognition:
 
 
 def recognise(shapes: Shapes) -> Recognition:
-    """Tell the generation of a checkpoint.
-
-    Whether the rest of its keys are those of the generation is not looked at.
+    """Return the generation of a checkpoint; its other keys are not checked here.
 
     Args:
-        shapes: of each tensor, by key.
+        shapes: shape of each tensor, by key.
 
     Raises:
-        ForeignCheckpointError: no generation has such keys, or the main head has no such shape.
+        ForeignCheckpointError: no generation has these keys, or the main head has an impossible shape.
     """
     fitting = [name for name, signature in SIGNATURES.items() if not _misfits(signature, shapes)]
     if len(fitting) > 1:
@@ -115,7 +113,7 @@ def recognise(shapes: Shapes) -> Recognition:
 
 
 def _misfits(signature: Signature, shapes: Shapes) -> list[str]:
-    """Return in words where keys contradict a signature."""
+    """Return the contradictions between keys and a signature, in words."""
     missing = [f"no key is {pattern}" for pattern in signature.present if _first(pattern, shapes) is None]
     extra = [_first(pattern, shapes) for pattern in signature.absent]
     return missing + [f"{key} is too many" for key in extra if key is not None]
@@ -127,10 +125,10 @@ def _first(pattern: str, shapes: Shapes) -> str | None:
 
 
 def _is_shuffled(shapes: Shapes) -> bool:
-    """Tell a BiSeNetV1 whose heads score each pixel from one whose heads score cells.
+    """Return whether the heads of a BiSeNetV1 score each pixel of a cell, for a pixel shuffle.
 
-    Cells at stride 16 have four times the pixels of those at stride 8, and their head as many more channels.
-    Without auxiliary heads: there are more channels than can be classes.
+    A cell at stride 16 has four times the pixels of one at stride 8, and its head four times the channels.
+    Without auxiliary heads, the main head has more channels than there can be classes.
     """
     heads = ("conv_out16", "conv_out32", "conv_out")
     fine, coarse, main = ((shapes.get(f"{head}.conv_out.weight") or (0,))[0] for head in heads)
@@ -138,7 +136,7 @@ def _is_shuffled(shapes: Shapes) -> bool:
 
 
 def _nearest(shapes: Shapes) -> str:
-    """Say why no generation fits, by that one that contradicts least."""
+    """Return why no generation fits, by the one with the fewest contradictions."""
     if not _first("cp.*", shapes) and not _first("detail.*", shapes):
         first = ", ".join(sorted({key.partition(".")[0] for key in shapes})[:5])
         return f"not a BiSeNet: neither cp.* nor detail.* is among the keys; they begin with {first[:200]}"

@@ -1,11 +1,11 @@
 """``python -m model.checkpoints.unpickle FILE OUT``: unpickle a checkpoint in a sandbox process.
 
-Reads FILE (what ``torch.save`` wrote, in today's or in the format before 2020) and writes the one state dict
-in it to OUT as safetensors. Exit 0, or 1 with one line on stderr. ``model.checkpoints.checkpoint`` starts it.
+Reads FILE (from ``torch.save``, in the format of today or of before 2020) and writes its one state dict to
+OUT as safetensors. Exit 0, or 1 with one line on stderr. ``model.checkpoints.checkpoint`` starts it.
 
-Four locks, each of which should suffice: torch's unpickler for weights alone builds nothing but tensors and
-plain containers; memory, time and the size of files are limited; tensors cannot be larger than the file that
-holds them; and nobody reads what this process says but as text, or what it writes but as safetensors.
+Four locks, each of which should suffice: torch's unpickler for weights builds only tensors and plain
+containers; memory, time and the size of files are limited; tensors cannot be larger than the file that holds
+them; and the output of this process is read only as text, its file only as safetensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BACKBONE_PARTS = {"detail", "segment", "bga"}
 
 
 def main() -> None:
-    """Convert what the command line names."""
+    """Convert the file that the command line names."""
     limit_resources()
     source, target = sys.argv[1:]
     try:
@@ -49,7 +49,7 @@ def _refuse(message: str) -> None:
 
 
 def limit_resources() -> None:
-    """Let this process have so much memory, time and disk from now on, and leave no core dump."""
+    """Limit memory, time and file size of this process from now on, and leave no core dump."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limits = {
         resource.RLIMIT_AS: pages * resource.getpagesize() + _MEMORY_BYTES,
@@ -67,8 +67,8 @@ def convert(source: Path, target: Path) -> None:
     """Write the state dict of a pickled checkpoint as safetensors.
 
     Raises:
-        ForeignCheckpointError: not what ``torch.save`` writes, or not with one state dict in it.
-        Exception: whatever else the unpickler meets.
+        ForeignCheckpointError: not a file of ``torch.save``, or not with one state dict in it.
+        Exception: any other error of the unpickler.
     """
     if is_archive(source):
         check_archive(source)
@@ -82,10 +82,10 @@ def convert(source: Path, target: Path) -> None:
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a file is an archive, as torch writes since 2020, not a plain pickle.
+    """Return whether a file is an archive, as torch writes since 2020, and not a plain pickle.
 
     Raises:
-        ForeignCheckpointError: it is neither by its first bytes.
+        ForeignCheckpointError: its first bytes are neither.
     """
     with path.open("rb") as file:
         magic = file.read(len(_ZIP_MAGIC))
@@ -95,11 +95,11 @@ def is_archive(path: Path) -> bool:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse archives that ``torch.save`` did not write: it compresses nothing and points nowhere.
+    """Refuse archives that ``torch.save`` did not write: it compresses no member.
 
     Raises:
         ForeignCheckpointError: a member is compressed, or its name leads out of the archive.
-        zipfile.BadZipFile: not an archive after all.
+        zipfile.BadZipFile: the file is no archive.
     """
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -114,9 +114,9 @@ def _check_member(member: zipfile.ZipInfo) -> None:
 
 
 def state_dict_of(saved: Any) -> Mapping[str, Tensor]:
-    """Return the one state dict that a checkpoint is, or holds beside epoch, optimizer and the like.
+    """Return the one state dict of a checkpoint: the checkpoint itself, or an entry beside others.
 
-    The published backbone of BiSeNetV2 comes in parts, which are joined.
+    The published backbone of BiSeNetV2 is in parts, which are joined.
 
     Raises:
         ForeignCheckpointError: there is none, or more than one.

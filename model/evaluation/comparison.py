@@ -1,4 +1,4 @@
-"""Two evaluations of the same pictures side by side: what differs, and whether it would on other pictures."""
+"""Two evaluations of the same pictures side by side: differences and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from model.evaluation.intervals import Interval, Intervals, paired_bootstrap
 
 @dataclass(frozen=True)
 class Difference:
-    """Second minus first.
+    """The scores of one class in both reports.
 
     Attributes:
-        name: of the class, or ``mIoU``.
-        first: IoU, 0..1; None where the class does not occur.
-        second: the same.
-        interval: of the difference, over pictures; both were scored on the same ones.
+        name: name of the class, or ``mIoU``.
+        first: IoU in the first report, 0..1; None where the class does not occur.
+        second: IoU in the second report.
+        interval: confidence interval of second minus first, over pictures.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Difference:
 
     @property
     def change(self) -> float | None:
-        """Second minus first; None where one of them has no score."""
+        """Second minus first; None where a score is missing."""
         return None if self.first is None or self.second is None else self.second - self.first
 
 
@@ -38,14 +38,14 @@ class Comparison:
     """Two reports on the same pictures: of two versions, engines, precisions or protocols.
 
     Raises:
-        EvaluationError: they are of other classes, or other pictures were scored.
+        EvaluationError: classes, pictures or the counting of absent classes differ.
     """
 
     first: EvaluationReport
     second: EvaluationReport
 
     def __post_init__(self) -> None:
-        """Refuse what is no pair."""
+        """Refuse reports that cannot be compared."""
         if self.first.palette.names != self.second.palette.names:
             raise EvaluationError("the two reports are of different classes")
         scored = [[image.index for image in report.images] for report in (self.first, self.second)]
@@ -65,13 +65,13 @@ class Comparison:
 
     @property
     def miou(self) -> Difference:
-        """Of the mean."""
+        """The difference of the means."""
         first, second = self.first.matrix.miou, self.second.matrix.miou
         return Difference("mIoU", first, second, self._intervals.miou)
 
     @property
     def classes(self) -> tuple[Difference, ...]:
-        """Of each class."""
+        """The difference of each class."""
         columns = (
             self.first.palette.names,
             self.first.matrix.iou,

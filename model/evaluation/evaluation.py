@@ -1,4 +1,4 @@
-"""An evaluation is the sum of its pictures: counts go in, a report comes out; who calls owns the loop.
+"""An evaluation is the sum of its pictures: counts go in, a report comes out.
 
 Axes: N pictures, K classes, H height, W width; 3 = pixels that hit, pixels of the truth, pixels of the guess.
 """
@@ -22,13 +22,13 @@ REPORT_SCHEMA = 1
 
 @dataclass(frozen=True, eq=False)
 class ScoredImage:
-    """What one picture adds: its confusion matrix without the zeros.
+    """The counts of one picture: its confusion matrix without the zeros.
 
     Attributes:
-        index: of the picture in its split, from 0.
-        name: how reports call it: its path below the root of the data set.
-        cells: int64, ascending; truth * K + guess of the pairs that occur.
-        pixels: int64; how many pixels each of ``cells`` has.
+        index: index of the picture in its split, from 0.
+        name: name of the picture in reports: its path below the root of the data set.
+        cells: int64, ascending; truth * K + guess of each pair that occurs.
+        pixels: int64; number of pixels of each pair.
     """
 
     index: int
@@ -43,14 +43,14 @@ class ScoredImage:
         """Count one picture.
 
         Args:
-            index: of the picture in its split.
-            name: how reports call it.
+            index: index of the picture in its split.
+            name: name of the picture in reports.
             truth_HW: class ids, uint8; pixels of the palette's ignore id are not scored.
             guess_HW: predicted class ids, uint8, same size.
-            palette: what the ids mean.
+            palette: classes and ignore id.
 
         Raises:
-            LabelRangeError: a scored pixel carries an id that is no class, or the sizes differ.
+            LabelRangeError: a scored pixel has an id that is no class, or the sizes differ.
         """
         matrix = confusion_matrix(
             truth_HW, guess_HW, num_classes=palette.num_classes, ignore_id=palette.ignore_id
@@ -60,7 +60,7 @@ class ScoredImage:
         return cls(index, name, cells.astype(np.int64), counts[cells])
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; ``from_json`` reads them."""
+        """Return JSON values for ``from_json``."""
         return {
             "index": self.index,
             "name": self.name,
@@ -70,15 +70,15 @@ class ScoredImage:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> ScoredImage:
-        """Read what ``to_json`` returned."""
+        """Build a picture's counts from the result of ``to_json``."""
         cells, pixels = (np.array(plain[key], np.int64) for key in ("cells", "pixels"))
         return cls(plain["index"], plain["name"], cells, pixels)
 
     def matrix(self, num_classes: int) -> ConfusionMatrix:
-        """Return the counts with their zeros.
+        """Return the counts as a matrix.
 
         Raises:
-            EvaluationError: a cell lies outside K x K, or fewer than one pixel is in it.
+            EvaluationError: a pair lies outside K x K, or has fewer than one pixel.
         """
         counts = np.zeros(num_classes * num_classes, np.int64)
         outside = self.cells.size and not 0 <= self.cells.min() <= self.cells.max() < counts.size
@@ -90,12 +90,12 @@ class ScoredImage:
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """A pair that was left out because a file of it is broken.
+    """A pair that was left out because one of its files is broken.
 
     Attributes:
-        index: of the picture in its split.
-        name: how reports call it.
-        reason: what is wrong, for people.
+        index: index of the picture in its split.
+        name: name of the picture in reports.
+        reason: the error, for people.
     """
 
     index: int
@@ -105,21 +105,21 @@ class SkippedImage:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """All that the numbers of a report depend on: equal contexts give equal numbers.
+    """The conditions of a report: equal conditions give equal numbers.
 
     Attributes:
         model: ``name@version``.
         weights: SHA-256 of the weights.
-        engine: that ran the network.
-        device: that it ran on.
-        processor: of the machine: equal precisions round differently on others.
-        precision: that it computed in.
+        engine: name of the engine.
+        device: device of the engine.
+        processor: processor of the machine; equal precisions round differently on others.
+        precision: precision of the engine.
         protocol: ``str`` of the protocol.
-        dataset: its name.
-        split: of the data set.
-        data_fingerprint: of classes and files; None when files were missing.
-        versions: of the libraries.
-        command: the command line, or who asked.
+        dataset: name of the data set.
+        split: name of the split.
+        data_fingerprint: fingerprint of classes and files; None when files were missing.
+        versions: versions of the libraries.
+        command: the command line, or ``evaluation job``.
         absent_as_zero: classes that occur nowhere count in the mean (``ConfusionMatrix``).
     """
 
@@ -139,11 +139,11 @@ class EvaluationContext:
 
 
 class Evaluator:
-    """Adds pictures up, in any order and from any number of workers.
+    """Sums the counts of pictures, in any order.
 
     Args:
         palette: the classes.
-        total: pictures of the split.
+        total: number of pictures in the split.
     """
 
     def __init__(self, palette: ClassPalette, *, total: int) -> None:
@@ -156,7 +156,7 @@ class Evaluator:
         """Add the counts of a picture, or note that it was left out.
 
         Raises:
-            EvaluationError: it is no picture of this split, or was added before.
+            EvaluationError: the index is outside the split, or was added before.
         """
         self._check_new(image.index)
         if isinstance(image, SkippedImage):
@@ -166,10 +166,10 @@ class Evaluator:
             self._images[image.index] = image
 
     def report(self, context: EvaluationContext) -> EvaluationReport:
-        """Sum up.
+        """Return the report.
 
         Raises:
-            EvaluationError: a picture of the split was neither added nor skipped, or all were skipped.
+            EvaluationError: a picture is missing, or all were left out.
         """
         missing = [i for i in range(self._total) if i not in self._images and i not in self._skipped]
         if missing:
@@ -192,12 +192,12 @@ class Evaluator:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationReport:
-    """How good a model is on one split; the same pictures give the same report, bit for bit.
+    """The scores of a model on one split; the same pictures give the same report, bit for bit.
 
     Attributes:
-        context: what the numbers depend on.
+        context: the conditions.
         palette: the classes.
-        images: in the order of the split.
+        images: counts of each picture, in the order of the split.
         skipped: pairs that were left out, in the order of the split.
     """
 
@@ -225,13 +225,13 @@ class EvaluationReport:
         return bootstrap(self.tallies_N3K, absent_as_zero=self.context.absent_as_zero)
 
     def worst(self, count: int) -> tuple[ScoredImage, ...]:
-        """Return the pictures with the lowest mIoU of their own, the worst first; unscored ones have none."""
+        """Return the pictures with the lowest mIoU, the worst first; only pictures with scored pixels."""
         scored = [(one.matrix(self.palette.num_classes).miou, one.index, one) for one in self.images]
         ranked = sorted((miou, index, one) for miou, index, one in scored if miou is not None)
         return tuple(one for _, _, one in ranked[:count])
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON values: no times, so equal evaluations give equal documents."""
+        """Return everything as JSON values, without times: equal evaluations give equal documents."""
         matrix, intervals = self.matrix, self.intervals
         return {
             "schema_version": REPORT_SCHEMA,

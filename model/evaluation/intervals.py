@@ -1,4 +1,4 @@
-"""How much a score depends on which pictures happened to be in the data set.
+"""Confidence intervals of scores over the choice of pictures.
 
 Axes: N pictures, K classes, B resamples; 3 = pixels that hit, pixels of the truth, pixels of the guess.
 """
@@ -23,27 +23,27 @@ _BLOCK = 64  # resamples at a time: their IoU of 255 classes is 130 kB
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a score lies with a probability of ``CONFIDENCE``."""
+    """The range of a score with a probability of ``CONFIDENCE``."""
 
     low: float
     high: float
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference is one that other pictures would show as well."""
+        """Whether other pictures would very likely show a difference of the same sign."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Of the mean and of each class; None where a score does not exist."""
+    """Intervals of the mean and of each class; None where there is no score."""
 
     miou: Interval | None
     iou: tuple[Interval | None, ...]
 
 
 def bootstrap(tallies_N3K: Int64Array, *, absent_as_zero: bool = False) -> Intervals:
-    """Find the confidence intervals of mIoU and IoU over pictures that are drawn again, with replacement.
+    """Return the confidence intervals of mIoU and IoU, by drawing the pictures again with replacement.
 
     Counts are integers below 2^53, so the same pictures give the same bits on every machine.
 
@@ -52,7 +52,7 @@ def bootstrap(tallies_N3K: Int64Array, *, absent_as_zero: bool = False) -> Inter
         absent_as_zero: add 1 to each union (``ConfusionMatrix``).
 
     Source:
-        The percentile method of Efron and Tibshirani (1993), over whole pictures because pixels of one
+        Percentile method of Efron and Tibshirani (1993), over whole pictures because the pixels of one
         picture are not independent.
     """
     return _intervals(np.concatenate(list(_resampled_iou(tallies_N3K, absent_as_zero=absent_as_zero))))
@@ -61,7 +61,7 @@ def bootstrap(tallies_N3K: Int64Array, *, absent_as_zero: bool = False) -> Inter
 def paired_bootstrap(
     first_N3K: Int64Array, second_N3K: Int64Array, *, absent_as_zero: bool = False
 ) -> Intervals:
-    """Find the confidence intervals of second - first; both are scored on the same drawn pictures.
+    """Return the confidence intervals of second - first, where both score the same drawn pictures.
 
     Args:
         first_N3K: int64, pixels of each picture: hits, truth and guess of each class.

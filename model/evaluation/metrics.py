@@ -1,4 +1,4 @@
-"""How good label maps are: one matrix of counts, and the scores that follow from it.
+"""Scores of label maps, from a confusion matrix.
 
 Axes: K classes, H height, W width; in counts_KK the row is the truth, the column the guess.
 """
@@ -15,18 +15,17 @@ from model.labels import IGNORE_ID, UInt8Array
 
 Int64Array = npt.NDArray[np.int64]
 Scores = tuple[float | None, ...]
-"""One score a class, 0..1; None: the class does not occur, so it has no score and counts in no mean."""
+"""One score a class, 0..1; None: the class does not occur and counts in no mean."""
 
 _IDS = 256
-# bincount takes int64 as it is and would copy anything else: pieces stay in the cache, in one place, and no
-# allocation is large enough for the system to take it back and fault it in again (1.3 instead of 0.4 ms for
-# 480x360 pixels).
+# bincount copies anything but int64. Pieces stay in the cache, and no allocation is large enough for the
+# system to take it back and fault it in again (480x360 pixels: 0.4 instead of 1.3 ms).
 _PIECE_PIXELS = 32_768
 
 
 @dataclass(frozen=True, eq=False)
 class ConfusionMatrix:
-    """How many pixels of each true class were given each class; parts merge by addition.
+    """Number of pixels of each true class that were given each class; matrices add up.
 
     Args:
         counts_KK: int64, pixels; row = truth, column = guess.
@@ -38,14 +37,14 @@ class ConfusionMatrix:
     absent_as_zero: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be counts: floats lose pixels from 2^24 (float32) on."""
+        """Refuse arrays that are no counts: float32 loses pixels above 2^24."""
         counts = self.counts_KK
         if counts.dtype != np.int64 or counts.ndim != 2 or counts.shape[0] != counts.shape[1]:  # noqa: PLR2004
             raise ValueError(f"counts must be int64 KxK, not {counts.dtype} {counts.shape}")
 
     @classmethod
     def zeros(cls, num_classes: int) -> ConfusionMatrix:
-        """Return the matrix of no pixels at all: the neutral element of addition."""
+        """Return the matrix of no pixels."""
         return cls(np.zeros((num_classes, num_classes), np.int64))
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
@@ -56,17 +55,17 @@ class ConfusionMatrix:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes."""
         return len(self.counts_KK)
 
     @property
     def hits_K(self) -> Int64Array:
-        """Pixels of each class that were given it: true positives."""
+        """True positives of each class, in pixels."""
         return self.counts_KK.diagonal()
 
     @property
     def truth_K(self) -> Int64Array:
-        """Scored pixels of each class."""
+        """Scored pixels whose truth is each class."""
         truth_K: Int64Array = self.counts_KK.sum(axis=1)
         return truth_K
 
@@ -93,7 +92,7 @@ class ConfusionMatrix:
 
     @property
     def precision(self) -> Scores:
-        """TP / (TP + FP) of each class, 0..1; None where it was never guessed."""
+        """TP / (TP + FP) of each class, 0..1; None where it is never predicted."""
         return _ratios(self.hits_K, self.guess_K)
 
     @property
@@ -140,7 +139,7 @@ class ConfusionMatrix:
 
     @property
     def classes_averaged(self) -> int:
-        """How many classes ``miou`` is the mean of: those that truth or guess has, or all of them."""
+        """Number of classes in the mean: those that truth or guess has, or all with ``absent_as_zero``."""
         return sum(value is not None for value in self.iou)
 
     @property
@@ -163,7 +162,7 @@ def _mean(scores: Scores) -> float | None:
 def confusion_matrix(
     truth_HW: UInt8Array, guess_HW: UInt8Array, *, num_classes: int, ignore_id: int = IGNORE_ID
 ) -> ConfusionMatrix:
-    """Count, for each true class, which classes its pixels were given.
+    """Count the pixels of each pair of true and predicted class.
 
     Args:
         truth_HW: annotated class ids, uint8; ``ignore_id`` pixels are not scored.
@@ -172,7 +171,7 @@ def confusion_matrix(
         ignore_id: the id of pixels without a class, outside [0, K).
 
     Raises:
-        LabelRangeError: arrays are not uint8 of one shape, or a scored pixel carries an id outside [0, K).
+        LabelRangeError: the arrays are not uint8 of one shape, or a scored pixel has an id outside [0, K).
     """
     if truth_HW.shape != guess_HW.shape or {truth_HW.dtype, guess_HW.dtype} != {np.dtype(np.uint8)}:
         raise LabelRangeError(
@@ -188,9 +187,9 @@ def confusion_matrix(
 
 
 def _pair_counts(rows: UInt8Array, columns: UInt8Array) -> Int64Array:
-    """Count all 256 x 256 pairs of bytes: no masks, and strangers fall into rows of their own.
+    """Count all 256 x 256 pairs of bytes; ids that are no classes have rows and columns of their own.
 
-    Rows count from the ignore id, which wraps 255 around to 0: then few bins suffice for all that occurs.
+    Rows start at the ignore id, which wraps 255 around to 0: fewer bins cover the pairs that occur.
     """
     counts = np.zeros(_IDS * _IDS, np.int64)
     short = np.empty(_PIECE_PIXELS, np.uint16)  # a quarter of the traffic of int64

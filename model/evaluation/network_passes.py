@@ -1,4 +1,4 @@
-"""Carrying a plan out: views of a picture go to the network in batches, and its scores become labels.
+"""Carries a plan out: views of a picture pass the network in batches, and their scores become labels.
 
 Axes: N views in a batch, K channels of the head, h w = H/stride W/stride, H height, W width,
 3 = red green blue.
@@ -27,17 +27,17 @@ Infer = Callable[[PixelArray], Float32Array]
 """images_NHW3 (RGB, uint8 or float32 of 0..255, sides multiples of 32) -> raw_NKhw, the head's raw output."""
 
 DEFAULT_BATCH_PIXELS = 2 << 20
-"""Of one batch: two chips of 1024x1024, or one picture of Cityscapes; more are no faster on a CPU."""
+"""Pixels of one batch: two chips of 1024x1024, or one Cityscapes picture; more are no faster on a CPU."""
 
 _MAX_VALUE = 255
 
 
 @dataclass(frozen=True, eq=False)
 class PlanScores:
-    """All that the network said of one picture; 64 times smaller than scores of full size.
+    """The raw output of the network for one picture, 64 times smaller than scores of full size.
 
     Attributes:
-        plan: that was carried out.
+        plan: the plan of the picture.
         raw: float32; for each pass raw_NKhw of its chips in order, each followed by its mirrored view if the
             plan flips.
     """
@@ -55,15 +55,15 @@ def segment(
     batch_pixels: int = DEFAULT_BATCH_PIXELS,
     executor: Executor | None = None,
 ) -> UInt8Array:
-    """Name the class of each pixel of a picture by a protocol.
+    """Return the labels of a picture by a protocol.
 
     Args:
         image_HW3: upright uint8 RGB of any size.
-        protocol: how.
-        infer: runs the network; called once for each batch, in order.
+        protocol: the protocol.
+        infer: runs the network; called once a batch, in order.
         manifest: of the network.
-        batch_pixels: the network gets as many views at once as have this many pixels together; at least one.
-        executor: its threads share the rows of what is done here; None: the calling thread does all.
+        batch_pixels: most pixels of a batch; one view is always a batch.
+        executor: its threads share the rows; None: the calling thread does everything.
 
     Returns:
         labels_HW, uint8, each in [0, K).
@@ -86,15 +86,15 @@ def score(
     batch_pixels: int = DEFAULT_BATCH_PIXELS,
     executor: Executor | None = None,
 ) -> PlanScores:
-    """Do the first half of ``segment``: everything that needs the network.
+    """Run the network: the first half of ``segment``.
 
     Args:
         image_HW3: upright uint8 RGB of the plan's size.
-        plan: what to do.
-        infer: as in ``segment``.
+        plan: the plan of the picture.
+        infer: runs the network; called once a batch, in order.
         manifest: of the network.
-        batch_pixels: as in ``segment``.
-        executor: as in ``segment``.
+        batch_pixels: most pixels of a batch; one view is always a batch.
+        executor: its threads share the rows; None: the calling thread does everything.
     """
     raw = []
     for one in plan.passes:
@@ -106,15 +106,16 @@ def score(
 
 
 def label(scores: PlanScores, manifest: ModelManifest, *, executor: Executor | None = None) -> UInt8Array:
-    """Do the second half of ``segment``: everything that does not need the network.
+    """Return labels_HW from the scores of one picture: the second half of ``segment``.
 
     Args:
-        scores: of one picture.
+        scores: scores of one picture.
         manifest: of the network.
-        executor: as in ``segment``.
+        executor: its threads share the rows; None: the calling thread does everything.
 
     Raises:
-        ModelOutputError: as in ``segment``.
+        ModelOutputError: a score is not finite, or the raw output does not have the shape that the manifest
+            implies.
     """
     plan = scores.plan
     upsample, stride = manifest.upsample, manifest.stride
@@ -132,10 +133,10 @@ def label(scores: PlanScores, manifest: ModelManifest, *, executor: Executor | N
 
 
 def warm_up(cache_folder: Path | None = None) -> None:
-    """Load or compile every kernel of an evaluation, those of ``model.decoding.decode`` included.
+    """Load or compile every kernel of an evaluation, those of decoding included.
 
     Args:
-        cache_folder: as in ``model.decoding.decode.warm_up``, instead of which this is called.
+        cache_folder: folder for compiled kernels, writable by its owner alone; None = beside their sources.
 
     Raises:
         RuntimeError: numba found no folder that it can write to.
@@ -151,12 +152,12 @@ def warm_up(cache_folder: Path | None = None) -> None:
 def _canvas(
     image_HW3: UInt8Array, start: ImageSize, one: Pass, mean: Rgb, executor: Executor | None
 ) -> PixelArray:
-    """Return the scaled picture on its canvas; uint8 where nothing was computed."""
+    """Return the scaled picture on its canvas; uint8 where it is not resized."""
     same = size_of(image_HW3) == start == one.scaled
     scaled_HW3 = image_HW3 if same else resized(image_HW3, one.scaled, executor, start=start)
     if one.canvas == one.scaled:
         return scaled_HW3
-    # What the published programs pad with is zero after normalisation: exactly the mean.
+    # The published programs pad with zeros after normalisation: the mean colour.
     canvas_HW3 = np.empty((one.canvas.height, one.canvas.width, 3), np.float32)
     canvas_HW3[:] = np.array(mean) * _MAX_VALUE
     bottom, right = one.top + one.scaled.height, one.left + one.scaled.width

@@ -1,8 +1,8 @@
-"""Evaluation protocols as plans: what is made of a picture, what a network sees, and how scores combine.
+"""Evaluation protocols as plans: sizes and chips of a picture, and how their scores combine.
 
-Nothing here computes anything but sizes. ``model.evaluation.network_passes`` carries a plan out.
+This module computes sizes only; ``model.evaluation.network_passes`` carries a plan out.
 
-| name  | scales      | flip | the network sees   | what is summed                                 |
+| name  | scales      | flip | the network sees   | sum over views, chips and scales               |
 | ----- | ----------- | ---- | ------------------ | ---------------------------------------------- |
 | ss    | 1           | no   | the whole picture  | softmax, at the labels' size                   |
 | ssc   | 1           | no   | chips of 1024x1024 | softmax, at the scaled size                    |
@@ -39,8 +39,8 @@ from model.errors import ProtocolError
 from model.pictures.preprocess import PAD_MULTIPLE, ImageSize
 
 Summand = Literal["softmax", "exp", "score"]
-"""What a chip adds to each class of a pixel: its softmax (and that of its mirrored view), exp of that sum, or
-the scores themselves."""
+"""The term that a chip adds to each class of a pixel: its softmax (and that of its mirrored view), exp of
+that sum, or the scores themselves."""
 
 DEFAULT_CROP = 1024
 
@@ -53,14 +53,14 @@ class Protocol:
     """One way to evaluate.
 
     Attributes:
-        name: how the command line, jobs and reports call it.
-        scales: of the picture; one pass each, all passes add up.
-        flip: every chip is seen mirrored, too.
+        name: name on the command line, in jobs and reports.
+        scales: scales of the picture; one pass each, all passes add up.
+        flip: the network also sees each chip mirrored.
         crop: side of the chips in pixels; None: the whole picture is one chip.
-        advance: from chip to chip, of ``crop``.
+        advance: distance from chip to chip, as a share of ``crop``.
         rounded: whole pictures are resized to sides that are multiples of 32.
-        filled: a picture smaller than a chip is laid into the middle of a canvas of the chip's size.
-        summand: what a chip adds.
+        filled: a picture smaller than a chip lies in the middle of a canvas of the chip's size.
+        summand: the term that a chip adds.
         short_side: length in pixels that the short side of each picture is first resized to; None: pictures
             stay as they are.
     """
@@ -186,9 +186,9 @@ class Chip:
     """A part of the canvas that the network sees at once.
 
     Attributes:
-        top: its first row.
-        left: its first column.
-        size: of the part; the network sees it padded right and bottom to multiples of 32.
+        top: first row.
+        left: first column.
+        size: size; the network sees it padded right and bottom to multiples of 32.
     """
 
     top: int
@@ -198,14 +198,14 @@ class Chip:
 
 @dataclass(frozen=True)
 class Pass:
-    """What is done at one scale.
+    """One scale of a plan.
 
     Attributes:
         scaled: the picture, of the plan's start size, is resized to this, bilinear with aligned corners.
-        canvas: then laid on this, on the mean colour.
-        top: where on the canvas its first row lies.
-        left: where on the canvas its first column lies.
-        chips: what the network sees; together they cover the canvas.
+        canvas: size of the canvas of the mean colour that it is laid on.
+        top: row of the canvas at which the picture begins.
+        left: column of the canvas at which the picture begins.
+        chips: parts that the network sees; together they cover the canvas.
     """
 
     scaled: ImageSize
@@ -217,19 +217,19 @@ class Pass:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is done to one picture.
+    """The plan for one picture.
 
-    Scores of a whole picture are resized to ``size`` before the softmax; what chips add is summed on their
-    pass's canvas, cut back to the scaled picture, and then resized to ``size``. Both are bilinear with
+    Scores of a whole picture are resized to ``size`` before the softmax. Terms of chips are summed on the
+    canvas of their pass, cut back to the scaled picture, and then resized to ``size``. Both are bilinear with
     aligned corners. The label of a pixel is the class of the highest sum over all passes.
 
     Attributes:
-        size: of the picture, and of its labels.
-        start: the picture is first resized to this, half-pixel bilinear; ``size``: it is not.
-        passes: one a scale.
-        flip: every chip is seen mirrored, too.
-        whole: each pass has one chip, which is the whole picture.
-        summand: what a chip adds.
+        size: size of the picture and of its labels.
+        start: the picture is first resized to this, half-pixel bilinear; equal to ``size``: it is not.
+        passes: one for each scale.
+        flip: the network also sees each chip mirrored.
+        whole: each pass has one chip, the whole picture.
+        summand: the term that a chip adds.
     """
 
     size: ImageSize
@@ -241,17 +241,17 @@ class Plan:
 
     @property
     def single(self) -> bool:
-        """Whether there is one map of scores, whose softmax would not change the order of classes."""
+        """Whether there is one map of scores: then the softmax does not change the order of classes."""
         return self.whole and not self.flip and len(self.passes) == 1
 
     @property
     def runs(self) -> int:
-        """How many pictures the network sees."""
+        """Number of views that the network sees."""
         return sum(len(one.chips) for one in self.passes) * (2 if self.flip else 1)
 
 
 def make_plan(protocol: Protocol, size: ImageSize) -> Plan:
-    """Say what a protocol does to a picture of this size."""
+    """Return the plan of a protocol for a picture of this size."""
     make_pass = _whole_pass if protocol.crop is None else _chip_pass
     start = _started(size, protocol.short_side)
     passes = tuple(make_pass(protocol, _scaled(start, scale)) for scale in protocol.scales)
@@ -293,6 +293,6 @@ def _chip_pass(protocol: Protocol, scaled: ImageSize) -> Pass:
 
 
 def _starts(side: int, chip: int, step: int) -> list[int]:
-    """Place chips along one axis; the last one is shifted back inside."""
+    """Return where chips begin along one axis; the last one is shifted back inside."""
     count = math.ceil((side - chip) / step) + 1
     return [min(index * step, side - chip) for index in range(count)]

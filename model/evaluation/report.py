@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else: no script, no file beside it, no network.
+"""An evaluation as one HTML page without scripts, other files or network.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -43,11 +43,11 @@ _MAX_FONT = 13
 
 @dataclass(frozen=True, eq=False)
 class ShownImage:
-    """A picture to look at.
+    """A picture of a report.
 
     Attributes:
-        name: how the report calls it.
-        miou: of this picture alone.
+        name: name in the report.
+        miou: mIoU of this picture alone.
         image_HW3: uint8 RGB.
         truth_HW: class ids or the ignore id.
         guess_HW: class ids.
@@ -63,12 +63,12 @@ class ShownImage:
 def render_html(
     report: EvaluationReport, shown: Sequence[ShownImage] = (), comparison: Comparison | None = None
 ) -> str:
-    """Write the page.
+    """Return the page.
 
     Args:
-        report: what it is about.
+        report: the evaluation.
         shown: pictures with truth and prediction, in the order of the page.
-        comparison: whose first is ``report``, to be shown beside it.
+        comparison: with another evaluation; its ``first`` is ``report``.
     """
     title = f"{report.context.model} on {report.context.dataset} {report.context.split}"
     sections = [

@@ -41,8 +41,8 @@ class Taps:
         """Blend the two neighbours of each position.
 
         Args:
-            positions_X: float32 of 0..side - 1/2; behind the last source position there is nothing new.
-            side: of the source.
+            positions_X: float32, 0..side - 1/2; positions behind the last source position take its value.
+            side: length of the source.
         """
         first_X = np.minimum(positions_X.astype(np.int64), side - 1)
         across_X = positions_X - first_X.astype(np.float32)
@@ -62,9 +62,9 @@ class Taps:
         return cls.at(axis_positions(source, target, target, target, aligned=aligned), source)
 
     def after(self, first: Taps) -> Taps:
-        """Return both in one: ``first`` makes what this one takes its taps from.
+        """Return this table after another one, as one table: ``first`` computes the source of this one.
 
-        As taps of neighbours overlap, this takes three where two after two would be four.
+        Taps of neighbours overlap, so two taps after two are often three, not four.
         """
         sources = first.sources_TX[:, self.sources_TX].astype(np.int64)
         weights = first.weights_TX[:, self.sources_TX].astype(np.float64) * self.weights_TX
@@ -85,12 +85,12 @@ class Taps:
         return Taps(self.sources_TX[:, ::-1].copy(), self.weights_TX[:, ::-1].copy())
 
     def shifted(self, offset: int) -> Taps:
-        """Return the same taps on a source where everything lies ``offset`` further behind."""
+        """Return the same taps on a source that begins ``offset`` positions earlier."""
         return Taps((self.sources_TX.astype(np.int64) + offset).astype(np.uint32), self.weights_TX)
 
     @property
     def span(self) -> tuple[int, int]:
-        """The source positions that are needed: [first, last)."""
+        """The source positions in use: [first, last)."""
         return int(self.sources_TX.min()), int(self.sources_TX.max()) + 1
 
 
@@ -121,7 +121,7 @@ def resized(
     columns = _resize_taps(source.width, start.width, size.width)
     resized_HW3 = np.empty((size.height, size.width, 3), np.float32)
     pixels_HW3 = np.ascontiguousarray(image_HW3).view()
-    pixels_HW3.setflags(write=False)  # one type for all callers
+    pixels_HW3.setflags(write=False)  # one type, so one compiled kernel
 
     def draw(first: int, last: int) -> None:
         band = rows.part(first, last)

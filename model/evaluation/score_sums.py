@@ -1,8 +1,8 @@
-"""Sums of softmax over views, chips and scales -> labels, without ever holding K full-size planes.
+"""Sums of softmax over views, chips and scales -> labels, without K planes of full size in memory.
 
-Raw scores are 64 times smaller than full-size ones, so all of a plan are kept, and everything that follows
-is done for one band of the picture's rows after the other: bands are independent, so threads share them.
-Where there is but one map of scores, nothing is added up, and few pixels need any arithmetic.
+Raw scores are 64 times smaller than full-size ones, so all of a plan are kept. The rest is computed band by
+band of the picture's rows; bands are independent, so threads share them. One map of scores needs no sum, and
+arithmetic for few of its pixels only.
 
 Axes: M views of a chip (as it is, mirrored), K classes, R C = the grid with one score per class and point,
 H W = the picture's own size, T taps, Y X = rows and columns that come out, P pixels of a strip.
@@ -69,21 +69,21 @@ def accumulate(
     stride: int,
     executor: Executor | None = None,
 ) -> UInt8Array:
-    """Name the class with the highest sum in each pixel.
+    """Return the class with the highest sum in each pixel.
 
     Args:
-        plan: that was carried out.
+        plan: the plan of the picture.
         raw: float32; for each pass raw_NKhw of its chips in order, each followed by its mirrored view if the
             plan flips.
-        upsample: what the manifest says about the head.
+        upsample: up-sampling of the head, from the manifest.
         stride: pixels of a padded chip per raw value along one side.
-        executor: its threads share the rows; not the one whose thread calls.
+        executor: its threads share the rows; must not be the executor of the calling thread.
 
     Returns:
         labels_HW of the plan's size, uint8, each in [0, K).
 
     Raises:
-        ModelOutputError: a score is not finite, or a raw output is not of the shape that the rest implies.
+        ModelOutputError: a score is not finite, or a raw output does not have the shape of its chips.
     """
     passes = [
         _pass_scores(plan, one, raw_NKhw, upsample=upsample, stride=stride)
@@ -107,7 +107,7 @@ def accumulate(
 
 @dataclass(frozen=True, eq=False)
 class _ChipScores:
-    """Scores, and where they count.
+    """The scores of a chip, and the pixels that they belong to.
 
     Attributes:
         grid_MKRC: float32.
@@ -129,8 +129,8 @@ class _PassScores:
     """The chips of one pass.
 
     Attributes:
-        chips: what they add up on is the canvas, or the picture itself where there is no ``canvas``.
-        mode: what they add.
+        chips: their terms add up on the canvas, or on the picture where ``canvas`` is None.
+        mode: the term that a chip adds.
         canvas: size of the canvas.
         rows: from canvas to picture.
         columns: from canvas to picture.
@@ -193,7 +193,7 @@ def _chip_scores(chip: Chip, grid_MKRC: Float32Array, *, aligned: bool) -> _Chip
 
 
 def _label_one_map(chip: _ChipScores, labels_HW: UInt8Array, executor: Executor | None) -> None:
-    """Name the highest class of each pixel where there is nothing to add up."""
+    """Write the highest class of each pixel of one map of scores."""
     grid_KRC = chip.grid_MKRC[0]
     winners_RC = np.empty(grid_KRC.shape[1:], np.uint8)
 
@@ -217,7 +217,7 @@ def _label_one_map(chip: _ChipScores, labels_HW: UInt8Array, executor: Executor 
 
 
 def _add_pass(one: _PassScores, first: int, last: int, sums_KHW: Float32Array) -> None:
-    """Add what a pass says of the picture's rows [first, last)."""
+    """Add the terms of a pass to the picture's rows [first, last)."""
     if one.canvas is None:
         _add_chip_rows(one.chips[0], first, one.mode, sums_KHW)
         return
@@ -231,7 +231,7 @@ def _add_pass(one: _PassScores, first: int, last: int, sums_KHW: Float32Array) -
 
 
 def _add_chip_rows(chip: _ChipScores, first: int, mode: int, sums_KYX: Float32Array) -> None:
-    """Add what a chip says of the target's rows [first, first + Y), as far as it covers them."""
+    """Add the terms of a chip to the target's rows [first, first + Y), as far as it covers them."""
     height = chip.rows.sources_TX.shape[1]
     begin, end = (min(max(row - chip.top, 0), height) for row in (first, first + sums_KYX.shape[1]))
     if begin == end:
@@ -305,10 +305,9 @@ def _draw_one_map(  # noqa: PLR0917 - kernels know no keywords
     column_weights_TX: Float32Array,
     labels_YX: UInt8Array,
 ) -> None:
-    """Name the highest class of each pixel, with arithmetic only where its grid points have several winners.
+    """Write the highest class of each pixel, with arithmetic only where its grid points differ.
 
-    Weights are never negative, so a class that wins at all points with weight wins in between
-    (``model.decoding.decode``).
+    Weights are never negative, so a class that is highest at all points with a weight is highest in between.
     """
     blended_KC = np.empty((grid_KRC.shape[0], grid_KRC.shape[2]), np.float32)
     winners_C = np.empty(grid_KRC.shape[2], np.uint8)

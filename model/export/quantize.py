@@ -1,4 +1,4 @@
-"""From an artifact to its int8 version: NNCF quantises the OpenVINO graph after training, without torch.
+"""Makes the int8 version of an artifact: NNCF quantises the OpenVINO graph, without torch.
 
 Axes: N images in a batch, K classes, H height, W width, h w = H/stride W/stride, 3 = red green blue.
 
@@ -59,7 +59,7 @@ _SERVED = find_protocol("ss-old")
 def measure(
     infer: Infer, manifest: ModelManifest, pictures: LabeledPictures, indices: Iterable[int]
 ) -> ConfusionMatrix:
-    """Score what a service would answer: pictures are prepared and scores decoded as it does that.
+    """Score the labels that a service would answer: it prepares pictures and decodes scores in the same way.
 
     Args:
         infer: runs the network.
@@ -84,22 +84,22 @@ def write_quantized(
     validation: LabeledPictures,
     max_miou_loss: float,
 ) -> Artifact:
-    """Write the int8 version of an artifact, all but ``manifest.json``, and prove it by the golden sample.
+    """Write the int8 version of an artifact without ``manifest.json``, and prove it by the golden sample.
 
-    Progress is told on stderr.
+    Progress goes to stderr.
 
     Args:
-        source: of a version in floating point.
-        folder: is created; must be empty if it exists.
-        version: of the source.
-        training: what activations take their ranges from; of more than ``MAX_CALIBRATION_PICTURES`` an even
+        source: artifact in floating point.
+        folder: created; must be empty if it exists.
+        version: version of the source.
+        training: pictures for the ranges of activations; of more than ``MAX_CALIBRATION_PICTURES`` an even
             sample.
-        validation: what the loss is measured on, by OpenVINO's defaults for this processor: who publishes the
-            version measures it on the engine that will serve it, too.
+        validation: pictures for the loss, which OpenVINO's defaults for this processor measure here;
+            ``Int8Gate`` measures it again on the engine that serves the version.
         max_miou_loss: layers stay in floating point until no more is lost, in points of 0..100.
 
     Returns:
-        What ``finish`` takes.
+        The argument of ``finish``.
 
     Raises:
         QuantizationError: the source is int8 already, or NNCF is not installed.
@@ -124,11 +124,11 @@ def write_quantized(
 
 
 def finish(quantized: Artifact, provenance: Mapping[str, Any]) -> Artifact:
-    """Write the manifest: from here on the folder is an artifact.
+    """Write the manifest, which makes the folder an artifact.
 
     Args:
-        quantized: what ``write_quantized`` returned.
-        provenance: how it was made and what it scores: plain JSON values.
+        quantized: result of ``write_quantized``.
+        provenance: how the version was made, and its scores: JSON values.
 
     Raises:
         ManifestError: JSON cannot hold the provenance.
@@ -139,7 +139,7 @@ def finish(quantized: Artifact, provenance: Mapping[str, Any]) -> Artifact:
 
 
 def load_nncf() -> Any:
-    """Import NNCF and see to it that it reports nothing to anybody, and little to the user.
+    """Import NNCF without its telemetry and with errors only in its log.
 
     Raises:
         QuantizationError: it is not installed.
@@ -172,7 +172,7 @@ def _quantized_graph(
 
 @dataclasses.dataclass(frozen=True)
 class _UntilStopped:
-    """Pictures that can no longer be read when whoever waits for the result was interrupted."""
+    """Pictures that cannot be read after the caller was interrupted."""
 
     pictures: LabeledPictures
     stop: threading.Event
@@ -182,7 +182,7 @@ class _UntilStopped:
 
     def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         if self.stop.is_set():
-            raise InterruptedError("nobody waits for the int8 graph")
+            raise InterruptedError("the caller was interrupted")
         return self.pictures[index]
 
 

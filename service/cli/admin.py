@@ -1,4 +1,4 @@
-"""The admin frontend of a running service, as the commands call it."""
+"""A client of the admin frontend, for the commands."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _ERRORS = 400
 
 
 class AdminError(Exception):
-    """The service refused, or cannot be reached; the message is for people."""
+    """The service refused a request or does not answer; the message is for people."""
 
 
 class AdminClient:
-    """Sends JSON to the admin frontend of a service, and reads it.
+    """Sends requests to the admin frontend of a service and reads its JSON answers.
 
     Args:
         url: of the frontend.
-        token_file: holds its token.
+        token_file: holds the admin token.
 
     Raises:
-        AdminError: the URL is none, or the file cannot be read.
+        AdminError: the URL is malformed, or the file cannot be read.
     """
 
     def __init__(self, url: str, token_file: Path) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise AdminError(f"not a URL of a service: {url!r}")
+            raise AdminError(f"not http://HOST:PORT or https://HOST:PORT: {url!r}")
         self._url = url
         self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._netloc = parts.netloc
@@ -42,10 +42,16 @@ class AdminClient:
     def call(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
     ) -> dict[str, Any]:
-        """Return what the service answers.
+        """Send a request and return the document of the answer.
+
+        Args:
+            method: of HTTP.
+            path: of the resource.
+            body: sent as JSON; None = no body.
+            headers: beside ``Authorization``.
 
         Raises:
-            AdminError: it answers with an error, or not at all.
+            AdminError: the service answers with an error, or not at all.
         """
         connection = self._kind(self._netloc, timeout=_TIMEOUT_S)
         try:
@@ -61,15 +67,15 @@ class AdminClient:
             raise AdminError(f"{self._url} does not answer: {error}") from error
         finally:
             connection.close()
-        return self._understood(status, content)
+        return self._document(status, content)
 
-    def _understood(self, status: int, content: bytes) -> dict[str, Any]:
+    def _document(self, status: int, content: bytes) -> dict[str, Any]:
         try:
             document = json.loads(content)
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise AdminError(f"{self._url} answers {status}, and is no BiSeNet service")
+            raise AdminError(f"{self._url} answers {status} without a JSON object: it is no BiSeNet service")
         if status >= _ERRORS:
             raise AdminError(f"{document.get('code')}: {document.get('detail')}")
         return document

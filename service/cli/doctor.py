@@ -1,4 +1,4 @@
-"""``bisenet doctor``: what this machine can run, and why not the rest."""
+"""``bisenet doctor``: the engines that this machine can run, and why it cannot run the others."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from service.registry import open_registry
 from service.settings import Settings
 
 _EXTRAS = {"tensorrt": ("torch_tensorrt", "gpu"), "torch": ("torch", "torch")}
-"""What an engine imports that is no part of the base, and the extra that installs it."""
+"""Module that an engine needs beyond the base installation, and the extra that installs it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: of the thing.
+        name: of the engine or the requirement.
         ok: whether it can be used.
-        detail: how, or why not.
+        detail: how it is used, or why it cannot be used.
     """
 
     name: str
@@ -48,14 +48,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was looked at; as a string for people.
+    """The results of all checks.
 
     Attributes:
-        machine: that this runs on.
-        engines: each engine that there is.
-        checks: all that serving needs.
-        choice: what was timed before the model's engine was chosen, the chosen one first; empty if the
-            settings decide.
+        machine: on which they ran.
+        engines: every engine.
+        checks: every requirement of serving.
+        choice: engines of the model that were timed, the chosen one first; empty if the settings decide.
     """
 
     machine: Machine
@@ -65,13 +64,13 @@ class Diagnosis:
 
     @property
     def can_serve(self) -> bool:
-        """Whether all that serving needs is in order; an engine that cannot run matters to its model only."""
+        """Whether every requirement is met; one engine that can run is enough."""
         return all(finding.ok for finding in self.checks)
 
     def __str__(self) -> str:
-        """Return one line a finding."""
+        """Return one line for each result."""
         machine = self.machine
-        flags = ", ".join(machine.vector_flags) or "no vector extensions that matter"
+        flags = ", ".join(machine.vector_flags) or "no vector extensions for networks"
         lines = [
             f"{machine.processor}, {machine.cores} cores ({flags}), {machine.system}",
             ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
@@ -85,7 +84,7 @@ def doctor(
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
 ) -> None:
-    """Say what this machine can run and, for each engine that it cannot, why; exit 1 if it cannot serve.
+    """Say which engines this machine can run, and why it cannot run the others; exit 1 if it cannot serve.
 
     Examples:
         bisenet doctor
@@ -99,7 +98,7 @@ def doctor(
 
 
 def examine(settings: Settings) -> Diagnosis:
-    """Look at everything that serving under these settings needs."""
+    """Check everything that serving needs under these settings."""
     names = dict.fromkeys([*ENGINES, *_plug_ins(settings)])
     engines = [_advised(_finding(name, partial(_precisions, name))) for name in names]
     checks = {"cache folder": _cache_folder, "registry": _registry}
@@ -113,15 +112,15 @@ def _plug_ins(settings: Settings) -> list[str]:
     return [] if name == "auto" else [name]
 
 
-def _finding(name: str, look: Callable[[], str]) -> Finding:
+def _finding(name: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(name, ok=True, detail=look())
+        return Finding(name, ok=True, detail=check())
     except (EngineUnavailableError, ModelError) as error:
         return Finding(name, ok=False, detail=str(error))
 
 
 def _advised(engine: Finding) -> Finding:
-    """Say what installs an engine, where a package is all that it may lack."""
+    """Name the extra that installs an engine, where only a package may be missing."""
     if engine.ok or (engine.name == "tensorrt" and not has_gpu()):
         return engine
     module, extra = _EXTRAS.get(engine.name, ("", ""))
@@ -131,10 +130,10 @@ def _advised(engine: Finding) -> Finding:
 
 
 def _precisions(name: str) -> str:
-    """Return what an engine computes in, on each device that it can use.
+    """Return the precisions of an engine on each device that it can use.
 
     Raises:
-        EngineUnavailableError: it can use none; the message says why.
+        EngineUnavailableError: it can use no device; the message says why.
     """
     if name == "tensorrt" and not has_gpu():
         raise EngineUnavailableError(NO_GPU)

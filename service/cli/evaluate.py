@@ -1,4 +1,4 @@
-"""``bisenet evaluate``: a number that can be trusted, and what stands behind it."""
+"""``bisenet evaluate``: scores of a model on labelled pictures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.errors import ProtocolError
@@ -22,6 +19,7 @@ from model.evaluation.comparison import Comparison
 from model.evaluation.evaluation import EvaluationReport
 from model.evaluation.protocols import PROTOCOLS, Protocol, as_published, find_protocol
 from model.evaluation.report import ShownImage, render_html
+from model.progress import ProgressDisplay
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
 from service.cli.scoring import evaluate_split, open_evaluated_model, show_worst
 from service.settings import Settings
@@ -42,8 +40,8 @@ class _Evaluation:
 def evaluate(
     *,
     dataset: Annotated[str, typer.Option(metavar="D", help="A data-set TOML, or a preset with --root.")],
-    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the data set lies.")] = None,
-    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the data set.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
     protocol: Annotated[str, typer.Option(metavar="P", help=f"One of {', '.join(PROTOCOLS)}.")] = "ss",
     crop: Annotated[
         int | None,
@@ -72,18 +70,20 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="NAME, NAME:ALIAS or NAME@VERSION.")] = None,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="M2", help="Another model, or what is different: engine=torch,precision=f32"),
+        typer.Option(metavar="M2", help="Another model, or other options: engine=torch,precision=f32"),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, openvino, tensorrt or torch.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, f32, bf16, f16 or int8.")] = None,
-    registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
+    registry: Annotated[str | None, typer.Option(metavar="URL", help="Registry of the models.")] = None,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave broken pairs out, and say so, instead of failing.")
+        bool, typer.Option("--skip-broken", help="Leave broken pairs out and count them.")
     ] = False,
-    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report as JSON.")] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
+    ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Report as a page: DIR/index.html.")
+        Path | None, typer.Option(metavar="DIR", help="Write the report as a page, DIR/index.html.")
     ] = None,
 ) -> None:
     """Score a model on labelled pictures: mIoU and IoU of each class, with 95 % intervals over pictures.
@@ -108,7 +108,7 @@ def evaluate(
         bisenet evaluate --dataset camvid --root /data/camvid --precision bf16 --compare precision=f32
         bisenet evaluate --model city@3 --dataset city.toml --compare city@4
     """
-    how = _Protocol(dataset, protocol, crop, short_side, absent_as_zero=count_absent_as_zero)
+    how = _ProtocolChoice(dataset, protocol, crop, short_side, absent_as_zero=count_absent_as_zero)
     first: Choices = {"model": model, "engine": engine, "device": device, "precision": precision}
     second = None if compare is None else first | parse_compared(compare)
     with exit_on_errors():
@@ -131,7 +131,7 @@ def parse_compared(text: str) -> Choices:
     """Read ``--compare``: a model, or ``key=value`` pairs of model, engine, device and precision.
 
     Raises:
-        typer.BadParameter: another key, or one without a value.
+        typer.BadParameter: a key is unknown, or has no value.
     """
     if "=" not in text:
         return {"model": text}
@@ -144,8 +144,8 @@ def parse_compared(text: str) -> Choices:
     return choices
 
 
-class _Protocol:
-    """The options that say how to evaluate.
+class _ProtocolChoice:
+    """The protocol as the options describe it.
 
     Raises:
         typer.BadParameter: there is no such protocol, or it cannot have such chips.
@@ -181,12 +181,12 @@ def _settings(choices: Choices, registry: str | None) -> Settings:
 
 
 def _evaluate(
-    settings: Settings, pictures: LabeledImages, how: _Protocol, *, skip_broken: bool, show: int = 0
+    settings: Settings, pictures: LabeledImages, how: _ProtocolChoice, *, skip_broken: bool, show: int = 0
 ) -> _Evaluation:
     with open_evaluated_model(settings) as candidate:
         protocol = how.of(candidate.manifest.architecture)
         began_s = time.perf_counter()
-        with _progress(str(candidate.version), len(pictures)) as advance:
+        with ProgressDisplay().task(f"evaluating {candidate.version}", len(pictures)) as task:
             report = evaluate_split(
                 candidate,
                 pictures,
@@ -194,18 +194,10 @@ def _evaluate(
                 command=shlex.join(["bisenet", *sys.argv[1:]]),
                 absent_as_zero=how.absent_as_zero,
                 skip_broken=skip_broken,
-                advance=advance,
+                advance=task.advance,
             )
         seconds = time.perf_counter() - began_s
         return _Evaluation(report, show_worst(candidate, pictures, protocol, report, count=show), seconds)
-
-
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(name, total=total)
-        yield lambda: progress.advance(bar)
 
 
 def _write(path: Path | None, text: str) -> None:

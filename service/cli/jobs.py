@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Submit, list, show and cancel eval
 
 _PATH = "/admin/v1/evaluations"
 _FINAL = ("succeeded", "failed", "cancelled")
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 Server = Annotated[
     str | None,
@@ -31,10 +31,12 @@ TokenFile = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE.toml", help="Of the service: says its admin port and token file."),
+    typer.Option(
+        "--config", metavar="FILE.toml", help="Settings of the service: its admin port and token file."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 
 
 @app.command()
@@ -51,7 +53,7 @@ def submit(
         bool, typer.Option("--skip-broken", help="Leave broken pairs out and count them.")
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Return when the job has ended; 1 unless it succeeded.")
+        bool, typer.Option("--wait", help="Return when the job has ended; exit 1 unless it succeeded.")
     ] = False,
     server: Server = None,
     token_file: TokenFile = None,
@@ -74,7 +76,7 @@ def submit(
     with _service(server, token_file, config) as service:
         job = service.call("POST", _PATH, body, {} if key is None else {"Idempotency-Key": key})
         while wait and job["state"] not in _FINAL:
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
             job = service.call("GET", _path(job["id"]))
     _report(job, as_json=as_json)
     if wait and job["state"] != "succeeded":
@@ -110,7 +112,7 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a job: its state, or what came out.
+    """Show a job: its state and, at its end, its result.
 
     Examples:
         bisenet jobs show 8254c329a92850f6d539
@@ -128,7 +130,7 @@ def cancel(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel a job before its next step; one that has ended stays as it is.
+    """Cancel a job before its next step; a job that has ended does not change.
 
     Examples:
         bisenet jobs cancel 8254c329a92850f6d539
@@ -166,13 +168,13 @@ def _report(job: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _line(job: dict[str, Any]) -> str:
-    what = f"{job['id']}  {job['state']:<9}  {job['model']} on {job['dataset']} {job['split']}"
-    what = f"{what} by {job['protocol']}"
+    described = f"{job['model']} on {job['dataset']} {job['split']} by {job['protocol']}"
+    line = f"{job['id']}  {job['state']:<9}  {described}"
     if job["result"] is not None:
-        return f"{what}: mIoU {_percent(job['result']['miou'])} over {job['result']['images']} pictures"
+        return f"{line}: mIoU {_percent(job['result']['miou'])} over {job['result']['images']} pictures"
     if job["error"] is not None:
-        return f"{what}: {job['error']}"
-    return what if job["total"] is None else f"{what}: {job['done']} of {job['total']} pictures"
+        return f"{line}: {job['error']}"
+    return line if job["total"] is None else f"{line}: {job['done']} of {job['total']} pictures"
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""``bisenet models``: what a registry holds, how artifacts get into it, and where its aliases point."""
+"""``bisenet models``: list, show, publish, promote and delete the versions of a registry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from model.artifacts.aliases import Alias
 from model.artifacts.artifact import Artifact, read_artifact
 from model.artifacts.evaluation_records import Requirement
-from model.artifacts.manifest import ModelVersion
+from model.artifacts.manifest import RANDOM_WEIGHTS, ModelVersion
 from model.artifacts.openvino_graph import prove_graph
 from model.artifacts.registry import DEFAULT_ALIAS, ModelRegistry
 from model.errors import EvaluationError
@@ -29,10 +29,10 @@ app = typer.Typer(no_args_is_help=True, help="List, publish, import, promote, qu
 
 Reference = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION; the shipped model if left out."),
+    typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION. Default: the shipped model."),
 ]
 Version = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="One version of a model.")]
-AliasName = Annotated[str, typer.Option("--alias", help="Which alias; others are made as they are named.")]
+AliasName = Annotated[str, typer.Option("--alias", help="Name of the alias; a new one is created.")]
 RegistryUrl = Annotated[
     str | None,
     typer.Option(
@@ -61,7 +61,7 @@ def list_models(*, registry: RegistryUrl = None, as_json: AsJson = False) -> Non
 
 @app.command()
 def show(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJson = False) -> None:
-    """Say what a model is: architecture, classes, normalisation, where it came from.
+    """Show the architecture, classes and normalisation of a model, and what it was made from.
 
     Examples:
         bisenet models show
@@ -69,7 +69,9 @@ def show(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJs
     """
     with exit_on_errors():
         version, artifact = open_artifact(_settings(registry, model))
-        described = _identity(version) | {"folder": str(artifact.folder)} | _manifest(artifact)
+        described = (
+            _identity(version) | {"folder": str(artifact.folder)} | _origin(artifact) | _manifest(artifact)
+        )
     if as_json:
         _print_json(described)
     else:
@@ -82,7 +84,7 @@ def publish(
         Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="A complete artifact.")
     ],
     name: Annotated[str, typer.Option(help="Name of the model: a-z, 0-9, '.', '_' and '-'.")],
-    version: Annotated[int | None, typer.Option(min=1, help="Its number; the next one if left out.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Version number. Default: the next one.")] = None,
     *,
     registry: RegistryUrl = None,
     as_json: AsJson = False,
@@ -132,8 +134,8 @@ def promote(
         list[str] | None,
         typer.Option(
             metavar="dataset=D,protocol=P,min=0..1[,split=S][,precision=X][,skipped=N]",
-            help="Refuse unless the newest such evaluation job found at least this, leaving at most N (0) "
-            "broken pictures out; may be repeated.",
+            help="Refuse unless the newest such evaluation job has at least this mIoU and left out at most N "
+            "(default 0) broken pictures; repeatable.",
         ),
     ] = None,
     registry: RegistryUrl = None,
@@ -247,6 +249,12 @@ def _report_move(name: str, alias: str, moved: Alias, *, as_json: bool) -> None:
 
 def _identity(version: ModelVersion) -> dict[str, Any]:
     return {"name": version.name, "version": version.number}
+
+
+def _origin(artifact: Artifact) -> dict[str, Any]:
+    """Return the model or file whose weights the training began with; nothing for random weights."""
+    started_from = artifact.manifest.provenance.get("started_from", RANDOM_WEIGHTS)
+    return {} if started_from == RANDOM_WEIGHTS else {"finetuned_from": started_from}
 
 
 def _manifest(artifact: Artifact) -> dict[str, Any]:

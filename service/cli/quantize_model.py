@@ -1,4 +1,4 @@
-"""``bisenet models quantize``: a model as an int8 version of itself, behind an accuracy gate."""
+"""``bisenet models quantize``: an int8 version of a model, behind an accuracy gate."""
 
 from __future__ import annotations
 
@@ -28,27 +28,29 @@ from service.registry import open_registry
 def quantize_model(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION; else the shipped one."),
+        typer.Argument(metavar="MODEL", help="NAME, NAME:ALIAS or NAME@VERSION. Default: the shipped one."),
     ] = None,
     *,
     dataset: Annotated[str, typer.Option(metavar="D", help="A data-set TOML, or a preset with --root.")],
-    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the data set lies.")] = None,
-    calibrate_on: Annotated[str, typer.Option(metavar="SPLIT", help="What ranges are taken from.")] = "train",
-    validate_on: Annotated[str, typer.Option(metavar="SPLIT", help="What the loss is measured on.")] = "val",
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the data set.")] = None,
+    calibrate_on: Annotated[
+        str, typer.Option(metavar="SPLIT", help="Split for activation ranges.")
+    ] = "train",
+    validate_on: Annotated[str, typer.Option(metavar="SPLIT", help="Split to measure the loss on.")] = "val",
     max_miou_loss: Annotated[
-        float, typer.Option(min=0, max=100, help="Points of mIoU that may be lost, of 100.")
+        float, typer.Option(min=0, max=100, help="Largest loss of mIoU, in points of 100.")
     ] = DEFAULT_MAX_MIOU_LOSS,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write the artifact here, and publish nothing."),
+        typer.Option(metavar="FOLDER", help="Write the artifact here instead of publishing it."),
     ] = None,
-    registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
+    registry: Annotated[str | None, typer.Option(metavar="URL", help="Registry of the models.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report on stdout as JSON.")] = False,
 ) -> None:
-    """Make an int8 version of a model and publish it; one that loses too much accuracy is refused.
+    """Make an int8 version of a model and publish it; a version that loses too much accuracy is refused.
 
     Unless NAME has an alias production, NAME alone then means the new version where the processor has
-    instructions for int8, and its original elsewhere; NAME@VERSION and aliases mean what they meant.
+    instructions for int8, and its original elsewhere. NAME@VERSION and aliases keep their meaning.
 
     Examples:
         bisenet models quantize city --dataset city.toml

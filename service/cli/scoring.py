@@ -29,9 +29,9 @@ class EvaluatedModel:
     """A model on its engines, ready to be scored.
 
     Attributes:
-        version: of the model.
-        manifest: of the model.
-        engines: alike; each runs one picture at a time.
+        version: version of the model.
+        manifest: its manifest.
+        engines: equal engines; each runs one picture at a time.
     """
 
     version: ModelVersion
@@ -46,13 +46,13 @@ class EvaluatedModel:
 
 @contextmanager
 def open_evaluated_model(settings: Settings) -> Iterator[EvaluatedModel]:
-    """Build engines for the first model of the settings: on a CPU one of one thread for each core.
+    """Build engines for the first model of the settings: on a CPU one engine of one thread for each core.
 
-    Threads that share a picture wait for each other, and for whoever reads the next one: with an engine a
-    core nobody waits. On CamVid that is 1.2 times as many pictures a second (bf16, two cores).
+    Threads that share a picture wait for each other. With an engine a core CamVid has 1.2 times as many
+    pictures a second (bf16, two cores).
 
     Raises:
-        ModelError: the model is not there, or must not be used.
+        ModelError: there is no such model, or it is damaged.
         EngineUnavailableError: this machine cannot run the engine.
     """
     model = choose_model(settings)

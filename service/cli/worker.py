@@ -20,7 +20,9 @@ def worker(
         str | None,
         typer.Option(help="Name of this worker, kept over restarts. Default: host name and device."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="As of bisenet serve. Default: auto.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, openvino, tensorrt, torch or a Python module. Default: auto.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N. Default: auto.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, f32, bf16, f16 or int8. Default: auto.")
@@ -30,7 +32,7 @@ def worker(
 ) -> None:
     """Run evaluation jobs of the jobs database until SIGTERM or Ctrl-C, without frontends.
 
-    Any number of workers share a Postgres database; a file has one worker, or the service itself.
+    Any number of workers share a Postgres database. A file belongs to one worker, or to the service.
 
     Examples:
         bisenet worker --config bisenet.toml
@@ -48,7 +50,7 @@ def worker(
 
 
 def _run(settings: Settings) -> None:
-    # A wrong flag is told before the libraries are imported.
+    # A wrong flag is reported before the libraries are imported.
     from service.durable_jobs.errors import JobsUnavailableError  # noqa: PLC0415
     from service.jobs import run_jobs_worker  # noqa: PLC0415
 

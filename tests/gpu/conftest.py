@@ -1,14 +1,14 @@
-"""What the tests of a GPU share. Beside torch and Triton they need numba, Pillow, NumPy and safetensors.
+"""Fixtures for the tests on a GPU. Beside torch and Triton they need numba, Pillow, NumPy and safetensors.
 
     python -m pytest tests/gpu
 
-takes ``pytest.ini`` beside this file and neither plugins nor ``tests/conftest.py``.
+This command uses ``pytest.ini`` beside this file; it loads neither plugins nor ``tests/conftest.py``.
 """
 
 from __future__ import annotations
 
 import pytest
-from tiny_model import tiny_manifest, tiny_network
+from tiny_model import TINY_ARCHITECTURE, tiny_manifest, tiny_network
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelManifest
@@ -16,14 +16,20 @@ from model.networks.segmentation_network import SegmentationNetwork
 
 
 @pytest.fixture(scope="session")
-def network() -> SegmentationNetwork:
-    """Return the network of ``manifest``, on the CPU; whoever moves it takes a copy."""
-    return tiny_network()
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Return the name of the network's architecture; tests name others by indirect parametrisation."""
+    return str(getattr(request, "param", TINY_ARCHITECTURE))
 
 
 @pytest.fixture(scope="session")
-def manifest() -> ModelManifest:
-    return tiny_manifest()
+def network(architecture: str) -> SegmentationNetwork:
+    """Return the network of ``manifest`` on the CPU; a test that moves it to a GPU copies it first."""
+    return tiny_network(architecture)
+
+
+@pytest.fixture(scope="session")
+def manifest(architecture: str) -> ModelManifest:
+    return tiny_manifest(architecture)
 
 
 @pytest.fixture(scope="session")

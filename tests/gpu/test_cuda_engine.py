@@ -17,7 +17,7 @@ from model.artifacts.manifest import ModelManifest
 from model.decoding import decode
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
-from model.networks.segmentation_network import SegmentationNetwork
+from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.engine import DeviceMemoryError, EngineInfo, EngineOptions, Precision
 from service.engines import engine_builder
@@ -30,6 +30,7 @@ if not torch.cuda.is_available():
 from service.engines.cuda import CudaEngine
 
 Build = Callable[..., CudaEngine]
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, indirect=True)
 DEVICE = "cuda:0"
 SIZE = ImageSize(64, 96)
 
@@ -84,6 +85,7 @@ def labels_of(manifest: ModelManifest, engine: CudaEngine, picture: PreparedImag
     )
 
 
+@every_architecture
 @pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
 def test_it_agrees_with_the_reference_however_often_a_size_comes(
     build: Build, network: SegmentationNetwork, precision: Precision
@@ -96,6 +98,7 @@ def test_it_agrees_with_the_reference_however_often_a_size_comes(
         assert np.sqrt(np.mean((engine.infer(images_NHW3) - wanted) ** 2)) <= allowed
 
 
+@every_architecture
 def test_a_recorded_size_takes_every_batch_it_was_recorded_for(build: Build, manifest: ModelManifest) -> None:
     engine = build("f32")
     for count in (4, 4, 4, 3, 4):
@@ -104,6 +107,7 @@ def test_a_recorded_size_takes_every_batch_it_was_recorded_for(build: Build, man
             assert (labels_HW != labels_of(manifest, engine, picture)).mean() < 1e-3
 
 
+@every_architecture
 def test_batches_under_way_do_not_mix(build: Build) -> None:
     engine = build("f32")
     batches = [pictures(2, seed) for seed in range(6)]
@@ -184,6 +188,7 @@ def test_a_prepared_network_keeps_no_activations(network: SegmentationNetwork) -
     assert torch.cuda.memory_allocated() - before < 300e6
 
 
+@every_architecture
 @pytest.mark.soak
 def test_a_prepared_size_gives_what_others_give(build: Build) -> None:
     prepared, plain = build("f32", sizes=(SIZE,), max_batch=2), build("f32")
@@ -192,12 +197,14 @@ def test_a_prepared_size_gives_what_others_give(build: Build) -> None:
     assert np.abs(prepared.infer(images_NHW3) - wanted).max() <= 1e-3 * np.ptp(wanted)
 
 
+@every_architecture
 @pytest.mark.soak
 def test_an_artifact_becomes_an_engine(tiny_artifact: Artifact, tmp_path: Path) -> None:
     options = EngineOptions(DEVICE, "f16", tmp_path, sizes=(SIZE,), max_batch=4)
     assert engine_builder("torch", DEVICE)(tiny_artifact, options).info.precision == "f16"
 
 
+@every_architecture
 @pytest.mark.soak
 def test_tensorrt_agrees_with_torch(tiny_artifact: Artifact, build: Build, tmp_path: Path) -> None:
     pytest.importorskip("torch_tensorrt", exc_type=Exception)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
+from job_site import write_dataset
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
-from service.core.errors import BusyError
+from service.core.errors import BusyError, InvalidArgumentError
 from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
 from service.core.models.scoreboard import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
@@ -28,7 +29,7 @@ from service.jobs import (
     worker_id,
 )
 from service.registry import open_registry
-from service.settings import Settings, load_settings
+from service.settings import Settings, SettingsError, load_settings
 from service.telemetry import Metrics
 
 RESULT = JobResult(0.25, {"a": 0.25}, 7, (), "d" * 64)
@@ -83,6 +84,62 @@ def test_without_jobs_nothing_is_opened(tmp_path: Path) -> None:
     with opened(configured(tmp_path, mode="off")) as jobs:
         assert jobs is None
     assert not (tmp_path / "state").exists()
+
+
+CLASSES = '[[classes]]\nname = "a"\ncolor = [0, 0, 0]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", r"datasets\.mine: mine\.toml: not TOML"),
+        (
+            f'name = "mine"\n{CLASSES}[splits]\nval = "val.csv"\nignore_id = 0\n',
+            "split 'ignore_id'; ignore_id belo",
+        ),
+        (
+            f'name = "mine"\n[splits]\nval = "val.csv"\n{CLASSES}colour = 3\n',
+            r"unknown keys in .*class.*: colour",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["embedded", "external"])
+def test_a_broken_data_set_file_is_refused_when_the_service_starts(
+    tmp_path: Path, mode: str, text: str, message: str
+) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    settings = configured(tmp_path, mode=mode).model_copy(
+        update={"datasets": {"mine": tmp_path / "mine.toml"}}
+    )
+    with pytest.raises(SettingsError, match=message), opened(settings):
+        pass
+
+
+def test_a_data_set_file_that_is_missing_may_be_on_the_machine_of_a_worker(tmp_path: Path) -> None:
+    missing = {"datasets": {"mine": tmp_path / "mine.toml"}}
+    with opened(configured(tmp_path, mode="external").model_copy(update=missing)) as jobs:
+        assert jobs is not None
+    with (
+        pytest.raises(SettingsError, match=r"datasets\.mine: mine\.toml: .*No such file"),
+        opened(configured(tmp_path).model_copy(update=missing)),
+    ):
+        pass
+
+
+def test_a_job_on_a_data_set_that_broke_since_is_refused_when_it_is_submitted(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path / "registry")
+    registry.publish(write_pooling_artifact(tmp_path / "artifact").folder, "pool")
+    file = write_dataset(tmp_path / "noise", 1)
+    settings = configured(tmp_path, mode="external").model_copy(update={"datasets": {"noise": file}})
+    with opened(settings) as jobs:
+        assert jobs is not None
+        asked = {"model": "pool", "dataset": "noise", "protocol": "ss"}
+        with pytest.raises(InvalidArgumentError, match="noise has no split 'train', only val"):
+            jobs.submission.submit_evaluation(**asked, split="train")
+        file.write_text("colour = 3\n" + file.read_text())
+        with pytest.raises(InvalidArgumentError, match=r"noise\.toml: unknown keys: colour"):
+            jobs.submission.submit_evaluation(**asked, split="val")
+        assert jobs.submission.jobs.list_jobs() == ()
 
 
 def test_a_service_that_leaves_jobs_to_workers_does_not_keep_them_from_the_file(tmp_path: Path) -> None:

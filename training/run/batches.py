@@ -1,4 +1,4 @@
-"""The crops of each step: what ``sampling`` chooses, ``pictures`` holds and ``augment`` cuts, put together.
+"""The crops of each step: ``sampling`` chooses pictures, ``augment`` cuts crops from them.
 
 Axes: N crops in a part of a batch, H height, W width, 3 = red green blue.
 """
@@ -22,11 +22,11 @@ _STEPS_AHEAD = 3
 
 @dataclass(frozen=True, eq=False)
 class StepBatches:
-    """Cuts one process's parts of each batch: pure functions of (seed, step), whoever asks and when.
+    """Cuts the parts of each batch that belong to one process; all depends on seed and step alone.
 
     Args:
-        config: of the run.
-        data: on the device that trains.
+        config: configuration of the run.
+        data: pictures on the device that trains.
         ranks: the processes that share a batch.
     """
 
@@ -35,7 +35,7 @@ class StepBatches:
     ranks: Ranks
 
     def parts(self) -> Sequence[int]:
-        """Return the numbers of this process's parts of any batch."""
+        """Return the numbers of the parts that belong to this process, the same for each batch."""
         accumulate = self.config.schedule.accumulate
         return range(self.ranks.rank * accumulate, (self.ranks.rank + 1) * accumulate)
 
@@ -45,7 +45,7 @@ class StepBatches:
         Returns:
             images_NHW3: uint8 RGB.
             labels_NHW: uint8 class ids or the ignore id.
-            waited_s: how long the pictures let this process wait.
+            waited_s: seconds that this process waited for pictures.
         """
         config = self.config
         where = self._places(part)
@@ -69,17 +69,17 @@ class StepBatches:
         return images_NHW3, labels_NHW, waited_s
 
     def expect(self, step: int, total_steps: int) -> None:
-        """Let the pictures of the steps after this one be decoded meanwhile."""
+        """Begin to decode the pictures of the next steps."""
         for ahead in range(step + 1, min(step + 1 + _STEPS_AHEAD, total_steps)):
             for part in self.parts():
                 self.data.train.prefetch(self.indices(ahead)[self._places(part)])
 
     def names(self, step: int) -> list[str]:
-        """Return the pictures of a step's whole batch."""
+        """Return the names of the pictures in the whole batch of a step."""
         return [self.data.train.names[index] for index in self.indices(step)]
 
     def indices(self, step: int) -> list[int]:
-        """Return the indices of a step's whole batch."""
+        """Return the indices of the pictures in the whole batch of a step."""
         return batch_indices(
             self.config.seed,
             step,

@@ -26,9 +26,9 @@ _PIECE_BYTES = 1 << 20
 class CheckpointFolder:
     """The checkpoints of one run.
 
-    A checkpoint is a file of its own, ``last-00001200.pt``, with its SHA-256 beside it. The digest lies there
-    before the file gets its name and older files go only afterwards: at any moment there is a complete one.
-    Where a file is written again, its digest is first joined by the new one, so that either file is whole.
+    A checkpoint is one file, ``last-00001200.pt``, with its SHA-256 beside it. The digest is written before
+    the file gets its name, and older files are removed afterwards: at any moment one complete checkpoint
+    exists. Where a file is written again, the digest file holds both digests until the new file is in place.
 
     Args:
         folder: created when missing.
@@ -50,15 +50,15 @@ class CheckpointFolder:
         return not self._paths("last") and not self._paths("best")
 
     def save(self, kind: CheckpointKind, step: int, state: dict[str, Any]) -> Path:
-        """Write a checkpoint, then remove the older ones of its kind; all that are ``kept`` stay.
+        """Write a checkpoint, then remove older ones of its kind; checkpoints of kind ``kept`` all stay.
 
         Args:
             kind: ``last``, ``best`` or ``kept``.
             step: finished steps.
-            state: tensors and plain values only, so that it loads without unpickling objects.
+            state: tensors and plain values; other objects would have to be unpickled.
 
         Raises:
-            CheckpointError: the file system refused; older checkpoints are as they were.
+            CheckpointError: the file system refused; older checkpoints are unchanged.
         """
         path = self.folder / _NAME.format(kind=kind, step=step)
         try:
@@ -79,7 +79,7 @@ class CheckpointFolder:
         """Read the newest checkpoint of a kind; None when there is none.
 
         Raises:
-            CheckpointError: the file is not the one that was written.
+            CheckpointError: the file is damaged or cannot be read.
         """
         paths = self._paths(kind)
         if not paths:
@@ -117,7 +117,7 @@ class CheckpointFolder:
                 _digest_path(old).unlink(missing_ok=True)
 
     def _remove_unfinished(self) -> None:
-        """Remove what a killed run, or this one, did not finish writing."""
+        """Remove files that this run or a killed one did not finish."""
         for part in self.folder.glob("*" + _PART_SUFFIX):
             part.unlink(missing_ok=True)
 
@@ -146,7 +146,7 @@ def _sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Return when a file's bytes, or a folder's names, are on the disk.
+    """Wait until the bytes of a file, or the names in a folder, are on the disk.
 
     Raises:
         OSError: they cannot be written.

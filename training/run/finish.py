@@ -1,4 +1,4 @@
-"""The end of a run: its best average becomes an artifact and a report; and the pictures drawn on the way."""
+"""The end of a run: the best average becomes an artifact and a report; samples are drawn on the way."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SAMPLE_FOLDER = "samples"
 
 
 def finish(trainer: Trainer, origin: RunProvenance, out: Path) -> None:
-    """Publish what was best as ``OUT/artifact`` and tell of it in ``OUT/report``.
+    """Write the best network as ``OUT/artifact``, and its report as ``OUT/report``.
 
     Every process of the run calls this; the first one writes.
 
     Args:
         trainer: after its last step.
-        origin: what the run was made with.
+        origin: command, code version and first weights of the run.
         out: folder of the run.
 
     Raises:
@@ -62,11 +62,11 @@ def finish(trainer: Trainer, origin: RunProvenance, out: Path) -> None:
 
 
 def measure_costs(trainer: Trainer, origin: RunProvenance) -> Costs:
-    """Measure on a few pictures what a validation takes, and write an artifact to see what that takes.
+    """Measure the duration of a validation on a few pictures, and of an export by making one.
 
     Args:
         trainer: before its first step.
-        origin: of the run.
+        origin: command, code version and first weights of the run.
 
     Raises:
         model.errors.ArtifactError: the artifact does not reproduce the network, or cannot be written.
@@ -95,9 +95,13 @@ def measure_costs(trainer: Trainer, origin: RunProvenance) -> Costs:
 
 
 def draw_samples(trainer: Trainer, out: Path, step: int, network: SegmentationNetwork) -> None:
-    """Draw what the network makes of the fixed validation pictures, as a PNG and on the board.
+    """Draw the labels of the fixed validation pictures, as a PNG and on the board.
 
-    A picture that cannot be written is told of, and missing.
+    Args:
+        trainer: of the run.
+        out: folder of the run.
+        step: finished steps, in the name of the file.
+        network: that labels the pictures.
     """
     if not trainer.ranks.is_first:
         return
@@ -127,9 +131,9 @@ def _best(trainer: Trainer) -> Validated:
 
 
 def _all_images(trainer: Trainer, scores: Scores) -> list[ScoredImage]:
-    said = json.dumps([image.to_json() for image in scores.images])
-    heard = trainer.ranks.texts(said, trainer.data.device)
-    return [ScoredImage.from_json(one) for text in heard for one in json.loads(text)]
+    own = json.dumps([image.to_json() for image in scores.images])
+    texts = trainer.ranks.texts(own, trainer.data.device)
+    return [ScoredImage.from_json(one) for text in texts for one in json.loads(text)]
 
 
 def _published(
@@ -138,7 +142,7 @@ def _published(
     artifact = publish(folder, network, manifest)
     if artifact.manifest.precision != manifest.precision:
         trainer.log.say(
-            f"weights are kept in f32: rounded to {manifest.precision} they compute something else"
+            f"the artifact has f32 weights: rounded to {manifest.precision} they compute something else"
         )
     trainer.log.write("artifact", f"artifact: {folder}", folder=str(folder))
     return artifact

@@ -1,4 +1,4 @@
-"""What a run reports while it runs: lines and bars, ``log.jsonl``, curves in TensorBoard."""
+"""Reports of a running training: lines and bars, ``log.jsonl``, curves in TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NONE_YET = -1
 
 
 class RateMeter:
-    """Measures the rate of the steps since it was last restarted; what happens between them does not count.
+    """Measures the rate of the steps since its last restart; the time between steps does not count.
 
-    The first step of all counts only until there is a second one: it compiles, and fills caches.
+    The very first step counts only until there is a second one: it compiles, and fills caches.
 
     Args:
         batch_size: crops a step.
@@ -36,7 +36,7 @@ class RateMeter:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new mean; until there is a step in it, the last one counts."""
+        """Begin a new mean; until it has a step, the mean before it counts."""
         self._steps = 0
         self._spent_s = 0.0
         self._waited_s = 0.0
@@ -45,7 +45,7 @@ class RateMeter:
         """Add one step.
 
         Args:
-            step_s: seconds that it took.
+            step_s: its duration in seconds.
             waited_s: seconds of these in which it waited for pictures.
         """
         if self._counted == 1:
@@ -58,7 +58,7 @@ class RateMeter:
 
     @property
     def is_settled(self) -> bool:
-        """Whether there were steps beside the first of all."""
+        """Whether there was a step after the very first one."""
         return self._counted > 1
 
     @property
@@ -68,7 +68,7 @@ class RateMeter:
 
     @property
     def images_per_s(self) -> float:
-        """Crops learned from, a second; 0 before the first step."""
+        """Crops a second; 0 before the first step."""
         return self._batch_size / self.step_s if self.step_s else 0.0
 
     @property
@@ -78,7 +78,7 @@ class RateMeter:
 
 
 class LossMeter:
-    """Adds up losses where they are; the host waits for a GPU only when it asks.
+    """Adds up losses on their device; the host waits for a GPU only in ``mean`` and ``first_bad_step``.
 
     Args:
         device: of the losses.
@@ -103,7 +103,7 @@ class LossMeter:
         return mean
 
     def first_bad_step(self) -> int | None:
-        """Return the first step whose loss was no number. Waits for the device."""
+        """Return the first step whose loss was NaN or infinite, or None. Waits for the device."""
         found = int(self._first_bad.item())
         return None if found == _NONE_YET else found
 
@@ -126,7 +126,7 @@ class TensorBoardWriter:
         self._writer: Any = SummaryWriter(folder)
 
     def add(self, event: str, values: dict[str, Any]) -> None:
-        """Draw the numbers of an event over its step, one level of names deep."""
+        """Draw the numbers of an event over its step; a dict of numbers is one curve a key."""
         step = values.get("step")
         for name, value in values.items():
             inner = value.items() if isinstance(value, dict) else [("", value)]
@@ -135,7 +135,7 @@ class TensorBoardWriter:
                     self._writer.add_scalar("/".join(filter(None, (event, name, key))), number, step)
 
     def forget_after(self, step: int) -> None:
-        """Let what a killed run drew of later steps be drawn again, not twice."""
+        """Remove the points of later steps, which a resumed run draws again."""
         self._writer.close()
         self._writer = self._open(self._folder, purge_step=step + 1)
 
@@ -144,7 +144,7 @@ class TensorBoardWriter:
         self._writer.add_image(name, image_HW3, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write the buffered events."""
         self._writer.close()
 
 
@@ -187,8 +187,8 @@ class RunLog:
         """Record an event.
 
         Args:
-            event: a fixed word: what ``log.jsonl`` is filtered by.
-            line: the same for people.
+            event: a fixed word, to filter ``log.jsonl`` by.
+            line: the text for people.
             values: plain JSON values.
 
         Raises:
@@ -209,7 +209,7 @@ class RunLog:
         self.say(line)
 
     def say(self, line: str) -> None:
-        """Tell people something that is no event."""
+        """Write a line for people that is no event."""
         self.display.say(line)
 
     def close(self) -> None:
@@ -219,7 +219,7 @@ class RunLog:
 
 
 def _ends_amid_a_line(path: Path) -> bool:
-    """Whether the process that wrote last died while it did."""
+    """Return whether the last line is incomplete: its process died while it wrote."""
     if not path.exists() or not path.stat().st_size:
         return False
     with path.open("rb") as file:

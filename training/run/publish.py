@@ -1,7 +1,7 @@
-"""A finished run becomes an artifact: the averaged weights, and everything that led to them.
+"""A finished run becomes an artifact: averaged weights, and a manifest that says how they were made.
 
-What is published was best: the average of the validation with the highest mIoU. Where the validated pictures
-are learned from, too, their scores tell nothing, and the average of the last step is published.
+The average with the highest validation mIoU is published. Where the validation pictures are also training
+pictures their scores mean nothing, and the average of the last step is published.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from model.artifacts.artifact import Artifact, read_artifact
-from model.artifacts.manifest import ModelManifest
+from model.artifacts.manifest import RANDOM_WEIGHTS, ModelManifest
 from model.errors import ArtifactError, GoldenMismatchError
 from model.evaluation.metrics import ConfusionMatrix
 from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork
@@ -37,12 +37,12 @@ _DIGEST_DIGITS = 12
 
 @dataclass(frozen=True)
 class RunProvenance:
-    """What a run was made with.
+    """Where a run comes from.
 
     Attributes:
-        command: what was typed.
+        command: the command line.
         code: ``code_version()`` when the run started.
-        started_from: the weights that it began with; empty = random ones.
+        started_from: ``name@version`` or file of its first weights; empty = random weights.
     """
 
     command: str
@@ -53,14 +53,14 @@ class RunProvenance:
 def build_manifest(
     config: TrainingConfig, data: TrainingData, *, origin: RunProvenance, steps: int, matrix: ConfusionMatrix
 ) -> ModelManifest:
-    """Describe the model that a run made, and all that a reader needs to repeat and to judge it.
+    """Return the manifest of the model of a run, with what is needed to repeat and to judge it.
 
     Args:
-        config: of the run.
-        data: that it learned from.
-        origin: what it was made with.
-        steps: that led to the published weights.
-        matrix: of these weights on the validation split.
+        config: configuration of the run.
+        data: its pictures.
+        origin: where the run comes from.
+        steps: number of steps that led to the weights.
+        matrix: counts of these weights on the validation split.
     """
     architecture = ARCHITECTURES[config.network.architecture]
     return ModelManifest(
@@ -78,7 +78,7 @@ def build_manifest(
             "command": origin.command,
             "code_version": origin.code,
             "config": plain(config),
-            "started_from": origin.started_from or "random weights",
+            "started_from": origin.started_from or RANDOM_WEIGHTS,
             "torch": torch.__version__,
             "data_fingerprint": data.fingerprint,
             "steps": steps,
@@ -88,15 +88,13 @@ def build_manifest(
 
 
 def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> Artifact:
-    """Write the artifact of a finished run and return it.
-
-    One that is there already is replaced when the new one is proven and on the disk.
+    """Write an artifact and return it; an older one in its place is replaced once the new one is proven.
 
     Args:
         folder: of the artifact; created.
         network: the averaged weights, on any device.
-        manifest: without file digests. Where its precision is ``f16`` and the graph so rounded computes
-            something else, the artifact is one of ``f32``.
+        manifest: without file digests. Where the precision is ``f16`` and the rounded graph fails the golden
+            sample, the artifact has ``f32`` weights.
 
     Raises:
         model.errors.ArtifactError: a file of the artifact does not reproduce the network, or cannot be
@@ -124,9 +122,7 @@ def publish(folder: Path, network: SegmentationNetwork, manifest: ModelManifest)
 
 
 def rehearse(network: SegmentationNetwork, manifest: ModelManifest) -> None:
-    """Write an artifact and throw it away: it takes as long as ``publish``.
-
-    Does nothing where OpenVINO is not installed.
+    """Write an artifact and delete it, which takes as long as ``publish``; nothing without OpenVINO.
 
     Args:
         network: of any weights, on any device.
@@ -141,7 +137,7 @@ def rehearse(network: SegmentationNetwork, manifest: ModelManifest) -> None:
 
 
 def _write(folder: Path, network: SegmentationNetwork, manifest: ModelManifest) -> None:
-    # OpenVINO is needed here only: a machine that merely trains does not have it.
+    # OpenVINO is needed here only: a machine that trains may lack it.
     from model.export.export import write_artifact  # noqa: PLC0415
 
     write_artifact(folder, network, manifest)
@@ -155,7 +151,7 @@ def _remove(folder: Path) -> None:
 
 
 def code_version() -> str:
-    """Return the package's version and a digest of the sources that train: they may be ahead of it."""
+    """Return the version of the package and a digest of its sources, which may be newer."""
     digest = hashlib.sha256()
     for package in ("model", "training"):
         for source in sorted(files(package).iterdir(), key=lambda entry: entry.name):

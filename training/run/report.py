@@ -1,7 +1,7 @@
-"""What a finished run leaves for people: a folder with the curves, the scores and the pictures behind them.
+"""The report of a finished run: a folder with curves, scores and pictures.
 
-``index.html`` tells how the run went, ``evaluation.html`` how good its model is, class by class; the numbers
-of both are in ``report.json``. No page needs a file beside it.
+``index.html`` shows the run, ``evaluation.html`` the scores of its model class by class; ``report.json`` has
+the numbers of both. Each page is one file.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -58,14 +58,14 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """Everything that the folder shows.
+    """The content of a report.
 
     Attributes:
-        name: of the run.
-        evaluation: of the averaged weights on the validation split, before they were rounded to be published.
+        name: name of the run.
+        evaluation: scores of the averaged weights on the validation split, before they were rounded.
         provenance: of the artifact.
-        events: of the run's log.
-        grids: title -> grid_HW3, uint8 RGB: picture, truth and guess side by side.
+        events: events of the log.
+        grids: title -> grid_HW3, uint8 RGB: picture, truth and prediction side by side.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Summary:
     grids: Mapping[str, UInt8Array]
 
     def write(self, folder: Path) -> Path:
-        """Write the folder; return its first page."""
+        """Write the folder; return the path of its first page."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REPORT_FILE).write_text(json.dumps(self.to_json(), indent=1), "utf-8")
         (folder / EVALUATION_FILE).write_text(render_html(self.evaluation), "utf-8")
@@ -92,7 +92,7 @@ class Summary:
         }
 
     def to_html(self) -> str:
-        """Return the first page."""
+        """Return the first page as HTML."""
         body = "".join(
             (
                 self._headline(),
@@ -118,7 +118,7 @@ class Summary:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read a run's log; a line that a killed process did not finish is left out."""
+    """Read the log of a run; an incomplete line of a killed process is left out."""
     events = []
     for line in path.read_text("utf-8").splitlines():
         try:
@@ -129,9 +129,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(events: Iterable[Mapping[str, Any]]) -> list[Curve]:
-    """Return the curves of a run; of a step that was taken twice, the later one counts.
+    """Return the curves of a run.
 
-    A run that was resumed behind its last report takes some steps again.
+    A resumed run may take some steps again; the later value counts.
     """
     values: dict[str, dict[int, float]] = {}
     for event in events:
@@ -149,7 +149,7 @@ _CURVES = {
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
+    """Return the versions of Python, torch and NumPy."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 

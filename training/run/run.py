@@ -31,16 +31,16 @@ CHECKPOINT_FOLDER = "checkpoints"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a user says about one start of a run, beside its configuration.
+    """Options of one start of a run, beside its configuration.
 
     Args:
         out: folder of the run: checkpoints, log, samples, artifact, report.
-        resume: go on where the folder's last checkpoint stands; without one, begin.
+        resume: continue from the last checkpoint of the folder; without a checkpoint, begin.
         max_minutes: choose the number of steps so that the run ends in this time; None = as configured.
-        finetune_from: a model or a file whose weights the run begins with; empty = random ones.
-        registry: where models are looked for; empty = only the shipped ones are known.
-        cache_folder: keeps what is known of data sets, and models of buckets; None = the run's own folder
-            keeps the former.
+        finetune_from: model or file with the first weights; empty = random weights.
+        registry: folder or URL of the models; empty = the shipped models only.
+        cache_folder: folder for facts about data sets, and for models from buckets; None = facts lie in the
+            run's own folder.
         command: the command line, for the provenance.
         started_s: when the command was started, by ``time.monotonic``; None = now.
     """
@@ -58,13 +58,13 @@ class RunOptions:
 def train(config: TrainingConfig, options: RunOptions) -> bool:
     """Train, and publish the best averaged weights as ``OUT/artifact`` when the last step is done.
 
-    SIGTERM and SIGINT end the run after the step in progress, or after a few more where processes must agree
-    on it; its state is saved. Main thread only. Under ``torchrun`` each process calls this; the first one
+    SIGTERM and SIGINT end the run after the step in progress, or after a few more where processes must agree;
+    its state is saved. Call it in the main thread. Under ``torchrun`` each process calls this; the first one
     writes, and all must see the same folder.
 
     Args:
-        config: of the run.
-        options: of this start.
+        config: configuration of the run.
+        options: options of this start.
 
     Returns:
         False when a signal ended the run early.
@@ -98,7 +98,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         local_rank: of this process on its machine.
 
     Raises:
-        ConfigError: another name, or there is no such GPU.
+        ConfigError: the name is no device, or there is no such GPU.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -129,7 +129,7 @@ def _open_log(out: Path, ranks: Ranks) -> Iterator[RunLog]:
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """One process of one start: what it works with, and its three parts."""
+    """One process of one start of a run."""
 
     config: TrainingConfig
     options: RunOptions
@@ -184,7 +184,8 @@ class _Start:
         elif source is not None:
             self._adopt(trainer, source)
             trainer.started_from = self.options.finetune_from
-        origin = RunProvenance(self.options.command, code, trainer.started_from)
+            trainer.finetuned_from = source.origin
+        origin = RunProvenance(self.options.command, code, trainer.finetuned_from)
         if trainer.budget is not None:
             trainer.costs = measure_costs(trainer, origin)
         finished = trainer.run(stop)
@@ -193,7 +194,7 @@ class _Start:
         return finished
 
     def _check_all_found_the_same(self, device: torch.device) -> None:
-        """See to it that processes on several machines go on from one state."""
+        """Refuse processes on several machines that would continue from different checkpoints."""
         if self.ranks.world == 1:
             return
         found = self.checkpoints.digest("last") if self.options.resume else ""
@@ -229,7 +230,7 @@ class _Start:
 
 
 def _normalisation(state: Mapping[str, Any] | None, source: FinetuneSource | None) -> tuple[Rgb, Rgb] | None:
-    """Return the mean and deviation that come with the weights; the data's own where none do."""
+    """Return mean and std that come with the first weights; None = those of the data."""
     if state is not None:
         numbers = state["normalisation"]
         return cast("Rgb", tuple(numbers[:3])), cast("Rgb", tuple(numbers[3:]))

@@ -1,4 +1,4 @@
-"""The same few validation pictures every time: what the network makes of them, as one grid.
+"""A few fixed validation pictures with their predicted labels, as one grid.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -24,7 +24,7 @@ _WHITE = 255
 
 
 def sample_indices(count: int) -> list[int]:
-    """Choose an even sample of a split of ``count`` pictures: the same every time."""
+    """Return the indices of an even sample of ``count`` pictures."""
     chosen = min(count, SAMPLE_COUNT)
     return [count * place // chosen for place in range(chosen)]
 
@@ -38,15 +38,15 @@ def sample_grid(
     palette: ClassPalette,
     compute: ComputeConfig,
 ) -> UInt8Array:
-    """Draw one row a picture: the picture, its labels, and what the network says.
+    """Draw one row a picture: the picture, its labels, and the predicted labels.
 
     Args:
         network: in evaluation mode, on the device of the pictures.
-        pictures: what ``indices`` chooses from.
-        indices: at least one.
+        pictures: with labels.
+        indices: of the pictures to draw, at least one.
         architecture: of the network.
         palette: of the labels.
-        compute: in which numbers.
+        compute: precision of the network.
 
     Returns:
         grid_HW3: uint8 RGB; rows may have different heights.
@@ -60,7 +60,7 @@ def sample_grid(
 
 
 def write_picture(path: Path, image_HW3: UInt8Array) -> None:
-    """Write a PNG; its folder is made."""
+    """Write a PNG, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image_HW3).save(path)
 
@@ -68,7 +68,7 @@ def write_picture(path: Path, image_HW3: UInt8Array) -> None:
 def _tile(image_HW3: UInt8Array) -> UInt8Array:
     height, width = image_HW3.shape[:2]
     size = (_TILE_WIDTH, max(1, round(height * _TILE_WIDTH / width)))
-    # Nearest: a colour between those of two classes would be that of a third.
+    # Nearest: a colour between those of two classes could be that of a third one.
     return np.asarray(Image.fromarray(image_HW3).resize(size, Image.Resampling.NEAREST))
 
 

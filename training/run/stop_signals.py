@@ -1,4 +1,4 @@
-"""Signals that end a run in good order."""
+"""Signals that stop a run between two steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGINT into a question that the loop asks between two steps.
+    """Notes SIGTERM and SIGINT; the training loop looks between two steps.
 
     Attributes:
-        requested: whether one of them has come.
+        requested: whether a signal was received.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen while the block runs, then give the signals back. In the main thread only."""
+        """Handle the signals as long as the context lasts. Main thread only."""
         signals = (signal.SIGTERM, signal.SIGINT)
         previous = [signal.signal(number, self._on_signal) for number in signals]
         try:

@@ -1,4 +1,4 @@
-"""What one step does to weights, average and optimiser. Where a run stands and is kept, others know.
+"""One training step: loss, gradients, optimiser, moving average.
 
 Axes: N images in a batch, H height, W width, 3 = red green blue.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,16 +30,16 @@ Cut = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class TrainStep:
-    """The network of a run and everything that moves with it.
+    """The network of a run with its optimiser, loss and moving average.
 
     Args:
-        config: of the run.
-        data: decides classes, class weights, normalisation and device.
+        config: configuration of the run.
+        data: gives classes, class weights, normalisation and device.
         ranks: the processes that share a batch.
 
     Attributes:
-        network: what learns.
-        average: the moving average of its weights: what is validated and published.
+        network: the network that is trained.
+        average: moving average of its weights; it is validated and published.
         is_compiled: torch compiles the network in the first step, which takes a minute.
     """
 
@@ -57,18 +58,18 @@ class TrainStep:
         self._heads = _parallel(_Heads(self.network), ranks, is_compiled=self.is_compiled)
 
     def restart_average(self) -> None:
-        """Let the average begin at the present weights."""
+        """Set the average to the present weights."""
         self.average.network.load_state_dict(self.network.state_dict())
 
     def step(self, step: int, lr: float, cut: Cut) -> Tensor:
-        """Learn from one batch; depends on weights, configuration, data and the arguments alone.
+        """Learn from one batch; the result depends on weights, configuration, data and arguments alone.
 
-        Where the loss is no number, weights stay as they are; on a CPU the caller learns of it at once.
+        Where the loss is NaN or infinite, the weights stay as they are.
 
         Args:
-            step: its number, from 0.
-            lr: of this step.
-            cut: gives the parts of the batch that are this process's.
+            step: number of the step, from 0.
+            lr: learning rate of this step.
+            cut: returns a part of the batch by its number.
 
         Returns:
             The loss, summed over all heads, mean over the batch: a scalar on the device.
@@ -93,13 +94,13 @@ class TrainStep:
         return total
 
     def is_finite(self) -> bool:
-        """Return whether all weights and statistics are numbers, averaged ones too. Waits for the device."""
+        """Return whether all weights, averages and statistics are finite. Waits for the device."""
         networks = (self.network, self.average.network)
         floats = [v for one in networks for v in one.state_dict().values() if v.is_floating_point()]
         return bool(torch.stack([value.isfinite().all() for value in floats]).all())
 
     def state(self) -> dict[str, Any]:
-        """Return all that further steps depend on."""
+        """Return everything that later steps depend on."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.network.state_dict(),
@@ -108,10 +109,12 @@ class TrainStep:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state`` returned."""
+        """Restore what ``state`` returned."""
         self.network.load_state_dict(state["network"])
         self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(
+            _with_backbone_groups(state["optimizer"], self.optimizer, self.network)
+        )
         self.scaler.load_state_dict(state["scaler"])
 
     def _loss_of(self, step: int, part: int, images_NHW3: Tensor, labels_NHW: Tensor) -> Tensor:
@@ -125,7 +128,7 @@ class TrainStep:
         if self.device.type == "cpu":
             return math.isfinite(loss.item())
         if not self.scaler.is_enabled():
-            # The fused optimisers skip a step by themselves: the host need not wait to know the loss.
+            # The fused optimisers skip the step themselves: the host need not wait for the loss.
             self.optimizer.found_inf = (~loss.isfinite()).float()  # type: ignore[attr-defined]  # read by step()
         return True
 
@@ -136,8 +139,34 @@ class TrainStep:
         return nullcontext()
 
 
+def _with_backbone_groups(
+    saved: dict[str, Any], optimizer: torch.optim.Optimizer, network: nn.Module
+) -> dict[str, Any]:
+    """Return a saved state in the groups of today: older ones have the backbone among the trunk.
+
+    Args:
+        saved: ``state_dict`` of an optimiser of the same network.
+        optimizer: has groups for trunk, heads and backbone, each with and without weight decay.
+        network: of the optimiser.
+    """
+    groups = [group["params"] for group in optimizer.param_groups]
+    if len(saved["param_groups"]) == len(groups):
+        return saved
+    place = {parameter: index for index, parameter in enumerate(network.parameters())}
+    decayed, plain, *heads, decayed_backbone, plain_backbone = groups
+    both = decayed + decayed_backbone, plain + plain_backbone
+    trunk = [sorted(parameters, key=place.__getitem__) for parameters in both]
+    number = {parameter: index for index, parameter in enumerate(chain(*groups))}
+    states = {
+        number[parameter]: saved["state"][index]
+        for index, parameter in enumerate(chain(*trunk, *heads))
+        if index in saved["state"]
+    }
+    return {"state": states, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
 class _Heads(nn.Module):
-    """A network whose ``forward`` is ``forward_train``: what torch compiles and spreads over processes."""
+    """A network whose ``forward`` is ``forward_train``, for torch.compile and DistributedDataParallel."""
 
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()

@@ -30,12 +30,12 @@ from training.run.validation import Scores, validate
 _LOG_EVERY = 20
 _NO_SCORE_YET = -1.0
 _SHOWN_NAMES = 16
-_ROOM = 4
-"""Pixels of a batch that nothing is learned from, for each of one that is learned from."""
+_CALIBRATION_PIXELS = 4
+"""Pixels of a calibration batch for each pixel of a training batch: it needs no gradients."""
 
 
 class _StopRequestedError(Exception):
-    """A validation is left."""
+    """Leaves a validation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,9 @@ class Validated:
     """A network that was validated.
 
     Attributes:
-        step: finished steps at the time.
-        network: the calibrated average: what is published.
-        scores: of it.
+        step: finished steps at that time.
+        network: the calibrated average.
+        scores: scores of the network.
     """
 
     step: int
@@ -55,15 +55,15 @@ class Validated:
 
 @dataclass
 class Position:
-    """Where a run stands: all that a step depends on beside configuration, data and weights.
+    """The position of a run: everything that a step depends on beside configuration, data and weights.
 
     Attributes:
         step: finished steps.
-        total_steps: of the whole run; provisional until ``frozen``.
-        frozen: whether ``total_steps`` is final.
-        best_miou: highest validation score so far, 0..1; negative before the first.
-        best_step: after how many steps that was.
-        validated_step: after how many steps the last validation was.
+        total_steps: steps of the whole run; provisional until ``frozen``.
+        frozen: whether the number of steps was chosen.
+        best_miou: highest validation mIoU so far, 0..1; negative before the first validation.
+        best_step: finished steps at the best validation.
+        validated_step: finished steps at the last validation.
         in_vain: validations since the best one.
     """
 
@@ -77,14 +77,14 @@ class Position:
 
 
 class Trainer:
-    """One run: what learns, where it stands, and what happens between the steps.
+    """One training run: steps, validations and checkpoints.
 
     Args:
-        config: of the run.
-        data: on the device that trains.
-        checkpoints: where the state is kept.
-        log: where events go.
-        budget: decides the number of steps once the rate is known; None = as configured.
+        config: configuration of the run.
+        data: pictures on the device that trains.
+        checkpoints: folder of the checkpoints.
+        log: log of the run.
+        budget: chooses the number of steps once the rate is measured; None = as configured.
         ranks: the processes of the run.
         on_validation: is given the number of finished steps and the network that was validated; may be None.
         clock: returns seconds, as ``budget`` counts them.
@@ -92,7 +92,8 @@ class Trainer:
     Attributes:
         learner: network, average, optimiser.
         position: where the run stands.
-        started_from: the weights that the run began with; empty = random ones.
+        started_from: the weights that the run began with, as they were named; empty = random ones.
+        finetuned_from: the same as ``name@version`` or path.
         costs: what the run takes beside its steps; a validation replaces what was estimated of it.
         last_validated: the network that this process validated last; None before the first validation.
         best_validated: the best one since the run began; None where that was before it was resumed.
@@ -119,6 +120,7 @@ class Trainer:
         self.on_validation = on_validation
         self.position = Position(0, config.schedule.steps, frozen=budget is None)
         self.started_from = ""
+        self.finetuned_from = ""
         self.costs = Costs()
         self.last_validated: Validated | None = None
         self.best_validated: Validated | None = None
@@ -132,13 +134,14 @@ class Trainer:
         self._lr = 0.0
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take up a checkpoint.
+        """Continue from a checkpoint.
 
         Args:
-            state: what ``CheckpointFolder.load`` returned.
+            state: result of ``CheckpointFolder.load``.
 
         Raises:
-            ResumeError: it belongs to another configuration or to other data; says what differs.
+            ResumeError: it belongs to another configuration or to other data; the message names the
+                differences.
         """
         changed = differences(state["config"], plain(self.config))
         if state["fingerprint"] != self.data.fingerprint:
@@ -148,6 +151,7 @@ class Trainer:
         self.learner.load_state(state)
         self.position = position = Position(**state["position"])
         self.started_from = state["started_from"]
+        self.finetuned_from = state.get("finetuned_from") or self.started_from  # older ones lack it
         if self.log.board is not None:
             self.log.board.forget_after(position.step)
         is_late = self.budget is not None and position.frozen
@@ -160,16 +164,17 @@ class Trainer:
         )
 
     def run(self, stop: StopRequest) -> bool:
-        """Train until the last step or until a stop is requested; save either way.
+        """Train until the last step or until a stop is requested; save in either case.
 
-        A lone process also leaves a validation for it, which whoever resumes the run begins anew.
+        A run of one process also stops within a validation, which is repeated when the run is resumed.
 
         Returns:
             Whether the last step is done and validated.
 
         Raises:
-            NonFiniteLossError: the loss or a weight is no number; checkpoints stay as they are.
+            NonFiniteLossError: the loss or a weight is NaN or infinite; checkpoints stay as they are.
             CheckpointError: a checkpoint cannot be written.
+            TimeLimitError: the run does not fit into its time limit.
         """
         self._stop = stop
         try:
@@ -182,14 +187,14 @@ class Trainer:
         return finished
 
     def take_step(self) -> Tensor:
-        """Learn from one batch; what it does depends on weights, configuration and position alone.
+        """Learn from one batch; the result depends on weights, configuration and position alone.
 
         Returns:
             The loss, a scalar on the device.
 
         Raises:
-            NonFiniteLossError: the loss is no number; weights are as before. On a GPU the host learns of it
-                later: from ``check_losses``, which each report and each checkpoint asks.
+            NonFiniteLossError: the loss is NaN or infinite; weights are as before. On a GPU ``check_losses``
+                raises it later.
         """
         step = self.position.step
         self._waited_s = 0.0
@@ -203,10 +208,10 @@ class Trainer:
         return loss
 
     def check_losses(self) -> None:
-        """Wait for the device and look at the losses since the last time.
+        """Wait for the device and check the losses of all steps so far.
 
         Raises:
-            NonFiniteLossError: one of them is no number.
+            NonFiniteLossError: one of them is NaN or infinite.
         """
         bad_step = self._losses.first_bad_step()
         if bad_step is None:
@@ -218,7 +223,7 @@ class Trainer:
         )
 
     def calibrated(self) -> SegmentationNetwork:
-        """Return the averaged weights with batch statistics of whole training pictures: what is published."""
+        """Return the averaged network with batch statistics of whole training pictures."""
         network = self.learner.average.network
         if self.ranks.is_first:
             network = self.calibrated_on(calibration_sample(len(self.data.train.names)))
@@ -228,10 +233,10 @@ class Trainer:
         return network
 
     def calibrated_on(self, sample: Sequence[int]) -> SegmentationNetwork:
-        """Return the averaged weights with batch statistics of some training pictures, in this process.
+        """Return the averaged network with batch statistics of some training pictures, in this process.
 
         Args:
-            sample: their indices.
+            sample: indices of the pictures.
         """
         part_size = self.config.schedule.part_size(self.ranks.world)
         with self.log.display.task("calibration", len(sample)) as task:
@@ -239,7 +244,7 @@ class Trainer:
                 self.learner.average.network,
                 self.data.train,
                 batch_size=part_size,
-                max_pixels=_ROOM * part_size * math.prod(self.config.augment.crop),
+                max_pixels=_CALIBRATION_PIXELS * part_size * math.prod(self.config.augment.crop),
                 pad_color=self.data.pad_color,
                 compute=self.config.compute,
                 before_each=self._before_each(task),
@@ -250,7 +255,7 @@ class Trainer:
         """Score a network on the validation split.
 
         Args:
-            network: what ``calibrated`` returned.
+            network: in evaluation mode, on the device of the pictures.
         """
         with self.log.display.task("validation", len(self.ranks.share(len(self.data.val.names)))) as task:
             return validate(
@@ -290,10 +295,10 @@ class Trainer:
         return scores
 
     def save(self, kind: CheckpointKind) -> None:
-        """Write a checkpoint that ``resume`` understands.
+        """Write a checkpoint for ``resume``.
 
         Raises:
-            NonFiniteLossError: there is nothing worth saving.
+            NonFiniteLossError: a loss or a weight is NaN or infinite.
             CheckpointError: the file system refused.
         """
         self.check_losses()
@@ -304,6 +309,7 @@ class Trainer:
         if self.ranks.is_first:
             state = {
                 "started_from": self.started_from,
+                "finetuned_from": self.finetuned_from,
                 "config": plain(self.config),
                 "fingerprint": self.data.fingerprint,
                 "normalisation": [*self.data.mean, *self.data.std],
@@ -342,7 +348,7 @@ class Trainer:
         self._meter.count(self._clock() - started_s, waited_s=self._waited_s)
 
     def _before_each(self, task: Task) -> Callable[[], None]:
-        """Return what is called before each picture of a validation."""
+        """Return a function to call before each picture of a validation."""
 
         def advance() -> None:
             task.advance()
@@ -396,9 +402,9 @@ class Trainer:
             )
 
     def _is_time_to_agree(self) -> bool:
-        # Asking makes processes wait for each other, and their hosts for the GPUs.
-        asks_nobody = self.ranks.world == 1 or self.data.device.type == "cpu"
-        return asks_nobody or self.position.step % _LOG_EVERY == 0
+        # To agree, processes wait for each other, and their hosts for the GPUs.
+        is_cheap = self.ranks.world == 1 or self.data.device.type == "cpu"
+        return is_cheap or self.position.step % _LOG_EVERY == 0
 
     def _is_time_to_validate(self) -> bool:
         position = self.position

@@ -1,4 +1,4 @@
-"""How good the network is now: whole pictures at their own size, one scale, scored as everywhere.
+"""Scores of the network on the validation split: whole pictures at their own size.
 
 Axes: N images in a batch, K classes, H height, W width, h w = the raw scores' own height and width.
 """
@@ -25,11 +25,11 @@ from training.optimisation.precision import ComputeConfig
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How good a network is on a split.
+    """Scores of a network on a split.
 
     Attributes:
-        matrix: of all pictures together.
-        images: what each picture adds, of those that this process looked at.
+        matrix: counts of all pictures together.
+        images: counts of each picture that this process scored.
     """
 
     matrix: ConfusionMatrix
@@ -47,18 +47,18 @@ def validate(
     ranks: Ranks,
     before_each: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Score a network in evaluation mode on whole pictures (protocol ``ss``).
+    """Score a network in evaluation mode on whole pictures, padded as the service pads them.
 
-    Each picture is scored by exactly one process and none twice; what they add up are int64 counts.
+    One process scores each picture; the counts are int64, so their sum is exact.
 
     Args:
         network: on the device of the pictures.
         pictures: with labels.
-        architecture: how its raw scores become full-size ones.
+        architecture: of the network, for the up-sampling of its scores.
         palette: of the labels.
-        compute: in which numbers.
+        compute: precision of the network.
         ranks: the processes that share the work.
-        before_each: called before each picture; what it raises ends the work.
+        before_each: called before each picture; its exceptions end the work.
     """
 
     def scored(index: int, image_HW3: Tensor, label_HW: Tensor) -> ScoredImage:
@@ -77,7 +77,7 @@ def validate(
 def segment(
     network: SegmentationNetwork, image_HW3: Tensor, *, architecture: Architecture, compute: ComputeConfig
 ) -> UInt8Array:
-    """Return labels_HW, uint8, of one picture on the network's device."""
+    """Return labels_HW, uint8, of one picture on the device of the network."""
     with compute.autocast(image_HW3.device):
         raw_Khw = network(image_HW3[None])[0].float()
     return _labels(raw_Khw, architecture, ImageSize(*image_HW3.shape[:2]))
@@ -86,7 +86,7 @@ def segment(
 def _labels(raw_Khw: Tensor, architecture: Architecture, size: ImageSize) -> UInt8Array:
     if raw_Khw.is_cuda:
         return device_labels(raw_Khw, upsample=architecture.upsample, size=size)
-    # A machine that trains on a GPU need not have numba, which the decoder compiles with.
+    # A machine that trains on a GPU may lack numba, which compiles the decoder.
     from model.decoding.decode import labels  # noqa: PLC0415
 
     return labels(
@@ -100,10 +100,10 @@ def _labels(raw_Khw: Tensor, architecture: Architecture, size: ImageSize) -> UIn
 
 
 def device_labels(raw_Khw: Tensor, *, upsample: Upsample, size: ImageSize) -> UInt8Array:
-    """Decode scores to labels on their own device, as ``model.decoding.decode.labels`` does on the CPU.
+    """Decode scores on their own device; ``model.decoding.decode.labels`` does the same on the CPU.
 
     Args:
-        raw_Khw: a bilinear head's raw output for one picture, float32.
+        raw_Khw: raw output of a bilinear head for one picture, float32.
         upsample: ``bilinear`` or ``bilinear_aligned``.
         size: of the picture, which was padded to multiples of 32.
 

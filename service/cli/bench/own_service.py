@@ -1,4 +1,4 @@
-"""A service that a benchmark starts for itself on this machine, and what it costs the processors."""
+"""A service that a benchmark starts on this machine; its processor time and memory."""
 
 from __future__ import annotations
 

@@ -86,17 +86,45 @@ class Datasets:
             DatasetError: there is no such name or split, its file or list is broken, or a path leads out of
                 the data set's folder; the message names no path outside of it.
         """
-        if name not in self.files:
-            raise DatasetError(f"no data set {name!r} is configured")
-        file = self.files[name]
-        try:
-            spec = DatasetSpec.from_toml(file)
-        except DatasetError as error:
-            raise DatasetError(str(error).replace(str(file), file.name)) from error
+        spec = self._spec(name)
         try:
             return LabeledImages(spec, split, read=ConfinedReader(spec.root, spec.folders_elsewhere))
         except DatasetError as error:
             raise DatasetError(_relative(error, spec)) from error
+
+    def check_files(self, *, may_be_elsewhere: bool) -> None:
+        """Refuse data-set files that no job could use.
+
+        Args:
+            may_be_elsewhere: a file that is not on this machine is no error.
+
+        Raises:
+            DatasetError: a file is broken; the message names its data set.
+        """
+        for name, file in self.files.items():
+            try:
+                if file.exists() or not may_be_elsewhere:
+                    self._spec(name)
+            except DatasetError as error:
+                raise DatasetError(f"datasets.{name}: {error}") from error
+
+    def check_split(self, name: str, split: str) -> None:
+        """Refuse a split that no job could use, where the data set is on this machine.
+
+        Raises:
+            DatasetError: the file or the list is broken, or there is no such split.
+        """
+        if self.files[name].exists():
+            self.open(name, split)
+
+    def _spec(self, name: str) -> DatasetSpec:
+        if name not in self.files:
+            raise DatasetError(f"no data set {name!r} is configured")
+        file = self.files[name]
+        try:
+            return DatasetSpec.from_toml(file)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(str(file), file.name)) from error
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class EvaluationSubmission:
         jobs: of the service.
         registry: models and reports.
         datasets: names of the configured data sets.
+        check_split: refuses a data set and split that no job could use, by a ``DatasetError``.
         choose: returns the version that a reference means here, and the precision in which it runs; raises
             errors of the registry. None = the version that the registry says.
     """
@@ -41,11 +42,13 @@ class EvaluationSubmission:
         registry: ModelRegistry,
         datasets: Collection[str],
         *,
+        check_split: Callable[[str, str], None] = lambda dataset, split: None,  # noqa: ARG005 - refuses nothing
         choose: Callable[[str], tuple[ModelVersion, Precision | None]] | None = None,
     ) -> None:
         self.jobs = jobs
         self._registry = registry
         self._datasets = datasets
+        self._check_split = check_split
         self._choose = choose or (lambda reference: (registry.resolve(reference), None))
 
     def submit_evaluation(
@@ -70,7 +73,8 @@ class EvaluationSubmission:
                 model or the data set is gone.
 
         Raises:
-            InvalidArgumentError: there is no such protocol, or a name is malformed.
+            InvalidArgumentError: there is no such protocol or split, a name is malformed, or the data
+                set is broken.
             NotFoundError: there is no such data set.
             ModelNotFoundError: there is no such model.
             VersionNotFoundError: there is no such version or alias.
@@ -87,6 +91,10 @@ class EvaluationSubmission:
         if not _SPLIT.fullmatch(split):
             raise InvalidArgumentError(f"not a split: {split!r}")
         _check_protocol(protocol)
+        try:
+            self._check_split(dataset, split)
+        except model_errors.DatasetError as error:
+            raise InvalidArgumentError(str(error)) from error
         version, precision = self._resolve(model)
         request = JobRequest(version, dataset, split, protocol, skip_broken, model, precision)
         return self.jobs.enqueue_job(request, key=key)

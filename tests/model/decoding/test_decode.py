@@ -314,3 +314,4 @@ def test_a_second_process_loads_the_kernels_that_the_first_one_kept_and_needs_no
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True) for _ in range(2)
     ]
     assert [run.stdout.split() for run in runs] == [["0", "0"], ["1", "1"]]
+    assert list(tmp_path.rglob("*.nbi")), "numba keeps its kernels elsewhere"

@@ -15,13 +15,15 @@ from model.decoding import decode
 
 @pytest.fixture(autouse=True)
 def _logging_ends_with_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # As in a process of its own, only warnings are logged, to stderr; but to that of this test.
+    # As in a process of its own, only warnings are logged, to stderr; but to that of this test. Already
+    # before the command runs: a server of an earlier test may still log its last request.
     def configure(_: object) -> None:
         structlog.configure(
             wrapper_class=structlog.make_filtering_bound_logger("warning"),
             logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         )
 
+    configure(None)
     monkeypatch.setattr("service.cli.local.configure_logging", configure)
     yield
     structlog.reset_defaults()

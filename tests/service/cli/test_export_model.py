@@ -86,7 +86,7 @@ def test_a_copy_that_is_not_proven_does_not_appear(
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["onnxscript", "torch"])
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxscript", "torch"])
 def test_onnx_without_its_packages_says_what_installs_them(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -114,13 +114,39 @@ def test_onnx_is_written_from_the_command_line(
         str(tiny_registry),
         "--format",
         "onnx",
+        "--size",
+        "64x96",
+        "--output",
+        "labels",
+        "--json",
         "--out",
         str(tmp_path),
     ]
     result = CliRunner().invoke(models.app, arguments, env=environment)
     assert result.exit_code == 0, result.output
     assert names(tmp_path) == ["tiny-1.onnx"]
-    assert load_openvino().Core().read_model(tmp_path / "tiny-1.onnx").output("raw")
+    report = json.loads(result.stdout)
+    assert (report["size"], report["output"]) == ("64x96", "labels")
+    assert load_openvino().Core().read_model(tmp_path / "tiny-1.onnx").output("labels")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "openvino", "--size", "64x96"), "--size is for --format onnx only"),
+        (("--format", "openvino", "--output", "labels"), "--output is for --format onnx only"),
+        (("--format", "onnx", "--size", "64"), "--size must be HEIGHTxWIDTH"),
+        (("--format", "onnx", "--size", "0x64"), "of 1 to 16384 pixels, not '0x64'"),
+        (("--format", "onnx", "--layout", "hwc"), "--layout"),
+    ],
+)
+def test_a_form_that_there_is_not_exits_with_2(
+    run: Run, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = run(*options, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(

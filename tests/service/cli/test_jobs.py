@@ -126,7 +126,7 @@ def test_what_the_service_refuses_is_one_line(
 def test_a_service_that_is_not_there_is_named(office: Office, tmp_path: Path) -> None:
     for server, token_file, message in (
         ("http://127.0.0.1:1", office.token_file, "http://127.0.0.1:1 does not answer"),
-        ("127.0.0.1:8002", office.token_file, "not a URL of a service"),
+        ("127.0.0.1:8002", office.token_file, "not http://HOST:PORT"),
         (office.url, tmp_path / "none", f"token file {tmp_path / 'none'} cannot be read"),
     ):
         done = CliRunner().invoke(app, ["list", "--server", server, "--token-file", str(token_file)])

@@ -64,6 +64,18 @@ def test_a_model_is_published_listed_shown_and_verified(run: Run, tiny_artifact:
 
 
 @pytest.mark.usefixtures("without_torch")
+def test_a_model_says_what_it_was_fine_tuned_from(run: Run, tmp_path: Path) -> None:
+    for name, provenance in (
+        ("tuned", {"started_from": "city@3"}),
+        ("new", {"started_from": "random weights"}),
+    ):
+        artifact = write_pooling_artifact(tmp_path / name, provenance=provenance)
+        assert run("publish", artifact.folder, "--name", name).exit_code == 0
+    assert "finetuned_from   city@3" in run("show", "tuned").stdout
+    assert "finetuned_from" not in run("show", "new").stdout
+
+
+@pytest.mark.usefixtures("without_torch")
 def test_where_torch_is_missing_the_answer_says_what_was_not_checked(run: Run, pooling: Artifact) -> None:
     not_checked = "not checked: torch is not installed"
     assert answer(run("publish", pooling.folder, "--name", "city", "--json"))["weights"] == not_checked

@@ -260,13 +260,13 @@ def test_an_outcome_that_could_not_be_noted_is_noted_later(
 ) -> None:
     monkeypatch.setattr("service.core.jobs.evaluation_job.MAX_RESCUES", 0)
     disk, queued_again = Disk(sqlite_database), threading.Semaphore(0)
-    queue_again = JobExecutor._queue_again
+    queue_again = JobExecutor._requeue
 
     def tell(self: JobExecutor, workflow_id: str, executor_id: str) -> None:
         queue_again(self, workflow_id, executor_id)
         queued_again.release()
 
-    monkeypatch.setattr(JobExecutor, "_queue_again", tell)
+    monkeypatch.setattr(JobExecutor, "_requeue", tell)
     sqlite_database.prepare()
     disk.fill("UPDATE ON workflow_status", when=f"NEW.status = 'SUCCESS' AND NEW.name = '{name}'")
     with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork()):

@@ -74,7 +74,7 @@ def test_every_job_is_listed_and_no_part_of_one(database: JobsDatabase, jobs: Du
 @pytest.mark.parametrize("job_id", ["0" * 20, "", "../x", "0" * 20 + "-s0", "\x00", "0" * 20 + "\n"])
 def test_what_is_no_id_is_not_found(sqlite_database: JobsDatabase, job_id: str) -> None:
     with open_jobs(sqlite_database) as jobs:
-        for look in (jobs.get, jobs.cancel):
+        for look in (jobs.get_job, jobs.cancel_job):
             with pytest.raises(NotFoundError):
                 look(job_id)
 
@@ -323,7 +323,7 @@ def test_a_rest_that_fails_is_no_failure_of_the_job(
         work.releases.release()
         raise ConnectionError("the device is away")
 
-    monkeypatch.setattr(work, "rest", fail)
+    monkeypatch.setattr(work, "release_idle", fail)
     with open_jobs(sqlite_database) as jobs, running(sqlite_database, work):
         assert finished(jobs, jobs.enqueue_job(REQUEST)).result == expected_result(20)
         assert work.releases.acquire(timeout=PATIENCE_S)

@@ -127,7 +127,7 @@ def test_a_job_outlives_a_restart_of_the_database(
 def test_a_second_worker_of_the_same_name_is_refused(
     postgres_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.durable_jobs.watcher._TAKE_OVER_S", 0.0)
+    monkeypatch.setattr("service.durable_jobs.watcher._LOCK_TIMEOUT_S", 0.0)
     first = WorkerLocks(postgres_database.engine(), "the same")
     second = WorkerLocks(postgres_database.engine(), "the same")
     first.hold()

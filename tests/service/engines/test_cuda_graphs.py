@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from tiny_model import tiny_network
 from torch import Tensor, nn
 
 from model.artifacts.artifact import Artifact
 from model.errors import GoldenMismatchError
+from model.networks.segmentation_network import ARCHITECTURES
 from model.pictures.preprocess import ImageSize
 from service.core.device.engine import EngineInfo
 from service.engines import cuda_graphs
@@ -177,6 +179,16 @@ def test_every_size_has_fused_kernels_however_many_there_are(compiled: list[Any]
     for size in sizes:
         network.prepare(size, 1)
     assert len(compiled) == len(sizes)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_torch_compiles_each_network_as_one_graph(compiled: list[Any], name: str) -> None:
+    network = tiny_network(name)
+    images_NHW3 = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        fused = torch.compile(network, dynamic=False)
+        torch.testing.assert_close(fused(images_NHW3), network(images_NHW3), rtol=1e-4, atol=1e-4)
+    assert len(compiled) == 1
 
 
 def test_what_was_made_for_a_size_computes_what_the_network_does() -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from training.config import TrainingConfig
+from training.config import NetworkConfig, TrainingConfig
 from training.data.splits import TrainingData
 from training.distributed import ALONE, Ranks
 from training.optimisation.precision import ComputeConfig
@@ -56,6 +57,41 @@ def test_the_average_can_begin_at_adopted_weights(config: TrainingConfig, data: 
     learner.restart_average()
     own, average = learner.network.state_dict(), learner.average.network.state_dict()
     assert all(torch.equal(own[key], average[key]) for key in own)
+
+
+def older_state(learner: TrainStep) -> dict[str, Any]:
+    """Return the state of the optimiser as it was saved when trunk and backbone shared two groups."""
+    architecture = learner.network.architecture
+    heads = [architecture.main_head(), *architecture.auxiliary_heads().values(), architecture.ffm]
+    of_heads = {id(parameter) for head in heads for parameter in head.parameters()}
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {
+        (head, decay): [] for head in (False, True) for decay in (True, False)
+    }
+    for parameter in learner.network.parameters():
+        groups[id(parameter) in of_heads, parameter.ndim > 1].append(parameter)
+    older = torch.optim.AdamW([{"params": parameters} for parameters in groups.values()])
+    older.state.update(learner.optimizer.state)
+    return older.state_dict()
+
+
+def test_an_optimiser_that_was_saved_without_groups_of_the_backbone_is_restored(
+    config: TrainingConfig, data: TrainingData
+) -> None:
+    first_version = dataclasses.replace(config, network=NetworkConfig("bisenetv1"))
+    learner, again = (TrainStep(first_version, data, ALONE) for _ in range(2))
+    for parameter in learner.network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    learner.optimizer.step()
+    state = learner.state()
+    assert len(state["optimizer"]["param_groups"]) == 6
+    again.load_state(state | {"optimizer": older_state(learner)})
+    moments = [
+        [one.optimizer.state[parameter]["exp_avg"] for parameter in one.network.parameters()]
+        for one in (learner, again)
+    ]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*moments, strict=True))
+    factors = [[group["lr_factor"] for group in one.optimizer.param_groups] for one in (learner, again)]
+    assert factors[0] == factors[1]
 
 
 @pytest.mark.parametrize(
