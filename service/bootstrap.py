@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
@@ -43,6 +44,7 @@ from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.drain import drain_router
 from service.http_api.admin.evaluations import evaluations_router
+from service.http_api.admin.history import MetricsHistory, history_router
 from service.http_api.admin.metrics import metrics_router
 from service.http_api.admin.tokens import TokenFileError, obtain_token
 from service.http_api.admin.versions import versions_router
@@ -56,6 +58,9 @@ from service.log_stream import UnblockedStream
 from service.registry import open_registry
 from service.settings import Settings, SettingsError, is_loopback
 from service.telemetry import LogOptions, Metrics, configure_logging
+
+if TYPE_CHECKING:
+    from service.http_api.page import Page
 
 _log = structlog.get_logger()
 
@@ -103,6 +108,7 @@ class Service:
     app: ASGIApp
     admin_app: ASGIApp
     servicer: Servicer
+    history: MetricsHistory | None
 
     def load_models(self) -> None:
         """Load what the settings name; the first start compiles and times engines, later ones find caches.
@@ -213,14 +219,16 @@ def open_service(settings: Settings) -> Iterator[Service]:
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
         versions = LiveVersions(registry, core.host, references)
+        admin_page, history = _admin_page(settings), MetricsHistory(metrics)
         admin_app = create_admin_app(
             [
                 metrics_router(metrics),
                 drain_router(lifecycle),
                 versions_router(versions),
                 *_job_routers(jobs, lifecycle),
+                *_page_routers(admin_page, history),
             ],
-            policy=_admin_policy(settings),
+            policy=_admin_policy(settings, frozenset() if admin_page is None else admin_page.paths),
             lifecycle=lifecycle,
             metrics=metrics,
         )
@@ -236,7 +244,20 @@ def open_service(settings: Settings) -> Iterator[Service]:
             app,
             admin_app,
             servicer,
+            None if admin_page is None else history,
         )
+
+
+def _admin_page(settings: Settings) -> Page | None:
+    if not _has_page(settings, settings.server.admin_host):
+        return None
+    from service.http_api.page import ADMIN_FOLDERS, Page  # noqa: PLC0415  # loaded only where it is served
+
+    return Page(ADMIN_FOLDERS, "admin/index.html")
+
+
+def _page_routers(page: Page | None, history: MetricsHistory) -> list[APIRouter]:
+    return [] if page is None else [page.router(), history_router(history)]
 
 
 def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
@@ -281,7 +302,10 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
     )
     with ExitStack() as frozen:
         loading = asyncio.create_task(load())
+        keeping = None if service.history is None else asyncio.create_task(service.history.keep())
         code = await frontends.run(loading)
+        if keeping is not None:
+            keeping.cancel()
         if not code:
             await loading  # has ended, but may have failed
     return code
@@ -373,12 +397,13 @@ def _has_page(settings: Settings, host: str) -> bool:
     return settings.server.page == "on" or (settings.server.page == "auto" and is_loopback(host))
 
 
-def _admin_policy(settings: Settings) -> AdminPolicy:
+def _admin_policy(settings: Settings, open_paths: frozenset[str]) -> AdminPolicy:
     host, auth = settings.server.admin_host, settings.auth
     return AdminPolicy(
         _token("admin_token_file", auth.admin_token_file),
         _token("scrape_token_file", auth.scrape_token_file),
         _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None,
+        open_paths,
     )
 
 

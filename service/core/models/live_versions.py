@@ -7,8 +7,9 @@ name comes to mean it; the old one leaves when its last picture is answered. If 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -39,6 +40,21 @@ _SERVICE_ERRORS: Mapping[type[model_errors.ModelError], type[ServiceError]] = {
 """Registry errors whose message is for the client; what the others say stays in the log."""
 
 
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model of the registry.
+
+    Attributes:
+        name: of the model.
+        versions: number -> whether this service serves it.
+        aliases: where each alias points.
+    """
+
+    name: str
+    versions: Mapping[int, bool]
+    aliases: Mapping[str, Alias]
+
+
 class LiveVersions:
     """Changes what is served; thread-safe, one change at a time, each takes seconds.
 
@@ -55,6 +71,16 @@ class LiveVersions:
         self._host = host
         self._references = references
         self._lock = threading.Lock()
+
+    def overview(self) -> list[RegisteredModel]:
+        """Return all models of the registry, sorted by name; each with its versions and aliases.
+
+        Raises:
+            BusyError: the registry does not answer.
+        """
+        served = {model.version for model in self._host.models}
+        with _service_errors():
+            return [self._registered(name, served) for name in self._registry.models()]
 
     def load(self, name: str, number: int) -> LoadedModel:
         """Serve a version under its number, beside whatever is served.
@@ -114,6 +140,10 @@ class LiveVersions:
         It does for what it was asked to serve when it started, and not for what was loaded since.
         """
         return any(_follows(reference, name, alias) for reference in self._references)
+
+    def _registered(self, name: str, served: Collection[ModelVersion]) -> RegisteredModel:
+        versions = {version.number: version in served for version in self._registry.versions(name)}
+        return RegisteredModel(name, versions, self._registry.aliases(name))
 
     def _existing(self, name: str, number: int) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))

@@ -19,22 +19,28 @@ class AdminPolicy:
         admin_token: long and random.
         scrape_token: likewise, and another one.
         hosts: as ``AccessPolicy`` has it.
+        open_paths: what needs no token: the files of the page, which asks for it.
     """
 
-    def __init__(self, admin_token: str, scrape_token: str, hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        admin_token: str,
+        scrape_token: str,
+        hosts: frozenset[str] | None,
+        open_paths: frozenset[str] = frozenset(),
+    ) -> None:
         assert admin_token
         assert scrape_token
-        nothing: frozenset[str] = frozenset()
         self._everything = AccessPolicy(
             key_digests([admin_token]),
             hosts,
-            open_paths=nothing,
+            open_paths=open_paths,
             needed="the admin token is needed: Authorization: Bearer TOKEN",
         )
         self._metrics = AccessPolicy(
             key_digests([admin_token, scrape_token]),
             hosts,
-            open_paths=nothing,
+            open_paths=frozenset(),
             needed="the scrape token or the admin token is needed: Authorization: Bearer TOKEN",
         )
 

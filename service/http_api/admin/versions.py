@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.artifacts.aliases import Alias
-from service.core.models.live_versions import LiveVersions
+from service.core.models.live_versions import LiveVersions, RegisteredModel
 from service.http_api.documents import EngineDocument, engine_document
 from service.http_api.segment.body import read_document
 from service.http_api.segment.routes import version_number
@@ -40,6 +40,27 @@ class AliasDocument(BaseModel):
     ]
 
 
+class VersionDocument(BaseModel):
+    """A version of the registry."""
+
+    version: int
+    served: bool
+
+
+class RegisteredModelDocument(BaseModel):
+    """A model of the registry: its versions, the oldest first, and its aliases."""
+
+    name: str
+    versions: list[VersionDocument]
+    aliases: list[AliasDocument]
+
+
+class RegistryDocument(BaseModel):
+    """All models of the registry."""
+
+    models: list[RegisteredModelDocument]
+
+
 class UnloadedDocument(BaseModel):
     """A version that is served no longer."""
 
@@ -59,7 +80,7 @@ def versions_router(versions: LiveVersions) -> APIRouter:
     Args:
         versions: carries the changes out, in threads: each takes seconds.
     """
-    router = APIRouter(prefix="/admin/v1/models/{model}", tags=["versions"])
+    router = APIRouter(prefix="/admin/v1/models", tags=["versions"])
 
     def alias_document(model: str, alias: str, moved: Alias) -> AliasDocument:
         served = versions.follows(model, alias)
@@ -67,7 +88,23 @@ def versions_router(versions: LiveVersions) -> APIRouter:
             model=model, alias=alias, version=moved.version, previous=list(moved.previous), served=served
         )
 
-    @router.put("/aliases/{alias}", openapi_extra=_PROMOTION)
+    @router.get("")
+    async def list_models() -> RegistryDocument:
+        """List the models of the registry, and which of their versions are served here."""
+        found = await asyncio.to_thread(versions.overview)
+        return RegistryDocument(models=[registered(model) for model in found])
+
+    def registered(model: RegisteredModel) -> RegisteredModelDocument:
+        return RegisteredModelDocument(
+            name=model.name,
+            versions=[
+                VersionDocument(version=number, served=is_served)
+                for number, is_served in model.versions.items()
+            ],
+            aliases=[alias_document(model.name, alias, one) for alias, one in sorted(model.aliases.items())],
+        )
+
+    @router.put("/{model}/aliases/{alias}", openapi_extra=_PROMOTION)
     async def promote(request: Request, model: str, alias: str) -> AliasDocument:
         """Point an alias at a version; if the alias is served here, load and prove it first, then switch.
 
@@ -77,18 +114,18 @@ def versions_router(versions: LiveVersions) -> APIRouter:
         moved = await asyncio.to_thread(versions.promote, model, alias, number)
         return alias_document(model, alias, moved)
 
-    @router.post("/aliases/{alias}:rollback")
+    @router.post("/{model}/aliases/{alias}:rollback")
     async def roll_back(model: str, alias: str) -> AliasDocument:
         """Point an alias at the version before, with the same care."""
         return alias_document(model, alias, await asyncio.to_thread(versions.rollback, model, alias))
 
-    @router.post("/versions/{version}:load")
+    @router.post("/{model}/versions/{version}:load")
     async def load(model: str, version: str) -> EngineDocument:
         """Serve a version under its number, beside whatever is served."""
         served = await asyncio.to_thread(versions.load, model, version_number(version))
         return engine_document(served)
 
-    @router.post("/versions/{version}:unload")
+    @router.post("/{model}/versions/{version}:unload")
     async def unload(model: str, version: str) -> UnloadedDocument:
         """Serve a version no longer, once its last picture is answered; 409 if the bare name means it."""
         number = version_number(version)
