@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser_visit import Visit
+from fakes import write_pooling_artifact
+from job_site import JobSite, job_environment, started_site, write_dataset
 from live_service import Server, serving_environment, started
+
+from model.artifacts.registry import ModelRegistry
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -61,6 +65,17 @@ def server(
     with started(environment, tmp_path_factory.mktemp("log") / "stderr") as server:
         yield server
         assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def admin_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobSite]:
+    folder = tmp_path_factory.mktemp("admin-page")
+    environment = job_environment(folder, write_dataset(folder / "noise", 6), engine="openvino")
+    artifact = write_pooling_artifact(folder / "second", seed=1)
+    ModelRegistry(folder / "registry").publish(artifact.folder, "pool")
+    with started_site(environment, folder / "log") as site:
+        yield site
+        assert site.server.stop() == 0
 
 
 @pytest.fixture(scope="session")

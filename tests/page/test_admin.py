@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser_visit import ANSWER_MS, Visit
-from fakes import write_pooling_artifact
-from job_site import JobSite, job_environment, started_site, write_dataset
-
-from model.artifacts.registry import ModelRegistry
+from job_site import JobSite
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -19,49 +16,38 @@ if TYPE_CHECKING:
 playwright_api = pytest.importorskip("playwright.sync_api")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobSite]:
-    folder = tmp_path_factory.mktemp("admin-page")
-    environment = job_environment(folder, write_dataset(folder / "noise", 6), engine="openvino")
-    artifact = write_pooling_artifact(folder / "second", seed=1)
-    ModelRegistry(folder / "registry").publish(artifact.folder, "pool")
-    with started_site(environment, folder / "log") as site:
-        yield site
-        assert site.server.stop() == 0
-
-
 @pytest.fixture
-def admin(browser: Browser, site: JobSite) -> Iterator[Visit]:
+def admin(browser: Browser, admin_site: JobSite) -> Iterator[Visit]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    visit = Visit(context.new_page(), str(site.admin.base_url).rstrip("/"))
+    visit = Visit(context.new_page(), str(admin_site.admin.base_url).rstrip("/"))
     yield visit
     context.close()
     assert [url for url in visit.requests if not url.startswith((visit.url, "blob:"))] == []
 
 
-def open_with_token(admin: Visit, site: JobSite, fragment: str) -> None:
+def open_with_token(admin: Visit, admin_site: JobSite, fragment: str) -> None:
     admin.open(fragment)
-    admin.page.get_by_label("Admin token").fill(site.token_file.read_text().strip())
+    admin.page.get_by_label("Admin token").fill(admin_site.token_file.read_text().strip())
     admin.page.get_by_role("button", name="Use the token").click()
-    admin.page.locator("#content").wait_for()
+    admin.page.locator("#parts").wait_for()
 
 
-def test_the_page_shows_nothing_without_the_token_and_forgets_it(admin: Visit, site: JobSite) -> None:
+def test_the_page_shows_nothing_without_the_token_and_forgets_it(admin: Visit, admin_site: JobSite) -> None:
     admin.open()
     admin.page.get_by_label("Admin token").fill("wrong")
     admin.page.get_by_role("button", name="Use the token").click()
     admin.page.get_by_text("That is not the admin token.").wait_for(timeout=ANSWER_MS)
-    assert not admin.page.locator("#content").is_visible()
-    open_with_token(admin, site, "")
+    assert not admin.page.locator("#parts").is_visible()
+    open_with_token(admin, admin_site, "")
     assert admin.page.evaluate("Object.keys(localStorage).length + Object.keys(sessionStorage).length") == 0
     admin.page.reload()
-    assert not admin.page.locator("#content").is_visible()
+    assert not admin.page.locator("#parts").is_visible()
 
 
 def test_an_alias_is_moved_and_rolled_back_and_a_version_loaded_and_unloaded(
-    admin: Visit, site: JobSite
+    admin: Visit, admin_site: JobSite
 ) -> None:
-    open_with_token(admin, site, "#versions")
+    open_with_token(admin, admin_site, "#versions")
     page = admin.page
     page.get_by_role("button", name="Load pool@1", exact=True).click()
     page.get_by_text("Load pool@1: done.").wait_for(timeout=ANSWER_MS)
@@ -72,16 +58,16 @@ def test_an_alias_is_moved_and_rolled_back_and_a_version_loaded_and_unloaded(
     page.get_by_text("pool:production points at version 2 and is served.").wait_for(timeout=ANSWER_MS)
 
 
-def test_a_refused_change_is_told_in_the_words_of_the_service(admin: Visit, site: JobSite) -> None:
-    open_with_token(admin, site, "#versions")
+def test_a_refused_change_is_told_in_the_words_of_the_service(admin: Visit, admin_site: JobSite) -> None:
+    open_with_token(admin, admin_site, "#versions")
     problem = {"code": "conflict", "detail": "the version does not prove itself here", "request_id": "abc"}
     admin.page.route("**/*:*load", lambda route: route.fulfill(status=409, json=problem))
     admin.page.get_by_role("button", name="oad pool@").first.click()
     admin.page.get_by_text("The version does not prove itself here.").wait_for(timeout=ANSWER_MS)
 
 
-def test_an_evaluation_is_started_watched_to_its_end_and_compared(admin: Visit, site: JobSite) -> None:
-    open_with_token(admin, site, "#evaluations")
+def test_an_evaluation_is_started_watched_to_its_end_and_compared(admin: Visit, admin_site: JobSite) -> None:
+    open_with_token(admin, admin_site, "#evaluations")
     page = admin.page
     for model in ("pool@1", "pool@2"):
         page.get_by_label("Model").select_option(model)
@@ -103,8 +89,8 @@ def test_an_evaluation_is_started_watched_to_its_end_and_compared(admin: Visit, 
     assert admin.complaints == []
 
 
-def test_the_last_minutes_are_drawn_and_read_under_the_pointer(admin: Visit, site: JobSite) -> None:
-    open_with_token(admin, site, "#now")
+def test_the_last_minutes_are_drawn_and_read_under_the_pointer(admin: Visit, admin_site: JobSite) -> None:
+    open_with_token(admin, admin_site, "#now")
     chart = admin.page.get_by_role("img", name="Pictures a second")
     chart.wait_for(timeout=ANSWER_MS)
     assert admin.page.locator(".chart").count() == 8

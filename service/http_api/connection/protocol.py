@@ -327,7 +327,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._writes.stop()
         self.connections.discard(self)
-        protocol = self.config.ws_protocol_class(self.config, self.server_state, self.app_state)
+        protocol = self.config.ws_protocol_class(  # type: ignore[call-arg, misc]  # as uvicorn does
+            self.config, self.server_state, self.app_state
+        )
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
         protocol.data_received(self._head(self.headers) + rest)

@@ -90,7 +90,7 @@ export class EvaluationsPage {
       job.result ? points(job.result.miou) : "",
       this.actions(job),
     ]);
-    const made = table(["model", "data set", "protocol", "state", "mIoU", ""], rows);
+    const made = table(["model", "data set", "protocol", "state", "mIoU", "actions"], rows);
     byId("jobs").replaceChildren(...made.children);
   }
 
@@ -131,7 +131,7 @@ export class EvaluationsPage {
       element("p", {}, `mIoU ${points(scores.miou)}${between}; ${report.images} pictures, ${report.precision}, ${job.protocol}.`),
       download,
       element("h2", {}, "IoU of each class"),
-      wide("IoU of each class", table(["class", "IoU", "", "95 % of resamples", "share of pixels"], report.classes.map(classRow))),
+      wide("IoU of each class", table(["class", "IoU", "bar", "95 % of resamples", "share of pixels"], report.classes.map(classRow))),
       element("h2", {}, "Confusion matrix"),
       wide("Confusion matrix", confusionMatrix(report)),
       element("h2", {}, "Worst pictures"),

@@ -19,7 +19,7 @@ function show() {
     if (link.dataset.page === shown) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (!byId("content").hidden) pages[shown].show();
+  if (!byId("parts").hidden) pages[shown].show();
 }
 
 byId("token").addEventListener("submit", async (event) => {
@@ -32,7 +32,7 @@ byId("token").addEventListener("submit", async (event) => {
   }
   byId("token").reset();
   byId("token").hidden = true;
-  byId("content").hidden = false;
+  byId("parts").hidden = false;
   show();
 });
 window.addEventListener("hashchange", show);

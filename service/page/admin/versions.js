@@ -29,8 +29,8 @@ export class VersionsPage {
       "article",
       { className: "card" },
       element("h2", {}, name),
-      table(["version", "state", ""], versions.map((one) => this.versionRow(name, one))),
-      table(["alias", "points at", ""], known.map((one) => this.aliasRow(name, one, versions))),
+      table(["version", "state", "change"], versions.map((one) => this.versionRow(name, one))),
+      table(["alias", "points at", "change"], known.map((one) => this.aliasRow(name, one, versions))),
     );
   }
 
