@@ -114,7 +114,8 @@ class ServerSettings(_Section):
             ``https://app.example.org``; ``*`` = any, none = no page of another origin.
         root_path: path prefix under which a proxy offers the HTTP port, such as ``/segmentation``; the proxy
             may take it off or leave it on.
-        page: serve the page for people at ``/`` of the HTTP port; auto = on loopback only.
+        page: serve the pages for people at ``/`` of the HTTP port and of the admin port; auto = on loopback
+            only.
         grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
         lame_duck_s: how long after SIGTERM new requests are still answered.
     """

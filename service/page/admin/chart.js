@@ -50,7 +50,8 @@ export class Chart {
     let isDown = false;
     for (const { agoS, values } of this.points) {
       const value = values[name] ?? null;
-      if (value !== null) path += `${isDown ? "L" : "M"}${this.x(agoS).toFixed(1)} ${this.y(value).toFixed(1)}`;
+      const at = `${this.x(agoS).toFixed(1)} ${this.y(value ?? 0).toFixed(1)}`;
+      if (value !== null) path += isDown ? `L${at}` : `M${at}l0 0`; // a value between two gaps is a dot
       isDown = value !== null;
     }
     return svg("path", { class: `series series-${i}`, d: path });

@@ -86,7 +86,7 @@ export class EvaluationsPage {
       `${job.model}`,
       `${job.dataset} ${job.split}`,
       job.protocol,
-      element("span", {}, stateWords(job), isFinal(job) ? null : progress(job)),
+      element("span", { className: job.error ? "words" : "" }, stateWords(job), isFinal(job) ? null : progress(job)),
       job.result ? points(job.result.miou) : "",
       this.actions(job),
     ]);
