@@ -12,7 +12,7 @@ from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
 
-FOLDERS = {"": "static", "examples/": "examples"}
+FOLDERS = {"": "static", "examples/": "examples", "thumbnails/": "thumbnails"}
 """Prefix of the path below ``/page/`` -> folder of ``service/page``."""
 
 ADMIN_FOLDERS = {"": "static", "admin/": "admin"}

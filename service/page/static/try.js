@@ -81,7 +81,7 @@ export class TryPage {
         const button = element(
           "button",
           { type: "button", ariaLabel: `Example: ${name}` },
-          element("img", { src: `page/examples/${name}.jpg`, alt: "", loading: "lazy" }),
+          element("img", { src: `page/thumbnails/${name}.jpg`, alt: "" }),
         );
         button.addEventListener("click", () => this.openExample(name));
         return button;

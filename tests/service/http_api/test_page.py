@@ -83,6 +83,8 @@ def test_the_examples_are_pictures_of_this_project_near_the_size_that_the_model_
     shown = re.search(r"EXAMPLES = \[(.*?)\]", (STATIC / "try.js").read_text("utf-8"))
     assert shown is not None
     assert [example.stem for example in examples] == re.findall(r'"([^"]+)"', shown[1])
+    thumbnails = sorted((ROOT / "service/page/thumbnails").glob("*.jpg"))
+    assert [thumbnail.name for thumbnail in thumbnails] == [example.name for example in examples]
     for example in examples:
         assert Image.open(BytesIO(example.read_bytes())).size == (640, 360)
 
