@@ -34,9 +34,9 @@ class HttpOptions:
     """How the HTTP frontend behaves.
 
     Args:
-        access: who may ask.
+        access: conditions on a request.
         segment: limits of a segmentation request.
-        cors_origins: whose pages may use the service from a browser; ``*`` = any.
+        cors_origins: origins whose pages may use the service from a browser; ``*`` = any.
         root_path: prefix under which a proxy offers the service; empty = none.
         page: serve the page for people at ``/``, and the WebSocket of its camera.
         max_streams: WebSockets of the page at the same time.
@@ -63,12 +63,12 @@ def create_app(
     """Return the application.
 
     Args:
-        segmenter: answers pictures.
-        host: knows the served models.
-        lifecycle: what the probes tell.
-        metrics: counts what is answered.
-        options: how it behaves.
-        scoreboard: knows what evaluations found; None = nothing is known.
+        segmenter: segments pictures.
+        host: the served models.
+        lifecycle: state that the probes report.
+        metrics: counts the answers.
+        options: of the frontend.
+        scoreboard: results of evaluations; None = there are none.
         frames: answers the camera of the page; None = the page has no camera.
     """
     app = problem_app(

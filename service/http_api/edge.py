@@ -1,4 +1,4 @@
-"""The outermost layer of every request: its id, its log line, its place in the metrics, the last catch."""
+"""The outermost layer of every request: its id, its log line, its metrics, the last handler of errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ANSWERED = ("http", "websocket")
 _STARTS = ("http.response.start", "websocket.http.response.start")
 
 READY_PATHS = ("/readyz", "/healthz", "/health", "/ping")
-"""The first one is the service's own name; load balancers ask for the others by default."""
+"""Paths of readiness: the service's own name first; the others are defaults of load balancers."""
 
 PROBE_PATHS = frozenset({"/livez", "/startupz", *READY_PATHS})
 
@@ -33,7 +33,7 @@ class HttpEdge:
 
     Args:
         app: what answers.
-        lifecycle: while it is draining, each answer ends its connection.
+        lifecycle: while it drains, each answer ends its connection.
         metrics: counts the answers.
     """
 

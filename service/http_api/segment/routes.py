@@ -1,4 +1,4 @@
-"""The paths that segment pictures, in one table; each request is looked up once."""
+"""The paths that segment pictures, in one table. Each request is looked up once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROUTES = (
     "/v1/models/{model}:segment",
     "/v1/models/{model}/versions/{version}:segment",
 )
-"""The first one asks the default model."""
+"""Patterns of the paths; the first one means the default model."""
 
 _PATTERNS = tuple(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)) for route in ROUTES)
 _VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -20,12 +20,12 @@ _VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True)
 class SegmentTarget:
-    """The model that a path asks for.
+    """The model in a path.
 
     Attributes:
-        route: of ``ROUTES``; a closed set, unlike the path.
+        route: one of ``ROUTES``; a closed set, unlike the path.
         model: name of the model; None = the default one.
-        version: as the path says it; None = the version that is served under the name.
+        version: text of the version in the path; None = the version that is served under the name.
     """
 
     route: str
@@ -37,13 +37,13 @@ class SegmentTarget:
         """The number of the version.
 
         Raises:
-            VersionNotFoundError: the path says something else than a number.
+            VersionNotFoundError: the text is not a number.
         """
         return None if self.version is None else version_number(self.version)
 
 
 def target_of(path: str) -> SegmentTarget | None:
-    """Return what a path asks for; None if it segments no pictures."""
+    """Return the model in a path; None for other paths."""
     for route, pattern in zip(ROUTES, _PATTERNS, strict=True):
         if (match := pattern.fullmatch(path)) is not None:
             return SegmentTarget(route, **match.groupdict())
@@ -54,7 +54,7 @@ def version_number(text: str) -> int:
     """Return the number of a version in a path.
 
     Raises:
-        VersionNotFoundError: it is none.
+        VersionNotFoundError: the text is not a number.
     """
     if not _VERSION_NUMBER.fullmatch(text):
         raise VersionNotFoundError("a version is a number from 1")
