@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
@@ -48,6 +49,7 @@ from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.audit import AuditLog
 from service.http_api.admin.drain import drain_router
 from service.http_api.admin.evaluations import evaluations_router
+from service.http_api.admin.history import MetricsHistory, history_router
 from service.http_api.admin.metrics import metrics_router
 from service.http_api.admin.tokens import TokenFileError, obtain_token
 from service.http_api.admin.versions import versions_router
@@ -63,9 +65,15 @@ from service.settings import Settings, SettingsError, TracingSettings, is_loopba
 from service.spans import NO_TRACING, Tracing
 from service.telemetry import LogOptions, Metrics, configure_logging
 
+if TYPE_CHECKING:
+    from service.http_api.page import Page
+
 _log = structlog.get_logger()
 
 _RETRY_S = 1.0
+
+_FRAME_HEAD_BYTES = 1024
+"""Of a WebSocket's message, beside its picture."""
 
 
 class StartError(Exception):
@@ -107,6 +115,7 @@ class Service:
     app: ASGIApp
     admin_app: ASGIApp
     servicer: Servicer
+    history: MetricsHistory | None
 
     def load_models(self) -> None:
         """Load the models of the settings. The first start compiles and times engines; later ones use caches.
@@ -216,6 +225,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         lifecycle = Readiness()
         scoreboard = Scoreboard(registry)
         jobs = stack.enter_context(open_jobs(settings, registry, chooser))
+        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys), tracing)
         app = create_app(
             core.segmenter,
             core.host,
@@ -224,23 +234,25 @@ def open_service(settings: Settings) -> Iterator[Service]:
             options=_http_options(settings, keys),
             scoreboard=scoreboard,
             tracing=tracing,
+            frames=servicer.answer_messages,
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
         versions = LiveVersions(registry, core.host, references)
         follower = stack.enter_context(AliasFollower(versions, settings.registry.follow_s))
+        admin_page, history = _admin_page(settings), MetricsHistory(metrics)
         admin_app = create_admin_app(
             [
                 metrics_router(metrics),
                 drain_router(lifecycle),
                 versions_router(versions),
                 *_job_routers(jobs, lifecycle),
+                *_page_routers(admin_page, history),
             ],
-            policy=_admin_policy(settings, keys),
+            policy=_admin_policy(settings, keys, frozenset() if admin_page is None else admin_page.paths),
             lifecycle=lifecycle,
             metrics=metrics,
             audit=AuditLog(settings.log.audit_file),
         )
-        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys), tracing)
         yield Service(
             settings,
             registry,
@@ -254,6 +266,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             app,
             admin_app,
             servicer,
+            None if admin_page is None else history,
         )
 
 
@@ -274,6 +287,18 @@ def _open_tracing(settings: TracingSettings) -> Iterator[Tracing]:
         yield tracing
 
 
+def _admin_page(settings: Settings) -> Page | None:
+    if not _has_page(settings, settings.server.admin_host):
+        return None
+    from service.http_api.page import ADMIN_FOLDERS, Page  # noqa: PLC0415  # loaded only where it is served
+
+    return Page(ADMIN_FOLDERS, "admin/index.html")
+
+
+def _page_routers(page: Page | None, history: MetricsHistory) -> list[APIRouter]:
+    return [] if page is None else [page.router(), history_router(history)]
+
+
 def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
     return [] if jobs is None else [evaluations_router(jobs.submission, jobs.pool, lifecycle)]
 
@@ -283,7 +308,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
     grpc_server = _grpc_server(service)
     grpc_address = grpc_server.bind(server.host, server.grpc_port, server.tls.files)
     frontends = Frontends(
-        [_http_server(service, service.app, listeners.http), grpc_server],
+        [_http_server(service, service.app, listeners.http, _websocket_paths(service.settings)), grpc_server],
         _http_server(service, service.admin_app, listeners.admin),
         lifecycle,
         lame_duck_s=server.lame_duck_s,
@@ -317,13 +342,18 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
     )
     with ExitStack() as frozen:
         loading = asyncio.create_task(load())
+        keeping = None if service.history is None else asyncio.create_task(service.history.keep())
         code = await frontends.run(loading)
+        if keeping is not None:
+            keeping.cancel()
         if not code:
             await loading  # has ended, but may have failed
     return code
 
 
-def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> HttpServer:
+def _http_server(
+    service: Service, app: ASGIApp, listener: socket.socket, websocket_paths: frozenset[str] = frozenset()
+) -> HttpServer:
     server, limits = service.settings.server, service.settings.limits
     return HttpServer(
         app,
@@ -336,7 +366,17 @@ def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> Htt
         ),
         metrics=service.metrics,
         tls=None if server.tls.files is None else server.tls.files.http_context(),
+        websocket_paths=websocket_paths,
+        max_message_bytes=limits.max_body_bytes + _FRAME_HEAD_BYTES,
     )
+
+
+def _websocket_paths(settings: Settings) -> frozenset[str]:
+    if not _has_page(settings, settings.server.host):
+        return frozenset()
+    from service.http_api.camera import CAMERA_PATH  # noqa: PLC0415  # loaded with the page only
+
+    return frozenset({CAMERA_PATH, settings.server.root_path + CAMERA_PATH})
 
 
 def _grpc_server(service: Service) -> GrpcServer:
@@ -389,13 +429,19 @@ def _http_options(settings: Settings, keys: KeyRing) -> HttpOptions:
         ),
         cors_origins=server.cors_origins,
         root_path=server.root_path,
-        page=server.page == "on" or (server.page == "auto" and server.is_loopback),
+        page=_has_page(settings, server.host),
+        max_streams=limits.max_calls,
     )
 
 
-def _admin_policy(settings: Settings, keys: KeyRing) -> AdminPolicy:
+def _has_page(settings: Settings, host: str) -> bool:
+    return settings.server.page == "on" or (settings.server.page == "auto" and is_loopback(host))
+
+
+def _admin_policy(settings: Settings, keys: KeyRing, open_paths: frozenset[str]) -> AdminPolicy:
     host = settings.server.admin_host
-    return AdminPolicy(keys, _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None)
+    hosts = _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None
+    return AdminPolicy(keys, hosts, open_paths)
 
 
 def _open_keys(settings: Settings) -> KeyRing:

@@ -152,7 +152,8 @@ class ServerSettings(_Section):
             ``https://app.example.org``; ``*`` = any, none = no page of another origin.
         root_path: path prefix under which a proxy offers the HTTP port, such as ``/segmentation``; the proxy
             may remove it or leave it on.
-        page: serve the page for people at ``/`` of the HTTP port; auto = on loopback only.
+        page: serve the pages for people at ``/`` of the HTTP port and of the admin port; auto = on loopback
+            only.
         grace_s: time in which requests may finish after SIGTERM, in seconds, ``lame_duck_s`` included.
         lame_duck_s: time after SIGTERM in which new requests are still answered, in seconds.
         tls: certificates of all ports.

@@ -321,6 +321,12 @@ class Metrics:
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
 
+    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """Yield name, labels and value of each sample."""
+        for metric in self._registry.collect():
+            for sample in metric.samples:
+                yield sample.name, sample.labels, sample.value
+
     def descriptions(self) -> tuple[MetricDescription, ...]:
         """Return the description of every instrument of the service, sorted by name."""
         return tuple(sorted(self._descriptions))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any, Protocol
 
 from service.core.deadline import within
 from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
@@ -19,7 +20,15 @@ from service.core.streams.frame_permits import FramePermits
 from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segment_image
-from service.grpc_api.streams import FrameStream, MessageT, StreamLimits, StreamResources, next_message
+from service.grpc_api.streams import (
+    ByteChannel,
+    FrameStream,
+    MessageChannel,
+    MessageT,
+    StreamLimits,
+    StreamResources,
+    next_message,
+)
 from service.spans import NO_TRACING, Tracing, stage_done
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
@@ -54,6 +63,13 @@ class ServicerOptions:
     streams: StreamLimits = field(default_factory=StreamLimits)
     max_started_frames: int = 2
     max_started_film_frames: int = 2
+
+
+class StreamCall(Protocol):
+    """What a stream tells the log line of its call."""
+
+    served: tuple[str, int] | None
+    log_fields: dict[str, Any]
 
 
 class Servicer:
@@ -148,6 +164,27 @@ class Servicer:
             with self._metrics.stream():
                 await self._answer_stream(call, context)
 
+    async def answer_messages(
+        self,
+        call: StreamCall,
+        receive: Callable[[], Awaitable[bytes | None]],
+        send: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """Answer the frames of one stream whose encoded messages come by another protocol.
+
+        The rules, limits and turns are those of ``SegmentStream``; access is the caller's concern.
+
+        Args:
+            call: gets what the log tells.
+            receive: returns the next message; None = there are no more.
+            send: sends one, and waits while the client is slow.
+
+        Raises:
+            ServiceError: the stream cannot go on.
+        """
+        with self._metrics.stream():
+            await self._answer_stream(call, ByteChannel(receive, send))
+
     def _deadline_s(self, context: Context) -> float:
         left_s: float | None = context.time_remaining()  # None without a deadline
         options = self._options
@@ -183,7 +220,7 @@ class Servicer:
             confidence=rendered.confidence,
         )
 
-    async def _answer_stream(self, call: Call, context: Context) -> None:
+    async def _answer_stream(self, call: StreamCall, context: MessageChannel | Context) -> None:
         if self._stops_at_s is not None:
             raise DrainingError(_ABOUT_TO_STOP)
         wanted = await self._stream_open(context)
@@ -225,7 +262,7 @@ class Servicer:
         finally:
             self._streams.discard(stream)
 
-    async def _stream_open(self, context: Context) -> wire.StreamOpen:
+    async def _stream_open(self, context: MessageChannel | Context) -> wire.StreamOpen:
         """Return the first message of a stream; a drain does not wait for it."""
         reading = asyncio.create_task(self._first_message(context, wire.StreamRequest))
         draining = asyncio.create_task(self._draining.wait())
@@ -241,7 +278,7 @@ class Servicer:
             raise InvalidArgumentError("the first message of a stream is open")
         return message.open
 
-    async def _first_message(self, context: Context, kind: type[MessageT]) -> MessageT:
+    async def _first_message(self, context: MessageChannel | Context, kind: type[MessageT]) -> MessageT:
         limit_s = self._options.receive_timeout_s
         async with within(limit_s, lambda: _too_slow(limit_s)):
             message = await next_message(context, kind)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, TypeVar, assert_never
+from typing import Any, Protocol, TypeVar, assert_never
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from service.core.errors import (
     BusyError,
@@ -125,7 +125,48 @@ class StreamResources:
     tracing: Tracing = NO_TRACING
 
 
-async def next_message(context: Context, kind: type[MessageT]) -> MessageT | None:
+class MessageChannel(Protocol):
+    """Carries the messages of one stream: a call of gRPC, or something that does the same."""
+
+    async def read(self) -> object:
+        """Return the next message, or ``grpc.aio.EOF``."""
+        ...
+
+    async def write(self, message: wire.StreamResponse) -> None:
+        """Send a message, and wait while the client is slow."""
+        ...
+
+
+class ByteChannel:
+    """The same messages in their encoded form, over another protocol.
+
+    Args:
+        receive: returns the next message; None = there are no more.
+        send: sends one.
+    """
+
+    def __init__(
+        self, receive: Callable[[], Awaitable[bytes | None]], send: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        self._receive = receive
+        self._send = send
+
+    async def read(self) -> object:
+        """Return the next message, ``grpc.aio.EOF``, or None for bytes that are no message."""
+        data = await self._receive()
+        if data is None:
+            return grpc.aio.EOF
+        try:
+            return wire.StreamRequest.FromString(data)
+        except DecodeError:
+            return None
+
+    async def write(self, message: wire.StreamResponse) -> None:
+        """Send a message."""
+        await self._send(message.SerializeToString())
+
+
+async def next_message(context: MessageChannel | Context, kind: type[MessageT]) -> MessageT | None:
     """Return the next message of a call; None when the client has ended its messages.
 
     gRPC's iterator over the messages is not used: if it is left before its end, it is never closed.
@@ -165,7 +206,7 @@ class FrameStream:
 
     def __init__(
         self,
-        context: Context,
+        context: MessageChannel | Context,
         *,
         target: Target,
         version: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -25,6 +26,9 @@ from service.http_api.segment.segment import SegmentOptions, SegmentRoutes
 from service.spans import NO_TRACING, Tracing
 from service.telemetry import Metrics
 
+if TYPE_CHECKING:  # a service without the page does not load it
+    from service.http_api.camera import AnswerFrames
+
 
 @dataclass(frozen=True)
 class HttpOptions:
@@ -35,7 +39,8 @@ class HttpOptions:
         segment: limits of a segmentation request.
         cors_origins: origins whose pages may use the service from a browser; ``*`` = any.
         root_path: prefix under which a proxy offers the service; empty = none.
-        page: serve the page for people at ``/``.
+        page: serve the page for people at ``/``, and the WebSocket of its camera.
+        max_streams: WebSockets of the page at the same time.
     """
 
     access: AccessPolicy = field(default_factory=AccessPolicy)
@@ -43,6 +48,7 @@ class HttpOptions:
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""
     page: bool = False
+    max_streams: int = 512
 
 
 def create_app(
@@ -54,6 +60,7 @@ def create_app(
     options: HttpOptions,
     scoreboard: Scoreboard | None = None,
     tracing: Tracing = NO_TRACING,
+    frames: AnswerFrames | None = None,
 ) -> ASGIApp:
     """Return the application.
 
@@ -65,6 +72,7 @@ def create_app(
         options: of the frontend.
         scoreboard: results of evaluations; None = there are none.
         tracing: decides which requests are traced.
+        frames: answers the camera of the page; None = the page has no camera.
     """
     app = problem_app(
         title="BiSeNet segmentation service", description=_description(), root_path=options.root_path
@@ -78,6 +86,8 @@ def create_app(
         access = _add_page(app, access)
     routes = SegmentRoutes(app, segmenter, host, access=access, options=options.segment)
     guarded = allow_origins(AccessCheck(routes, access), options.cors_origins)
+    if options.page and frames is not None:
+        guarded = _add_camera(guarded, frames, options)
     edge = HttpEdge(guarded, lifecycle, metrics, tracing)
     return RootPath(edge, options.root_path) if options.root_path else edge
 
@@ -89,6 +99,15 @@ def _add_page(app: FastAPI, access: AccessPolicy) -> AccessPolicy:
     page = Page()
     app.include_router(page.router())
     return replace(access, open_paths=access.open_paths | page.paths)
+
+
+def _add_camera(app: ASGIApp, frames: AnswerFrames, options: HttpOptions) -> ASGIApp:
+    from service.http_api.camera import CameraRoute  # noqa: PLC0415  # likewise
+
+    access = replace(options.access, scopes=("stream",))
+    return CameraRoute(
+        app, frames, access=access, origins=options.cors_origins, max_streams=options.max_streams
+    )
 
 
 _INTRODUCTION = """

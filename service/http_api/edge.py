@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 
 import structlog
@@ -18,6 +19,9 @@ from service.spans import NO_TRACING, Attribute, RequestSpan, Tracing, working_o
 from service.telemetry import Metrics
 
 _log = structlog.get_logger()
+
+_ANSWERED = ("http", "websocket")
+_STARTS = ("http.response.start", "websocket.http.response.start")
 
 READY_PATHS = ("/readyz", "/healthz", "/health", "/ping")
 """Paths of readiness: the service's own name first; the others are defaults of load balancers."""
@@ -45,10 +49,10 @@ class HttpEdge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log one line about it; a probe that succeeds is logged at debug level."""
-        if scope["type"] != "http":
+        if scope["type"] not in _ANSWERED:
             await self._app(scope, receive, send)
             return
-        method = scope["method"]
+        method = scope.get("method", "GET")  # a WebSocket has none
         if method == "HEAD":  # the server drops the body; the copy keeps its own scope as it was
             scope = {**scope, "method": "GET"}
         exchange = Exchange.begin(scope, now_s=time.monotonic())
@@ -58,13 +62,17 @@ class HttpEdge:
             structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
             working_on(exchange.span),
         ):
-            with self._metrics.in_flight(), exchange.held:
+            with self._counted(scope), exchange.held:
                 status = await self._answer(scope, receive, send, exchange)
             try:
                 # uvloop sends at the end of a turn of the loop: the client does not wait for the log.
                 await asyncio.sleep(0)
             finally:
                 self._take_note(scope, exchange, method=method, status=status)
+
+    def _counted(self, scope: Scope) -> AbstractContextManager[None]:
+        """Count a request as in flight; a WebSocket is a stream, which counts itself."""
+        return self._metrics.in_flight() if scope["type"] == "http" else nullcontext()
 
     def _take_note(self, scope: Scope, exchange: Exchange, *, method: str, status: int) -> None:
         route = exchange.route or _route(scope)
@@ -104,7 +112,10 @@ class HttpEdge:
 
         async def send_labelled(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.accept":
+                status = HTTPStatus.SWITCHING_PROTOCOLS.value
+                MutableHeaders(scope=message)["X-Request-Id"] = exchange.request_id
+            elif message["type"] in _STARTS:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = exchange.request_id

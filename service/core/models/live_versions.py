@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -43,6 +44,21 @@ _SERVICE_ERRORS: Mapping[type[model_errors.ModelError], type[ServiceError]] = {
 """Registry errors whose message is for the client; the messages of others are only logged."""
 
 
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model of the registry.
+
+    Attributes:
+        name: of the model.
+        versions: number -> whether this service serves it.
+        aliases: where each alias points.
+    """
+
+    name: str
+    versions: Mapping[int, bool]
+    aliases: Mapping[str, Alias]
+
+
 class LiveVersions:
     """Changes the served versions; thread-safe, one change at a time; each takes seconds.
 
@@ -60,6 +76,16 @@ class LiveVersions:
         self._references = references
         self._lock = threading.Lock()
         self._refused: dict[ModelReference, tuple[ModelVersion, float]] = {}
+
+    def overview(self) -> list[RegisteredModel]:
+        """Return all models of the registry, sorted by name; each with its versions and aliases.
+
+        Raises:
+            BusyError: the registry does not answer.
+        """
+        served = {model.version for model in self._host.models}
+        with _service_errors():
+            return [self._registered(name, served) for name in self._registry.models()]
 
     def load(self, name: str, number: int) -> LoadedModel:
         """Serve a version under its number, beside the others.
@@ -188,6 +214,10 @@ class LiveVersions:
         True for the models of the settings, false for versions that were loaded by their number.
         """
         return any(_follows(reference, name, alias) for reference in self._references)
+
+    def _registered(self, name: str, served: Collection[ModelVersion]) -> RegisteredModel:
+        versions = {version.number: version in served for version in self._registry.versions(name)}
+        return RegisteredModel(name, versions, self._registry.aliases(name))
 
     def _existing(self, name: str, number: int) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))

@@ -18,21 +18,23 @@ class AdminPolicy:
     Args:
         keys: of the configuration, with the admin token and the scrape token.
         hosts: accepted values of ``Host``, lower case, without port; None = any.
+        open_paths: paths that need no token: the files of the page, which asks for it.
     """
 
-    def __init__(self, keys: KeyRing, hosts: frozenset[str] | None) -> None:
-        nothing: frozenset[str] = frozenset()
+    def __init__(
+        self, keys: KeyRing, hosts: frozenset[str] | None, open_paths: frozenset[str] = frozenset()
+    ) -> None:
         self._everything = AccessPolicy(
             keys,
             hosts,
-            open_paths=nothing,
+            open_paths=open_paths,
             scopes=("admin",),
             needed="the admin token is needed: Authorization: Bearer TOKEN",
         )
         self._metrics = AccessPolicy(
             keys,
             hosts,
-            open_paths=nothing,
+            open_paths=frozenset(),
             scopes=("metrics", "admin"),
             needed="the scrape token or the admin token is needed: Authorization: Bearer TOKEN",
         )

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
+from model.evaluation.protocols import PROTOCOLS
 from service.core.deadline import within
 from service.core.errors import BusyError, InvalidArgumentError
 from service.core.jobs.evaluation_job import EvaluationJob, JobState
@@ -81,6 +82,13 @@ class EvaluationListDocument(BaseModel):
     evaluations: list[EvaluationDocument]
 
 
+class ChoicesDocument(BaseModel):
+    """What a job can name."""
+
+    datasets: list[str]
+    protocols: list[str]
+
+
 class _EvaluationHandlers:
     """Calls the blocking functions of the jobs in threads."""
 
@@ -130,6 +138,11 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         response.headers["Location"] = f"{PREFIX}/{job.id}"
         return evaluation_document(job)
 
+    @router.get(":choices")
+    async def choices() -> ChoicesDocument:
+        """List what a job can name: data sets and protocols."""
+        return ChoicesDocument(datasets=list(desk.datasets), protocols=list(PROTOCOLS))
+
     @router.get("")
     async def list_evaluations() -> EvaluationListDocument:
         """List all jobs, the newest first."""
@@ -156,6 +169,12 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         """Return the report as one HTML page."""
         page = await clerk.call(lambda: desk.report_page(job_id))
         return Response(page, media_type="text/html", headers=_REPORT_HEADERS)
+
+    @router.get("/{job_id}/scores", response_class=Response)
+    async def scores(job_id: str) -> Response:
+        """Return the report as JSON: classes with intervals, confusion matrix, score of each picture."""
+        document = await clerk.call(lambda: desk.report_document(job_id))
+        return Response(document, media_type="application/json")
 
     @router.delete("/{job_id}", status_code=202)
     async def cancel(request: Request, job_id: str) -> EvaluationDocument:

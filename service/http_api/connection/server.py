@@ -20,6 +20,14 @@ from service.telemetry import Metrics
 _BACKLOG = 2048
 _OTHER_FILES = 512
 """Files for models, workers, other frontends and logs: 60 are open at rest, and one for each picture."""
+_NO_WEBSOCKET = "none"
+_WEBSOCKET = "service.http_api.connection.websocket:GuardedWebSocket"
+"""Imported by name: a service without WebSockets does not load it."""
+
+_PING_INTERVAL_S = 10.0
+_PING_TIMEOUT_S = 10.0
+"""After which a client that does not read its answers, or is gone, is cut off."""
+
 _LAST_WORDS_S = 1.0
 """Time in which requests that are cut off send their answer."""
 
@@ -91,6 +99,8 @@ class HttpServer(uvicorn.Server):
         limits: of connections.
         metrics: counts the connections that are refused.
         tls: what connections are encrypted with; None = they are not.
+        websocket_paths: those with a WebSocket.
+        max_message_bytes: of a message of a WebSocket.
 
     Attributes:
         cut_off: whether requests were cut off, by ``cut`` or at the end of ``grace_s``.
@@ -105,13 +115,20 @@ class HttpServer(uvicorn.Server):
         limits: ConnectionLimits,
         metrics: Metrics,
         tls: ssl.SSLContext | None = None,
+        websocket_paths: frozenset[str] = frozenset(),
+        max_message_bytes: int = 20 * 1024 * 1024,
     ) -> None:
         super().__init__(
             GuardedConfig(
                 app,
                 limits=limits,
                 metrics=metrics,
-                ws="none",
+                websocket_paths=websocket_paths,
+                ws=_WEBSOCKET if websocket_paths else _NO_WEBSOCKET,
+                ws_max_size=max_message_bytes,
+                ws_ping_interval=_PING_INTERVAL_S,
+                ws_ping_timeout=_PING_TIMEOUT_S,
+                ws_per_message_deflate=False,  # pictures and masks are compressed
                 lifespan="off",
                 access_log=False,
                 log_config=None,

@@ -153,6 +153,14 @@ async def test_a_document_has_an_end(admin: AdminSite) -> None:
     assert code_of(response) == (413, "payload_too_large")
 
 
+async def test_the_registry_is_listed_with_what_is_served_and_where_aliases_point(admin: AdminSite) -> None:
+    models = {model["name"]: model for model in (await admin.ask("GET", "/admin/v1/models")).json()["models"]}
+    assert models["pool"]["versions"] == [{"version": 1, "served": True}, {"version": 2, "served": False}]
+    aliases = {one["alias"]: one for one in models["pool"]["aliases"]}
+    assert (aliases["production"]["version"], aliases["production"]["served"]) == (1, True)
+    assert "other" in models
+
+
 async def test_a_version_comes_and_goes_by_its_number(admin: AdminSite) -> None:
     response = await admin.ask("POST", f"{VERSION_2}:load")
     assert (response.status_code, response.json()["version"]) == (200, 2)

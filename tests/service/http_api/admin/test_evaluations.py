@@ -229,14 +229,22 @@ async def test_a_cancelled_job_is_told_as_such(office: Office) -> None:
 async def test_a_result_comes_with_the_place_of_its_report(office: Office) -> None:
     job_id = await submitted(office)
     office.jobs.move(job_id, state=JobState.SUCCEEDED, done=8, total=8, result=RESULT)
-    assert problem_of(await office.client.get(f"{PATH}/{job_id}/report")) == (404, "not_found")
-    office.registry.evaluations.add("pool", job_id, {}, "<html>the report</html>")
+    for kind in ("report", "scores"):
+        assert problem_of(await office.client.get(f"{PATH}/{job_id}/{kind}")) == (404, "not_found")
+    office.registry.evaluations.add("pool", job_id, {"matrix": [[1]]}, "<html>the report</html>")
+    assert (await office.client.get(f"{PATH}/{job_id}/scores")).json() == {"matrix": [[1]]}
     result = (await office.client.get(f"{PATH}/{job_id}")).json()["result"]
     assert result["miou"] == 0.5
     assert result["per_class"] == {"dark": 0.5, "bright": None}
     assert (result["images"], result["skipped"]) == (7, ["3.png"])
     page = await office.client.get(result["report"])
     assert (page.text, page.headers["x-content-type-options"]) == ("<html>the report</html>", "nosniff")
+
+
+async def test_data_sets_and_protocols_can_be_chosen_from(office: Office) -> None:
+    choices = (await office.client.get(f"{PATH}:choices")).json()
+    assert choices["datasets"] == ["noise"]
+    assert {"ss", "mscf"} <= set(choices["protocols"])
 
 
 async def test_events_tell_each_change_until_the_job_has_ended(office: Office) -> None:
