@@ -17,13 +17,12 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from fakes import PATIENCE_S, FakeEngine, until
+from fakes import PATIENCE_S, FakeEngine, key_ring, until
 from grpc_site import GrpcSite, open_grpc_site
 from http_site import encoded, picture_of
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service.core.keys import key_digests
 from service.core.pictures.segmenter import Segmenter
 from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.app import HttpOptions, create_app
@@ -184,7 +183,7 @@ async def test_the_end_of_the_server_waits_for_the_frames_that_have_come() -> No
         await closing(socket)
 
 
-KEYED = AccessPolicy(key_digests(["a key"]))
+KEYED = AccessPolicy(key_ring("a key"))
 
 
 def as_subprotocol(key: str) -> str:

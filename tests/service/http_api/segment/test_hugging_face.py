@@ -12,12 +12,11 @@ import httpx2
 import numpy as np
 import pytest
 import pytest_asyncio
-from fakes import FAKE_MANIFEST
+from fakes import FAKE_MANIFEST, key_ring
 from http_site import Site, encoded, open_site, picture_of
 from PIL import Image
 
 from model.labels import UInt8Array
-from service.core.keys import key_digests
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.segment.body import BodyLimits
@@ -140,7 +139,7 @@ async def test_an_unknown_model_is_not_found(site: Site) -> None:
 
 async def test_keys_and_body_limits_hold() -> None:
     limits = SegmentOptions(body=BodyLimits(max_bytes=len(PICTURE) - 1))
-    keys = AccessPolicy(key_digests=key_digests(["a-key-of-a-client"]))
+    keys = AccessPolicy(keys=key_ring("a-key-of-a-client"))
     async with open_site(options=HttpOptions(segment=limits, access=keys)) as site:
         refused = await ask(site)
         assert (refused.status_code, "error" in refused.json()) == (401, True)
