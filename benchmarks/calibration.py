@@ -5,7 +5,7 @@
 The error is taken over all labelled pixels of a split, at the size of its pictures. The time is that of one
 512x1024 picture of the split, on one thread and on all, beside the time of its labels in the same run.
 
-Axes: K classes, h w = H/8 W/8.
+Axes: K classes, h w = size of the raw output.
 """
 
 from __future__ import annotations
