@@ -49,6 +49,8 @@ def test_an_alias_is_moved_and_rolled_back_and_a_version_loaded_and_unloaded(
 ) -> None:
     open_with_token(admin, admin_site, "#versions")
     page = admin.page
+    meant = page.get_by_text("A request for pool without a version is answered by pool@2.")
+    meant.wait_for(timeout=ANSWER_MS)
     page.get_by_role("button", name="Load pool@1", exact=True).click()
     page.get_by_text("Load pool@1: done.").wait_for(timeout=ANSWER_MS)
     page.get_by_label("Version for pool:production").select_option("1")

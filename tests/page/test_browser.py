@@ -43,6 +43,23 @@ def test_a_class_is_hidden_and_shown_again_and_a_key_hides_the_mask(visit: Visit
     assert visit.page.locator("#mask").is_visible()
 
 
+def test_the_curtain_stands_in_the_picture_and_says_what_its_sides_show(visit: Visit) -> None:
+    visit.open()
+    visit.page.set_input_files("#file", EXAMPLE)
+    visit.answered()
+    assert visit.page.locator("#curtain-line").is_visible()
+    visit.page.get_by_text("right of it the picture alone").wait_for()
+    visit.page.get_by_label("Compare with").select_option(index=1)
+    visit.page.get_by_text("right of it the mask of the other model").wait_for()
+
+
+def test_the_lines_that_repeat_the_request_are_seen_whole(visit: Visit) -> None:
+    visit.open()
+    lines = visit.page.locator("#snippets pre")
+    assert lines.count() == 3
+    assert lines.evaluate_all("all => all.every((one) => one.scrollWidth <= one.clientWidth)")
+
+
 def test_the_pointer_reads_the_class_of_a_pixel(visit: Visit) -> None:
     visit.open()
     visit.page.set_input_files("#file", EXAMPLE)

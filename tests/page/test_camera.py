@@ -55,3 +55,13 @@ def test_a_stream_that_the_service_refuses_is_told_in_its_words(visit: Visit) ->
     )
     start(visit)
     visit.page.get_by_text("512 streams are open").wait_for(timeout=ANSWER_MS)
+
+
+def test_a_frame_that_is_refused_is_told_in_plain_words(visit: Visit) -> None:
+    # StreamResponse{error{seq: 1, grpc_code: 8, code: "queue_full"}}
+    refusal = bytes([0x22, 16, 0x08, 1, 0x10, 8, 0x1A, 10]) + b"queue_full"
+    visit.page.route_web_socket(
+        re.compile("/page/camera"), lambda socket: socket.on_message(lambda _: socket.send(refusal))
+    )
+    start(visit)
+    visit.page.get_by_text(re.compile(r"\d+ would wait too long")).wait_for(timeout=ANSWER_MS)

@@ -52,11 +52,13 @@ class RegisteredModel:
         name: of the model.
         versions: number -> whether this service serves it.
         aliases: where each alias points.
+        bare_version: the served version that the bare name means; None = no version of the model is served.
     """
 
     name: str
     versions: Mapping[int, bool]
     aliases: Mapping[str, Alias]
+    bare_version: int | None
 
 
 class LiveVersions:
@@ -217,7 +219,10 @@ class LiveVersions:
 
     def _registered(self, name: str, served: Collection[ModelVersion]) -> RegisteredModel:
         versions = {version.number: version in served for version in self._registry.versions(name)}
-        return RegisteredModel(name, versions, self._registry.aliases(name))
+        bare_version = None
+        with suppress(ServiceError):  # not served, or still loading
+            bare_version = self._host.find(name).version.number
+        return RegisteredModel(name, versions, self._registry.aliases(name), bare_version)
 
     def _existing(self, name: str, number: int) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))

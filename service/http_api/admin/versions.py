@@ -56,6 +56,9 @@ class RegisteredModelDocument(BaseModel):
     name: str
     versions: list[VersionDocument]
     aliases: list[AliasDocument]
+    bare_version: Annotated[
+        int | None, Field(description="The served version that the bare name means; null if none is served.")
+    ]
 
 
 class RegistryDocument(BaseModel):
@@ -115,6 +118,7 @@ def versions_router(versions: LiveVersions) -> APIRouter:
                 for number, is_served in model.versions.items()
             ],
             aliases=[alias_document(model.name, alias, one) for alias, one in sorted(model.aliases.items())],
+            bare_version=model.bare_version,
         )
 
     @router.put("/{model}/aliases/{alias}", openapi_extra=_PROMOTION)

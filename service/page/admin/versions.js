@@ -21,7 +21,7 @@ export class VersionsPage {
     }
   }
 
-  card({ name, versions, aliases }) {
+  card({ name, versions, aliases, bare_version: bare }) {
     const known = aliases.some(({ alias }) => alias === "production")
       ? aliases
       : [{ alias: "production", version: null, previous: [] }, ...aliases];
@@ -29,6 +29,7 @@ export class VersionsPage {
       "article",
       { className: "card" },
       element("h2", {}, name),
+      element("p", { className: "hint" }, bareWords(name, bare)),
       table(["version", "state", "change"], versions.map((one) => this.versionRow(name, one))),
       table(["alias", "points at", "change"], known.map((one) => this.aliasRow(name, one, versions))),
     );
@@ -82,6 +83,11 @@ export class VersionsPage {
 function aliasWords({ model, alias, version, served }) {
   const where = served ? "and is served." : "in the registry; this service does not follow the alias.";
   return `${model}:${alias} points at version ${version} ${where}`;
+}
+
+function bareWords(name, bare) {
+  if (bare === null) return `No version of ${name} is served here.`;
+  return `A request for ${name} without a version is answered by ${name}@${bare}.`;
 }
 
 function modelPath(name) {

@@ -12,6 +12,7 @@ const MAX_AGE_MS = 5000;
 const MAX_UNANSWERED = 12;
 const WINDOW_MS = 2000;
 const TELL_MS = 250;
+const DROP_WORDS = { queue_full: "would wait too long" };
 
 export class CameraPage {
   constructor() {
@@ -169,7 +170,7 @@ class CameraRun {
     byId("camera-age").textContent = age === undefined ? "none" : `${age.toFixed(0)} ms`;
     byId("camera-infer").textContent = this.inferMs === undefined ? "none" : `${this.inferMs.toFixed(0)} ms`;
     byId("camera-answered").textContent = `${this.answered} of ${this.seq}`;
-    const reasons = [...this.dropped].map(([reason, number]) => `${number} ${reason}`);
+    const reasons = [...this.dropped].map(([reason, number]) => `${number} ${DROP_WORDS[reason] ?? reason}`);
     if (this.skipped) reasons.push(`${this.skipped} not sent`);
     byId("camera-drops").textContent = reasons.join(", ") || "none";
   }

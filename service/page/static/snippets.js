@@ -15,7 +15,7 @@ export function showSnippets(target, model, origin, status) {
       `${INDENT}answer = client.segment(open("photo.jpg", "rb").read(), model="${model.name}")`,
       "print(answer.mask.labels().shape)",
     ].join("\n"),
-    gRPC: `bisenet stream photo.mp4 --server ${new URL(origin).hostname}:8001 --model ${model.name} --out overlay.mp4`,
+    "gRPC, for a film": `bisenet stream photo.mp4 --server ${new URL(origin).hostname}:8001 --model ${model.name} --out overlay.mp4`,
   };
   target.replaceChildren(...Object.entries(texts).flatMap(([name, text]) => snippet(name, text, status)));
 }

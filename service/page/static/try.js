@@ -223,7 +223,12 @@ export class TryPage {
     };
     opacity.addEventListener("input", applyOpacity);
     opacity.addEventListener("change", () => settings.write("opacity", Number(opacity.value)));
-    curtain.addEventListener("input", () => this.viewer.setCurtain(Number(curtain.value)));
+    const applyCurtain = () => this.viewer.setCurtain(Number(curtain.value));
+    const explainCurtain = () => {
+      const right = this.compared ? "the mask of the other model" : "the picture alone";
+      byId("curtain-hint").textContent = `Left of the line is the mask, right of it ${right}.`;
+    };
+    curtain.addEventListener("input", applyCurtain);
     byId("difference").addEventListener("change", ({ target }) => {
       this.viewer.differs = target.checked;
       this.viewer.draw();
@@ -231,9 +236,7 @@ export class TryPage {
     });
     byId("model").addEventListener("change", () => this.modelChanged());
     byId("compare").addEventListener("change", () => {
-      if (this.compared) curtain.value = 50;
-      else curtain.value = 100;
-      this.viewer.setCurtain(Number(curtain.value));
+      explainCurtain();
       if (this.file) this.segment();
     });
     for (const [name, isHidden] of [["keydown", true], ["keyup", false]]) {
@@ -244,6 +247,8 @@ export class TryPage {
     }
     window.addEventListener("blur", () => this.viewer.hide(false));
     applyOpacity();
+    applyCurtain();
+    explainCurtain();
   }
 
   takePointer() {

@@ -10,7 +10,7 @@ export class Viewer {
     Object.assign(this, { stage, picture, mask, second, line });
     this.hidden = new Set();
     this.highlighted = null;
-    this.curtain = 100;
+    this.curtain = 50;
     this.differs = false;
     this.clear();
   }

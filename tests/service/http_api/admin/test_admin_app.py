@@ -158,7 +158,8 @@ async def test_the_registry_is_listed_with_what_is_served_and_where_aliases_poin
     assert models["pool"]["versions"] == [{"version": 1, "served": True}, {"version": 2, "served": False}]
     aliases = {one["alias"]: one for one in models["pool"]["aliases"]}
     assert (aliases["production"]["version"], aliases["production"]["served"]) == (1, True)
-    assert "other" in models
+    assert models["pool"]["bare_version"] == 1
+    assert models["other"]["bare_version"] is None
 
 
 async def test_a_version_comes_and_goes_by_its_number(admin: AdminSite) -> None:
