@@ -49,10 +49,12 @@ from service.http_api.admin.versions import versions_router
 from service.http_api.app import HttpOptions, create_app
 from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
+from service.http_api.open_inference.repository import repository_admin_router
 from service.http_api.segment.body import BodyLimits
 from service.http_api.segment.segment import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
+from service.open_inference.statistics import InferenceStatistics
 from service.registry import open_registry
 from service.settings import Settings, SettingsError, is_loopback
 from service.telemetry import LogOptions, Metrics, configure_logging
@@ -197,6 +199,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         core = stack.enter_context(open_core(settings, worker_process(settings), chooser.tuning, metrics))
         lifecycle = Readiness()
         scoreboard = Scoreboard(registry)
+        statistics = InferenceStatistics()
         jobs = stack.enter_context(open_jobs(settings, registry, chooser))
         app = create_app(
             core.segmenter,
@@ -205,6 +208,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics=metrics,
             options=_http_options(settings),
             scoreboard=scoreboard,
+            statistics=statistics,
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
         versions = LiveVersions(registry, core.host, references)
@@ -213,6 +217,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 metrics_router(metrics),
                 drain_router(lifecycle),
                 versions_router(versions),
+                repository_admin_router(versions),
                 *_job_routers(jobs, lifecycle),
             ],
             policy=_admin_policy(settings),
@@ -349,6 +354,7 @@ def _http_options(settings: Settings) -> HttpOptions:
         cors_origins=server.cors_origins,
         root_path=server.root_path,
         page=server.page == "on" or (server.page == "auto" and server.is_loopback),
+        pictures_at_once=2 * engine_options(settings).max_batch,
     )
 
 

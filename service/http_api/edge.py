@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 READY_PATHS = ("/readyz", "/healthz", "/health", "/ping")
 """The first one is the service's own name; load balancers ask for the others by default."""
 
-PROBE_PATHS = frozenset({"/livez", "/startupz", *READY_PATHS})
+PROBE_PATHS = frozenset({"/livez", "/startupz", "/v2/health/live", "/v2/health/ready", *READY_PATHS})
 
 
 class HttpEdge:

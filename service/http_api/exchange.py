@@ -10,6 +10,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from service.http_api.segment.routes import is_open_inference
 from service.telemetry import Stage, sane_request_id
 
 _STATE_KEY = "exchange"
@@ -22,6 +23,7 @@ class Exchange:
     Attributes:
         request_id: the client's own if it is sane, else a new one.
         started_s: when the head was complete, on the clock of ``time.monotonic``.
+        has_plain_errors: errors are ``{"error": text}``, as the Open Inference Protocol wants them.
         code: ``ok``, or the code of the error that was answered.
         route: the pattern of its path where no route was looked for; None = ask the scope.
         source: the client that asks, as the queue tells clients apart; None = unknown.
@@ -34,6 +36,7 @@ class Exchange:
 
     request_id: str
     started_s: float
+    has_plain_errors: bool = False
     code: str = "ok"
     route: str | None = None
     source: str | None = None
@@ -46,7 +49,8 @@ class Exchange:
     @classmethod
     def begin(cls, scope: Scope, *, now_s: float) -> Exchange:
         """Attach a new exchange to a request."""
-        exchange = cls(sane_request_id(Headers(scope=scope).get("x-request-id", "")), now_s)
+        request_id = sane_request_id(Headers(scope=scope).get("x-request-id", ""))
+        exchange = cls(request_id, now_s, is_open_inference(scope["path"]))
         scope.setdefault("state", {})[_STATE_KEY] = exchange
         return exchange
 

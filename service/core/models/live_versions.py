@@ -56,8 +56,12 @@ class LiveVersions:
         self._references = references
         self._lock = threading.Lock()
 
-    def load(self, name: str, number: int) -> LoadedModel:
+    def load(self, name: str, number: int | None = None) -> LoadedModel:
         """Serve a version under its number, beside whatever is served.
+
+        Args:
+            name: of the model.
+            number: of the version; None = its alias ``production``, else its highest version.
 
         Raises:
             InvalidArgumentError: nothing can be called so.
@@ -69,16 +73,22 @@ class LiveVersions:
         with self._lock, _service_errors():
             return self._load(self._existing(name, number))
 
-    def unload(self, name: str, number: int) -> None:
+    def unload(self, name: str, number: int | None = None) -> None:
         """Serve a version no longer; pictures that have begun are answered.
+
+        Args:
+            name: of the model.
+            number: of the version; None = the one that the bare name means, which stays.
 
         Raises:
             InvalidArgumentError: nothing can be called so.
+            ModelNotFoundError: no version of the model is served.
             VersionNotFoundError: it is not served.
             ConflictError: the bare name means it.
         """
         with self._lock, _service_errors():
-            self._host.unload(ModelVersion(name, number))
+            meant = self._host.find(name).version if number is None else ModelVersion(name, number)
+            self._host.unload(meant)
 
     def promote(self, name: str, alias: str, number: int) -> Alias:
         """Point an alias at a version, and serve it if the alias is followed here.
@@ -115,7 +125,7 @@ class LiveVersions:
         """
         return any(_follows(reference, name, alias) for reference in self._references)
 
-    def _existing(self, name: str, number: int) -> ModelVersion:
+    def _existing(self, name: str, number: int | None) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))
 
     def _load(self, version: ModelVersion) -> LoadedModel:

@@ -1,21 +1,28 @@
-"""The paths that segment pictures, in one table; each request is looked up once."""
+"""The paths that take pictures, in one table for all protocols; each request is looked up once."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from service.core.errors import VersionNotFoundError
+from service.core.models.model_host import version_number
 
 ROUTES = (
     "/v1/segment",
     "/v1/models/{model}:segment",
     "/v1/models/{model}/versions/{version}:segment",
 )
-"""The first one asks the default model."""
+"""The service's own. The first one asks the default model."""
 
-_PATTERNS = tuple(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)) for route in ROUTES)
-_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+INFER_ROUTES = (
+    "/v2/models/{model}/infer",
+    "/v2/models/{model}/versions/{version}/infer",
+)
+"""Those of the Open Inference Protocol."""
+
+_PATTERNS = {
+    route: re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)) for route in (*ROUTES, *INFER_ROUTES)
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class SegmentTarget:
     """The model that a path asks for.
 
     Attributes:
-        route: of ``ROUTES``; a closed set, unlike the path.
+        route: of ``ROUTES`` or ``INFER_ROUTES``; a closed set, unlike the path.
         model: name of the model; None = the default one.
         version: as the path says it; None = the version that is served under the name.
     """
@@ -43,19 +50,13 @@ class SegmentTarget:
 
 
 def target_of(path: str) -> SegmentTarget | None:
-    """Return what a path asks for; None if it segments no pictures."""
-    for route, pattern in zip(ROUTES, _PATTERNS, strict=True):
+    """Return what a path asks for; None if it takes no pictures."""
+    for route, pattern in _PATTERNS.items():
         if (match := pattern.fullmatch(path)) is not None:
             return SegmentTarget(route, **match.groupdict())
     return None
 
 
-def version_number(text: str) -> int:
-    """Return the number of a version in a path.
-
-    Raises:
-        VersionNotFoundError: it is none.
-    """
-    if not _VERSION_NUMBER.fullmatch(text):
-        raise VersionNotFoundError("a version is a number from 1")
-    return int(text)
+def is_open_inference(path: str) -> bool:
+    """Return whether a path belongs to the Open Inference Protocol, whose errors are plain JSON."""
+    return path == "/v2" or path.startswith("/v2/")

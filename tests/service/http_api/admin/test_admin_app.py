@@ -19,6 +19,7 @@ from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.drain import drain_router
 from service.http_api.admin.metrics import metrics_router
 from service.http_api.admin.versions import versions_router
+from service.http_api.open_inference.repository import repository_admin_router
 
 ADMIN, SCRAPE = "the-token-of-the-admin", "the-token-of-the-scraper"
 ALIAS = "/admin/v1/models/pool/aliases/production"
@@ -32,7 +33,12 @@ class AdminSite:
         self.site = site
         self.registry = registry
         versions = LiveVersions(registry, site.host, [ModelReference("pool")])
-        routers = [metrics_router(site.metrics), drain_router(site.lifecycle), versions_router(versions)]
+        routers = [
+            metrics_router(site.metrics),
+            drain_router(site.lifecycle),
+            versions_router(versions),
+            repository_admin_router(versions),
+        ]
         self.app = create_admin_app(
             routers,
             policy=AdminPolicy(ADMIN, SCRAPE, LOOPBACK_HOSTS),
@@ -162,6 +168,37 @@ async def test_what_is_wrong_is_said(
     admin: AdminSite, method: str, path: str, expected: tuple[int, str]
 ) -> None:
     assert code_of(await admin.ask(method, path, json={"version": 2})) == expected
+
+
+async def test_a_version_comes_and_goes_through_the_open_inference_protocol(admin: AdminSite) -> None:
+    models = "/v2/repository/models"
+    loaded = await admin.ask("POST", f"{models}/pool@2/load", json={"parameters": {}})
+    assert (loaded.status_code, loaded.content) == (200, b"")
+    assert [str(one.version) for one in admin.site.host.models] == ["pool@1", "pool@2"]
+    assert (await admin.ask("POST", f"{models}/pool@2/unload")).status_code == 200
+    assert (await admin.ask("POST", f"{models}/pool/load")).status_code == 200  # its alias means version 1
+    assert [str(one.version) for one in admin.site.host.models] == ["pool@1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("pool/unload", 409, "conflict"),
+        ("pool@9/load", 404, "version_not_found"),
+        ("pool@9/unload", 404, "version_not_found"),
+        ("nobody/load", 404, "model_not_found"),
+        ("nobody/unload", 404, "model_not_found"),
+        ("pool:production/load", 400, "invalid_argument"),
+        ("a b/load", 400, "invalid_argument"),
+    ],
+)
+async def test_what_the_protocol_cannot_load_or_unload_is_a_plain_error(
+    admin: AdminSite, path: str, status: int, code: str
+) -> None:
+    response = await admin.ask("POST", f"/v2/repository/models/{path}")
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]
 
 
 async def test_draining_turns_readiness_and_ends_connections_but_not_answers(admin: AdminSite) -> None:
