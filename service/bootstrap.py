@@ -35,6 +35,7 @@ from service.engine_choice import EngineChooser
 from service.engines.choice import RACE_BUDGET_S
 from service.frontends import Frontends
 from service.grpc_api.limits import PeerLimits
+from service.grpc_api.open_inference import OpenInferenceServicer
 from service.grpc_api.server import GrpcBindError, GrpcServer
 from service.grpc_api.servicer import Servicer, ServicerOptions
 from service.grpc_api.streams import StreamLimits
@@ -54,6 +55,7 @@ from service.http_api.segment.body import BodyLimits
 from service.http_api.segment.segment import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
+from service.open_inference.inference import Inference
 from service.open_inference.statistics import InferenceStatistics
 from service.registry import open_registry
 from service.settings import Settings, SettingsError, is_loopback
@@ -102,6 +104,7 @@ class Service:
     app: ASGIApp
     admin_app: ASGIApp
     servicer: Servicer
+    open_inference: OpenInferenceServicer
 
     def load_models(self) -> None:
         """Load what the settings name; the first start compiles and times engines, later ones find caches.
@@ -225,6 +228,14 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics=metrics,
         )
         servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings))
+        open_inference = OpenInferenceServicer(
+            servicer.calls,
+            Inference(core.segmenter, at_once=_pictures_at_once(settings)),
+            core.host,
+            metrics=metrics,
+            statistics=statistics,
+            is_ready=lambda: core.host.ready and not lifecycle.draining,
+        )
         yield Service(
             settings,
             registry,
@@ -237,6 +248,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             app,
             admin_app,
             servicer,
+            open_inference,
         )
 
 
@@ -308,6 +320,7 @@ def _grpc_server(service: Service) -> GrpcServer:
     host, lifecycle = service.host, service.lifecycle
     return GrpcServer(
         service.servicer,
+        service.open_inference,
         lambda: host.ready and not lifecycle.draining,
         PeerLimits(limits.max_body_bytes, limits.max_streams, limits.max_calls),
         grace_s=server.grace_s - server.lame_duck_s,
@@ -354,8 +367,13 @@ def _http_options(settings: Settings) -> HttpOptions:
         cors_origins=server.cors_origins,
         root_path=server.root_path,
         page=server.page == "on" or (server.page == "auto" and server.is_loopback),
-        pictures_at_once=2 * engine_options(settings).max_batch,
+        pictures_at_once=_pictures_at_once(settings),
     )
+
+
+def _pictures_at_once(settings: Settings) -> int:
+    """Say how many pictures of one request are queued at the same time: those on the device, and the next."""
+    return 2 * engine_options(settings).max_batch
 
 
 def _admin_policy(settings: Settings) -> AdminPolicy:

@@ -78,12 +78,13 @@ class GrpcEdge:
         await self._idle.wait()
 
     @asynccontextmanager
-    async def call(self, context: Context, method: str) -> AsyncIterator[Call]:
+    async def call(self, context: Context, method: str, service: str = SERVICE_NAME) -> AsyncIterator[Call]:
         """Check a call, turn its exception into its status, and log one line about it.
 
         Args:
             context: of the call; its trailing metadata get the request id.
             method: its name, for log and metrics.
+            service: full name of the service that has the method.
 
         Raises:
             grpc.aio.AbortError: the call failed, and its status is set.
@@ -110,7 +111,7 @@ class GrpcEdge:
                 _log.exception("request failed")
                 status = _status(call, InternalError("unexpected"))
             finally:
-                self._log(call, method)
+                self._log(call, method, service)
         if status is not None:
             await _abort(context, call, status)
 
@@ -139,11 +140,11 @@ class GrpcEdge:
         if self._open_calls > self._max_calls:
             raise BusyError(f"{self._max_calls} calls are open, and more may not: try again later")
 
-    def _log(self, call: Call, method: str) -> None:
+    def _log(self, call: Call, method: str, service: str) -> None:
         duration_s = time.monotonic() - call.started_s
         self._metrics.request_done(
             protocol="grpc",
-            route=f"/{SERVICE_NAME}/{method}",
+            route=f"/{service}/{method}",
             code=call.code,
             duration_s=duration_s,
             served=call.served,
