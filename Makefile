@@ -4,7 +4,7 @@
 #   make test             install everything for development, run the tests (TESTS=tests/model to choose)
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
-#   make clients          other people's clients, each in build/clients, against a started service
+#   make clients          the clients of Triton and KServe, each in build/clients, against a started service
 #   make browser          the page in a real browser (needs Debian's chromium)
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model

@@ -34,12 +34,13 @@ class Site:
     server: Server
     folder: Path
 
-    def run(self, environment: str, script: str) -> str:
-        """Run a script with the Python of an environment, and return what it printed."""
+    def run(self, environment: str, *arguments: str | Path) -> str:
+        """Run the Python of an environment in the folder, and return what it printed."""
         python = ENVIRONMENTS / environment / "bin" / "python"
         assert python.exists(), f"{python} is missing: run `make clients`"
         done = subprocess.run(
-            [python, HERE / script],
+            [python, *arguments],
+            cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=PROGRAM_S,
@@ -97,6 +98,28 @@ def _logged(log: str, name: str) -> str:
 def test_a_client_gets_our_labels_and_our_errors(
     site: Site, environment: str, script: str, checks: int
 ) -> None:
-    passed = re.search(r"^ok ([0-9]+)$", site.run(environment, script), re.MULTILINE)
+    passed = re.search(r"^ok ([0-9]+)$", site.run(environment, HERE / script), re.MULTILINE)
     assert passed
     assert int(passed[1]) >= checks
+
+
+@pytest.mark.parametrize(
+    ("environment", "number", "transport"),
+    [("triton", 0, "http"), ("triton", 0, "grpc"), ("kserve", 1, "http")],
+)
+def test_the_ten_lines_of_the_guide_run_as_they_stand(
+    site: Site, environment: str, number: int, transport: str
+) -> None:
+    page = (ROOT / "docs" / "open-inference.md").read_text("utf-8")
+    program = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[number]
+    addresses = json.loads((site.folder / "site.json").read_text())
+    for written, here in (
+        ("tritonclient.http", f"tritonclient.{transport}"),
+        ("127.0.0.1:8000", addresses[transport]),
+        ("camvid", "pooling"),
+        ("photo.jpg", "picture.jpg"),
+    ):
+        assert written in program or environment == "kserve"
+        program = program.replace(written, here)
+    printed = site.run(environment, "-c", program)
+    assert "96, 144)" in printed
