@@ -72,7 +72,7 @@ class PartsResponse(Response):
     """An answer of several parts, which are never joined; a small one is sent at once.
 
     Args:
-        parts: of the body, in order.
+        parts: of the body, in order; at least one.
         media_type: of the whole.
         headers: besides.
     """
@@ -84,31 +84,31 @@ class PartsResponse(Response):
         length = str(sum(map(len, parts)))
         super().__init__(headers={**(headers or {}), "Content-Length": length}, media_type=media_type)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the body."""
-        return sum(map(len, self._parts))
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
         """Send it as the client takes it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in self._pieces():
+        pieces = self._pieces()
+        piece = next(pieces)
+        for following in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            piece = following
+        await send({"type": "http.response.body", "body": piece, "more_body": False})
 
     def _pieces(self) -> Iterator[bytes]:
         """Join small parts, and cut large ones."""
-        small: list[bytes] = []
-        for part in self._parts:
-            if len(part) + sum(map(len, small)) <= PIECE_BYTES:
-                small.append(part)
-                continue
-            yield b"".join(small)
-            small = []
-            for start in range(0, len(part), PIECE_BYTES):
-                yield part[start : start + PIECE_BYTES]
-        if small:
-            yield b"".join(small)
+        small, num_bytes = [self._parts[0]], len(self._parts[0])
+        for part in self._parts[1:]:
+            if num_bytes + len(part) > PIECE_BYTES:
+                yield from _cut(b"".join(small))
+                small, num_bytes = [], 0
+            small.append(part)
+            num_bytes += len(part)
+        yield from _cut(b"".join(small))
+
+
+def _cut(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), PIECE_BYTES):
+        yield data[start : start + PIECE_BYTES]
 
 
 def _decimals(values: bytes) -> bytes:
