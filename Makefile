@@ -9,7 +9,8 @@
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
 #   make proto            write service/wire from proto/
-#   make reference        write docs/reference from the code: every setting, error code and metric
+#   make reference        write docs/reference from the code: every setting, error code, metric and public name
+#   make examples         run the programs and the notebook of examples
 #   make docs             build the documentation into build/site
 #   make images           build the container images
 #   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
@@ -30,7 +31,7 @@ BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak clients browser fuzz bench proto reference docs images compose-test train-camvid quantize-camvid clean
+.PHONY: serve test check format soak clients browser fuzz bench proto reference examples docs images compose-test train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
@@ -78,6 +79,9 @@ proto: $(VENV)/.installed-dev
 
 reference: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python .ci/generate_reference.py
+
+examples: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "soak or not soak" tests/examples
 
 docs: reference
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

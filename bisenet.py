@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _not_chosen() -> None:
-    """Stand in ``--help`` for a command that nobody called."""
+    """Stand in ``--help`` for a command that was not called."""
 
 
 if __name__ == "__main__":

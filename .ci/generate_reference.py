@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""Write ``docs/reference``: every setting, error code and metric, read from the code.
+"""Write ``docs/reference``: every setting, error code, metric and public name, read from the code.
 
 .ci/generate_reference.py [ROOT]
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
+import itertools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from service.core.errors import ServiceError
 from service.grpc_api import status
@@ -17,6 +22,33 @@ from service.http_api import problems
 from service.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]
+PUBLIC_MODULES = {
+    "Calling a service": (
+        "service.client.http_client",
+        "service.client.grpc_client",
+        "service.client.reconnecting_stream",
+        "service.client.cameras",
+        "service.client.answers",
+        "service.client.errors",
+    ),
+    "Reading models, pictures and labels": (
+        "model.artifacts.registry",
+        "model.artifacts.artifact",
+        "model.artifacts.manifest",
+        "model.labels",
+        "model.pictures.image",
+        "model.pictures.preprocess",
+        "model.datasets.dataset",
+    ),
+    "Scoring": (
+        "model.evaluation.metrics",
+        "model.evaluation.intervals",
+        "model.evaluation.protocols",
+        "model.evaluation.evaluation",
+    ),
+}
+"""Modules whose ``__all__`` is the public interface, by the headings of their page."""
+
 _NOTE = "<!-- Written by .ci/generate_reference.py (make reference); do not edit. -->"
 
 
@@ -31,7 +63,12 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """Return the text of each page under its file name."""
-    return {"settings.md": settings_page(), "errors.md": errors_page(), "metrics.md": metrics_page()}
+    return {
+        "settings.md": settings_page(),
+        "errors.md": errors_page(),
+        "metrics.md": metrics_page(),
+        "python-api.md": python_api_page(),
+    }
 
 
 def settings_page() -> str:
@@ -90,6 +127,46 @@ def metrics_page() -> str:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {_cell(metric.meaning)} |")
     return "\n".join(lines) + "\n"
+
+
+def python_api_page() -> str:
+    """Return a table of the public names of each public module."""
+    lines = [
+        "# Python interface",
+        "",
+        _NOTE,
+        "",
+        "These names stay within a major version. The changelog announces a removal a minor version ahead.",
+        "Every other name may change with any version. Docstrings state shapes, types, units and errors:",
+        "`python -m pydoc service.client.http_client`.",
+    ]
+    for heading, modules in PUBLIC_MODULES.items():
+        lines += ["", f"## {heading}"]
+        for module in modules:
+            lines += ["", f"### `{module}`", "", "| name | meaning |", "| --- | --- |"]
+            public = importlib.import_module(module)
+            lines += [f"| `{name}` | {_cell(_meaning(public, name))} |" for name in public.__all__]
+    return "\n".join(lines) + "\n"
+
+
+def _meaning(module: ModuleType, name: str) -> str:
+    """Return the first paragraph of the docstring of a class, a function or an alias of a module."""
+    thing = getattr(module, name)
+    if inspect.isclass(thing) or inspect.isfunction(thing):
+        text = inspect.getdoc(thing) or ""
+    else:
+        text = _text_below(ast.parse(inspect.getsource(module)).body, name)
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def _text_below(statements: Sequence[ast.stmt], name: str) -> str:
+    """Return the string that stands below the assignment of a name; empty if there is none."""
+    for statement, following in itertools.pairwise(statements):
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            match following:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    return text
+    return ""
 
 
 def _concrete(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:

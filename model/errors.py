@@ -1,4 +1,4 @@
-"""Everything that can go wrong in ``model``, as one tree.
+"""The errors of ``model``, as one tree.
 
 ModelError                        anything this package refuses
 ├── ImageError                    bytes that will not become pixels
@@ -176,7 +176,7 @@ class VersionNotFoundError(RegistryError):
 
 
 class VersionConflictError(RegistryError):
-    """The version number is taken, or the version is in use: by an alias, or by somebody who changes it."""
+    """The version number is taken, or the version is in use by an alias or by another change."""
 
 
 class StorageError(RegistryError):

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from model.errors import LabelRangeError, PaletteError
 
+__all__ = ["ClassPalette", "LabelMap"]
+
 UInt8Array = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]
 

@@ -1,4 +1,4 @@
-"""How far long work is: bars on a terminal, and elsewhere a plain line every few seconds."""
+"""Progress of long work: bars on a terminal, elsewhere a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 QUIET_S = 4.0
-"""Seconds without a line after which one is written, where there is no terminal."""
+"""Time without a line after which one is written, without a terminal, in seconds."""
 
 _LOOK_S = 0.5
 _REFRESHES_PER_S = 5
 
 
 class Task:
-    """One piece of work that takes a while.
+    """One piece of long work.
 
     Args:
-        name: what is done, for example ``validation``.
-        total: how many parts it has; None: unknown.
-        note: returns what else is worth knowing; None: the time that is left, or that has passed.
+        name: for example ``validation``.
+        total: number of its parts; None = unknown.
+        note: returns further information; None = the time that is left, or that has passed.
         clock: returns seconds.
         on_change: called after each change.
     """
@@ -50,17 +50,17 @@ class Task:
         self._on_change = on_change
 
     def advance(self, count: int = 1) -> None:
-        """Note that more parts are done."""
+        """Count parts as done."""
         self.move_to(self.done + count)
 
     def move_to(self, done: int, total: int | None = None) -> None:
-        """Note how many parts are done, and perhaps another total."""
+        """Set the number of parts that are done, and a new total if given."""
         self.done = done
         self.total = self.total if total is None else total
         self._on_change()
 
     def line(self) -> str:
-        """Return all that is known, for people."""
+        """Return the progress as one line."""
         parts = "" if self.total is None else f" {self.done}/{self.total}"
         return f"{self.name}{parts}  {self.note()}"
 
@@ -116,12 +116,12 @@ class ProgressDisplay:
     def task(
         self, name: str, total: int | None = None, note: Callable[[], str] | None = None
     ) -> Iterator[Task]:
-        """Show a task as long as the context lasts; tasks may be nested.
+        """Show a task until the context is left; tasks may be nested.
 
         Args:
-            name: what is done.
-            total: how many parts it has; None: unknown.
-            note: returns what else is worth knowing; None: the time that is left, or that has passed.
+            name: for example ``validation``.
+            total: number of its parts; None = unknown.
+            note: returns further information; None = the time that is left, or that has passed.
         """
         task = Task(name, total, note, clock=self._clock, on_change=self._refresh)
         self._begin(task)
@@ -131,7 +131,7 @@ class ProgressDisplay:
             self._end(task)
 
     def look(self) -> None:
-        """Write the line of the innermost task if nothing was written for a while; not for terminals."""
+        """Write the line of the innermost task if no line was written for a while; not on terminals."""
         if self._tasks and self._clock() - self._said_s >= QUIET_S:
             self.say(self._tasks[-1].line())
 

@@ -1,4 +1,4 @@
-"""What this process may use of its machine, cores and memory, and how its threads share the cores."""
+"""Cores and memory that this process may use, and how its threads share the cores."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MEMORY_FILES = (
 
 
 def usable_cores(groups: Path = _GROUPS, process: Path = _PROCESS) -> int:
-    """Return how many cores this process may keep busy, at least 1.
+    """Return the number of cores that this process may use, at least 1.
 
     Args:
-        groups: where control groups are mounted.
-        process: which of them this process belongs to.
+        groups: mount point of the control groups.
+        process: file that names the groups of this process.
 
     Source:
         Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cfs_quota_us).
@@ -33,12 +33,12 @@ def usable_cores(groups: Path = _GROUPS, process: Path = _PROCESS) -> int:
 def passive_threads(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which threads of OpenMP sleep while they wait for each other.
 
-    By default libgomp, which torch uses, spins: on cores that other programs share it spins for threads that
-    wait for a core themselves. Training beside ten busy processes on two cores did 0.14 steps/s, and 0.95
-    like this. OpenMP reads the variable when it is loaded, so it has to be set before torch is imported.
+    By default libgomp, which torch uses, spins. On cores shared with other programs it spins for threads that
+    wait for a core. Beside ten busy processes on two cores, training ran at 0.14 steps/s with spinning and at
+    0.95 without. OpenMP reads the variable when it is loaded, so set it before torch is imported.
 
     Args:
-        environment: keeps its own choice if it has one.
+        environment: its own value of the variable wins.
 
     Source:
         GCC, libgomp manual: OMP_WAIT_POLICY, GOMP_SPINCOUNT. OpenMP of LLVM and Intel: KMP_BLOCKTIME.
@@ -48,12 +48,12 @@ def passive_threads(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_memory(groups: Path = _GROUPS, process: Path = _PROCESS, machine: Path = _MEMORY) -> int:
-    """Return how many bytes this process can still take: what its machine has, and its container grants.
+    """Return the bytes that this process can still use, limited by the machine and by its container.
 
     Args:
-        groups: where control groups are mounted.
-        process: which of them this process belongs to.
-        machine: what the kernel tells of the machine's memory.
+        groups: mount point of the control groups.
+        process: file that names the groups of this process.
+        machine: file of the kernel with the machine's memory.
 
     Source:
         Linux, Documentation/admin-guide/cgroup-v2.rst (memory.max) and cgroup-v1/memory.rst.
@@ -65,10 +65,10 @@ def free_memory(groups: Path = _GROUPS, process: Path = _PROCESS, machine: Path 
 
 
 def _groups_of(controller: str, process: Path, groups: Path) -> Iterator[Path]:
-    """Name the group of this process and those around it: each may have a quota of its own."""
+    """Return the group of this process and the groups around it: each may have its own quota."""
     try:
         lines = process.read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux, or nothing of it can be seen from here
+    except OSError:  # not Linux, or not visible from here
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -79,7 +79,7 @@ def _groups_of(controller: str, process: Path, groups: Path) -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    """Read cores of a quota, in version 2 of control groups or in version 1; None where there is none."""
+    """Return the cores of a quota, in version 2 or 1 of control groups; None = no quota."""
     try:
         if (limit := folder / "cpu.max").exists():
             quota, period = limit.read_text(encoding="ascii").split()
@@ -91,9 +91,9 @@ def _quota(folder: Path) -> float | None:
 
 
 def _granted(folder: Path) -> int | None:
-    """Read what a group has left of its memory; None where it has no limit.
+    """Return the free memory of a group, in bytes; None = no limit.
 
-    Files that were read some time ago count as used there, though the kernel gives their memory to who asks.
+    Inactive page cache counts as free: the kernel releases it on demand.
     """
     for limit, usage, cached in _MEMORY_FILES:
         try:

@@ -1,4 +1,4 @@
-"""Puts the core together as the settings say: the same for the service and for commands that start none."""
+"""Assembles the core from the settings, for the service and for commands that run models themselves."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from service.worker_config import WORKER_MODULE, WorkerConfig
 
 _GPU_BATCH = 8
 _SIDE_BY_SIDE = 2
-"""Pictures of the largest batch: on a GPU; and on a CPU where the engine runs them side by side."""
+"""Pictures of the largest batch: on a GPU, and on a CPU if the engine runs them side by side."""
 
 
 @dataclass(frozen=True, eq=False)
 class Core:
-    """What every frontend holds.
+    """The objects that every frontend uses.
 
     Attributes:
         host: the models.
-        segmenter: answers pictures.
+        segmenter: segments pictures.
     """
 
     host: ModelHost
@@ -48,13 +48,13 @@ class Core:
 def open_core(
     settings: Settings, runner: Runner, tuning_of: TuningOf, metrics: Metrics | None = None
 ) -> Iterator[Core]:
-    """Build the core without a model; closed, it has answered what it had accepted.
+    """Open the core without a model. At the end of the context, all accepted pictures are answered.
 
     Args:
         settings: limits and options.
-        runner: carries batches out; closed with the core.
-        tuning_of: says how the engine of a version is built.
-        metrics: None = nobody looks at them.
+        runner: runs batches; closed with the core.
+        tuning_of: returns the tuning of a version's engine.
+        metrics: None = no metrics.
     """
     limits = settings.limits
     batches = BatchLimits(max_items=engine_options(settings).max_batch)
@@ -71,12 +71,12 @@ def open_core(
 def worker_process(
     settings: Settings, *, niceness: int = 0, timeouts: WorkerTimeouts | None = None
 ) -> ProcessRunner:
-    """Return what runs models in a process of their own and starts that again when it dies.
+    """Return a runner with a worker process, which is started again when it dies.
 
     Args:
         settings: engine and its options.
-        niceness: of the process: 0..19, how far it gives way to others on the processor.
-        timeouts: when it counts as hanging; None = the defaults.
+        niceness: of the process, 0..19.
+        timeouts: times after which the process counts as hanging; None = the defaults.
     """
     log = LogOptions(settings.log.level, settings.log.format)
     config = WorkerConfig(settings.models.engine, engine_options(settings), log, niceness)
@@ -85,7 +85,7 @@ def worker_process(
 
 
 def engine_options(settings: Settings) -> EngineOptions:
-    """Return how the settings want engines to be built."""
+    """Return the engine options of the settings."""
     models = settings.models
     device = resolve_device(models.device, models.engine)
     batch = _GPU_BATCH

@@ -1,4 +1,4 @@
-"""The composition root: puts the service together, runs it, takes it apart in reverse."""
+"""The composition root: assembles the service, runs it, and closes it in reverse order."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Ready:
-    """What is served, and where: the first model is the default one."""
+    """Addresses and models of a service that is ready; the first model is the default one."""
 
     url: str
     grpc_address: str
@@ -91,7 +91,7 @@ class Ready:
 
 @dataclass(frozen=True, eq=False)
 class Service:
-    """Everything that lives as long as the process."""
+    """The objects that live as long as the process."""
 
     settings: Settings
     registry: ModelRegistry
@@ -107,10 +107,10 @@ class Service:
     open_inference: OpenInferenceServicer
 
     def load_models(self) -> None:
-        """Load what the settings name; the first start compiles and times engines, later ones find caches.
+        """Load the models of the settings. The first start compiles and times engines; later ones use caches.
 
         Raises:
-            ModelError: a model is not there, or must not be used.
+            ModelError: a model is missing, or must not be used.
             EngineUnavailableError: this machine cannot run the engine.
         """
         references = self.settings.models.serve
@@ -123,7 +123,7 @@ class Service:
         self.scoreboard.refresh(wanted.name for wanted in versions)
 
     def _load(self, version: ModelVersion) -> None:
-        """Load a version; if worker processes die of it, which may pass, try again until the service ends."""
+        """Load a version; if worker processes die of it, try again until the service ends."""
         artifact = self.registry.open(version)
         while not self.lifecycle.draining:
             try:
@@ -134,10 +134,10 @@ class Service:
                 return
 
     def start_jobs(self) -> None:
-        """Begin to run evaluation jobs, after the models are loaded.
+        """Start evaluation jobs, after the models are loaded.
 
         Raises:
-            JobsUnavailableError: the jobs database cannot be used, or another worker has this one's name.
+            JobsUnavailableError: the jobs database cannot be used, or another worker has this worker's name.
         """
         if self.jobs is not None:
             self.jobs.start(self.host, self.chooser, self.registry, self.scoreboard, self.metrics)
@@ -152,17 +152,17 @@ class Listeners:
 
 
 def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int:
-    """Serve until a signal asks to stop.
+    """Serve until a signal stops the service.
 
     Args:
         settings: the configuration.
         on_ready: called once, when the first request can be answered.
 
     Returns:
-        The exit code: 0, or 1 when requests were cut off, or a model was still being loaded.
+        The exit code: 0, or 1 if requests were cut off or a model was still being loaded.
 
     Raises:
-        StartError: the port is taken, or a model cannot be served.
+        StartError: a port is in use, or a model cannot be served.
         SettingsError: the keys file cannot be used.
     """
     limit_heaps()
@@ -175,7 +175,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 code = runner.run(_serve(service, listeners, on_ready))
                 if code:
-                    # A thread cannot be interrupted: to close things would wait for what was cut off.
+                    # A thread cannot be interrupted: closing would wait for the requests that were cut off.
                     _log.warning("stopped before everything was answered")
                     stream.close()
                     os._exit(code)
@@ -194,7 +194,7 @@ def _listen(settings: Settings, stack: ExitStack) -> Listeners:
 
 @contextmanager
 def open_service(settings: Settings) -> Iterator[Service]:
-    """Build a service that has not loaded a model yet; closed, it has answered what it had accepted."""
+    """Open a service without models. At the end of the context, all accepted requests are answered."""
     registry = _open_registry(settings)
     with ExitStack() as stack:
         metrics = Metrics()
@@ -343,9 +343,9 @@ def _servicer_options(settings: Settings) -> ServicerOptions:
 
 
 def _frames_at_once(options: EngineOptions) -> int:
-    """Say how many frames of live streams together have their turn: those on the device, and the next ones.
+    """Return the number of started frames of all live streams: those on the device, and the next ones.
 
-    On a CPU one and one: two side by side are a few percent more frames, each twice as old.
+    On a CPU one and one: two side by side give a few percent more frames, each twice as old.
     """
     return 2 if options.device == "cpu" else 2 * options.max_batch
 

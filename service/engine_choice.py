@@ -1,7 +1,7 @@
-"""Which version and which engine a model's name means on this machine; measured once and kept.
+"""Chooses the version and the engine of a model on this machine, by a measurement that is stored.
 
-The choice lies beside the compiled graphs. Another processor, number of cores, version of OpenVINO or model
-is another choice.
+The choice is stored beside the compiled graphs. It holds for one processor, number of cores, version of
+OpenVINO and model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from service.telemetry import LogOptions
 from service.worker_config import RACE_MODULE, RaceConfig
 
 _RACE_TIMEOUT_S = 120.0
-"""Of one race, its compiling included: then the model runs as if there had been none."""
+"""Longest race, its compiling included, in seconds; after that, the model runs without a choice."""
 
 _TUNING = TypeAdapter(EngineTuning)
 
@@ -53,14 +53,14 @@ class RaceError(Exception):
 class EngineChooser:
     """Chooses version, precision, threads and streams of each model that runs here; thread-safe.
 
-    Where precision is ``auto`` and OpenVINO runs on the CPU, the engines of a model are timed at its first
-    use. Everywhere else the settings decide.
+    If precision is ``auto`` and OpenVINO runs on the CPU, the engines of a model are timed at its first use.
+    Otherwise the settings decide.
 
     Args:
         settings: engine, device, precision and cache folder.
         registry: has the versions.
         announce: called with a line for people before a race and after it.
-        run_race: times engines; None = a process of its own does.
+        run_race: times engines; None = a separate process does.
 
     Raises:
         EngineUnavailableError: the cache folder cannot be used.
@@ -89,11 +89,11 @@ class EngineChooser:
         self._tunings: dict[ModelVersion, EngineTuning] = {}
 
     def version(self, reference: str, *, budget_s: float = RACE_BUDGET_S) -> ModelVersion:
-        """Return the version that a reference means; times its engines unless that was done before.
+        """Return the version that a reference means; times its engines if there is no stored choice.
 
         Args:
             reference: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
-            budget_s: for the measurements; compiling comes on top.
+            budget_s: time for the measurements, without compiling, in seconds.
 
         Raises:
             RegistryError: there is no such model, version or alias, or the registry failed.
@@ -117,8 +117,8 @@ class EngineChooser:
             reference: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
 
         Returns:
-            What ``version`` has chosen. Of a model that is not in use here: its original version and, unless
-            the settings name a precision, None.
+            The choice of ``version``. For a model without a choice: its original version and the precision of
+            the settings, None for ``auto``.
 
         Raises:
             RegistryError: there is no such model, version or alias, or the registry failed.
@@ -131,10 +131,10 @@ class EngineChooser:
         return version, None if precision == "auto" else precision
 
     def tuning(self, version: ModelVersion, manifest: ModelManifest) -> EngineTuning:
-        """Return how a version is run; times nothing.
+        """Return the tuning of a version's engine; times nothing.
 
         A version that is loaded while others answer requests is not timed: it would take the processor from
-        them. Unless it was timed before, its engine takes the first precision that proves itself.
+        them. Without a stored choice, its engine takes the first precision that reproduces the golden sample.
         """
         if version in self._tunings or self._cache is None:
             return self._tunings.get(version, DEFAULT_TUNING)
@@ -190,7 +190,7 @@ class EngineChooser:
 
 
 def described(tuning: EngineTuning) -> str:
-    """Return what was measured in words: ``int8 128 ms, f32 227 ms at 512x1024``; empty if nothing was."""
+    """Return the measurements in words: ``int8 128 ms, f32 227 ms at 512x1024``; empty if there are none."""
     if not tuning.choice:
         return ""
     shown_ms: dict[Precision, float] = {}

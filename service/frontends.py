@@ -1,11 +1,13 @@
-"""Runs the frontends until a signal ends them: nothing that was accepted is lost.
+"""Runs the frontends until a signal stops them. No accepted request is lost.
 
-SIGTERM   not ready from now on; for ``lame_duck_s`` everything that still comes is answered, since those who
-          send it may not have noticed yet; then no more connections, and what has begun is finished.
-SIGINT    the same without the lame-duck time: nobody but a person at a terminal sends it.
-another   whatever has begun is answered as ``draining``, at once.
+SIGTERM         the service is not ready any more. For ``lame_duck_s`` new requests are still answered, as
+                load balancers need time to notice. Then no connection is accepted, and the requests that have
+                begun are finished.
+SIGINT          the same without the lame-duck time: it comes from a person at a terminal.
+second signal   the requests that have begun are answered with ``draining``, at once.
 
-All of it has one deadline. A model that is still being loaded then cannot be interrupted: it is left behind.
+One deadline holds for all of it. A model that is still being loaded at the deadline is abandoned: loading
+cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -24,35 +26,35 @@ _log = structlog.get_logger()
 
 
 class Frontend(Protocol):
-    """Something that listens; all methods belong to the event loop."""
+    """A server of one protocol; its methods are called in the event loop."""
 
     @property
     def cut_off(self) -> bool:
-        """Whether requests were cut off in the end, because there was no more time."""
+        """Whether requests were cut off at the deadline."""
         ...
 
     async def answer(self) -> None:
-        """Answer until ``stop`` is called and everything is answered, or its grace is over."""
+        """Answer requests until ``stop`` is called and all are answered or the grace time is over."""
         ...
 
     def stop(self) -> None:
-        """Accept nothing more, and end with what has begun."""
+        """Accept no more connections and finish the requests that have begun."""
         ...
 
     def cut(self) -> None:
-        """Do not even wait for that."""
+        """Stop, and cut off the requests that have begun."""
         ...
 
 
 class Frontends:
-    """The frontends of one process, and their end.
+    """The frontends of one process, run and stopped together.
 
     Args:
-        data: what work comes through.
-        admin: ends when all of them have ended, so that the last metrics can be read.
-        lifecycle: told when the end begins.
-        lame_duck_s: as above.
-        grace_s: from the beginning of the end to the deadline, the lame-duck time included.
+        data: frontends that receive pictures.
+        admin: stops after all others, so that the last metrics can be read.
+        lifecycle: told when the frontends begin to stop.
+        lame_duck_s: time in which new requests are still answered, in seconds.
+        grace_s: from the signal to the deadline, in seconds, ``lame_duck_s`` included.
     """
 
     def __init__(
@@ -75,17 +77,17 @@ class Frontends:
 
     @property
     def ending(self) -> bool:
-        """Whether the end has begun."""
+        """Whether the frontends are stopping."""
         return self._ending
 
     async def run(self, loading: asyncio.Task[None]) -> int:
-        """Answer until a signal comes, and to the end.
+        """Answer requests until a signal comes, then stop.
 
         Args:
-            loading: of the models; waited for as long as for requests.
+            loading: loads the models; the deadline of requests holds for it too.
 
         Returns:
-            The exit code: 0, or 1 when requests were cut off or a model was still being loaded.
+            The exit code: 0, or 1 if requests were cut off or a model was still being loaded.
         """
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -101,10 +103,10 @@ class Frontends:
         return int(self._cutting.is_set() or cut_off or not loading.done())
 
     def end(self, signum: int | None = None) -> None:
-        """Begin to end; the second call cuts off.
+        """Begin to stop; the second call cuts off requests.
 
         Args:
-            signum: which signal says so; None = the process itself, when it cannot go on.
+            signum: the signal; None = the process cannot go on.
         """
         if self._ending and signum is not None:
             self._cutting.set()
@@ -120,7 +122,7 @@ class Frontends:
         loop.call_later(delay_s, self._stop)
 
     async def _until_the_deadline(self, *tasks: asyncio.Task[None]) -> None:
-        """Wait for tasks, whatever becomes of them, until the deadline or a second signal."""
+        """Wait until the tasks are done or failed, the deadline has passed, or a second signal has come."""
         finishing = asyncio.ensure_future(asyncio.wait(tasks))
         cutting = asyncio.create_task(self._cutting.wait())
         left_s = max(0.0, self._deadline_s - asyncio.get_running_loop().time())

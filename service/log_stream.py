@@ -1,4 +1,4 @@
-"""Where log lines go without anybody waiting: a reader that does not read, or is gone, stops no request."""
+"""Log lines that no request waits for: a reader that stops reading, or is gone, stops no request."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _LAST_LINES_S = 1.0
 
 
 class UnblockedStream:
-    """A text stream to a file descriptor, written to by a thread of its own.
+    """A text stream that a thread writes to a file descriptor.
 
-    When the other side takes nothing, lines wait; when too many wait, new ones are dropped, and a line says
-    how many as soon as there is room.
+    If the reader takes nothing, lines wait. If too many wait, new lines are dropped, and a line with their
+    number follows as soon as there is room.
 
     Args:
         descriptor: stays open.
-        max_lines: that wait.
+        max_lines: most lines that wait.
     """
 
     def __init__(self, descriptor: int, *, max_lines: int = _MAX_LINES) -> None:
@@ -31,17 +31,17 @@ class UnblockedStream:
         self._thread.start()
 
     def write(self, text: str) -> None:
-        """Take a line; return at once."""
+        """Queue a line; returns at once."""
         try:
             self._lines.put_nowait(text)
         except Full:
             self._dropped += 1
 
     def flush(self) -> None:
-        """Return at once: lines are on their way."""
+        """Do nothing: the thread writes the lines."""
 
     def close(self) -> None:
-        """Hand on what waits, as far as somebody takes it within a second."""
+        """Write the waiting lines that the reader takes within a second."""
         self._closed.set()
         with suppress(Full):  # then it does not wait for one
             self._lines.put_nowait(None)
@@ -51,7 +51,7 @@ class UnblockedStream:
         while (text := self._next()) is not None:
             try:
                 _write_all(self._descriptor, text.encode())
-            except OSError:  # nobody will ever read: the lines have no place to go
+            except OSError:  # the reader is gone for good
                 continue
 
     def _next(self) -> str | None:

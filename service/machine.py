@@ -1,4 +1,4 @@
-"""What this machine and its libraries are: the context of every measured number."""
+"""The machine and its libraries: the context of every measured number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.quotas import usable_cores
 _LIBRARIES = ("bisenet-service", "openvino", "torch", "numpy", "numba")
 _VECTOR_FLAGS = (
     *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8"),
-    *("asimddp", "bf16", "i8mm", "sve"),  # what ARM calls its own
+    *("asimddp", "bf16", "i8mm", "sve"),  # of ARM
 )
 _BUSY_LOAD_PER_CORE = 0.25
 
@@ -24,10 +24,10 @@ class Machine:
 
     Attributes:
         processor: its name.
-        cores: that this process may use.
-        vector_flags: its extensions for the arithmetic of networks.
+        cores: number that this process may use.
+        vector_flags: vector extensions of the processor.
         system: operating system and architecture.
-        versions: of Python and the libraries that matter, by name; those that are not installed are absent.
+        versions: name -> version of Python and of each relevant library that is installed.
     """
 
     processor: str
@@ -44,7 +44,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Describe the machine that this runs on."""
+    """Describe this machine."""
     info = cpuinfo()
     flags = f"{info.get('flags', '')} {info.get('Features', '')}".split()  # x86 and ARM
     return Machine(
@@ -57,7 +57,7 @@ def this_machine() -> Machine:
 
 
 def cpuinfo() -> dict[str, str]:
-    """Return what Linux says of the first core; nothing elsewhere."""
+    """Return the first core of Linux' ``/proc/cpuinfo``; empty on other systems."""
     try:
         first_core = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").partition("\n\n")[0]
     except FileNotFoundError:

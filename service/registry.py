@@ -1,4 +1,4 @@
-"""The registry of a configuration: what the service and the commands open."""
+"""The model registry of a configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.settings import Settings, SettingsError
 
 
 def open_registry(settings: Settings) -> ModelRegistry:
-    """Return the registry that the settings name, over the models that came with the program.
+    """Return the registry of the settings, laid over the shipped models.
 
     Raises:
         RegistryUrlError: the URL names no store.
@@ -18,7 +18,7 @@ def open_registry(settings: Settings) -> ModelRegistry:
 
 
 def find_models(settings: Settings) -> None:
-    """See to it that the models which are to be served exist, before anything slow begins.
+    """Check that the models to serve exist, before anything slow begins.
 
     Raises:
         SettingsError: the URL names no store, or there is no such model, version or alias.

@@ -1,9 +1,9 @@
-"""The configuration: TOML file < environment < flags; nothing else in the service reads the environment.
+"""The configuration: TOML file < environment < flags. No other module of the service reads the environment.
 
 Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores:
 Kubernetes puts variables with one (``BISENET_SERVICE_HOST``) into every pod beside a service of that name.
-One that would be a key with two is taken for a slip and refused.
-Lists are separated by commas there. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
+A variable with one underscore that would be a key with two is refused.
+Values of lists are separated by commas. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _DELIMITER = "__"
 _SHORTHANDS = {"BISENET_REGISTRY": "BISENET_REGISTRY__URL"}
 
 _ADDRESS = re.compile(r"(tcp|udp|sctp)://")
-"""What Kubernetes puts into variables whose names end in ``_PORT``."""
+"""Values of the variables ``*_PORT`` of Kubernetes."""
 
 Layer = Mapping[str, Mapping[str, Any]]
 """Values by section and key."""
@@ -99,24 +99,24 @@ class _Section(BaseModel):
 
 
 class ServerSettings(_Section):
-    """``[server]``: where it listens.
+    """``[server]``: addresses and times of the frontends.
 
     Attributes:
-        host: name or address; what is not loopback needs ``auth.keys`` or ``auth.allow_anonymous``.
-        http_port: 0 = a free one.
-        grpc_port: 0 = a free one.
-        admin_host: where the admin frontend listens; every request there needs a token.
-        admin_port: 0 = a free one.
-        allowed_hosts: values of ``Host`` that are answered besides the service's own names; elsewhere than on
-            loopback none means any. An admin frontend elsewhere answers to any: it always asks for a token,
-            and a scraper calls it by its address.
+        host: name or address; an address beyond loopback needs ``auth.keys`` or ``auth.allow_anonymous``.
+        http_port: 0 = any free port.
+        grpc_port: 0 = any free port.
+        admin_host: address of the admin frontend; every request there needs a token.
+        admin_port: 0 = any free port.
+        allowed_hosts: accepted values of ``Host`` besides the service's own names; beyond loopback none means
+            any. An admin frontend beyond loopback accepts any: it always asks for a token, and scrapers call
+            it by its address.
         cors_origins: origins whose pages may use the HTTP port from a browser, such as
             ``https://app.example.org``; ``*`` = any, none = no page of another origin.
         root_path: path prefix under which a proxy offers the HTTP port, such as ``/segmentation``; the proxy
-            may take it off or leave it on.
+            may remove it or leave it on.
         page: serve the page for people at ``/`` of the HTTP port; auto = on loopback only.
-        grace_s: how long requests may take to finish after SIGTERM, the lame-duck time included.
-        lame_duck_s: how long after SIGTERM new requests are still answered.
+        grace_s: time in which requests may finish after SIGTERM, in seconds, ``lame_duck_s`` included.
+        lame_duck_s: time after SIGTERM in which new requests are still answered, in seconds.
     """
 
     host: str = "127.0.0.1"
@@ -152,7 +152,7 @@ class ServerSettings(_Section):
 
 
 class RegistrySettings(_Section):
-    """``[registry]``: where published models are; the shipped model is always there beside them."""
+    """``[registry]``: location of the published models. The shipped model is always available."""
 
     url: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         default_factory=lambda: str(_data_folder() / "registry")
@@ -160,20 +160,19 @@ class RegistrySettings(_Section):
 
 
 class ModelsSettings(_Section):
-    """``[models]``: what is served, and how it runs.
+    """``[models]``: the served models and their engines.
 
     Attributes:
         serve: model references; the first is the default model.
-        engine: ``auto`` takes the fastest that this machine has. A Python module is an engine of one's own:
-            ``MODULE`` or ``MODULE:ARGUMENTS``, see ``service.engines``.
-        device: ``auto`` takes what the engine prefers.
-        precision: ``auto`` times the precisions of a model on this processor at its first start, those of its
-            int8 version among them if it is named without a number, and takes the fastest that reproduces the
-            golden sample. Replicas that must all answer alike need another value than ``auto``.
-        sizes: ``HEIGHTxWIDTH`` of pictures for which a GPU's engines are compiled at the start; all others
+        engine: ``auto`` = the fastest engine of this machine. A Python module is a plug-in: ``MODULE`` or
+            ``MODULE:ARGUMENTS``, see ``service.engines``.
+        device: ``auto`` = the device that the engine prefers.
+        precision: ``auto`` times the precisions of a model on this processor at its first start and takes the
+            fastest that reproduces the golden sample; a model that is named without a number competes with
+            its int8 version. Replicas that must give equal answers need another value than ``auto``.
+        sizes: ``HEIGHTxWIDTH`` of pictures for which a GPU's engines are compiled at the start; other sizes
             run as well.
-        threads: of the network on a CPU; none = timed with precision ``auto``, else all cores that this
-            process may keep busy.
+        threads: of the network on a CPU; none = timed with precision ``auto``, else all cores.
         streams: pictures of a batch that run side by side on a CPU, 1 or 2; none = timed with precision
             ``auto``, else 2.
         cache_folder: for compiled graphs.
@@ -203,34 +202,34 @@ class ModelsSettings(_Section):
     @model_validator(mode="before")
     @classmethod
     def _without_retired_keys(cls, values: dict[str, object]) -> dict[str, object]:
-        """Accept configuration files of version 0.1, in which the engine for tests needed a permission."""
+        """Accept configuration files of version 0.1, which had a permission for the engine of tests."""
         return {key: value for key, value in values.items() if key != "allow_fault_engine"}
 
 
 class LimitsSettings(_Section):
-    """``[limits]``: what one request, and all of them together, may cost.
+    """``[limits]``: limits of one request and of all requests together; times in seconds.
 
     Attributes:
-        max_body_bytes: of a request.
-        max_body_bytes_in_flight: of all HTTP requests together, those that arrive and those that wait; the
-            pictures that came over gRPC and are not answered yet have as much room of their own.
-        max_answer_bytes_in_flight: of all large answers (more than 256 KiB) that clients have not taken yet.
-        max_connections: to each HTTP port; fewer where the process may not open so many files. When all are
-            taken, one that has waited for 10 s for its next request makes room for another.
+        max_body_bytes: of one request.
+        max_body_bytes_in_flight: of all HTTP requests that arrive or wait; unanswered pictures of gRPC have
+            another budget of this size.
+        max_answer_bytes_in_flight: of all unsent answers larger than 256 KiB.
+        max_connections: to each HTTP port; fewer if the process may not open so many files. At the limit, a
+            new connection replaces one that has been idle for 10 s.
         max_streams: gRPC calls at the same time on one connection.
-        max_calls: gRPC calls at the same time on all connections, those to health and reflection aside.
-        max_pixels: that a picture's header may declare.
-        max_side: longest side that it may declare, in pixels.
+        max_calls: gRPC calls at the same time on all connections, without those to health and reflection.
+        max_pixels: largest declared size of a picture, in pixels.
+        max_side: longest declared side of a picture, in pixels.
         max_infer_pixels: larger pictures are reduced before the network.
-        max_pixels_in_flight: decoded pixels in memory at the same time, at 7 bytes each.
-        max_waiting: requests in the queue; a client who has none there may have one of an eighth more. Of
-            several clients each may have a quarter, or its fair share if that is more; a client is an API key
-            or, without keys, an address.
-        head_timeout_s: how long the head of a request may take to arrive.
-        idle_timeout_s: how long a connection may wait for its next request; longer than a proxy in front
-            keeps its connections, or requests get lost between the two.
+        max_pixels_in_flight: decoded pixels in memory at the same time, 7 bytes each.
+        max_waiting: requests in the queue; an eighth more are reserved for clients without a waiting request.
+            With several clients each may have a quarter, or its fair share if that is more. A client is an
+            API key or, without keys, an address.
+        head_timeout_s: for the head of a request.
+        idle_timeout_s: between two requests of a connection; must be longer than a proxy in front keeps its
+            connections, or requests get lost between the two.
         receive_timeout_s: from the head of a request to its last byte.
-        default_timeout_s: how long a client waits for its answer that does not say so.
+        default_timeout_s: time-out of a request that names none.
     """
 
     max_body_bytes: Count = BodyLimits.max_bytes
@@ -251,14 +250,14 @@ class LimitsSettings(_Section):
 
 
 class AuthSettings(_Section):
-    """``[auth]``: who may ask.
+    """``[auth]``: keys and tokens.
 
     Attributes:
-        keys: API keys, of which a client sends one as ``Authorization: Bearer KEY``.
-        keys_file: more of them, one a line.
+        keys: API keys; a client sends one as ``Authorization: Bearer KEY``.
+        keys_file: file with further keys, one on each line.
         allow_anonymous: listen beyond loopback without keys.
-        admin_token_file: holds the token of the admin frontend; made on the first start.
-        scrape_token_file: holds the token that opens ``/metrics`` alone; likewise.
+        admin_token_file: file with the token of the admin frontend; made at the first start.
+        scrape_token_file: file with the token that opens only ``/metrics``; made at the first start.
     """
 
     keys: Annotated[tuple[SecretStr, ...], _List] = ()
@@ -285,11 +284,11 @@ class JobsSettings(_Section):
     """``[jobs]``: evaluation jobs.
 
     Attributes:
-        mode: ``embedded`` runs them in the service, ``external`` leaves them to ``bisenet worker``, ``off``
-            has none.
+        mode: ``embedded`` runs jobs in the service, ``external`` leaves them to ``bisenet worker``, ``off``
+            has no jobs.
         database: ``postgresql://...``, which several workers may share; none = a file in ``state_folder``.
-        state_folder: of one service or worker at a time.
-        worker_id: stays the same over restarts, and no other worker has it; none = host name and device.
+        state_folder: used by one service or worker at a time.
+        worker_id: unique name of this worker, the same after a restart; none = host name and device.
     """
 
     mode: Literal["embedded", "external", "off"] = "embedded"
@@ -306,7 +305,7 @@ class JobsSettings(_Section):
 
 
 class LogSettings(_Section):
-    """``[log]``: what is written to stderr."""
+    """``[log]``: the log lines on stderr."""
 
     level: LogLevel = "info"
     format: LogFormat = "auto"
@@ -316,8 +315,8 @@ class Settings(_Section):
     """The whole configuration, checked.
 
     Attributes:
-        datasets: data-set file by name; jobs can name these and nothing else. Relative paths of the
-            configuration file start at its folder.
+        datasets: name -> data-set file; jobs can use only these. Relative paths start at the folder of the
+            configuration file.
     """
 
     server: ServerSettings = ServerSettings()
@@ -353,11 +352,11 @@ def load_settings(
     flags: Layer | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Put the three layers together and check the result.
+    """Merge the three layers and check the result.
 
     Args:
-        config: a TOML file; None = none.
-        flags: what the command line said; None values are what it did not say.
+        config: a TOML file; None = no file.
+        flags: values of the command line; None = not given.
         environment: None = that of the process.
 
     Raises:
@@ -402,7 +401,7 @@ def _environment_layer(environment: Mapping[str, str]) -> Layer:
 
 @cache
 def _slips() -> Mapping[str, str]:
-    """Return the name of each key with one underscore, and its right name."""
+    """Return the name of each key with one underscore -> its right name."""
     sections = ((name, field.annotation) for name, field in Settings.model_fields.items())
     keys = [
         (f"{_PREFIX}{name}".upper(), key.upper())

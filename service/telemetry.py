@@ -1,4 +1,4 @@
-"""How the service speaks about itself: structured log lines on stderr, and numbers for Prometheus."""
+"""Structured log lines on stderr, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class LogStream(Protocol):
     """Takes log lines."""
 
     def write(self, text: str) -> object:
-        """Take a line, its end included."""
+        """Write a line, its end included."""
         ...
 
     def flush(self) -> None:
-        """See to it that the lines get to where they belong."""
+        """Pass buffered lines on."""
         ...
 
 
 @dataclass(frozen=True)
 class LogOptions:
-    """What is logged, and how.
+    """Level and format of the log.
 
     Args:
         level: lines below it are dropped.
@@ -54,11 +54,11 @@ class LogOptions:
 
 
 def configure_logging(options: LogOptions, stream: LogStream | None = None) -> None:
-    """Send every log line, the libraries' too, to one place: as a line of JSON each, or as coloured text.
+    """Send every log line, those of libraries too, to one stream, as lines of JSON or as coloured text.
 
     Args:
-        options: what, and how.
-        stream: None = stderr; whoever logs waits until the line is written there.
+        options: level and format.
+        stream: None = stderr; then a thread that logs waits until its line is written.
     """
     as_json = options.format == "json" or (options.format == "auto" and not sys.stderr.isatty())
     structlog.configure(
@@ -72,7 +72,7 @@ def configure_logging(options: LogOptions, stream: LogStream | None = None) -> N
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stream or sys.stderr)),
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Forwarder()], force=True)
-    # One line for each malformed form would let a client fill the disk; the request's own line says it.
+    # A line for each malformed form would let a client fill the disk; the request has its own line.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
@@ -92,12 +92,12 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def sane_request_id(asked_id: str) -> str:
-    """Return the id that a client gave to its request if it is fit for a log line, else a new one."""
+    """Return the request id of a client if it is fit for a log line, else a new id."""
     return asked_id if _SANE_REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex
 
 
 class _Forwarder(logging.Handler):
-    """Turns a library's record into a structured line."""
+    """Turns the records of libraries into structured lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log the record at its own level, under its own name."""
@@ -111,15 +111,14 @@ RejectReason = Literal[
     "queue_full", "rate_limited", "loading", "draining", "no_worker", "busy", "too_many_connections"
 ]
 CpuStage = Literal["decode", "encode"]
-WasteReason = Literal["cancelled", "expired", "failed"]
 FrameOutcome = Literal["answered", "superseded", "too_old", "draining", "failed"]
 JobStateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 UNKNOWN = "unknown"
-"""The label of whatever is in no closed set: what clients send never becomes a label."""
+"""Label of values outside a closed set: text of clients never becomes a label."""
 
 PICTURE_CPU = "bisenet_picture_cpu_seconds_total"
-"""The sample of ``Metrics.working``, for those who read the metrics."""
+"""Name of the sample of ``Metrics.working``."""
 
 _DURATION_BUCKETS_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1),
@@ -133,7 +132,7 @@ _RATIO_BUCKETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class ModelLabels:
-    """A served version as metrics name it, and what runs it."""
+    """Labels of a served version and of its engine."""
 
     model: str
     version: int
@@ -144,10 +143,10 @@ class ModelLabels:
 
 @dataclass(frozen=True, order=True)
 class MetricDescription:
-    """What the documentation says of a metric.
+    """Documentation of a metric.
 
     Attributes:
-        name: as Prometheus shows it; counters end in ``_total``.
+        name: in Prometheus; counters end in ``_total``.
         kind: ``counter``, ``gauge`` or ``histogram``.
         labels: names of its labels.
         meaning: its help text.
@@ -160,10 +159,10 @@ class MetricDescription:
 
 
 class Metrics:
-    """Every instrument of the service; its methods may be called from any thread.
+    """Every instrument of the service; thread-safe.
 
-    All labels are from closed sets: a version that nobody announced counts as ``unknown``.
-    Each object has a registry of its own, so that tests and several services in one process stay apart.
+    All labels are from closed sets: a version without ``model_loaded`` counts as ``unknown``. Each object has
+    its own registry, so that several services in one process stay apart.
     """
 
     def __init__(self) -> None:
@@ -197,10 +196,10 @@ class Metrics:
 
         Args:
             protocol: of the frontend.
-            route: template of the path, or full method of gRPC; ``unmatched`` where there is none.
-            code: ``ok``, or the code of the error that was answered: never text of a client.
-            duration_s: from the end of its head to its answer, in seconds.
-            served: name and number of the version that answered; None when none did.
+            route: template of the path, or full method of gRPC; ``unmatched`` if there is none.
+            code: ``ok`` or the error code of the answer; never text of a client.
+            duration_s: from the end of the head to the answer, in seconds.
+            served: name and number of the version that answered; None = none did.
         """
         self._requests.labels(protocol, route, *self._version_labels(served), code).inc()
         self._request_duration.labels(protocol, route).observe(max(0.0, duration_s))
@@ -208,16 +207,16 @@ class Metrics:
             self._rejected.labels(code).inc()
 
     def stages_done(self, stages_s: Mapping[Stage, float]) -> None:
-        """Note where the time of one answer went, in seconds."""
+        """Observe the duration of each stage of one answer, in seconds."""
         for stage, seconds in stages_s.items():
             self._stage_durations[stage].observe(max(0.0, seconds))
 
     @contextmanager
     def working(self, stage: CpuStage) -> Iterator[None]:
-        """Count the processor time of this thread while it works on a picture, whatever becomes of it.
+        """Count the processor time of this thread on a picture, also if that fails.
 
         Args:
-            stage: ``decode`` is all from the file to the pixels that the network sees.
+            stage: ``decode`` is everything from the file to the input of the network.
         """
         began_s = time.thread_time()
         try:
@@ -226,55 +225,51 @@ class Metrics:
             self._picture_cpu[stage].inc(time.thread_time() - began_s)
 
     def rejected(self, reason: RejectReason) -> None:
-        """Count what was refused and is no request yet; ``request_done`` counts refused requests."""
+        """Count a refusal before there is a request; ``request_done`` counts refused requests."""
         self._rejected.labels(reason).inc()
 
     def expired(self, stage: Stage) -> None:
-        """Count a request whose deadline passed; ``stage`` is where."""
+        """Count a request whose deadline passed in a stage."""
         self._expired.labels(stage).inc()
 
     def cancelled(self, stage: Stage) -> None:
-        """Count a request whose client left; ``stage`` is where."""
+        """Count a request whose client left in a stage."""
         self._cancelled.labels(stage).inc()
 
     # --- the device
 
     def batch_done(self, *, size: int, padding_ratio: float) -> None:
-        """Note a batch that the device answered.
+        """Observe a batch that the device answered.
 
         Args:
-            size: items in it.
+            size: its items.
             padding_ratio: share of its pixels that belong to no picture, 0..1.
         """
         self._batch_size.observe(size)
         self._batch_padding.observe(padding_ratio)
-
-    def wasted(self, reason: WasteReason, seconds: float) -> None:
-        """Add time of the device that nobody had an answer for."""
-        self._wasted.labels(reason).inc(max(0.0, seconds))
 
     def worker_restarted(self) -> None:
         """Count a worker process that was started again."""
         self._worker_restarts.inc()
 
     def watch(self, *, queue_depth: Callable[[], float], busy_ratio: Callable[[], float]) -> None:
-        """Read these whenever somebody asks for the metrics.
+        """Read these functions at each request for the metrics.
 
         Args:
-            queue_depth: pictures that wait.
-            busy_ratio: share of the last seconds in which the device was busy, 0..1.
+            queue_depth: returns the pictures that wait.
+            busy_ratio: returns the share of the last seconds in which the device was busy, 0..1.
         """
         self._queue_depth.set_function(queue_depth)
         self._busy_ratio.set_function(busy_ratio)
 
     def model_loaded(self, labels: ModelLabels, *, seconds: float) -> None:
-        """Announce a version that is served from now on."""
+        """Add a version that is served."""
         self._versions.add((labels.model, labels.version))
         self._model_info.labels(*_info_labels(labels)).set(1)
         self._model_load.observe(max(0.0, seconds))
 
     def model_unloaded(self, labels: ModelLabels) -> None:
-        """Take back what ``model_loaded`` said; what was counted for the version stays."""
+        """Remove a version that is no longer served; its counts stay."""
         self._model_info.remove(*_info_labels(labels))
 
     # --- streams
@@ -289,9 +284,9 @@ class Metrics:
         """Count frames of a stream.
 
         Args:
-            outcome: what became of them.
-            count: how many.
-            age_s: from its capture to its answer, in seconds; None = unknown, or there was none.
+            outcome: of the frames.
+            count: number of frames.
+            age_s: from capture to answer, in seconds; None = unknown, or without an answer.
         """
         self._stream_frames[outcome].inc(count)
         if age_s is not None:
@@ -300,12 +295,12 @@ class Metrics:
     # --- evaluation jobs
 
     def eval_jobs(self, counts: Mapping[JobStateName, int]) -> None:
-        """Tell how many jobs are in each state; a state that is not named has none."""
+        """Set the number of jobs in each state; states that are not named have none."""
         for state in get_args(JobStateName):
             self._eval_jobs.labels(state).set(counts.get(state, 0))
 
     def eval_scored(self, *, model: str, version: int, dataset: str, protocol: str, miou: float) -> None:
-        """Tell the newest score of a version; all names come from the registry and the configuration.
+        """Set the newest score of a version; all names come from the registry and the configuration.
 
         Args:
             model: name of the model.
@@ -319,7 +314,7 @@ class Metrics:
     # --- for Prometheus
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """Return all numbers and their media type, in the form that the header ``Accept`` asks for."""
+        """Return all metrics and their media type, in the form that the header ``Accept`` asks for."""
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
 
@@ -340,10 +335,10 @@ class Metrics:
             "request_duration_seconds", "From head to answer.", _DURATION_BUCKETS_S, "protocol", "route"
         )
         stage_duration = self._histogram(
-            "stage_duration_seconds", "Where the time of an answer went.", _DURATION_BUCKETS_S, "stage"
+            "stage_duration_seconds", "Duration of each stage of an answer.", _DURATION_BUCKETS_S, "stage"
         )
         self._stage_durations = {stage: stage_duration.labels(stage) for stage in get_args(Stage)}
-        picture_cpu = self._counter("picture_cpu_seconds", "Processors on decoding, encoding.", "stage")
+        picture_cpu = self._counter("picture_cpu_seconds", "Processor time of decoding, encoding.", "stage")
         self._picture_cpu = {stage: picture_cpu.labels(stage) for stage in get_args(CpuStage)}
         self._inflight = self._gauge("inflight", "Requests being answered.")
         self._rejected = self._counter("rejected", "Requests refused for lack of room.", "reason")
@@ -360,9 +355,6 @@ class Metrics:
         )
         self._queue_depth = self._gauge("queue_depth", "Pictures that wait for the device.")
         self._busy_ratio = self._gauge("worker_busy_ratio", "Share of time in which the device is busy.")
-        self._wasted = self._counter(
-            "wasted_device_seconds", "Time of the device without an answer.", "reason"
-        )
         self._worker_restarts = self._counter("worker_restarts", "Worker processes started again.")
         self._model_info = self._gauge(
             "model_info", "1 for each served version.", "model", "version", "engine", "device", "precision"
@@ -370,7 +362,6 @@ class Metrics:
         self._model_load = self._histogram(
             "model_load_seconds", "From artifact to proved engine.", _LOAD_BUCKETS_S
         )
-        _begin_at_zero(self._wasted, WasteReason)
 
     def _create_stream_instruments(self) -> None:
         self._stream_active = self._gauge("stream_active", "Open streams.")
@@ -406,7 +397,7 @@ class Metrics:
 
 
 def _begin_at_zero(instrument: Counter | Gauge | Histogram, values: object) -> None:
-    """Show all series of a closed set from the start: a rate needs a first point."""
+    """Create all series of a closed set at the start: a rate needs a first point."""
     for value in get_args(values):
         instrument.labels(value)
 

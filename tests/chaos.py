@@ -52,7 +52,7 @@ class Referee(Scheduler[int, int]):
         self._leaders_since: defaultdict[tuple[Lane, Hashable], set[Hashable]] = defaultdict(set)
 
     def reserve_item(self, item: SimItem) -> None:
-        """Reserve; an idle device refuses nobody."""
+        """Reserve; an idle device refuses no item."""
         is_idle = not len(self) and not self._running
         try:
             super().reserve_item(item)
@@ -62,7 +62,7 @@ class Referee(Scheduler[int, int]):
         item.future.add_done_callback(lambda _: self.answers.update([item]))
 
     def admit_item(self, item: SimItem) -> None:
-        """Admit; an idle device refuses nobody, a promise is kept, and no more wait than may."""
+        """Admit; an idle device refuses no item, reservations are kept, and no more wait than may."""
         is_idle = not len(self) and not self._running
         was_reserved = item.future in self._reserved
         begins_lane = not self._lanes[item.lane]

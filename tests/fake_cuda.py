@@ -137,7 +137,7 @@ def _decoding() -> ModuleType:
 def _labels(
     raw_Khw: Tensor, *, upsample: str, stride: int, padded: ImageSize, content: ImageSize, original: ImageSize
 ) -> Tensor:
-    """Decode by what is nearest: enough to tell pictures apart."""
+    """Decode by the nearest colour: enough to tell pictures apart."""
     assert (upsample, padded) == ("bilinear", ImageSize(*(stride * side for side in raw_Khw.shape[1:])))
     assert content.pixels <= padded.pixels
     return functional.interpolate(raw_Khw[None].float(), size=original.shape)[0].argmax(0).to(torch.uint8)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 # The keyword arguments of ``torch_tensorrt.dynamo.compile`` in the released wheel, without ``**kwargs``,
-# which swallows what is misspelt.
+# which swallows misspelt names.
 COMPILE_OPTIONS = frozenset(
     """arg_inputs kwarg_inputs device disable_tf32 assume_dynamic_shape_support sparse_weights
     engine_capability num_avg_timing_iters workspace_size dla_sram_size dla_local_dram_size

@@ -134,7 +134,7 @@ class InterruptedStorage:
 
 
 PATIENCE_S = 30.0
-"""How long a test waits for another thread before it fails; nobody waits that long when all is well."""
+"""Time after which a test that waits for another thread fails, in seconds; a successful test takes less."""
 
 FAKE_MANIFEST = ModelManifest(
     architecture="fake",
@@ -238,7 +238,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class FakeJobs:
-    """Evaluation jobs in memory, which nobody runs: a test moves them itself."""
+    """Evaluation jobs in memory that do not run: a test moves them itself."""
 
     def __init__(self) -> None:
         self.known: dict[str, EvaluationJob] = {}

@@ -49,7 +49,7 @@ class WrongAnswerError(Exception):
     """The decoder answered something that it must never answer."""
 
 
-# --- what is mutated --------------------------------------------------------------------------------------
+# --- the mutated pictures --------------------------------------------------------------------------------
 
 
 def seeds() -> list[bytes]:
@@ -212,7 +212,7 @@ def work(first: int, count: int, step: int, marker: Path) -> None:
     with marker.open("r+b") as file, mmap.mmap(file.fileno(), 8) as mark:
         for number in range(first, first + count, step):
             struct.pack_into("<q", mark, 0, number)
-            signal.setitimer(signal.ITIMER_PROF, CPU_S)  # nobody handles it: the process dies
+            signal.setitimer(signal.ITIMER_PROF, CPU_S)  # without a handler: the process dies
             outcomes[check(mutant(number, pictures)[1])] += 1
     growth = _peak_bytes() - base
     print(f"  {dict(outcomes.most_common())}, memory grew by {growth >> 20} MiB", flush=True)  # noqa: T201 - a script

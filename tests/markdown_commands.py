@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "examples/README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 _BLOCK = re.compile(
     r"(?:^ *<!-- *([^>]*?) *-->\n)?^( *)```(\w+)[^\n]*\n(.*?)^\2```$", re.MULTILINE | re.DOTALL
@@ -114,6 +114,7 @@ def _run(block: CommandBlock, state: Path, environment: dict[str, str], timeout_
 
 @contextmanager
 def _background(block: CommandBlock, state: Path, environment: dict[str, str]) -> Iterator[None]:
+    assert not _answers(block.ready_url), f"another program answers at {block.ready_url}: stop it first"
     script = f"source {state}\nset -euo pipefail\n{block.commands}"
     log = state.with_name(".background.log")
     with log.open("ab") as output:

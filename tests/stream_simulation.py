@@ -86,7 +86,7 @@ class Simulation:
         self._until_s = 0.0
 
     def run(self, seconds: float) -> None:
-        """Let all cameras send for so long, then end their streams and answer what is left."""
+        """Let all cameras send for this time, then end their streams and answer the remaining frames."""
         self._until_s = seconds
         for camera in self.cameras:
             self._at(self.random.uniform(0, camera.period_s), lambda c=camera: self._capture(c))

@@ -36,7 +36,7 @@ _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 
 
 class WorkerSite:
-    """A host, and what is needed to ask it and to hurt its worker.
+    """A host, with functions to ask it and to hurt its worker.
 
     Args:
         engine: as the settings name it.

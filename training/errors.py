@@ -38,7 +38,7 @@ class CheckpointError(TrainingError):
 
 
 class TimeLimitError(TrainingError):
-    """The run does not fit into its time limit; the message says what takes how long."""
+    """The run does not fit into its time limit; the message lists the durations."""
 
 
 class NonFiniteLossError(TrainingError):

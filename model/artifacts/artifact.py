@@ -24,6 +24,8 @@ from model.errors import ArtifactError, DigestMismatchError, GoldenMismatchError
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
 
+__all__ = ["Artifact", "Golden", "read_artifact"]
+
 Float32Array = npt.NDArray[np.float32]
 ComputePrecision = Literal["f32", "bf16", "f16", "int8"]
 

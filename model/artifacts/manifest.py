@@ -14,6 +14,8 @@ from model.errors import InvalidReferenceError, ManifestError, PaletteError
 from model.labels import ClassPalette
 from model.pictures.preprocess import ImageSize, PreprocessSpec, Rgb
 
+__all__ = ["ModelManifest", "ModelReference", "ModelVersion"]
+
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -60,13 +60,15 @@ from model.errors import (
     VersionNotFoundError,
 )
 
+__all__ = ["ModelRegistry"]
+
 RETIRED_MODELS: Mapping[str, str] = MappingProxyType(
     {
         "bisenetv2-camvid": "it is no longer shipped; use camvid, which has the same classes, or train it"
         " again with the recipe camvid-v2",
     }
 )
-"""Models that earlier releases shipped, and what to do instead."""
+"""Models that earlier releases shipped -> advice."""
 
 SHIPPED_MODELS = Path(__file__).parents[1] / "shipped"
 """Folder of the models inside the package: ``<name>/<version>/``."""
@@ -139,7 +141,7 @@ class ModelRegistry:
         if isinstance(reference, str):
             reference = ModelReference.parse(reference)
         number = self._wanted_number(reference)
-        # Listed after the alias was read, so that what was published and promoted meanwhile is seen.
+        # Listed after the alias was read, so that versions published and promoted meanwhile are seen.
         versions = self.versions(reference.name)
         if not versions:
             raise _no_model(reference.name)
@@ -150,7 +152,7 @@ class ModelRegistry:
         wanted = ModelVersion(reference.name, number)
         if wanted in versions:
             return wanted
-        if self._wanted_number(reference) != number:  # the alias was moved, and what it left was deleted
+        if self._wanted_number(reference) != number:  # the alias was moved, and its old version was deleted
             return self.resolve(reference, int8=int8)
         raise VersionNotFoundError(f"no version {wanted}")
 

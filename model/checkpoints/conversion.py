@@ -18,7 +18,6 @@ from model.errors import ForeignCheckpointError, WeightsError
 from model.labels import ClassPalette
 from model.networks.generations import GENERATIONS
 from model.networks.segmentation_network import (
-    ARCHITECTURES,
     SegmentationNetwork,
     blank_network,
     check_state,
@@ -174,7 +173,7 @@ def _manifest(
         generation=recognition.generation,
         parameters=recognition.parameters,
         upsample=generation.upsample,
-        stride=ARCHITECTURES[generation.architecture].stride,
+        stride=generation.stride,
         palette=palette,
         mean=mean,
         std=std,

@@ -50,7 +50,7 @@ def download(
     *,
     sha256: str | None = None,
     max_bytes: int = MAX_FILE_BYTES,
-    on_bytes: Callable[[int, int | None], None] = lambda done, total: None,  # noqa: ARG005 - nobody asked
+    on_bytes: Callable[[int, int | None], None] = lambda done, total: None,  # noqa: ARG005 - nothing is shown
 ) -> DownloadedFile:
     """Fetch a file over https; redirects may lead to https only.
 

@@ -46,6 +46,8 @@ from model.pictures.image import (
 )
 from model.pictures.preprocess import size_of
 
+__all__ = ["DatasetSpec", "LabeledImages", "LabeledPicture"]
+
 ReadFile = Callable[[Path], bytes]
 """Returns the bytes of a file; raises ``OSError`` or ``ValueError`` as ``Path.read_bytes`` does."""
 

@@ -17,6 +17,8 @@ from model.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, Interval
 from model.evaluation.metrics import ConfusionMatrix, Int64Array, confusion_matrix
 from model.labels import ClassPalette, UInt8Array
 
+__all__ = ["EvaluationContext", "EvaluationReport", "Evaluator", "ScoredImage", "SkippedImage"]
+
 REPORT_SCHEMA = 1
 
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from model.evaluation.metrics import Int64Array
 
+__all__ = ["Interval", "Intervals", "bootstrap", "paired_bootstrap"]
+
 Float64Array = npt.NDArray[np.float64]
 
 RESAMPLES = 1000

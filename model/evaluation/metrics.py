@@ -13,6 +13,8 @@ import numpy.typing as npt
 from model.errors import LabelRangeError
 from model.labels import IGNORE_ID, UInt8Array
 
+__all__ = ["ConfusionMatrix", "confusion_matrix"]
+
 Int64Array = npt.NDArray[np.int64]
 Scores = tuple[float | None, ...]
 """One score a class, 0..1; None: the class does not occur and counts in no mean."""

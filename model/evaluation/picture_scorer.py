@@ -90,7 +90,7 @@ class PictureScorer:
             pictures: with labels.
             indices: of the pictures to score.
             executor: its threads score a few pictures ahead; None: the calling thread scores one by one.
-            name: what reports call a picture.
+            name: of the picture in reports.
             reason: turns the error of a broken pair into the text of the report, and the pair is skipped;
                 None: the error is raised.
 
@@ -129,7 +129,7 @@ class PictureScorer:
         Args:
             pictures: with labels.
             index: of the picture.
-            name: what the report calls it.
+            name: of the picture in the report.
         """
         image_HW3, truth_HW = pictures[index]
         guess_HW = self.labels(image_HW3)

@@ -38,6 +38,8 @@ from typing import Literal
 from model.errors import ProtocolError
 from model.pictures.preprocess import PAD_MULTIPLE, ImageSize
 
+__all__ = ["Protocol", "find_protocol"]
+
 Summand = Literal["softmax", "exp", "score"]
 """The term that a chip adds to each class of a pixel: its softmax (and that of its mirrored view), exp of
 that sum, or the scores themselves."""

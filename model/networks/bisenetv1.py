@@ -1,7 +1,7 @@
 """BiSeNetV1 (Yu et al. 2018, arXiv:1808.00897), with the details of the published CoinCheung/BiSeNet weights.
 
-A ResNet-18 sees context down to stride 32, a shallow path keeps detail at stride 8, and a fusion module
-weighs their channels. The form without the shallow path takes detail from the ResNet's own stride 8.
+A ResNet-18 gives context at stride 32, a shallow path gives detail at stride 8, and a fusion module weighs
+their channels. The form without the shallow path takes detail from the ResNet's stride 8.
 
 Axes: N images in a batch, C or 3 channels, K classes, H height, W width, h w = the same at a coarser stride.
 """
@@ -38,8 +38,8 @@ class BiSeNetV1(SegmentationArchitecture):
 
     Args:
         num_scores: values that a head gives a cell: K, or those of all its pixels.
-        spatial_path: take detail from a path of its own, not from the ResNet's stride 8.
-        squeezed_fusion: let the fusion find its channel weights through a quarter of the channels and without
+        spatial_path: take detail from a separate path, not from the ResNet's stride 8.
+        squeezed_fusion: compute the channel weights of the fusion through a quarter of the channels, without
             normalisation.
         head_bias: give the last convolution of each head a bias.
         negative_slope: share that negative values keep after a normalisation; 0 is ReLU.
@@ -87,14 +87,14 @@ class BiSeNetV1(SegmentationArchitecture):
         return self.cp.resnet
 
     def auxiliary_heads(self) -> dict[str, nn.Module]:
-        """Return the heads on the context; their names say which stage of the ResNet it came from."""
+        """Return the heads on the context, named by the stage of the ResNet."""
         if not self.with_auxiliary:
             return {}
         return {"conv_out16": self.conv_out16, "conv_out32": self.conv_out32}
 
 
 def _leak(network: nn.Module, negative_slope: float) -> None:
-    """Exchange the activations that follow a normalisation; those of sums and of the fusion stay ReLU."""
+    """Replace the activations after a normalisation; those of sums and of the fusion stay ReLU."""
     for module in network.modules():
         if isinstance(module, ConvBnRelu | BasicBlock | ResNet18):
             module.relu = nn.LeakyReLU(negative_slope, inplace=True)
@@ -125,7 +125,7 @@ class ContextPath(nn.Module):
 
 
 class AttentionRefinement(nn.Module):
-    """Convolves, then weighs each channel by what it holds in the whole picture."""
+    """Convolves, then weighs each channel by its mean over the whole picture."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """BiSeNetV1 made light: its context path is an EfficientNet-Lite0, its detail comes from the same backbone.
 
-A spatial path of its own would cost as much as half the backbone (512x1024); strides 4 and 8 of the backbone
-know edges and small things already, and ImageNet taught them.
+A separate spatial path would cost as much as half the backbone (512x1024); strides 4 and 8 of the backbone
+give edges and small objects already, pretrained on ImageNet.
 
 Axes: N images in a batch, C or 3 channels, K classes, H height, W width, h w = the same at a coarser stride.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.networks.bisenetv1 import AttentionRefinement, FeatureFusion, Head, channel_attention
 from model.networks.efficientnet_lite import (
@@ -36,9 +37,11 @@ class BiSeNetV1Lite(SegmentationArchitecture):
     Args:
         num_scores: values that a head gives a cell.
         context_channels: of the refined features of strides 32, 16 and 8.
-        detail_channels: that stride 4 is brought down to stride 8 with; those of stride 8 join as they are.
+        detail_channels: of stride 4 when it is brought down to stride 8; those of stride 8 are not changed.
         fused_channels: of detail and context together.
         head_channels: width of the main head.
+        sub_cells: scores along each side of a cell of stride 8 in the main head. With 2 its output has stride
+            4 for the cost of a wider last layer; a pole of one or two pixels is too thin for stride 8.
         with_auxiliary: build the training form, with its two auxiliary heads.
     """
 
@@ -50,6 +53,7 @@ class BiSeNetV1Lite(SegmentationArchitecture):
         detail_channels: int,
         fused_channels: int,
         head_channels: int,
+        sub_cells: int = 1,
         with_auxiliary: bool = True,
     ) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class BiSeNetV1Lite(SegmentationArchitecture):
         init_kaiming(self.detail.modules(), fan="fan_in", negative_slope=1)
         joined = detail_channels + CHANNELS_8 + context_channels
         self.ffm = FeatureFusion(joined, fused_channels, channel_attention(fused_channels))
-        self.conv_out = Head(fused_channels, head_channels, num_scores, bias=True)
+        self.conv_out = SubCellHead(fused_channels, head_channels, num_scores, sub_cells)
         if with_auxiliary:
             self.conv_out16 = Head(context_channels, _AUXILIARY_CHANNELS, num_scores, bias=True)
             self.conv_out32 = Head(context_channels, _AUXILIARY_CHANNELS, num_scores, bias=True)
@@ -85,6 +89,26 @@ class BiSeNetV1Lite(SegmentationArchitecture):
         if not self.with_auxiliary:
             return {}
         return {"conv_out16": self.conv_out16, "conv_out32": self.conv_out32}
+
+
+class SubCellHead(Head):
+    """Scores several sub-cells of each cell.
+
+    Args:
+        in_channels: of the features.
+        channels: width of the head.
+        num_scores: of a sub-cell.
+        sub_cells: along each side of a cell.
+    """
+
+    def __init__(self, in_channels: int, channels: int, num_scores: int, sub_cells: int) -> None:
+        super().__init__(in_channels, channels, num_scores * sub_cells**2, bias=True)
+        self.sub_cells = sub_cells
+
+    def forward(self, x_NChw: Tensor) -> Tensor:
+        """Return raw_NKhw with ``sub_cells`` times the rows and columns of the features."""
+        scores_NShw = super().forward(x_NChw)
+        return scores_NShw if self.sub_cells == 1 else functional.pixel_shuffle(scores_NShw, self.sub_cells)
 
 
 class ContextRefinement(nn.Module):

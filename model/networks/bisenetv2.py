@@ -1,7 +1,7 @@
 """BiSeNetV2 (Yu et al. 2020, arXiv:2004.02147), with the details of the published CoinCheung/BiSeNet weights.
 
-A shallow wide branch keeps detail at stride 8, a deep narrow one sees context down to stride 32, and a
-bilateral layer lets each gate the other.
+A shallow wide branch gives detail at stride 8, a deep narrow one gives context at stride 32, and a bilateral
+layer lets each gate the other.
 
 Axes: N images in a batch, C or 3 channels, K classes, H height, W width, h w = the same at a coarser stride.
 """
@@ -38,8 +38,8 @@ class BiSeNetV2(SegmentationArchitecture):
 
     Args:
         num_scores: values that a head gives a cell: K, or those of all its pixels.
-        head_channels: width of the main head, 1024 in the paper's own size.
-        bilinear_context: bring context up to detail bilinearly, corners aligned, not by repeating its cells.
+        head_channels: width of the main head; 1024 in the paper.
+        bilinear_context: up-sample context to detail bilinearly, corners aligned, not by repeating its cells.
         with_auxiliary: build the training form, with its four auxiliary heads.
     """
 
@@ -96,7 +96,7 @@ class DetailBranch(nn.Module):
 
 
 class SemanticBranch(nn.Module):
-    """Stem, gather-and-expansion stages and the context embedding: what a region is about."""
+    """Stem, gather-and-expansion stages and the context embedding: the meaning of regions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class ContextEmbedding(nn.Module):
-    """Adds what the whole picture is about to each of its cells."""
+    """Adds the mean features of the whole picture to each of its cells."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

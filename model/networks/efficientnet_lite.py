@@ -48,7 +48,7 @@ _ENDS = (3, 5, 11, 16)
 
 
 class EfficientNetLite0(nn.Module):
-    """The features that the light BiSeNetV1 reads its context from, initialised at random.
+    """The backbone of the light BiSeNetV1, initialised at random.
 
     Keys are those of the published weights without their leading underscores.
     """
@@ -132,9 +132,9 @@ class SameConv2d(nn.Conv2d):
 
 
 class DepthwiseConv2d(SameConv2d):
-    """Reads each channel on its own, on a CPU in float32 even where autocast says bf16.
+    """Convolves each channel on its own; on a CPU in float32, also under autocast to bf16.
 
-    Its gradients take oneDNN 3 to 8 times as long in bf16 as in float32 (torch 2.13, a Xeon with AMX, one
+    oneDNN takes 3 to 8 times as long for its gradients in bf16 as in float32 (torch 2.13, Xeon with AMX, one
     thread): 65 % of a training step.
     """
 

@@ -1,4 +1,4 @@
-"""The building blocks that both BiSeNets share.
+"""The building blocks of all BiSeNets.
 
 Axes: N images in a batch, C or 3 channels, K classes, H height, W width, h w = the same at a coarser stride.
 """
@@ -24,18 +24,18 @@ class SegmentationArchitecture(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x_N3HW: Tensor) -> tuple[Tensor, ...]:
-        """Return what the main head reads, followed by what each auxiliary head reads."""
+        """Return the input of the main head, followed by the input of each auxiliary head."""
 
     @abstractmethod
     def main_head(self) -> nn.Module:
-        """Return the head whose scores are the answer."""
+        """Return the main head: its scores are the result."""
 
     @abstractmethod
     def auxiliary_heads(self) -> dict[str, nn.Module]:
-        """Return the heads that only the loss reads, by their names; none in the deploy form."""
+        """Return the heads for the loss alone, by name; none in the deploy form."""
 
     def pretrained_part(self) -> nn.Module | None:
-        """Return the backbone that weights of a classifier fit; None where the whole network is one piece."""
+        """Return the backbone that the weights of a classifier fit; None if there is none."""
         return None
 
     def forward(self, x_N3HW: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class SegmentationArchitecture(nn.Module, ABC):
             x_N3HW: normalised RGB, float; both sides multiples of 32.
 
         Returns:
-            raw_NKhw: scores at stride 8 (h = H/8, w = W/8), not up-sampled.
+            raw_NKhw: scores of cells (h = H/stride, w = W/stride), not up-sampled.
         """
         raw_NKhw: Tensor = self.main_head()(self.features(x_N3HW)[0])
         return raw_NKhw
@@ -83,7 +83,7 @@ class ConvBnRelu(nn.Module):
 def conv(
     in_channels: int, out_channels: int, kernel: int = 3, *, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Return a convolution as it stands before a batch normalisation: padded by half its kernel, no bias."""
+    """Return a convolution for use before batch normalisation: padded by half its kernel, without bias."""
     return nn.Conv2d(
         in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
     )

@@ -12,7 +12,7 @@ from model.networks.layers import BatchNorm, conv, init_kaiming
 
 
 class ResNet18(nn.Module):
-    """The features that BiSeNetV1 reads its context from, initialised at random: nothing is downloaded."""
+    """The backbone of BiSeNetV1, initialised at random; nothing is downloaded."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A network as it is used: pixels in, raw scores out; and the table of all architectures.
+"""The network from pixels to raw scores, and the table of all architectures.
 
 Axes: N images in a batch, K classes, H height, W width in pixels, h w = the raw scores' own height and width.
 """
@@ -31,7 +31,7 @@ class SegmentationNetwork(nn.Module):
     """An architecture that takes pictures of any size and normalises them itself.
 
     Args:
-        architecture: what scores normalised pictures.
+        architecture: scores normalised pictures.
         mean: RGB, of values 0..1; also the colour of the padding.
         std: RGB, of values 0..1.
     """
@@ -62,7 +62,7 @@ class SegmentationNetwork(nn.Module):
                 ``torch.jit.trace`` does not pad: it takes multiples of 32 only.
 
         Returns:
-            raw_NKhw: the head's scores of the padded pictures, at stride 8.
+            raw_NKhw: the head's scores of the padded pictures, at the stride of the architecture.
         """
         raw_NKhw: Tensor = self.architecture(self.normalised(images_NHW3))
         return raw_NKhw
@@ -84,7 +84,7 @@ class SegmentationNetwork(nn.Module):
         return self.architecture.forward_train(self.normalised(images_NHW3))
 
     def normalised(self, images_NHW3: Tensor) -> Tensor:
-        """Return what the architecture sees; arithmetic is float32, whatever the weights are.
+        """Return the input of the architecture; the arithmetic is float32 for weights of any type.
 
         The permutation comes first because OpenVINO then runs a graph of any size as fast as one of a fixed
         size (measured: 1 % between them; with the permutation last, 5 %).
@@ -115,24 +115,27 @@ class SegmentationNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What can be said of an architecture without building it.
+    """An architecture, known without building it.
 
     Attributes:
         builder: called as ``builder(num_scores, with_auxiliary=..., **form, **parameters)``.
         generation: key of ``GENERATIONS``: the form that new networks have; those of manifests may differ.
-        stride: input pixels per cell of the raw output.
         parameters: the parameters it takes, all numbers of channels, and their defaults.
     """
 
     builder: Callable[..., SegmentationArchitecture]
     generation: str
-    stride: int = 8
     parameters: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def upsample(self) -> Upsample:
         """How the raw output of new networks becomes full-size scores."""
         return GENERATIONS[self.generation].upsample
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per cell of the raw output of new networks."""
+        return GENERATIONS[self.generation].stride
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -141,7 +144,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "bisenetv1-diss": Architecture(BiSeNetV1, generation="v1-diss"),
         "bisenetv1-lite": Architecture(
             BiSeNetV1Lite,
-            generation="v1-lite",
+            generation="v1-lite4",
             parameters={
                 "context_channels": 64,
                 "detail_channels": 32,
@@ -168,7 +171,7 @@ def build(
     Args:
         name: key of ``ARCHITECTURES``.
         num_classes: K, 1..255.
-        parameters: constructor arguments of the architecture; what is left out has its default.
+        parameters: constructor arguments of the architecture; others have their defaults.
         mean: RGB, of values 0..1.
         std: RGB, of values 0..1.
         with_auxiliary: the training form; the deploy form has no auxiliary heads.
@@ -212,12 +215,12 @@ def from_manifest(manifest: ModelManifest, state: Mapping[str, Tensor]) -> Segme
 
     Args:
         manifest: of the artifact.
-        state: the weights under the keys of the architecture, as ``deploy_state`` returns them, or what
-            ``int8_weights.packed`` made of those.
+        state: the weights under the keys of the architecture, as ``deploy_state`` or ``int8_weights.packed``
+            returns them.
 
     Raises:
         NetworkError: the manifest names an architecture, generation or parameter that there is not, or an
-            up-sampling that the generation does not have.
+            up-sampling or stride that the generation does not have.
         WeightsError: a key is missing or unknown, or its tensor is of another shape or kind.
     """
     network = blank_network(manifest)
@@ -250,6 +253,8 @@ def _generation(manifest: ModelManifest) -> Generation:
         raise NetworkError(
             f"{manifest.generation} is up-sampled {generation.upsample}, not {manifest.upsample}"
         )
+    if manifest.stride != generation.stride:
+        raise NetworkError(f"{manifest.generation} has stride {generation.stride}, not {manifest.stride}")
     return generation
 
 
@@ -257,7 +262,7 @@ def check_state(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> No
     """Refuse weights that are not exactly those of a network, naming each difference.
 
     Args:
-        wanted: tensors of the right shapes; their values, and whether they have any, are no matter.
+        wanted: tensors of the right shapes; their values are not read.
         given: the weights.
 
     Raises:
@@ -275,7 +280,7 @@ def check_state(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> No
 
 
 def _form(tensor: Tensor) -> str:
-    """Return kind and shape; how many bits a number has is no matter: stored weights may be halved."""
+    """Return kind and shape, without the number of bits: stored weights may have half of them."""
     kind = "float" if tensor.is_floating_point() else "integer"
     return f"{kind} {tuple(tensor.shape)}"
 

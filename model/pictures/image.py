@@ -37,6 +37,8 @@ from model.errors import EmptyImageError, TooManyPixelsError, UndecodableImageEr
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
 
+__all__ = ["ImageHeader", "ImageLimits", "decode_image", "peek_header"]
+
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")

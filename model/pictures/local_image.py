@@ -48,7 +48,7 @@ _READERS = ("AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PNG", "PPM", "TIFF")
 _KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and HEIC"
 
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
-_SNIFFED_BYTES = 16  # what Pillow's readers look at
+_SNIFFED_BYTES = 16  # read by Pillow to recognise a format
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH_AT = 24
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 from model.labels import UInt8Array
 
+__all__ = ["ImageSize", "PreparedImage", "PreprocessSpec"]
+
 Rgb = tuple[float, float, float]
 
 PAD_MULTIPLE = 32

@@ -137,7 +137,7 @@ def export(
     Raises:
         ExportError: a file cannot be written, the packages that write the format are not installed, or the
             format does not know int8.
-        ModelError: the artifact is damaged, or what was written computes something else.
+        ModelError: the artifact is damaged, or the written file computes something else.
     """
     if form == "onnx" and artifact.manifest.precision == "int8":
         raise ExportError(f"{version} is int8, which is exported as openvino only")

@@ -1,4 +1,4 @@
-"""Imports what is installed with an extra only, when a command needs it."""
+"""Imports libraries of the extras, when a command needs them."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _agreement(conversion: Any, picture: Path, labels: Path, minimum: float) -> 
 
 
 def _told(preset: PresetName | None, mean: str | None, std: str | None, classes: Path | None) -> Preset:
-    """Return what the options say that the keys cannot."""
+    """Return the classes and the normalisation of the options, which keys do not tell."""
     if preset is None and (mean is None or std is None or classes is None):
         raise typer.BadParameter(
             "keys tell neither classes nor normalisation: --preset is needed, or all of "

@@ -41,7 +41,7 @@ class LabelledPicture:
 
     Attributes:
         label_map: class ids at the size of the picture.
-        inference_size: what the network saw of the picture; smaller when the picture was reduced.
+        inference_size: size of the network's input; smaller if the picture was reduced.
         timings_ms: time of each stage in milliseconds.
     """
 

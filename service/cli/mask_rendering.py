@@ -1,4 +1,4 @@
-"""What ``bisenet predict`` writes of a labelled picture: palette PNG, overlay PNG, or pixels for a film.
+"""The outputs of ``bisenet predict`` for a labelled picture: palette PNG, overlay PNG, pixels of a film.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -19,7 +19,7 @@ def mask_png(image_HW3: UInt8Array, label_map: LabelMap, output: Output) -> byte
     Args:
         image_HW3: the picture, uint8 RGB.
         label_map: its labels.
-        output: what the file shows. ``labels`` and ``color`` are the same file.
+        output: content of the file. ``labels`` and ``color`` are the same file.
     """
     if output == "overlay":
         return codec.encode_rgb_png(codec.overlay(image_HW3, label_map))
@@ -32,7 +32,7 @@ def mask_pixels(image_HW3: UInt8Array, label_map: LabelMap, output: Output) -> U
     Args:
         image_HW3: the picture, uint8 RGB.
         label_map: its labels.
-        output: what the pixels show.
+        output: content of the pixels.
     """
     if output == "overlay":
         return codec.overlay(image_HW3, label_map).pixels()

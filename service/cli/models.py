@@ -61,7 +61,7 @@ def list_models(*, registry: RegistryUrl = None, as_json: AsJson = False) -> Non
 
 @app.command()
 def show(model: Reference = None, *, registry: RegistryUrl = None, as_json: AsJson = False) -> None:
-    """Show the architecture, classes and normalisation of a model, and what it was made from.
+    """Show the architecture, classes, normalisation and origin of a model.
 
     Examples:
         bisenet models show

@@ -1,4 +1,4 @@
-"""What ``bisenet predict`` and ``bisenet stream`` tell about inputs that are not as they should be."""
+"""Notes of ``bisenet predict`` and ``bisenet stream`` about damaged or unusual inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def picture_notes(picture: LocalImage, bits: int, inference_size: ImageSize) -> 
     Args:
         picture: as it was decoded.
         bits: how many bits of a 16-bit picture were kept as in use, 8..16.
-        inference_size: what the network saw of the picture.
+        inference_size: size of the network's input.
     """
     notes, used_bits = [], picture.used_bits or 0
     if picture.pictures > 1:

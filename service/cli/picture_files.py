@@ -1,4 +1,4 @@
-"""Which pictures ``bisenet predict`` reads, and which file each mask goes to."""
+"""Finds the pictures of ``bisenet predict`` and chooses the file of each mask."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class PredictTask:
 
 @dataclass(frozen=True)
 class PredictPlan:
-    """What a run of the command reads and writes.
+    """The inputs and outputs of a run of the command.
 
     Attributes:
         tasks: the pictures in the order of the inputs, those of a folder by name.
-        not_taken: how many files lie in the folders and are not read, by kind.
+        not_taken: number of files in the folders that are not read, by kind.
     """
 
     tasks: tuple[PredictTask, ...]
@@ -46,7 +46,7 @@ def is_film(path: Path) -> bool:
 
 
 def plan(inputs: Sequence[Path], out: Path) -> PredictPlan:
-    """Decide which mask goes where, before anything is read.
+    """Choose the file of each mask, before a picture is read.
 
     Args:
         inputs: files, which are read whatever their names are, and folders, of which the pictures at any
@@ -85,12 +85,12 @@ def not_taken_line(not_taken: Counter[str]) -> str:
 
 @dataclass
 class _Findings:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         pictures: each with its path below the input folder.
         not_taken: files that are not read, by kind.
-        folders: how many were searched.
+        folders: number of searched folders.
     """
 
     pictures: dict[Path, Path] = field(default_factory=dict)
@@ -135,7 +135,7 @@ def _walk(top: Path, out: Path, found: _Findings) -> Iterator[tuple[Path, list[s
 
 
 def _other_kind(path: Path, suffixes: frozenset[str]) -> str | None:
-    """Return what a file is that is not read, for people; None for a picture."""
+    """Return the kind of a file that is not read, for people; None for a picture."""
     suffix = path.suffix.lower()
     if path.name.startswith("."):
         return "hidden"

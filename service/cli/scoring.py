@@ -39,7 +39,7 @@ class EvaluatedModel:
     engines: tuple[InferenceEngine, ...]
 
     def scorer(self, pictures: LabeledImages, protocol: Protocol) -> PictureScorer:
-        """Return what scores pictures of a data set by a protocol."""
+        """Return a scorer of pictures of a data set by a protocol."""
         infers = [engine.infer for engine in self.engines]
         return PictureScorer(self.manifest, protocol, pictures.spec.palette, infers)
 

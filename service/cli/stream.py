@@ -145,7 +145,7 @@ def _warn_of_loss(reason: str, delay_s: float) -> None:
 
 @dataclass
 class StreamSummary:
-    """What became of the frames of a stream.
+    """The outcomes of the frames of a stream.
 
     Args:
         ledger: the outcome of every frame.
@@ -221,7 +221,7 @@ def _percentile_ms(values_s: Sequence[float], share: float) -> float | None:
 
 @dataclass(frozen=True)
 class _Screens:
-    """Where overlays go."""
+    """The outputs for overlays: a film, a window."""
 
     film: FilmWriter | None
     preview: Preview | None

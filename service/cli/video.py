@@ -36,7 +36,7 @@ async def predict_film(
         labeler: labels the pictures.
         source: the film.
         out: where the masks go.
-        output: what the masks show.
+        output: content of the masks.
         advance: called after each picture.
         as_film: ``out`` is a film with the time stamps of the source; else it is a folder that gets
             ``<stem>-<number>.png``, numbers from 1.

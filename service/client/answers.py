@@ -1,4 +1,4 @@
-"""What clients return, the same for HTTP and gRPC.
+"""The results of clients, the same for HTTP and gRPC.
 
 Axes: H height, W width.
 """
@@ -13,6 +13,25 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+__all__ = [
+    "ClassInfo",
+    "DropReason",
+    "Dropped",
+    "Failed",
+    "Frame",
+    "FramePolicy",
+    "GoingAway",
+    "Interrupted",
+    "Mask",
+    "MaskForm",
+    "Model",
+    "ModelChanged",
+    "Opened",
+    "Result",
+    "Segmentation",
+    "StreamEvent",
+]
 
 MaskForm = Literal["png", "raw", "coco_rle", "overlay"]
 """Palette PNG, one byte a pixel, run lengths as JSON, or the picture with colours over it as JPEG."""
@@ -68,7 +87,7 @@ class Mask:
 
     Attributes:
         data: bytes as the service sent them.
-        form: what the bytes are.
+        form: of the bytes.
         width: width of the upright picture in pixels.
         height: height of the upright picture in pixels.
     """
@@ -222,3 +241,4 @@ class Interrupted:
 
 
 StreamEvent = Opened | Result | Dropped | Failed | ModelChanged | GoingAway | Interrupted
+"""An event of a stream."""

@@ -1,4 +1,4 @@
-"""What clients raise.
+"""The errors of clients.
 
 ClientError                     a picture or frame has no answer
 ├── RefusedError                the service answered with an error
@@ -8,6 +8,8 @@ ClientError                     a picture or frame has no answer
 """
 
 from __future__ import annotations
+
+__all__ = ["ClientError", "ProtocolError", "RefusedError", "SourceError", "UnreachableError"]
 
 
 class ClientError(Exception):

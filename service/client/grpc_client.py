@@ -26,6 +26,8 @@ from service.client.messages import (
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
 
+__all__ = ["AsyncGrpcClient", "FrameCall", "GrpcClient"]
+
 DEFAULT_TIMEOUT_S = 30.0
 
 _OPTIONS = [

@@ -20,6 +20,8 @@ from PIL import Image
 from service.client.answers import ClassInfo, Mask, MaskForm, Model, Segmentation
 from service.client.errors import ClientError, ProtocolError, RefusedError, UnreachableError
 
+__all__ = ["AsyncHttpClient", "HttpClient"]
+
 DEFAULT_TIMEOUT_S = 30.0
 
 _ACCEPT: Mapping[MaskForm, str] = {
@@ -309,7 +311,7 @@ def _raise_error_of(response: httpx2.Response) -> NoReturn:
 
 
 def _error_of_proxy(response: httpx2.Response) -> ClientError:
-    """Return what an error without the service's explanation means."""
+    """Return the error of a response without the service's explanation."""
     status = response.status_code
     if status in _PROXY_WITHOUT_SERVICE:
         return UnreachableError(f"a proxy answers {status}: it does not reach the service")

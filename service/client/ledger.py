@@ -1,4 +1,4 @@
-"""Which frames were sent, and the outcome of each."""
+"""The frames that were sent, and the outcome of each."""
 
 from __future__ import annotations
 

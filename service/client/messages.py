@@ -64,7 +64,7 @@ _BROKEN_CONNECTION = frozenset(
 )
 """Status codes of gRPC itself and of proxies. The service attaches details to its errors of these codes."""
 
-# What gRPC says, where its code alone does not tell what has happened.
+# Texts of gRPC that tell causes which share a status code.
 _RESET = "RST_STREAM"
 _BODY_LIMIT_OF_PROXY = "status: 413"
 _MESSAGE_LIMIT = "larger than max"

@@ -25,6 +25,8 @@ from service.client.errors import RefusedError, SourceError, UnreachableError
 from service.client.grpc_client import AsyncGrpcClient, FrameCall
 from service.client.ledger import FrameLedger
 
+__all__ = ["FrameFeed", "ReconnectingStream", "StreamOptions"]
+
 WINDOW = 32
 """Frames without an answer, at most. They are kept to be sent again."""
 
@@ -35,7 +37,7 @@ _ENDED_EARLY = "the stream ended before every frame was answered"
 
 
 class FrameFeed(Protocol):
-    """Where the frames of a stream come from."""
+    """The source of the frames of a stream."""
 
     async def next(self) -> Frame | None:
         """Return the next frame; None at the end. A cancelled call takes no frame.
@@ -66,7 +68,7 @@ class StreamOptions:
 
 
 class ReconnectingStream:
-    """Sends the frames of a feed and yields what becomes of them. A lost connection is opened again.
+    """Sends the frames of a feed and yields their events. A lost connection is opened again.
 
     With ``latest``, frames without an answer are lost with their connection: a camera has newer ones. With
     ``block``, they are sent again, as are the frames that a stopping service dropped: every frame is answered
@@ -261,7 +263,7 @@ class ReconnectingStream:
         return Interrupted(reason, self._backoff.next_s(retry_after_s), lost)
 
     def _advice(self, oldest: Frame) -> str:
-        """Return what may be wrong when one frame has no answer on several connections, else nothing."""
+        """Return advice when one frame has no answer on several connections, else nothing."""
         failures = self._failures[oldest.seq] + 1
         self._failures = Counter({oldest.seq: failures})
         if failures < _FAILURES_BEFORE_ADVICE:

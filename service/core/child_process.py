@@ -1,4 +1,4 @@
-"""Programs of this package that another process of it starts, and that end with that process."""
+"""Child processes of this package, which end with their parent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_code(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends, even if that is killed."""
+    """Let the kernel kill this process when the thread that started it ends, even if that is killed."""
     c_library = ctypes.CDLL(None)
     if hasattr(c_library, "prctl"):
         c_library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

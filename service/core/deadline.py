@@ -1,4 +1,4 @@
-"""A time limit that keeps nothing alive of the work that it ends."""
+"""A time limit whose error keeps no reference to the cancelled work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from service.core.errors import ServiceError
 
 @asynccontextmanager
 async def within(timeout_s: float | None, error: Callable[[], ServiceError]) -> AsyncIterator[None]:
-    """Cancel the body when it takes too long, and raise an error of the service instead.
+    """Cancel the body after a time, and raise an error of the service.
 
-    The error has no cause and is made last: asyncio's own holds a frame, which holds the task, which in the
-    end holds the error. Such a circle would keep a picture until the garbage collector comes by.
+    The error has no cause and is made last: asyncio's own error refers to a frame, the frame to the task, and
+    the task to the error. Such a cycle would keep a picture until the next garbage collection.
 
     Args:
-        timeout_s: in seconds; 0 or less gives up at once, None never.
-        error: makes the error to be raised.
+        timeout_s: in seconds; 0 or less cancels at once, None never.
+        error: makes the error.
     """
     is_late = False
     try:

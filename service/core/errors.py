@@ -1,4 +1,4 @@
-"""Everything that the service answers instead of a mask, as one tree.
+"""The errors of the service, as one tree.
 
 Core errors carry a fixed ``code`` and no status: each adapter owns a table from code to status.
 
@@ -19,11 +19,11 @@ ServiceError                        anything the service refuses or fails to do
 │   ├── UnsupportedMediaError       the body is not a JPEG, PNG or WebP picture
 │   └── UndecodableImageError       the body starts as a picture but does not decode
 ├── OverloadError                   the request is fine, the service is busy: try again later
-│   ├── QueueFullError              the waiting room is full
-│   ├── RateLimitedError            this client has its share of the waiting room
+│   ├── QueueFullError              the queue is full
+│   ├── RateLimitedError            this client has filled its share of the queue
 │   ├── LoadingError                the model is not ready yet
 │   ├── DrainingError               the service is about to stop
-│   ├── NoWorkerError               no worker lives that could answer
+│   ├── NoWorkerError               no worker runs
 │   └── BusyError                   the memory for decoded pictures is taken
 ├── DeadlineExceededError           the answer would come too late
 ├── ModelOutputInvalidError         the model produced values that are no scores
@@ -131,27 +131,27 @@ class UndecodableImageError(RequestError):
 
 
 class OverloadError(ServiceError):
-    """The request is fine, but not now.
+    """The service is busy; the same request may succeed later.
 
     Args:
-        message: what is scarce.
-        retry_after_s: when trying again makes sense, in seconds.
+        message: the scarce resource.
+        retry_after_s: time until a retry makes sense, in seconds.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
-        """Keep the advice beside the message."""
+        """Store the time beside the message."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
 class QueueFullError(OverloadError):
-    """The waiting room is full."""
+    """The queue is full."""
 
     code = "queue_full"
 
 
 class RateLimitedError(OverloadError):
-    """This client has filled its share of the waiting room."""
+    """This client has filled its share of the queue."""
 
     code = "rate_limited"
 
@@ -169,7 +169,7 @@ class DrainingError(OverloadError):
 
 
 class NoWorkerError(OverloadError):
-    """No worker lives that could answer."""
+    """No worker runs; it is started again."""
 
     code = "no_worker"
 
@@ -206,11 +206,7 @@ _MAX_MESSAGE = 300
 
 
 def message_for_clients(error: ServiceError) -> str:
-    """Return what a client may read of an error: its message, unless that would tell of the inside.
-
-    Args:
-        error: its message is written for the client, except that of ``InternalError``.
-    """
+    """Return the message of an error for clients; that of ``InternalError`` stays in the log."""
     if isinstance(error, InternalError):
         return "the service failed, its log tells why"
     text = str(error)  # may quote what the client sent

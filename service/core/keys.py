@@ -1,4 +1,4 @@
-"""API keys: what is kept of them, and whether a request bears one."""
+"""API keys: their digests, and the check of a request."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterable
 
 
 def key_digest(key: str) -> bytes:
-    """Return what is kept of an API key; keys are long and random, so a fast hash is enough."""
+    """Return the digest of an API key; keys are long and random, so a fast hash is enough."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def key_digests(keys: Iterable[str]) -> frozenset[bytes]:
-    """Return what ``bears_known_key`` compares with."""
+    """Return the digests of API keys."""
     return frozenset(key_digest(key) for key in keys)
 
 
 def bears_known_key(authorization: str, digests: frozenset[bytes]) -> bool:
-    """Return whether ``Authorization: Bearer KEY`` holds one of the keys, in the same time for all of them.
+    """Return whether ``Authorization: Bearer KEY`` holds a known key; takes the same time for all keys.
 
     Args:
         authorization: the header's value; empty if there is none.
-        digests: of the keys that are known.
+        digests: of the known keys.
     """
     scheme, _, _ = authorization.partition(" ")
     digest = bearer_digest(authorization)

@@ -1,10 +1,9 @@
 """Makes the C library return freed memory to the system, and the garbage collector leave old objects alone.
 
-glibc asks the kernel for what is larger than a threshold and returns it as soon as it is freed. But each time
-it raises the threshold to that size, up to 32 MiB; from then on large buffers are cut from heaps, of which
-every thread has one, and stay there: 330 MB after 1,358 small hostile pictures. Fixed limits cost no time, as
-long as heaps keep enough for the buffers of usual pictures: a new page takes 2 us.
-Elsewhere (musl, macOS) there is nothing to set, and this module does nothing.
+glibc maps buffers larger than a threshold and unmaps them when they are freed. Each time it also raises the
+threshold to that size, up to 32 MiB. Then large buffers come from heaps, one per thread, and stay there:
+330 MB after 1,358 small hostile pictures. Fixed limits cost no time if heaps keep enough for the buffers of
+usual pictures: a new page takes 2 us. With other C libraries (musl, macOS) this module does nothing.
 
 Source:
     mallopt(3), malloc_trim(3).
@@ -30,7 +29,7 @@ _LIMITS = {
 
 
 def limit_heaps() -> None:
-    """Fix the limits; to be called once, before there are threads."""
+    """Fix the limits. Call it once, before there are threads."""
     c_library = ctypes.CDLL(None)
     if hasattr(c_library, "mallopt"):
         for parameter, value in _LIMITS.items():
@@ -39,10 +38,11 @@ def limit_heaps() -> None:
 
 @contextmanager
 def frozen_objects() -> Iterator[None]:
-    """Have the garbage collector leave alone what is alive now; what is counted down to 0 still goes.
+    """Exclude all living objects from the garbage collector until the context is left.
 
-    To be entered when everything is loaded: a full run over the 165,000 objects that a service imports would
-    stop all its threads for 75 ms, now and then under load. To enter takes as long, once.
+    Enter it when everything is loaded: a full collection over the 165,000 objects of a service stops all its
+    threads for 75 ms, several times under load. Entering takes as long, once. Reference counting still frees
+    these objects.
     """
     gc.collect()
     gc.freeze()
@@ -53,7 +53,7 @@ def frozen_objects() -> Iterator[None]:
 
 
 def release_free_memory() -> None:
-    """Return what is free now; takes milliseconds, so it is for the end of something large."""
+    """Return free memory to the system; takes milliseconds, so call it after large work."""
     c_library = ctypes.CDLL(None)
     if hasattr(c_library, "malloc_trim"):
         c_library.malloc_trim(0)

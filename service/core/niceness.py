@@ -1,4 +1,4 @@
-"""Threads whose work nobody waits for."""
+"""Low priority for background threads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _NICENESS = 10
 
 
 def yield_to_others() -> None:
-    """Let the scheduler of the system prefer all other threads to the calling one, from now on.
+    """Give the calling thread the lowest priority of the system.
 
-    For threads that compute without the interpreter's lock: one that is put off while it holds the lock puts
-    off all others. On Linux every thread has a niceness of its own; without privileges there is no way back.
+    For threads that compute without the interpreter's lock: a thread that waits while it holds the lock stops
+    all others. On Linux every thread has its own niceness; without privileges it cannot be lowered again.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

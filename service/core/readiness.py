@@ -1,14 +1,14 @@
-"""Where the process stands between its start and its end."""
+"""The state of the process: started, draining."""
 
 from __future__ import annotations
 
 
 class Readiness:
-    """Read at each probe and each answer; written by whoever runs the process.
+    """Two flags that the composition root sets; probes and answers read them.
 
     Attributes:
-        started: every model that was asked for has been loaded.
-        draining: it is about to stop; no new work should come, and connections end with their answer.
+        started: every model of the settings was loaded.
+        draining: the process is about to stop; no new work should come, and each answer ends its connection.
     """
 
     def __init__(self) -> None:

@@ -190,7 +190,7 @@ class JobExecutor:
         self._stranded = seen - self._stranded
 
     def release_when_idle(self) -> None:
-        """Free what is held for jobs, if none has run here since the last call."""
+        """Free the models of jobs, if none has run here since the last call."""
         with self._changed:
             is_idle = not self._running and self._started == self._started_at_last_check
             self._started_at_last_check = self._started

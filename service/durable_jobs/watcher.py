@@ -50,7 +50,7 @@ class Recovery(Protocol):
         ...
 
     def release_when_idle(self) -> None:
-        """Free what is held for jobs, if none has run here since the last call."""
+        """Free the models of jobs, if none has run here since the last call."""
         ...
 
 

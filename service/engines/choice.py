@@ -1,4 +1,4 @@
-"""Which precision, how many threads and how many streams a model runs fastest with on this processor.
+"""Chooses the fastest precision, number of threads and number of streams of a model on this processor.
 
 Axes: N images in a batch, H height, W width, 3 = red green blue.
 """
@@ -66,7 +66,7 @@ def choose(
         clock: seconds.
 
     Returns:
-        What was chosen and what was measured; precision ``int8`` means the int8 version.
+        The choice and its measurements; precision ``int8`` means the int8 version.
 
     Raises:
         EngineUnavailableError: no engine reproduces the golden sample.
@@ -87,7 +87,7 @@ def choose(
 
 
 def _precisions(artifacts: Sequence[Artifact]) -> list[EngineTuning]:
-    """Return what each version computes in on this processor, the most exact first."""
+    """Return the precisions of each version on this processor, the most exact first."""
     native = precisions("cpu")
     found: list[Precision] = []
     for artifact in artifacts:
@@ -107,7 +107,7 @@ def _thread_counts(default: int, cores: int) -> list[int | None]:
 
 
 class _Races:
-    """Builds engines of a model, times them in turns, and remembers what one picture took.
+    """Builds engines of a model, times them in turns, and keeps the times of single pictures.
 
     Args:
         artifacts: one version; or a version, and the int8 version that was made from it.
@@ -163,7 +163,7 @@ class _Races:
         return self._engines[way].threads
 
     def choice(self, winner: EngineTuning) -> tuple[EngineChoice, ...]:
-        """Return what single pictures took, the winner first and the others by their time."""
+        """Return the times of single pictures, the winner first and the others by their time."""
         alone = replace(winner, streams=1)
         others = sorted(self._picture_s.keys() - {alone}, key=self._picture_s.__getitem__)
         first = replace(self._choice(alone), streams=winner.streams or 1)

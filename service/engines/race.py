@@ -1,4 +1,4 @@
-"""Which of several ways to run a model is the fastest here: they take turns, and their medians are compared.
+"""Races ways to run a model on this machine: they take turns, and their medians are compared.
 
 Each round runs every entry once, so that a disturbance that lasts meets all of them; a median over the rounds
 leaves out one that does not.

@@ -1,4 +1,4 @@
-"""Who may ask: the host allow-list of a loopback service, and API keys."""
+"""Access checks: the host allow-list of a loopback service, and API keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.http_api.problems import problem
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = PROBE_PATHS | {"/docs", "/openapi.json"}
-"""What needs no key; everything else does, unknown paths too."""
+"""Paths that need no key. All others do, unknown paths too."""
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?", re.ASCII)
 """RFC 3986, 3.2.2, without the punctuation that no name has; frameworks build URLs from this header."""
@@ -25,15 +25,15 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?", re.ASCII
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """What a request must show.
+    """The conditions that a request must meet.
 
     Args:
-        key_digests: SHA-256 of each API key; empty = no key is asked for.
-        hosts: values of ``Host`` that are answered, lower case, without port; None = any. A page that
-            a browser loaded from elsewhere can reach a loopback service under a name of its own
-            (DNS rebinding), but it cannot forge this header.
-        open_paths: what needs no key.
-        needed: what is said to who shows none, or a wrong one.
+        key_digests: SHA-256 of each API key; empty = no key is needed.
+        hosts: accepted values of ``Host``, lower case, without port; None = any. A page that a browser
+            loaded from elsewhere can reach a loopback service under its own name (DNS rebinding), but it
+            cannot forge this header.
+        open_paths: paths that need no key.
+        needed: message of the error when the key is missing or wrong.
     """
 
     key_digests: frozenset[bytes] = frozenset()
@@ -42,10 +42,10 @@ class AccessPolicy:
     needed: str = "a valid API key is needed: Authorization: Bearer KEY"
 
     def check(self, headers: Headers, path: str) -> None:
-        """Let a request pass, or not.
+        """Check the path, the host and the key of a request.
 
         Raises:
-            InvalidArgumentError: the path is malformed, or the host is, or there are two.
+            InvalidArgumentError: the path or the host is malformed, or there are two hosts.
             ForbiddenError: the host is not allowed.
             UnauthenticatedError: there is no key, or a wrong one.
         """
@@ -65,9 +65,9 @@ class AccessPolicy:
             raise UnauthenticatedError(self.needed)
 
     def source(self, scope: Scope) -> str | None:
-        """Return who asks, of the requests that pass: a key, or an address where nobody needs a key.
+        """Return the identity of a client: its key, or its address where no key is needed.
 
-        Behind a proxy everybody has the address of the proxy.
+        Behind a proxy all clients have the address of the proxy.
         """
         if self.key_digests:
             return bearer_digest(Headers(scope=scope).get("authorization", "")).hex()
@@ -85,19 +85,23 @@ def _without_port(host: str) -> str:
 
 
 class Policy(Protocol):
-    """Lets a request pass, or raises an error of the service."""
+    """Conditions on a request."""
 
     def check(self, headers: Headers, path: str) -> None:
-        """Look at the head of a request."""
+        """Check the head of a request.
+
+        Raises:
+            ServiceError: the request is refused.
+        """
         ...
 
 
 class AccessCheck:
-    """Refuses what the policy refuses, before any route is looked for.
+    """Applies a policy before the route is looked up.
 
     Args:
-        app: what answers the rest.
-        policy: what a request must show.
+        app: answers the requests that pass.
+        policy: conditions on a request.
     """
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:

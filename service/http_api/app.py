@@ -38,9 +38,9 @@ class HttpOptions:
     """How the HTTP frontend behaves.
 
     Args:
-        access: who may ask.
+        access: conditions on a request.
         segment: limits of a segmentation request.
-        cors_origins: whose pages may use the service from a browser; ``*`` = any.
+        cors_origins: origins whose pages may use the service from a browser; ``*`` = any.
         root_path: prefix under which a proxy offers the service; empty = none.
         page: serve the page for people at ``/``.
         pictures_at_once: of one request with several pictures, those that are queued at the same time.
@@ -67,12 +67,12 @@ def create_app(
     """Return the application.
 
     Args:
-        segmenter: answers pictures.
-        host: knows the served models.
-        lifecycle: what the probes tell.
-        metrics: counts what is answered.
-        options: how it behaves.
-        scoreboard: knows what evaluations found; None = nothing is known.
+        segmenter: segments pictures.
+        host: the served models.
+        lifecycle: state that the probes report.
+        metrics: counts the answers.
+        options: of the frontend.
+        scoreboard: results of evaluations; None = there are none.
         statistics: of the Open Inference Protocol, shared with the gRPC frontend; None = of HTTP alone.
     """
     statistics = statistics or InferenceStatistics()

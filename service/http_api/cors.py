@@ -20,7 +20,7 @@ _ANSWER_HEADERS = (
     "X-Model-Version",
     "X-Request-Id",
 )
-"""Those that a script cannot read unless they are named."""
+"""Headers of answers that a script can read only if they are named."""
 
 _PREFLIGHT_S = 600
 
@@ -29,7 +29,7 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """Return the application with CORS: preflights need no key, and every answer names its origin.
 
     Args:
-        app: what answers; its errors carry the headers of CORS too, so that scripts can read them.
+        app: answers the requests; its errors get the headers of CORS too, so that scripts can read them.
         origins: such as ``https://app.example.org``; ``*`` = any; none = the application itself.
     """
     if not origins:

@@ -29,7 +29,7 @@ _HEADERS = {
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve a page at ``/docs`` that shows what ``app.openapi()`` says."""
+    """Serve the OpenAPI document of an application as a page at ``/docs``."""
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -14,7 +14,7 @@ MaskEncoding = Literal["png", "coco_rle", "none"]
 
 
 class ProblemDocument(BaseModel):
-    """An error (RFC 9457); ``code`` is what programs look at, ``request_id`` finds the log line."""
+    """An error (RFC 9457). Programs compare ``code``; ``request_id`` finds the log line."""
 
     type: str
     title: str
@@ -25,7 +25,7 @@ class ProblemDocument(BaseModel):
 
 
 class ProbeDocument(BaseModel):
-    """A probe's good news."""
+    """The answer of a successful probe."""
 
     status: Literal["live", "started"]
 
@@ -40,11 +40,11 @@ class ChoiceDocument(BaseModel):
 
 
 class EngineDocument(BaseModel):
-    """Which version is served and what runs it.
+    """A served version and the engine that runs it.
 
-    `refused` says why faster engines do not run here, empty if there is none. `choice` is what was timed on
-    this processor before the engine was chosen: the chosen one first, then the others, the fastest first;
-    empty if the settings decided.
+    `refused`: why faster engines do not run here; empty if there are none. `choice`: the timings on this
+    processor from which the engine was chosen, the chosen one first, then the fastest first; empty if the
+    settings decided.
     """
 
     name: str
@@ -57,14 +57,14 @@ class EngineDocument(BaseModel):
 
 
 class ReadinessDocument(BaseModel):
-    """The service may be given work: the first model is the default one."""
+    """The service accepts work. The first model is the default one."""
 
     status: Literal["ready"] = "ready"
     models: list[EngineDocument]
 
 
 class ClassDocument(BaseModel):
-    """What an id in a mask means."""
+    """A class of a model and its id in masks."""
 
     id: int
     name: str
@@ -72,7 +72,7 @@ class ClassDocument(BaseModel):
 
 
 class ScoreDocument(BaseModel):
-    """What the newest evaluation of a kind found; mIoU from 0 to 1."""
+    """The newest evaluation of a kind; mIoU from 0 to 1."""
 
     dataset: str
     split: str
@@ -84,7 +84,7 @@ class ScoreDocument(BaseModel):
 
 
 class ModelDocument(EngineDocument):
-    """A served version with its classes, and how good it was found."""
+    """A served version with its classes and its evaluations."""
 
     default: bool
     architecture: str
@@ -100,7 +100,7 @@ class ModelListDocument(BaseModel):
 
 
 class ClassShareDocument(ClassDocument):
-    """How much of a picture a class covers."""
+    """The share of a picture that a class covers."""
 
     pixels: int
     fraction: float
@@ -126,7 +126,7 @@ class SegmentationDocument(BaseModel):
 
 
 def engine_document(served: LoadedModel) -> EngineDocument:
-    """Describe what runs a version."""
+    """Describe the engine of a version."""
     return EngineDocument(
         name=served.version.name,
         version=served.version.number,

@@ -1,4 +1,4 @@
-"""The outermost layer of every request: its id, its log line, its place in the metrics, the last catch."""
+"""The outermost layer of every request: its id, its log line, its metrics, the last handler of errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.telemetry import Metrics
 _log = structlog.get_logger()
 
 READY_PATHS = ("/readyz", "/healthz", "/health", "/ping")
-"""The first one is the service's own name; load balancers ask for the others by default."""
+"""Paths of readiness: the service's own name first; the others are defaults of load balancers."""
 
 PROBE_PATHS = frozenset({"/livez", "/startupz", "/v2/health/live", "/v2/health/ready", *READY_PATHS})
 
@@ -28,7 +28,7 @@ class HttpEdge:
 
     Args:
         app: what answers.
-        lifecycle: while it is draining, each answer ends its connection.
+        lifecycle: while it drains, each answer ends its connection.
         metrics: counts the answers.
     """
 

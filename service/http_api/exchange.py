@@ -1,4 +1,4 @@
-"""One request and its answer, as the edge sees them."""
+"""The record of one request and its answer."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _STATE_KEY = "exchange"
 
 @dataclass
 class Exchange:
-    """What the one log line of a request says.
+    """The content of the log line of a request, and the resources that it holds.
 
     Attributes:
-        request_id: the client's own if it is sane, else a new one.
-        started_s: when the head was complete, on the clock of ``time.monotonic``.
-        has_plain_errors: errors are ``{"error": text}``, as the Open Inference Protocol wants them.
-        code: ``ok``, or the code of the error that was answered.
-        route: the pattern of its path where no route was looked for; None = ask the scope.
-        source: the client that asks, as the queue tells clients apart; None = unknown.
-        served: name and number of the version that answers; None = none does.
-        received_s: from the head to the end of the body, in seconds; 0 = the body is not here.
-        stages_s: where the time of its answer went; empty when it has none.
-        notes: what the handler wants to have logged besides: numbers and closed sets, never names of files.
-        held: what is given back when the answer was sent, or nobody was left to take it.
+        request_id: the client's own if it is fit for a log line, else a new one.
+        started_s: time at which the head was complete (``time.monotonic``, seconds).
+        has_plain_errors: errors are ``{"error": text}``, as in the Open Inference Protocol.
+        code: ``ok``, or the error code of the answer.
+        route: pattern of the path if no route was looked up; None = the scope has it.
+        source: identity of the client in the queue; None = unknown.
+        served: name and number of the version that answers; None = there is none.
+        received_s: from the head to the end of the body, in seconds; 0 = the body is not complete.
+        stages_s: duration of each stage of the answer, in seconds; empty without an answer.
+        notes: further content of the log line: numbers and closed sets, never names of files.
+        held: resources to release when the answer was sent or the client left.
     """
 
     request_id: str

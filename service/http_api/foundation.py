@@ -1,4 +1,4 @@
-"""The empty application that both frontends begin with: whatever fails in it is answered as a problem."""
+"""The empty application of both HTTP frontends: every error is answered as a problem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.http_api import problems
 from service.http_api.documents import ProblemDocument
 
 INTERFACE_VERSION = "1"
-"""Of the HTTP interfaces, whose paths contain it; not of the program."""
+"""Version of the HTTP interfaces, whose paths contain it; not of the program."""
 
 ERROR_RESPONSE: dict[int | str, dict[str, Any]] = {
     "default": {
@@ -20,7 +20,7 @@ ERROR_RESPONSE: dict[int | str, dict[str, Any]] = {
         "content": {problems.PROBLEM_TYPE: {"schema": ProblemDocument.model_json_schema()}},
     }
 }
-"""How the OpenAPI documents describe every error."""
+"""Description of every error in the OpenAPI documents."""
 
 
 def problem_app(*, title: str, description: str, root_path: str = "") -> FastAPI:

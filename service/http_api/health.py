@@ -1,4 +1,4 @@
-"""Probes: is the process alive, did it start, may it be given work?"""
+"""Probes: whether the process is alive, has started, and accepts work."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def health_router(host: ModelHost, lifecycle: Readiness) -> APIRouter:
     """Return the routes ``/livez``, ``/startupz`` and ``/readyz`` with its other names; they need no key.
 
     Args:
-        host: whose models must be loaded.
+        host: its models must be loaded.
         lifecycle: read at each probe.
     """
     router = APIRouter(tags=["health"])
 
     @router.get("/livez")
     async def live() -> ProbeDocument:
-        """Tell whether the process answers at all; if not, restart it."""
+        """Tell whether the process answers; if not, restart it."""
         return ProbeDocument(status="live")
 
     @router.get("/startupz")

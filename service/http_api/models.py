@@ -1,4 +1,4 @@
-"""Which models are served: ``/v1/models``."""
+"""The served models: ``/v1/models``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def models_router(host: ModelHost, scoreboard: Scoreboard | None) -> APIRouter:
     """Return the routes that describe the served models.
 
     Args:
-        host: what is served.
-        scoreboard: knows what evaluations found; None = nothing is known.
+        host: the served models.
+        scoreboard: results of evaluations; None = there are none.
     """
     router = APIRouter(prefix="/v1/models", tags=["models"])
 

@@ -66,7 +66,7 @@ class Page:
 
     @property
     def paths(self) -> frozenset[str]:
-        """All paths of the page. They hold nothing that needs a key."""
+        """All paths of the page. Their content needs no key."""
         return frozenset(self._files)
 
     def router(self) -> APIRouter:

@@ -66,7 +66,7 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = MappingProxyType(
 )
 
 CLIENT_CLOSED_REQUEST = 499
-"""What the log says when nobody was left to answer; never sent."""
+"""Status in the log when the client left before the answer; never sent."""
 
 CLIENT_CLOSED_CODE = "client_closed_request"
 
@@ -93,8 +93,8 @@ def problem(error: ServiceError, exchange: Exchange) -> Response:
     """Render an error; the details of a defect stay in the log.
 
     Args:
-        error: what went wrong; its message is written for the client, except that of ``InternalError``.
-        exchange: the request that failed; takes note of the code.
+        error: its message is for the client, except that of ``InternalError``.
+        exchange: of the failed request; notes the code.
     """
     exchange.code = error.code
     status = _status(error)
@@ -119,7 +119,7 @@ _STATUS_OF_HTTP_ERROR: Mapping[type[ServiceError], HTTPStatus] = MappingProxyTyp
         TargetTooLongError: HTTPStatus.REQUEST_URI_TOO_LONG,
     }
 )
-"""What only HTTP knows; the code of all of them is ``invalid_argument``."""
+"""Errors that only HTTP has; the code of all is ``invalid_argument``."""
 
 
 def _status(error: ServiceError) -> HTTPStatus:
@@ -129,12 +129,12 @@ def _status(error: ServiceError) -> HTTPStatus:
 def _headers(error: ServiceError) -> dict[str, str]:
     match error:
         case BusyError() | LoadingError():
-            # Nothing tells who waits how long: those who are refused together shall not come back together.
+            # Clients that are refused together must not come back together.
             return {"Retry-After": str(_whole_s(error) + random.randrange(_SPREAD_S))}  # noqa: S311 - no secret
         case OverloadError():
             return {"Retry-After": str(_whole_s(error))}
         case RequestTooSlowError():
-            return {"Connection": "close"}  # the rest of it is still to come
+            return {"Connection": "close"}  # the rest of the body is still to come
         case UnauthenticatedError():
             return {"WWW-Authenticate": "Bearer"}
         case MethodNotAllowedError():
@@ -147,12 +147,12 @@ def _whole_s(error: OverloadError) -> int:
 
 
 async def service_error_response(request: Request, error: ServiceError) -> Response:
-    """Answer an error of the core's own tree."""
+    """Answer an error of the service."""
     return problem(error, Exchange.of(request.scope))
 
 
 async def routing_error_response(request: Request, error: HTTPException) -> Response:
-    """Answer what the router refuses: an unknown path, or a method that a path does not have."""
+    """Answer an unknown path, or a method that a path does not have."""
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         refusal: ServiceError = MethodNotAllowedError(request.method, (error.headers or {}).get("Allow", ""))
     elif error.status_code == HTTPStatus.NOT_FOUND:
@@ -168,6 +168,6 @@ async def unexpected_error_response(request: Request, _error: Exception) -> Resp
 
 
 def disconnected_response(exchange: Exchange) -> Response:
-    """Take note that the client left; nobody reads this answer."""
+    """Note that the client left; this answer is never sent."""
     exchange.code = CLIENT_CLOSED_CODE
     return Response(status_code=CLIENT_CLOSED_REQUEST)

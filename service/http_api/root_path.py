@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class RootPath:
-    """Takes the prefix off the paths of requests from proxies that leave it on.
+    """Removes the prefix from the paths of requests, for proxies that leave it on.
 
     Args:
         app: answers the paths without prefix.
@@ -18,7 +18,7 @@ class RootPath:
         self._prefix = f"{prefix}/"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request on."""
+        """Pass a request on without the prefix."""
         if scope["type"] == "http" and scope["path"].startswith(self._prefix):
             scope = {**scope, "path": scope["path"][len(self._prefix) - 1 :]}
         await self._app(scope, receive, send)

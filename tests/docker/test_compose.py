@@ -1,4 +1,4 @@
-"""``docker-compose.yml``: it works for a stranger, and lets in nobody else."""
+"""``docker-compose.yml``: it works on a new machine, and lets no other machine in."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_the_ports_that_are_exposed_and_probed_are_those_that_are_listened_on() 
     assert f"HTTPConnection('127.0.0.1', {server.http_port})" in only("HEALTHCHECK")
 
 
-def test_it_can_be_published_but_serves_nobody_without_keys() -> None:
+def test_it_can_be_published_but_serves_no_other_machine_without_keys() -> None:
     assert not anonymous_settings().server.is_loopback
     with pytest.raises(SettingsError, match="is open to other machines"):
         settings()

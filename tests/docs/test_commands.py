@@ -17,9 +17,21 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
     folder.mkdir()
     for entry in ROOT.iterdir():
-        if entry.name not in {".git", "runs"}:
+        if entry.name not in {".git", ".venv", "runs"}:
             (folder / entry.name).symlink_to(entry)
+    _link_environment(ROOT / ".venv", folder / ".venv")
     return folder
+
+
+def _link_environment(source: Path, target: Path) -> None:
+    """Link an environment that counts as installed, so that ``make`` does not change that of the source."""
+    if source.exists():
+        target.mkdir()
+        for entry in source.iterdir():
+            (target / entry.name).symlink_to(entry)
+        for stamp in (".installed-base", ".installed-dev"):
+            (target / stamp).unlink(missing_ok=True)
+            (target / stamp).touch()
 
 
 def test_a_comment_above_a_block_says_how_it_is_run() -> None:

@@ -1,4 +1,4 @@
-"""Hostile peers on the gRPC port: what is theirs ends, by name where there is one; the service goes on."""
+"""Hostile peers on the gRPC port: their calls end, with a named error where possible; the service goes on."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_garbage_in_the_middle_of_a_stream_ends_that_stream_only(site: Grp
     await good.done_writing()
 
 
-async def test_half_open_peers_are_closed_and_keep_nobody_out(site: GrpcSite) -> None:
+async def test_half_open_peers_are_closed_and_keep_no_client_out(site: GrpcSite) -> None:
     peers = [socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) for _ in range(50)]
     await assert_alive(site)
     for peer in peers:
@@ -164,7 +164,7 @@ async def test_five_thousand_rapid_resets_cost_next_to_nothing(site: GrpcSite) -
 
 @pytest.mark.soak
 async def test_a_client_that_never_reads_costs_a_few_megabytes() -> None:
-    """Masks of 1 MiB each, which nobody takes; what the process grows by is the cost."""
+    """Masks of 1 MiB each that the client does not take; the growth of the process is their cost."""
     picture = encoded(np.zeros((1024, 1024, 3), np.uint8))
     async with open_grpc_site(limits=SegmenterLimits()) as site:
         with ExitStack() as stack:

@@ -164,7 +164,7 @@ def test_a_crowd_of_pictures_at_the_limit_stays_within_its_memory_and_lets_small
     assert_alive(server)
 
 
-def test_answers_at_the_limit_that_nobody_takes_stay_within_their_memory(server: Server) -> None:
+def test_answers_at_the_limit_that_clients_do_not_take_stay_within_their_memory(server: Server) -> None:
     picture = png_of_zeros(7000, color_type=0)
     assert post_patiently(server, picture, timeout_ms=60_000) == (200, None)
     before = server.memory_bytes()

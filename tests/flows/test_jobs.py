@@ -156,7 +156,7 @@ Start = Callable[[], AbstractContextManager[tuple[JobSite, subprocess.Popen[str]
 
 @contextmanager
 def victims(kind: str, environment: Mapping[str, str], log: Path) -> Iterator[Start]:
-    """Yield what starts a process that is going to be killed, and what is asked about the jobs meanwhile."""
+    """Yield a function that starts a process to kill, and the jobs to ask meanwhile."""
 
     @contextmanager
     def service() -> Iterator[tuple[JobSite, subprocess.Popen[str]]]:

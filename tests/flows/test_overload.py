@@ -30,7 +30,7 @@ def test_an_overload_is_refused_by_name_and_leaves_no_memory_behind(times: str) 
 
 
 @pytest.mark.parametrize("what", ["waiting", "deadlines"])
-def test_nobody_is_left_without_an_answer(what: str) -> None:
+def test_every_request_gets_an_answer(what: str) -> None:
     for result in measured(what, "--size", "128x256"):
         assert what == "deadlines" or not result["refused"]
         assert result["arrivals"] >= 10_000

@@ -21,7 +21,7 @@ from PIL import Image
 from model.labels import UInt8Array
 from service.http_api.connection.server import listen
 
-START_PATIENCE_S = 120.0  # the first start compiles; nobody waits that long when all is well
+START_PATIENCE_S = 120.0  # the first start compiles; a successful test takes less
 
 
 @pytest.fixture(scope="module")

@@ -281,7 +281,7 @@ def trickle(alive: dict[socket.socket, str]) -> None:
         del alive[client]
 
 
-# --- nobody reads the log ---------------------------------------------------------------------------------
+# --- the log is not read ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def unread_log() -> Iterator[int]:
 
 
 @pytest.mark.soak
-def test_a_log_that_nobody_reads_holds_no_request_up(
+def test_a_log_that_is_not_read_holds_no_request_up(
     environment: dict[str, str], tmp_path: Path, unread_log: int
 ) -> None:
     with started(environment, tmp_path / "log", stderr=unread_log) as server:

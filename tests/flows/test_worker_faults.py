@@ -91,7 +91,7 @@ class Crowd:
 
     @contextmanager
     def at_work(self, clients: int = CLIENTS) -> Iterator[Tally]:
-        """Post as long as the context lasts; whoever is not answered in time fails the test."""
+        """Post until the context is left; a request without an answer in time fails the test."""
         with ThreadPoolExecutor(clients) as pool:
             posting = [pool.submit(self._post_all) for _ in range(clients)]
             try:
@@ -158,7 +158,7 @@ def test_twenty_workers_are_killed_and_each_costs_one_picture_at_most(
     assert tally.total > 1000
 
 
-def test_twenty_versions_are_exchanged_in_ten_thousand_requests_and_nobody_notices(
+def test_twenty_versions_are_exchanged_in_ten_thousand_requests_without_an_error(
     environment: dict[str, str], artifacts: list[Artifact], tmp_path: Path
 ) -> None:
     token_file = tmp_path / "token"

@@ -1,4 +1,4 @@
-"""The composition root: what is configured is what runs, and what cannot run says why."""
+"""The composition root: it runs the configuration, or says why it cannot."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_lines_arrive_in_their_order(pipe: tuple[FileIO, FileIO]) -> None:
     assert reader.read(10_000).decode().splitlines() == [f"line {number}" for number in range(100)]
 
 
-def test_a_reader_that_never_reads_holds_nobody_up_and_learns_what_was_dropped(
+def test_a_reader_that_never_reads_holds_no_writer_up_and_is_told_of_dropped_lines(
     pipe: tuple[FileIO, FileIO],
 ) -> None:
     reader, writer = pipe
@@ -50,10 +50,10 @@ def test_a_reader_that_never_reads_holds_nobody_up_and_learns_what_was_dropped(
     assert not stream._thread.is_alive()  # or it would write on to the number of another file
 
 
-def test_a_reader_that_is_gone_holds_nobody_up(pipe: tuple[FileIO, FileIO]) -> None:
+def test_a_reader_that_is_gone_holds_no_writer_up(pipe: tuple[FileIO, FileIO]) -> None:
     reader, writer = pipe
     reader.close()
     stream = UnblockedStream(writer.fileno())
     for _ in range(1000):
-        stream.write("nobody reads this\n")
+        stream.write("this is never read\n")
     stream.close()

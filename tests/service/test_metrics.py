@@ -28,7 +28,6 @@ NAMES = {
     "rejected": {"reason"},
     "expired": {"stage"},
     "cancelled": {"stage"},
-    "wasted_device_seconds": {"reason"},
     "stream_active": set(),
     "stream_frames": {"outcome"},
     "stream_frame_age_seconds": set(),
@@ -39,7 +38,7 @@ NAMES = {
     "eval_jobs": {"state"},
     "eval_miou": {"model", "version", "dataset", "protocol"},
 }
-"""What is promised: names without prefix and suffix, and their labels."""
+"""The documented metrics: names without prefix and suffix, and their labels."""
 
 CITY_3 = ModelLabels("city", 3, "openvino", "cpu", "bf16")
 
@@ -81,7 +80,7 @@ def test_a_request_is_counted_under_the_version_that_answered() -> None:
 
 @settings(max_examples=20)
 @given(names=st.lists(st.tuples(st.text(), st.integers()), max_size=20))
-def test_names_that_nobody_announced_make_no_series(names: list[tuple[str, int]]) -> None:
+def test_versions_that_are_not_loaded_make_no_series(names: list[tuple[str, int]]) -> None:
     metrics = exercised()
     metrics.request_done(protocol="http", route="/x", code="not_found", duration_s=0, served=("nobody", 1))
     before = sum(len(family.samples) for family in parse(metrics.exposition()[0].decode()))

@@ -1,9 +1,9 @@
-"""Random zoom, crop, flip and colour of a batch: each crop's window is chosen first, and only it is sampled.
+"""Random zoom, crop, flip and colour of a batch. Only the window of each crop is sampled.
 
-A share of the crops is laid around something rare. Last, a crop may be made to look like another camera's.
+A share of the crops shows a pixel of a rare class. Last come the photometric changes.
 
-A CPU cuts crop by crop with one compiled kernel; a GPU samples the whole batch in one gather, straight from
-the resident bytes. Both follow the same plan to the same pixels.
+A CPU cuts crop by crop with one compiled kernel; a GPU samples the whole batch in one gather, directly from
+the resident bytes. Both follow the same plan and give the same pixels.
 
 Axes: N crops in a batch, H height, W width, 3 = red green blue (values 0..255).
 """
@@ -29,21 +29,21 @@ _MAX_VALUE = 255.0
 
 @dataclass(frozen=True)
 class RareConfig:
-    """Which crops are laid around a pixel of a rare class.
+    """Crops around a pixel of a rare class.
 
     Args:
-        share: probability that a crop is, where its picture has such a pixel.
-        classes: names of rare classes; each that a picture has is as likely as the others.
+        share: probability of such a crop, if its picture has such a pixel, 0..1.
+        classes: names of rare classes; those of a picture are equally likely.
 
     Raises:
-        ConfigError: the share is no probability, or there is nothing to look for.
+        ConfigError: the share is no probability, or classes are missing.
     """
 
     share: float = 0.0
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse shares that mean nothing."""
+        """Refuse shares out of range."""
         if not 0 <= self.share <= 1 or bool(self.share) != bool(self.classes):
             raise ConfigError(
                 "augment.rare: share is 0..1, and above 0 where classes are named:"
@@ -77,8 +77,8 @@ class AugmentConfig:
         flip: probability of a horizontal mirror image.
         jitter: x; brightness, contrast and saturation factors are each uniform in [1-x, 1+x].
         scale_law: ``log-uniform``: halving is as likely as doubling; ``uniform``: as in the published code.
-        rare: which crops are laid around something rare.
-        photometric: how far crops may look like those of other cameras.
+        rare: crops around a pixel of a rare class.
+        photometric: variation of colours and noise.
 
     Raises:
         ConfigError: a value is out of range.
@@ -93,7 +93,7 @@ class AugmentConfig:
     photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
 
     def __post_init__(self) -> None:
-        """Refuse crops that the network would pad, and factors that mean nothing."""
+        """Refuse crops that the network would pad, and factors out of range."""
         if any(side < 32 or side % 32 for side in self.crop):  # noqa: PLR2004
             raise ConfigError(f"augment.crop must be multiples of 32, not {self.crop}")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -108,15 +108,15 @@ class AugmentConfig:
 
 @dataclass(frozen=True, eq=False)
 class AugmentPlan:
-    """The random part of a batch: what to do with each of its N pictures.
+    """The random choices for each of the N pictures of a batch.
 
     Attributes:
         zoom_N: crop pixels per picture pixel.
         center_N2: x, y in [0, 1]: where the crop lies between its two extreme positions.
         flip_N: bool.
         brightness_N, contrast_N, saturation_N: colour factors.
-        rare_N2: which rare class and which of its pixels, each in [0, 1); negative where none is looked for.
-        looks: what happens to each crop when it is cut.
+        rare_N2: choice of the rare class and of its pixel, each in [0, 1); negative = no rare pixel.
+        looks: photometric changes of each crop.
     """
 
     zoom_N: Tensor
@@ -129,7 +129,7 @@ class AugmentPlan:
     looks: tuple[Look, ...]
 
     def part(self, which: slice) -> AugmentPlan:
-        """Return the plan of some of the batch."""
+        """Return the plan of a part of the batch."""
         return AugmentPlan(
             self.zoom_N[which],
             self.center_N2[which],
@@ -143,7 +143,7 @@ class AugmentPlan:
 
 
 def draw_plan(config: AugmentConfig, batch_size: int, generator: torch.Generator) -> AugmentPlan:
-    """Draw everything that is random about a batch: a pure function of the generator's state."""
+    """Draw the random choices of a batch: a pure function of the generator's state."""
     uniform = torch.rand((7, batch_size), generator=generator)
     factors = 1 + config.jitter * (2 * uniform[4:] - 1)
     return AugmentPlan(
@@ -159,7 +159,7 @@ def draw_plan(config: AugmentConfig, batch_size: int, generator: torch.Generator
 
 
 def _rare(config: RareConfig, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Draw what the crops are laid around; draws nothing where nothing is rare."""
+    """Draw the choices of rare pixels; draws nothing without rare classes."""
     if not config.share:
         return torch.full((batch_size, 2), -1.0)
     uniform = torch.rand((3, batch_size), generator=generator)
@@ -175,11 +175,11 @@ def _zoom(config: AugmentConfig, uniform_N: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Where each crop lies in its picture, in whole pixels of both: what both devices sample.
+    """The position of each crop in its picture, in whole pixels of both.
 
     Attributes:
-        source_N4: top, left, height, width of what is seen of the picture.
-        target_N4: the same of where in the crop it goes; the rest is padding.
+        source_N4: top, left, height, width of the window in the picture.
+        target_N4: top, left, height, width of the window in the crop; the rest is padding.
     """
 
     source_N4: Tensor
@@ -203,7 +203,7 @@ class Windows:
         """
         crop_2 = torch.tensor(crop)
         zoom_N1 = plan.zoom_N[:, None]
-        # What the crop shows, or all of the picture where that is more; the zoom is rounded to whole pixels.
+        # The window of the crop, at most the whole picture; the zoom is rounded to whole pixels.
         source_N2 = torch.minimum((crop_2 / zoom_N1).round().long().clamp_min(1), sizes_N2)
         target_N2 = torch.minimum((source_N2 * zoom_N1).round().long().clamp_min(1), crop_2)
         target_N2 = torch.where(source_N2 < sizes_N2, crop_2, target_N2)
@@ -230,19 +230,19 @@ def augment(
     ignore_id: int,
     rare_ids: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Cut one crop out of each picture as the plan says.
+    """Cut one crop out of each picture by a plan.
 
-    Colours are sampled bilinearly, labels by the nearest pixel. What lies outside the picture has exactly the
-    colour that the network pads with, and the ignore id; it is not jittered.
+    Colours are sampled bilinearly, labels by the nearest pixel. Pixels outside the picture have the padding
+    colour of the network and the ignore id; they are not jittered.
 
     Args:
         pictures: of any sizes, on one device.
         indices: N of them; one may occur twice.
-        plan: what ``draw_plan`` drew for N pictures.
+        plan: result of ``draw_plan`` for N pictures.
         crop: height and width of the crops.
         pad_color: RGB 0..255.
         ignore_id: the id of pixels without a class.
-        rare_ids: of the classes that a share of the crops is laid around.
+        rare_ids: ids of the rare classes.
 
     Returns:
         images_NHW3: uint8 RGB.
@@ -262,16 +262,16 @@ def augment(
 def rare_pixels(
     pictures: PackedPictures, indices: Sequence[int], rare_N2: Tensor, rare_ids: Sequence[int]
 ) -> Tensor:
-    """Choose the pixels that crops are laid around.
+    """Choose the rare pixels that crops must show.
 
     Args:
-        pictures: on one device; a GPU is waited for, once a crop.
+        pictures: on one device; waits for a GPU once per crop.
         indices: of the N pictures.
         rare_N2: of the plan.
         rare_ids: ids of the rare classes.
 
     Returns:
-        wanted_N2: row and column; -1 where none is looked for, or where the picture has none.
+        wanted_N2: row and column; -1 = no rare pixel is asked for, or the picture has none.
     """
     wanted_N2 = torch.full((len(indices), 2), -1)
     for n, index in enumerate(indices):
@@ -286,7 +286,7 @@ def rare_pixels(
 
 
 def _photograph(images_NHW3: Tensor, windows: Windows, plan: AugmentPlan) -> None:
-    """Change what the crops show; padding keeps its colour."""
+    """Apply the photometric changes to the crops; padding keeps its colour."""
     width = images_NHW3.shape[2]
     for n, look in enumerate(plan.looks):
         if look == Look():
@@ -307,7 +307,7 @@ def cut_one_by_one(
     pad_color: tuple[int, int, int],
     ignore_id: int,
 ) -> tuple[Tensor, Tensor]:
-    """Do what ``augment`` promises crop by crop: the fastest way on a CPU."""
+    """Cut the crops one by one: the fastest way on a CPU."""
     # numba is needed here only: a machine that trains on a GPU need not have it.
     from training.data.crop_kernel import cut_crop  # noqa: PLC0415
 
@@ -352,7 +352,7 @@ def gathered(
     pad_color: tuple[int, int, int],
     ignore_id: int,
 ) -> tuple[Tensor, Tensor]:
-    """Do what ``augment`` promises as one gather over the batch: no loop, and the host waits for nothing."""
+    """Cut the crops by one gather over the batch: without a loop, and the host does not wait."""
     device = pictures.colors.device
     pad = torch.tensor(pad_color, dtype=torch.float32)
     numbers = torch.cat([windows.source_N4, windows.target_N4], dim=1)

@@ -43,9 +43,9 @@ def cut_crop(
     Args:
         image_hw3: uint8 RGB.
         label_hw: uint8, same size.
-        source: what is seen of the picture.
-        target: where in the crop it goes, before the crop is mirrored.
-        mix: what happens to the colours.
+        source: window in the picture.
+        target: window in the crop, before the crop is mirrored.
+        mix: change of the colours.
         flip: mirror the crop.
         image_3HW: uint8, written to: planes.
         label_HW: uint8, written to.

@@ -1,6 +1,6 @@
-"""How another camera would have taken a crop: its colours, its lens, its sensor, its encoder.
+"""Photometric changes of a crop, as of another camera: colours, blur, noise, JPEG.
 
-All of it is torch on the crop's own device; colours stay where labels are, for nothing moves.
+Computed by torch on the device of the crop. No pixel moves, so labels stay valid.
 
 Axes: H height, W width of what a crop shows of its picture, 3 = red green blue, h w = blocks of 8 pixels.
 """
@@ -46,7 +46,7 @@ _CHROMA_STEPS = (
 
 @dataclass(frozen=True)
 class PhotometricConfig:
-    """How far crops may look like those of other cameras; the defaults change nothing.
+    """Strength of the photometric changes; the defaults change nothing.
 
     Args:
         share: probability of blur, of noise and of JPEG, each on its own.
@@ -70,7 +70,7 @@ class PhotometricConfig:
     jpeg: int = _MAX_QUALITY
 
     def __post_init__(self) -> None:
-        """Refuse strengths that mean nothing."""
+        """Refuse strengths out of range."""
         ranges = {
             "share": 0 <= self.share <= 1,
             "hue": 0 <= self.hue <= 180,  # noqa: PLR2004
@@ -87,7 +87,7 @@ class PhotometricConfig:
 
 @dataclass(frozen=True)
 class Look:
-    """What happens to one crop, in the order of the fields.
+    """The photometric changes of one crop, in the order of the fields.
 
     Attributes:
         hue: rotation about the gray axis in degrees.
@@ -109,9 +109,9 @@ class Look:
 
 
 def draw_looks(config: PhotometricConfig, count: int, generator: torch.Generator) -> tuple[Look, ...]:
-    """Draw what happens to each crop of a batch: a pure function of the generator's state.
+    """Draw the changes of each crop of a batch: a pure function of the generator's state.
 
-    Draws nothing where the configuration changes nothing.
+    Draws nothing if the configuration changes nothing.
     """
     if config == PhotometricConfig():
         return (Look(),) * count
@@ -136,11 +136,11 @@ def _look(config: PhotometricConfig, *uniform: float) -> Look:
 
 
 def photographed(image_HW3: Tensor, look: Look) -> Tensor:
-    """Return a picture as another camera would have taken it.
+    """Return a picture with photometric changes.
 
     Args:
         image_HW3: uint8 RGB, on any device; it is not changed.
-        look: what happens to it.
+        look: the changes.
 
     Returns:
         image_HW3, uint8.
@@ -191,12 +191,12 @@ def _noise(like: Tensor, seed: int) -> Tensor:
 
 
 def _encoded(colors_3HW: Tensor, quality: int) -> Tensor:
-    """Lose what a baseline JPEG file of this quality loses, with chroma at half the size (4:2:0)."""
+    """Apply the loss of a baseline JPEG file of this quality, with chroma at half the size (4:2:0)."""
     height, width = colors_3HW.shape[1:]
     to_ycc_33 = torch.tensor(_TO_YCC, device=colors_3HW.device)
     ycc_3HW = torch.einsum("ij,jhw->ihw", to_ycc_33, colors_3HW)
     luma_1HW = _quantised(ycc_3HW[:1] - 128, _steps(_LUMA_STEPS, quality)) + 128
-    # The last row and column are repeated to an even size, so that two make one.
+    # The last row and column are repeated to an even size: two become one.
     chroma_2HW = functional.pad(ycc_3HW[None, 1:], (0, width % 2, 0, height % 2), mode="replicate")
     chroma_2hw = _quantised(functional.avg_pool2d(chroma_2HW, 2)[0], _steps(_CHROMA_STEPS, quality))
     chroma_2HW = functional.interpolate(chroma_2hw[None], scale_factor=2, mode="bilinear")[0]

@@ -172,7 +172,7 @@ class ResidentPictures:
 class FilePictures:
     """Pictures that threads decode ahead from their files.
 
-    The number of threads and their progress do not change what ``fetch`` returns.
+    The number of threads and their progress do not change the result of ``fetch``.
 
     Args:
         splits: the pictures.

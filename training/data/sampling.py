@@ -1,7 +1,6 @@
-"""Which pictures and which randomness a step has: pure functions of (seed, step), so nothing needs saving.
+"""The pictures and the randomness of a step: pure functions of (seed, step), so there is no state to save.
 
-What the processes of a run share out among themselves is cut from the step's batch, so the batch itself does
-not depend on how many there are.
+The processes of a run divide the batch of a step; the batch does not depend on their number.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-# Streams of randomness; a new use takes a new number and disturbs no other.
+# Streams of randomness; a new use takes a new number, which leaves the others unchanged.
 AUGMENT_STREAM, NETWORK_STREAM, EPOCH_STREAM, WEIGHTS_STREAM = range(4)
 
 
 def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
-    """Return randomness that depends on nothing but its arguments: what makes a resumed run exact."""
+    """Return a generator that depends on its arguments alone: this makes a resumed run exact."""
     return torch.Generator().manual_seed(step_seed(seed, step, stream))
 
 
@@ -27,9 +26,9 @@ def step_seed(seed: int, step: int, stream: int, part: int = 0) -> int:
 
 
 def batch_indices(seed: int, step: int, *, batch_size: int, size: int) -> list[int]:
-    """Choose the pictures of one step: every epoch sees each of them once, in an order of its own.
+    """Choose the pictures of one step: every epoch has each picture once, in its own random order.
 
-    Batches run on across the end of an epoch; nothing is dropped or repeated.
+    Batches continue across the end of an epoch; no picture is dropped or repeated.
 
     Args:
         seed: of the run.

@@ -31,7 +31,7 @@ def class_ids(
         listed: replaces names, order and colours.
         ignore: classes whose pixels are neither learned nor scored.
         background: class of the pixels that no shape covers; it becomes id 0 where it is none of the classes.
-            ``ignore`` = those pixels do not count. None = as the format has it.
+            ``ignore`` = these pixels do not count. None = the default of the format.
 
     Raises:
         InterchangeError: an ignored class does not exist; there is no class, or more than 255; a background

@@ -31,10 +31,11 @@ from training.interchange.foreign import (
     Uncovered,
 )
 from training.interchange.json_files import Record, RecordType, parse
-from training.interchange.left_out import LeftOut
 from training.interchange.shapes import Points, Polygon, Region, RunLengths, coco_counts
 from training.interchange.source import Source
 from training.interchange.split_names import split_of_list
+from training.interchange.tally import Tally
+from training.interchange.values import image_size
 
 _UNLABELLED = 0
 
@@ -97,13 +98,13 @@ class _PanopticFile(_CocoFile):
     annotations: list[_Panoptic]
 
 
-def read_coco(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_coco(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read instances.
 
     Args:
         source: holds JSON files with ``images``, ``categories`` and ``annotations``, and the pictures.
-        left_out: is told what is not taken.
-        options: what else the user says.
+        left_out: counts the records that are not taken.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no such file, or one is malformed.
@@ -127,13 +128,13 @@ def read_coco(source: Source, left_out: LeftOut, options: ReadOptions) -> Foreig
     )
 
 
-def read_panoptic(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_panoptic(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read panoptic segments.
 
     Args:
         source: holds JSON files with ``segments_info``, their PNG files, and the pictures.
-        left_out: is told what is not taken.
-        options: what else the user says.
+        left_out: counts the records that are not taken.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no such file, or one is malformed.
@@ -159,7 +160,7 @@ def read_panoptic(source: Source, left_out: LeftOut, options: ReadOptions) -> Fo
 
 
 def _files(
-    source: Source, left_out: LeftOut, kind: type[RecordType], word: str, *, panoptic: bool
+    source: Source, left_out: Tally, kind: type[RecordType], word: str, *, panoptic: bool
 ) -> list[tuple[str, RecordType]]:
     """Read the files whose name starts with a word, or else all that hold annotations of this kind."""
     names = source.with_suffix(".json")
@@ -181,7 +182,7 @@ def _files(
 
 def _pictures(
     source: Source,
-    left_out: LeftOut,
+    left_out: Tally,
     name: str,
     images: Sequence[_Image],
     labels: Mapping[int, Labels],
@@ -200,16 +201,9 @@ def _pictures(
             left_out.add("pictures without annotation", where, file=file)
         else:
             drawn = labels.get(image.id, Shapes(()))
-            yield ForeignPicture(file, where, drawn, split, _image_size(image, where))
+            yield ForeignPicture(file, where, drawn, split, image_size(image.height, image.width, where))
     for image_id in labels.keys() - known:
         left_out.add("annotations of pictures that the file does not list", f"{name}, picture {image_id}")
-
-
-def _image_size(image: _Image, where: str) -> ImageSize:
-    try:
-        return ImageSize(image.height, image.width)
-    except ValueError as error:
-        raise InterchangeError(f"{where}: {error}") from error
 
 
 def _class_name(names: Mapping[int, str], category_id: int, where: str) -> str:
@@ -219,7 +213,7 @@ def _class_name(names: Mapping[int, str], category_id: int, where: str) -> str:
         raise InterchangeError(f"{where}: the file lists no category {category_id}") from None
 
 
-def _instances(file: _InstanceFile, name: str, left_out: LeftOut) -> dict[int, Labels]:
+def _instances(file: _InstanceFile, name: str, left_out: Tally) -> dict[int, Labels]:
     names = file.names()
     by_image: dict[int, list[tuple[float, list[Shape]]]] = defaultdict(list)
     for number, one in enumerate(file.annotations, 1):
@@ -240,7 +234,7 @@ def _largest_first(found: list[tuple[float, list[Shape]]]) -> list[Shape]:
     return [shape for _, shapes in found for shape in shapes]
 
 
-def _regions(one: _Instance, where: str, left_out: LeftOut) -> Iterator[tuple[Region, float]]:
+def _regions(one: _Instance, where: str, left_out: Tally) -> Iterator[tuple[Region, float]]:
     """Yield the parts of an instance with their areas in pixels."""
     if isinstance(one.segmentation, _RunLengths):
         counts = one.segmentation.counts

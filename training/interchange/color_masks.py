@@ -91,7 +91,7 @@ def decode_mask(data: bytes, where: str, size: ImageSize | None) -> Image.Image:
 
 @contextmanager
 def _library_errors(where: str) -> Iterator[None]:
-    """Turn what Pillow raises on bytes that are no mask into one error that names the file."""
+    """Turn errors of Pillow into one error that names the file."""
     try:
         yield
     except _ERRORS as error:
@@ -100,7 +100,7 @@ def _library_errors(where: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MaskMeaning:
-    """What the pixels of masks mean.
+    """The meaning of the pixels of masks.
 
     Args:
         names: colour -> class name, as the source has it.
@@ -125,7 +125,7 @@ class MaskFile:
     Args:
         source: holds the mask.
         name: of the mask's file.
-        meaning: what its pixels mean.
+        meaning: of its pixels.
     """
 
     source: Source

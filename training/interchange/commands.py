@@ -15,7 +15,7 @@ from training.command_errors import exit_on_training_errors
 
 
 class Format(StrEnum):
-    """What can be imported."""
+    """Formats that can be imported."""
 
     COCO = "coco"
     COCO_PANOPTIC = "coco-panoptic"
@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 
 class ExportFormat(StrEnum):
-    """What can be exported."""
+    """Formats that can be exported."""
 
     COCO_PANOPTIC = "coco-panoptic"
     PALETTE = "palette"
@@ -104,7 +104,7 @@ def run_import(
     voc             SegmentationClass, JPEGImages, ImageSets
 
     Splits of the source are kept. Else the names of the pictures decide: the same source is always divided in
-    the same way. What was not taken is said by kind and count, also in DEST/import.txt.
+    the same way. Records that are not taken are reported by kind and count, also in DEST/import.txt.
 
     Examples:
       bisenet dataset import cvat task_12.zip data/street
@@ -191,7 +191,7 @@ def run_example(
 
 
 def _counter(word: str) -> Callable[[int, int], None]:
-    """Return what counts pictures on a terminal, and says nothing elsewhere."""
+    """Return a function that counts pictures on a terminal, and prints nothing elsewhere."""
 
     def show(done: int, total: int) -> None:
         if sys.stderr.isatty():

@@ -14,7 +14,6 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from model.labels import Color
 from model.pictures.preprocess import ImageSize
 from training.errors import InterchangeError
 from training.interchange.foreign import (
@@ -25,22 +24,23 @@ from training.interchange.foreign import (
     Shape,
     Shapes,
 )
-from training.interchange.left_out import LeftOut
 from training.interchange.shapes import Polygon, Region, RunLengths, ellipse, turned
 from training.interchange.source import Source
 from training.interchange.split_names import named_split, split_of_list
+from training.interchange.tally import Tally
+from training.interchange.values import hex_color, image_size
 from training.interchange.voc import LABEL_MAP, read_voc
 
 _KINDS_WITHOUT_AREA = ("tag", "points", "polyline", "cuboid", "skeleton")
 
 
-def read_cvat(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_cvat(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read an export of CVAT.
 
     Args:
         source: holds ``annotations.xml``, or ``labelmap.txt`` beside ``SegmentationClass``.
-        left_out: is told what is not taken.
-        options: what else the user says.
+        left_out: counts the records that are not taken.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: neither is there, or a file is malformed.
@@ -63,7 +63,7 @@ def read_cvat(source: Source, left_out: LeftOut, options: ReadOptions) -> Foreig
 
 
 class _Reader:
-    def __init__(self, source: Source, left_out: LeftOut, *, keep_empty: bool) -> None:
+    def __init__(self, source: Source, left_out: Tally, *, keep_empty: bool) -> None:
         self._source = source
         self._left_out = left_out
         self._keep_empty = keep_empty
@@ -121,23 +121,16 @@ def _parsed(data: bytes, name: str) -> Element:
 
 def _size(image: Element, where: str) -> ImageSize:
     try:
-        return ImageSize(int(image.attrib["height"]), int(image.attrib["width"]))
+        height, width = int(image.attrib["height"]), int(image.attrib["width"])
     except (KeyError, ValueError) as error:
         raise InterchangeError(f"{where}: width or height is missing or no number") from error
+    return image_size(height, width, where)
 
 
 def _classes(root: Element) -> Iterator[ForeignClass]:
     for label in root.iterfind("meta//label"):
         if label.findtext("parent") is None and label.findtext("type") not in _KINDS_WITHOUT_AREA:
-            yield ForeignClass(label.findtext("name", ""), _color(label.findtext("color", "")))
-
-
-def _color(text: str) -> Color | None:
-    try:
-        value = int(text.removeprefix("#"), 16)
-    except ValueError:
-        return None
-    return value >> 16 & 0xFF, value >> 8 & 0xFF, value & 0xFF
+            yield ForeignClass(label.findtext("name", ""), hex_color(label.findtext("color", "")))
 
 
 def _numbers(element: Element, *names: str) -> Iterator[float]:

@@ -82,15 +82,15 @@ def write_dataset(
 
 
 def write_dataset_file(path: Path, name: str, palette: ClassPalette, splits: Mapping[str, str]) -> None:
-    """Write a data-set file whose paths start at its folder.
+    """Write a data-set file whose paths start at its folder, and whose labels fit pictures as they are shown.
 
     Args:
         path: of the file.
         name: how reports call the data set.
         palette: the classes.
-        splits: split name -> what the file says of it, as TOML.
+        splits: split name -> its value in the file, as TOML.
     """
-    head = f"name = {_string(name)}\nignore_id = {palette.ignore_id}\n\n[splits]\n"
+    head = f'name = {_string(name)}\nignore_id = {palette.ignore_id}\nexif = "upright"\n\n[splits]\n'
     lines = [f"{split} = {said}\n" for split, said in splits.items()]
     classes = [
         f"\n[[classes]]\nname = {_string(called)}\ncolor = {list(color)}\n"

@@ -23,6 +23,12 @@ _FRAMES_PER_S = 15
 _FILM_S = 10
 _SPEED_M_PER_S = 9.0
 
+_QUICK = (
+    "--set network.architecture=bisenetv1-lite --set 'network.parameters={}' --finetune-from camvid "
+    "--set 'augment.crop=[192,256]' --set schedule.batch_size=8 --set schedule.steps=60"
+)
+"""Settings for small pictures and few cores: the network of the shipped model, from its weights."""
+
 _README = """\
 A small synthetic data set: {pictures} pictures of {size} pixels, made-up streets. Each pixel is
 {classes}. Seed {seed}: the same seed makes the same pictures.
@@ -38,7 +44,7 @@ What to do with it:
 
 @dataclass(frozen=True)
 class ExampleReport:
-    """What was written.
+    """The files of the example.
 
     Attributes:
         dataset_file: path of the data-set file.
@@ -57,12 +63,11 @@ class ExampleReport:
 
     @property
     def commands(self) -> Sequence[str]:
-        """What to do with the data set, in this order."""
+        """Commands that use the data set, in this order."""
         file = shlex.quote(str(self.dataset_file))
-        small = "--set 'augment.crop=[192,256]' --set schedule.batch_size=8 --finetune-from bisenetv2-camvid"
         commands = [
             f"bisenet dataset check {file}",
-            f"bisenet train custom --set data.dataset={file} {small} --out runs/example --max-minutes 5",
+            f"bisenet train custom --set data.dataset={file} {_QUICK} --out runs/example",
             "bisenet models publish runs/example/artifact --name example",
             f"bisenet evaluate --model example --dataset {file} --protocol ss",
         ]

@@ -40,7 +40,7 @@ _GRAIN = np.array([2.0, 9.0, 7.0, 16.0, 4.0], np.float32)
 """Noise of each class in grey levels."""
 
 _LANE_M = -1.4
-"""Where the camera is, and the car ahead of it; the other cars are parked at the sides."""
+"""Position of the camera and of the car ahead; the other cars are parked at the sides."""
 
 _PAINTS: Sequence[Color] = ((176, 178, 182), (44, 48, 54), (52, 76, 132), (150, 40, 38), (206, 206, 202))
 _NOISE = 2.5
@@ -192,7 +192,7 @@ class Scene:
         self._things: Sequence[_Thing] = [*self._houses(random), *self._trees(random), *self._cars(random)]
 
     def picture(self, z: float, *, frame: int = 0) -> tuple[UInt8Array, UInt8Array]:
-        """Draw what is seen from a place in the left lane.
+        """Draw the view from a place in the left lane.
 
         Args:
             z: how far along the street, 0..240.
@@ -251,7 +251,7 @@ class Scene:
 
 
 class _View:
-    """What a camera sees: a picture and its labels, both oversampled.
+    """The view of a camera: a picture and its labels, both oversampled.
 
     Args:
         x: of the camera.
@@ -291,7 +291,7 @@ class _View:
         return [(x, low, z), (end_x, low, end_z), (end_x, high, end_z), (x, high, z)]
 
     def face(self, points: Sequence[Point], color: Color, class_id: int) -> None:
-        """Fill a flat polygon; what lies behind the camera is cut off."""
+        """Fill a flat polygon; the part behind the camera is cut off."""
         ahead = list(_clipped([(x - self.x, y - _CAMERA_M, z - self._z) for x, y, z in points]))
         if len(ahead) > 2:  # noqa: PLR2004 - a polygon
             places = [

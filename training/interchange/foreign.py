@@ -1,4 +1,4 @@
-"""What every reader of a foreign format returns: classes, pictures, and what draws their labels.
+"""The result of every reader of a foreign format: classes, pictures, and their labels.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -19,7 +19,7 @@ from training.interchange.shapes import Region
 
 
 class Uncovered(Enum):
-    """What pixels are that no shape covers."""
+    """The meaning of pixels that no shape covers."""
 
     BACKGROUND = "background"
     IGNORED = "ignore"
@@ -41,7 +41,7 @@ class ForeignClass:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a user may say about the reading of any format.
+    """Choices of the user about the reading of any format.
 
     Args:
         classes: the classes, in place of those that the source lists.
@@ -57,7 +57,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class ClassIds:
-    """Which id each class of the source gets.
+    """The ids of the classes of the source.
 
     Args:
         palette: the classes of the result.
@@ -89,7 +89,7 @@ class ClassIds:
 
 
 class Labels(Protocol):
-    """What draws the labels of one picture."""
+    """The labels of one picture, which can be drawn."""
 
     def own_size(self) -> ImageSize | None:
         """Return the size that a mask has; None = shapes can be drawn in any.
@@ -118,7 +118,7 @@ class Shape:
 
     Args:
         class_name: as the source has it.
-        region: what it covers.
+        region: its pixels.
         where: file and shape, for messages.
     """
 
@@ -166,9 +166,9 @@ class ForeignPicture:
     """One labelled picture.
 
     Args:
-        name: of its file in the source, or what the file is to be called when it is embedded.
+        name: of its file in the source; of an embedded picture the name to give it.
         origin: the file that says its labels, for messages.
-        labels: what draws them.
+        labels: can be drawn.
         split: ``train``, ``val`` or ``test``; "" = the source does not say.
         size: of the picture as it was labelled; None = the source does not say.
         embedded: returns the picture's bytes where an annotation holds them; None = ``name`` is a file.
@@ -189,8 +189,8 @@ class ForeignDataset:
     Args:
         classes: in the order of their ids.
         pictures: in any order.
-        drawing_order: what lies above what, one sentence.
-        uncovered: what pixels are that no shape covers, unless the user says.
+        drawing_order: order of overlapping shapes, one sentence.
+        uncovered: meaning of pixels that no shape covers; the user may change it.
         ignored: classes whose pixels the format itself does not count.
     """
 

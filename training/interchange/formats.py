@@ -10,13 +10,13 @@ from training.interchange.cvat import read_cvat
 from training.interchange.foreign import ForeignDataset, ReadOptions
 from training.interchange.label_studio import read_label_studio
 from training.interchange.labelme import read_labelme
-from training.interchange.left_out import LeftOut
 from training.interchange.mask_folders import read_mask_folders
 from training.interchange.source import Source
 from training.interchange.supervisely import read_supervisely
+from training.interchange.tally import Tally
 from training.interchange.voc import read_voc
 
-Reader = Callable[[Source, LeftOut, ReadOptions], ForeignDataset]
+Reader = Callable[[Source, Tally, ReadOptions], ForeignDataset]
 
 READERS: Mapping[str, Reader] = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""JSON files of other programs, checked against what is read of them."""
+"""JSON files of other programs; the fields that are read are checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parse(kind: type[RecordType], data: bytes, name: str) -> RecordType:
     """Read a JSON file.
 
     Args:
-        kind: what the file holds.
+        kind: type of the content.
         data: the file, UTF-8 with or without a byte-order mark.
         name: of the file, for messages.
 
@@ -38,7 +38,7 @@ def parse(kind: type[RecordType], data: bytes, name: str) -> RecordType:
 
 
 def _first(error: ValidationError) -> str:
-    """Say where the first of the errors is, and what it is."""
+    """Return the place and the text of the first error."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     others = error.error_count() - 1

@@ -33,10 +33,11 @@ from training.interchange.foreign import (
     Shapes,
 )
 from training.interchange.json_files import Record, parse
-from training.interchange.left_out import LeftOut
 from training.interchange.shapes import Bitmap, Points, Polygon, Region, ellipse, turned
 from training.interchange.source import PICTURE_SUFFIXES, Source
 from training.interchange.split_names import split_of
+from training.interchange.tally import Tally
+from training.interchange.values import image_size
 
 _MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[^-]*-(?P<label>.+)-\d+\.png")
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
@@ -102,7 +103,7 @@ class _BrushMask:
     label: str  # of the project's tag and of the class, with a - between them
 
 
-def read_label_studio(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_label_studio(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read an export of Label Studio.
 
     Of several annotations of a picture the newest one counts. PNG files are read where the JSON file does not
@@ -110,8 +111,8 @@ def read_label_studio(source: Source, left_out: LeftOut, options: ReadOptions) -
 
     Args:
         source: holds the JSON file, PNG files ``task-7-annotation-3-by-1-tag-CLASS-0.png``, and the pictures.
-        left_out: is told what is not taken.
-        options: what else the user says.
+        left_out: counts the records that are not taken.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no such file, or one is malformed.
@@ -133,7 +134,7 @@ def read_label_studio(source: Source, left_out: LeftOut, options: ReadOptions) -
     )
 
 
-def _tasks(source: Source, name: str, left_out: LeftOut) -> Sequence[_Task]:
+def _tasks(source: Source, name: str, left_out: Tally) -> Sequence[_Task]:
     data = source.read(name)
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
         left_out.add("JSON files that are no list of tasks", name)
@@ -157,7 +158,7 @@ def _known_labels(tasks: Iterable[tuple[str, _Task]], options: ReadOptions) -> f
 
 class _Reader:
     def __init__(
-        self, source: Source, left_out: LeftOut, options: ReadOptions, known_labels: frozenset[str]
+        self, source: Source, left_out: Tally, options: ReadOptions, known_labels: frozenset[str]
     ) -> None:
         self._source = source
         self._left_out = left_out
@@ -242,7 +243,7 @@ def _in_file_name(label: str) -> str:
 
 
 def _file_names(task: _Task) -> Sequence[str]:
-    """Return what the file of a task's picture may be called, the likeliest name first."""
+    """Return possible file names of a task's picture, the likeliest first."""
     values = [value for value in task.data.values() if isinstance(value, str)]
     pictures = [name for value in values if (name := _path_of(value)).lower().endswith(PICTURE_SUFFIXES)]
     names = [*([task.file_upload] if task.file_upload else []), *pictures]
@@ -267,10 +268,7 @@ def _size(results: Sequence[_Result], where: str) -> ImageSize | None:
         raise InterchangeError(
             f"{where}: its shapes were drawn on pictures of different sizes: {sorted(sizes)}"
         )
-    try:
-        return ImageSize(*sizes.pop()) if sizes else None
-    except ValueError as error:
-        raise InterchangeError(f"{where}: {error}") from error
+    return image_size(*sizes.pop(), where) if sizes else None
 
 
 def _region(result: _Result) -> Region | None:

@@ -6,8 +6,6 @@ Source:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import posixpath
 from collections.abc import Iterator
 from functools import partial
@@ -27,10 +25,11 @@ from training.interchange.foreign import (
     Shapes,
 )
 from training.interchange.json_files import Record, parse
-from training.interchange.left_out import LeftOut
 from training.interchange.shapes import OutlinedShape, Region
 from training.interchange.source import Source
 from training.interchange.split_names import split_of
+from training.interchange.tally import Tally
+from training.interchange.values import base64_bytes, image_size
 
 _IGNORED = "__ignore__"
 _OUTLINED: dict[str, Literal["polygon", "rectangle", "circle"]] = {
@@ -56,13 +55,13 @@ class _File(Record):
     imageWidth: int | None = None
 
 
-def read_labelme(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_labelme(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read the JSON files of labelme.
 
     Args:
         source: holds them and their pictures; where a picture is missing, the copy in its JSON file is taken.
-        left_out: is told what is not taken.
-        options: what else the user says.
+        left_out: counts the records that are not taken.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no such file, or one is malformed.
@@ -80,7 +79,7 @@ def read_labelme(source: Source, left_out: LeftOut, options: ReadOptions) -> For
 
 
 class _Reader:
-    def __init__(self, source: Source, left_out: LeftOut, *, keep_empty: bool) -> None:
+    def __init__(self, source: Source, left_out: Tally, *, keep_empty: bool) -> None:
         self._source = source
         self._left_out = left_out
         self._keep_empty = keep_empty
@@ -134,25 +133,16 @@ def _bitmap(shape: _Shape, where: str) -> Region:
     if not shape.mask or not shape.points:
         raise ValueError("a shape of kind mask needs a mask and its first corner")
     left, top = (int(value) for value in shape.points[0])
-    return EncodedBitmap(partial(decode_mask, _decoded(shape.mask, where), where, None), left=left, top=top)
+    load = partial(decode_mask, base64_bytes(shape.mask, where), where, None)
+    return EncodedBitmap(load, left=left, top=top)
 
 
 def _embedded(source: Source, name: str) -> bytes:
     """Return the picture that a file holds."""
-    return _decoded(parse(_File, source.read(name), name).imageData or "", name)
+    return base64_bytes(parse(_File, source.read(name), name).imageData or "", name)
 
 
 def _size(file: _File, name: str) -> ImageSize | None:
     if file.imageHeight is None or file.imageWidth is None:
         return None
-    try:
-        return ImageSize(file.imageHeight, file.imageWidth)
-    except ValueError as error:
-        raise InterchangeError(f"{name}: {error}") from error
-
-
-def _decoded(text: str, where: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InterchangeError(f"{where}: not base64: {error}") from error
+    return image_size(file.imageHeight, file.imageWidth, name)

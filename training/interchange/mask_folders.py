@@ -16,22 +16,22 @@ from training.errors import InterchangeError
 from training.interchange.class_lists import find_class_list
 from training.interchange.color_masks import MASK_SUFFIXES, MaskFile, MaskMeaning
 from training.interchange.foreign import ForeignDataset, ForeignPicture, ReadOptions, Uncovered
-from training.interchange.left_out import LeftOut
 from training.interchange.source import PICTURE_SUFFIXES, Source, shared_folders
 from training.interchange.split_names import named_split, split_of
+from training.interchange.tally import Tally
 
 _MASK_FOLDER = re.compile(r"mask|label|annot|segm|(^|[^a-z])gt([^a-z]|$)", re.IGNORECASE)
 _PICTURE_FOLDER = re.compile(r"im(age|g)|photo|picture|jpe?g|frame|input", re.IGNORECASE)
 _MASK_ENDING = re.compile(r"([_-](l|gt|mask|label|seg|annotation|colou?r|rgb)s?)+$", re.IGNORECASE)
 
 
-def read_mask_folders(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_mask_folders(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read pictures and their masks.
 
     Args:
         source: holds both, and the table of the colours unless ``options`` do.
-        left_out: is told what is not taken.
-        options: what else the user says.
+        left_out: counts the records that are not taken.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there is no table, no mask, or no picture of a mask.
@@ -54,7 +54,7 @@ def read_mask_folders(source: Source, left_out: LeftOut, options: ReadOptions) -
     )
 
 
-def _pairs(source: Source, left_out: LeftOut) -> Iterator[tuple[str, str]]:
+def _pairs(source: Source, left_out: Tally) -> Iterator[tuple[str, str]]:
     """Yield pictures with their masks."""
     names = source.with_suffix(*MASK_SUFFIXES, *PICTURE_SUFFIXES)
     shared = shared_folders(names)
@@ -94,7 +94,7 @@ def _picture_of(mask: str, by_key: Mapping[tuple[str, ...], list[str]]) -> str |
 
 
 def _keys(name: str, stem: str) -> Iterator[tuple[str, ...]]:
-    """Yield what a picture and its mask have in common, the surest first."""
+    """Yield the features that a picture shares with its mask, the surest first."""
     folders = [named_split(folder) or folder for folder in posixpath.dirname(name).split("/")]
     told = [
         folder for folder in folders if not _MASK_FOLDER.search(folder) and not _PICTURE_FOLDER.search(folder)

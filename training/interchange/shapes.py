@@ -139,7 +139,7 @@ class Bitmap:
     """A mask that covers a rectangle of the picture.
 
     Args:
-        mask_HW: bool; what belongs to the region.
+        mask_HW: bool; true within the region.
         left: column of the mask's first pixel.
         top: row of the mask's first pixel.
     """

@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol
 
 from model.datasets.confined_paths import ConfinedReader
+from model.pictures.local_image import HEIC_SUFFIXES, LOCAL_SUFFIXES
 from training.errors import InterchangeError
-from training.interchange.left_out import LeftOut
 from training.interchange.split_names import split_of
+from training.interchange.tally import Tally
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURE_SUFFIXES = tuple(sorted(LOCAL_SUFFIXES | HEIC_SUFFIXES))
 
 MAX_FILE_BYTES = 1 << 30
 """No single file may be larger: the annotations of COCO, in one file, are half of it."""
@@ -62,10 +63,10 @@ class FolderContainer:
 
     Args:
         root: the folder.
-        left_out: is told of names that are no UTF-8.
+        left_out: counts names that are no UTF-8.
     """
 
-    def __init__(self, root: Path, left_out: LeftOut) -> None:
+    def __init__(self, root: Path, left_out: Tally) -> None:
         self._root = root
         self._read = ConfinedReader(root, max_file_bytes=MAX_FILE_BYTES)
         self.names: Sequence[str] = tuple(sorted(_files_below(root, left_out)))
@@ -92,13 +93,13 @@ class ZipContainer:
 
     Args:
         path: the ZIP file.
-        left_out: is told of names that lead out of it.
+        left_out: counts names that lead out of it.
 
     Raises:
         InterchangeError: it is no ZIP file, or unpacks to far more than its size.
     """
 
-    def __init__(self, path: Path, left_out: LeftOut) -> None:
+    def __init__(self, path: Path, left_out: Tally) -> None:
         self._path = path
         try:
             self._zip = zipfile.ZipFile(path)
@@ -140,17 +141,17 @@ class ZipContainer:
 
 
 class Source:
-    """What is imported: one or two containers as one list of names.
+    """One or two containers to import, as one list of names.
 
     Args:
         paths: folders or ZIP files; a name of the first hides the same name of the second.
-        left_out: is told of files that cannot be taken.
+        left_out: counts the files that cannot be taken.
 
     Raises:
         InterchangeError: a path is neither a folder nor a ZIP file, or holds no file.
     """
 
-    def __init__(self, paths: Sequence[Path], left_out: LeftOut) -> None:
+    def __init__(self, paths: Sequence[Path], left_out: Tally) -> None:
         self._containers: dict[str, Container] = {}
         for path in reversed(paths):
             container = _opened(path, left_out)
@@ -216,18 +217,18 @@ class Source:
             raise InterchangeError(f"{near}: {said!r} may be {same_name[0]} or {same_name[1]}")
         return None
 
-    def tell_unread(self, left_out: LeftOut, kind: Callable[[str], str]) -> None:
-        """Say which files had no part in the import, except those of which it was said already.
+    def tell_unread(self, left_out: Tally, kind: Callable[[str], str]) -> None:
+        """Count the files that had no part in the import and were not counted before.
 
         Args:
-            left_out: is told.
-            kind: what a file is called, by its name.
+            left_out: counts these files.
+            kind: returns the kind of a file from its name.
         """
         for name in sorted(self._unread - left_out.files):
             left_out.add(kind(name), name)
 
 
-def _opened(path: Path, left_out: LeftOut) -> Container:
+def _opened(path: Path, left_out: Tally) -> Container:
     if path.is_dir():
         return FolderContainer(path, left_out)
     if path.is_file() and zipfile.is_zipfile(path):
@@ -235,7 +236,7 @@ def _opened(path: Path, left_out: LeftOut) -> Container:
     raise InterchangeError(f"{path}: neither a folder nor a ZIP file: name the one that holds the files")
 
 
-def _files_below(root: Path, left_out: LeftOut) -> Iterator[str]:
+def _files_below(root: Path, left_out: Tally) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for file in files:
@@ -250,7 +251,7 @@ def _files_below(root: Path, left_out: LeftOut) -> Iterator[str]:
 
 
 def _safe_entries(
-    entries: Sequence[zipfile.ZipInfo], left_out: LeftOut
+    entries: Sequence[zipfile.ZipInfo], left_out: Tally
 ) -> Iterator[tuple[str, zipfile.ZipInfo]]:
     for entry in entries:
         parts = entry.filename.replace("\\", "/").split("/")

@@ -1,4 +1,4 @@
-"""Which split a foreign picture belongs to, and how pictures without one are divided."""
+"""Assigns foreign pictures to splits by their names, and divides pictures without a split."""
 
 from __future__ import annotations
 

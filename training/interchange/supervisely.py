@@ -6,8 +6,7 @@ Source:
 
 from __future__ import annotations
 
-import base64
-import binascii
+import contextlib
 import posixpath
 import zlib
 from collections.abc import Iterator
@@ -16,8 +15,6 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from model.labels import Color
-from model.pictures.preprocess import ImageSize
 from training.errors import InterchangeError
 from training.interchange.color_masks import EncodedBitmap, decode_mask
 from training.interchange.foreign import (
@@ -29,10 +26,11 @@ from training.interchange.foreign import (
     Shapes,
 )
 from training.interchange.json_files import Record, parse
-from training.interchange.left_out import LeftOut
 from training.interchange.shapes import OutlinedShape, Points, Region
 from training.interchange.source import Source
 from training.interchange.split_names import named_split, split_of
+from training.interchange.tally import Tally
+from training.interchange.values import base64_bytes, hex_color, image_size
 
 _META = "meta.json"
 _ANNOTATIONS = "ann"
@@ -80,15 +78,15 @@ class _File(Record):
     tags: tuple[_Tag, ...] = ()
 
 
-def read_supervisely(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_supervisely(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read a project of Supervisely.
 
     The split of a picture is the one that its data set, or one of its tags, is named after.
 
     Args:
         source: holds ``meta.json``, and for each picture ``DATASET/img/NAME`` and ``DATASET/ann/NAME.json``.
-        left_out: is told what is not taken.
-        options: what else the user says.
+        left_out: counts the records that are not taken.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: it is no such project, or a file is malformed.
@@ -106,14 +104,14 @@ def read_supervisely(source: Source, left_out: LeftOut, options: ReadOptions) ->
     meta = parse(_Meta, source.read(metas[0]), metas[0])
     reader = _Reader(source, left_out, keep_empty=options.keep_empty)
     return ForeignDataset(
-        classes=[ForeignClass(one.title, _color(one.color)) for one in meta.classes],
+        classes=[ForeignClass(one.title, hex_color(one.color)) for one in meta.classes],
         pictures=[picture for name in files if (picture := reader.picture(name)) is not None],
         drawing_order="later objects of a file lie above earlier ones",
     )
 
 
 class _Reader:
-    def __init__(self, source: Source, left_out: LeftOut, *, keep_empty: bool) -> None:
+    def __init__(self, source: Source, left_out: Tally, *, keep_empty: bool) -> None:
         self._source = source
         self._left_out = left_out
         self._keep_empty = keep_empty
@@ -130,7 +128,8 @@ class _Reader:
         elif not shapes.shapes and not self._keep_empty:
             self._left_out.add("pictures without an object", name, file=picture)
         else:
-            return ForeignPicture(picture, name, shapes, _split(file, name), _size(file, name))
+            size = image_size(file.size.height, file.size.width, name)
+            return ForeignPicture(picture, name, shapes, _split(file, name), size)
         return None
 
     def _shapes(self, file: _File, name: str) -> Iterator[Shape]:
@@ -160,14 +159,9 @@ def _region(one: _Object, where: str) -> Region | None:
 
 def _decoded_bitmap(text: str, where: str) -> Image.Image:
     """Decode the PNG file of an object, which may be compressed once more; of RGBA the opacity counts."""
-    try:
-        data = base64.b64decode(text, validate=True)
-        unpacker = zlib.decompressobj()
-        data = unpacker.decompress(data, _MAX_BITMAP_BYTES)
-    except binascii.Error as error:
-        raise InterchangeError(f"{where}: not base64: {error}") from error
-    except zlib.error:  # not compressed once more
-        pass
+    data = base64_bytes(text, where)
+    with contextlib.suppress(zlib.error):  # where it is not compressed once more
+        data = zlib.decompressobj().decompress(data, _MAX_BITMAP_BYTES)
     mask = decode_mask(data, where, None)
     return mask.getchannel("A") if mask.mode == "RGBA" else mask
 
@@ -178,18 +172,3 @@ def _points(points: list[tuple[float, float]]) -> Points:
 
 def _split(file: _File, name: str) -> str:
     return split_of(name) or next((split for tag in file.tags if (split := named_split(tag.name))), "")
-
-
-def _size(file: _File, name: str) -> ImageSize:
-    try:
-        return ImageSize(file.size.height, file.size.width)
-    except ValueError as error:
-        raise InterchangeError(f"{name}: {error}") from error
-
-
-def _color(text: str) -> Color | None:
-    try:
-        value = int(text.removeprefix("#"), 16)
-    except ValueError:
-        return None
-    return value >> 16 & 0xFF, value >> 8 & 0xFF, value & 0xFF

@@ -14,9 +14,9 @@ from training.errors import InterchangeError
 from training.interchange.class_lists import read_class_list
 from training.interchange.color_masks import MaskFile, MaskMeaning
 from training.interchange.foreign import ForeignClass, ForeignDataset, ForeignPicture, ReadOptions, Uncovered
-from training.interchange.left_out import LeftOut
 from training.interchange.source import PICTURE_SUFFIXES, Source
 from training.interchange.split_names import named_split
+from training.interchange.tally import Tally
 
 LABEL_MAP = "labelmap.txt"
 
@@ -51,7 +51,7 @@ _NAMES = [
 ]
 
 
-def read_voc(source: Source, left_out: LeftOut, options: ReadOptions) -> ForeignDataset:
+def read_voc(source: Source, left_out: Tally, options: ReadOptions) -> ForeignDataset:
     """Read masks in colours with their lists of pictures.
 
     The colours are those of ``labelmap.txt``, or else those of the 20 classes of VOC and the outlines (void),
@@ -59,8 +59,8 @@ def read_voc(source: Source, left_out: LeftOut, options: ReadOptions) -> Foreign
 
     Args:
         source: holds ``SegmentationClass``, perhaps ``JPEGImages``, ``ImageSets`` and ``labelmap.txt``.
-        left_out: is told what is not taken.
-        options: what else the user says.
+        left_out: counts the records that are not taken.
+        options: further choices of the user.
 
     Raises:
         InterchangeError: there are no masks, or a file is malformed.
@@ -81,7 +81,7 @@ def read_voc(source: Source, left_out: LeftOut, options: ReadOptions) -> Foreign
 
 
 def _pictures(
-    source: Source, left_out: LeftOut, masks: Mapping[str, str], meaning: MaskMeaning
+    source: Source, left_out: Tally, masks: Mapping[str, str], meaning: MaskMeaning
 ) -> Iterator[ForeignPicture]:
     splits = _splits(source)
     files = _picture_files(source)

@@ -1,4 +1,4 @@
-"""Batch statistics of what the network will see: whole pictures, not training crops.
+"""Batch statistics of whole pictures instead of training crops.
 
 Axes: N images in a batch, H height, W width, 3 = red green blue.
 """
@@ -39,33 +39,33 @@ def calibrated(
 ) -> SegmentationNetwork:
     """Return a copy whose batch normalisation has the mean and variance of whole pictures.
 
-    Statistics gathered while training are those of zoomed and partly empty crops, seen by weights that moved
-    on meanwhile. For whole pictures and averaged weights they are wrong: BiSeNetV2 on CamVid had 53.6 mIoU on
-    val with them after 6,000 steps, and 66.8 with these.
+    The statistics of training come from zoomed, partly empty crops and from earlier weights. They do not fit
+    whole pictures and averaged weights: after 6,000 steps, BiSeNetV2 on CamVid had 53.6 mIoU on val with
+    them, and 66.8 with these.
 
     Args:
-        network: on the device of the pictures; stays as it is.
-        pictures: see ``sample``.
+        network: on the device of the pictures; not changed.
+        pictures: of the training split.
         batch_size: pictures that are normalised together, at least 2.
-        max_pixels: of all of them together; of larger ones there are fewer, but never less than 2.
-        pad_color: RGB 0..255 of what a picture lacks to the size of its batch.
-        compute: in which numbers.
-        before_each: called before each picture; what it raises ends the work.
-        sample: indices of the pictures to look at; None: ``calibration_sample`` of all.
+        max_pixels: pixels of a batch; batches of larger pictures have fewer, but at least 2.
+        pad_color: RGB 0..255; pads pictures to the size of their batch.
+        compute: precision of the network.
+        before_each: called before each picture; its exception ends the work.
+        sample: indices of the pictures; None = ``calibration_sample`` of all.
 
     Source:
         "Precise BN", Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021.
     """
     network = copy.deepcopy(network).eval()
     if len(pictures.names) < _MIN_BATCH:
-        return network  # one picture has no statistics of several
+        return network  # one picture has no batch statistics
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
             layer.train()
     sample = calibration_sample(len(pictures.names)) if sample is None else sample
-    # Neighbours in a list are often frames of one film, which hardly vary: hence a random order.
+    # Neighbours in a list are often frames of one film, which vary little: hence a random order.
     order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).tolist()
     pairs = iterate_pictures(pictures, [sample[index] for index in order], before_each)
     for images_NHW3 in _batches((image_HW3 for image_HW3, _ in pairs), batch_size, max_pixels, pad_color):
@@ -77,7 +77,7 @@ def calibrated(
 def _batches(
     images: Iterable[Tensor], batch_size: int, max_pixels: int, pad_color: tuple[int, int, int]
 ) -> Iterator[Tensor]:
-    """Stack pictures of one padded size; what is left over shares batches, and one alone is left out."""
+    """Stack pictures of one padded size; remaining pictures share batches, and a single one is left out."""
 
     def count_of(pixels: int) -> int:
         return min(batch_size, max(_MIN_BATCH, max_pixels // pixels))

@@ -1,4 +1,4 @@
-"""The loss: cross entropy of the hard pixels for every head; overlap and edges of the main one as options.
+"""The loss: cross entropy of the hard pixels of every head; optional Dice and edge terms of the main head.
 
 Axes: N images in a batch, K classes, H height, W width of the labels, h w = a head's own height and width.
 """
@@ -22,7 +22,7 @@ _FLOAT_BITS = 31  # of float32, without the sign
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What a wrong pixel costs.
+    """Terms and weights of the loss.
 
     Args:
         ohem_threshold: pixels whose class got less than this probability are hard, 0..1; 1 keeps all pixels.
@@ -48,7 +48,7 @@ class LossConfig:
     edge_width: int = 3
 
     def __post_init__(self) -> None:
-        """Refuse thresholds and weights without a meaning."""
+        """Refuse thresholds and weights out of range."""
         if not 0 < self.ohem_threshold <= 1:
             raise ConfigError(f"loss.ohem_threshold must lie in (0, 1], not {self.ohem_threshold}")
         if self.class_weight_base != 0 and self.class_weight_base <= 1:
@@ -79,11 +79,11 @@ class SegmentationLoss:
     """The loss of all heads of a batch.
 
     Cross entropy is averaged over the hard pixels (online hard example mining): those whose class has less
-    probability than the threshold, or, if these are fewer than one in 16 of the labelled pixels, so many, the
-    hardest first. The mean is weighted by class.
+    probability than the threshold; if these are fewer than one in 16 of the labelled pixels, the hardest
+    sixteenth. The mean is weighted by class.
 
     Args:
-        config: which terms there are.
+        config: terms and weights.
         weights_K: float32, one weight a class, on the device of the scores.
         ignore_id: the id of pixels without a class.
     """
@@ -100,7 +100,7 @@ class SegmentationLoss:
             labels_NHW: uint8 class ids or ``ignore_id``.
 
         Returns:
-            A scalar, float32; 0, still connected to the graph, when nothing is labelled.
+            A scalar, float32; 0, still connected to the graph, if no pixel is labelled.
         """
         config = self.config
         target = _Target.of(labels_NHW, self._weights_by_id())
@@ -149,12 +149,12 @@ def dice_loss(raw_NKhw: Tensor, labels_N1HW: Tensor, labelled_N1HW: Tensor) -> T
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """What every head of a batch is compared with.
+    """The labels of a batch, for every head.
 
     Attributes:
-        labels_N1HW: int64; the ignored have any id of a class.
+        labels_N1HW: int64; ignored pixels have any class id.
         weights_N1HW: float32; 0 where ignored.
-        min_kept: int64 scalar: pixels that count at least.
+        min_kept: int64 scalar: least number of pixels that count.
     """
 
     labels_N1HW: Tensor
@@ -170,7 +170,7 @@ class _Target:
         return cls(labels_N1HW * labelled_N1HW, weights_N1HW, min_kept)
 
     def near_edges(self, labels_NHW: Tensor, width: int) -> _Target:
-        """Keep the labelled pixels in whose square of ``width`` another id occurs, the ignored one too."""
+        """Keep the labelled pixels whose square of ``width`` contains another id, the ignore id included."""
         ids_N1HW = labels_NHW[:, None].float()
         highest, lowest = (
             functional.max_pool2d(sign * ids_N1HW, width, stride=1, padding=width // 2) for sign in (1, -1)
@@ -185,15 +185,15 @@ def _cross_entropy(raw_NKhw: Tensor, target: _Target, floor: float) -> Tensor:
 
 
 class _HardCrossEntropy(torch.autograd.Function):
-    """Weighted mean cross entropy over the hard pixels of one head, its gradient made in the same pass.
+    """Weighted mean cross entropy over the hard pixels of one head, with its gradient in the same pass.
 
     Full-size scores of a batch are tens of megabytes, and autograd would write and read six such arrays.
-    Here they exist for one picture at a time and stay in the cache: 2 to 4 times faster on two cores.
+    Here they exist for one picture at a time and stay in the cache: 2 to 4 times as fast on two cores.
     """
 
     @staticmethod
     def forward(ctx: Any, raw_NKhw: Tensor, target: _Target, floor: float) -> Tensor:
-        """Return the loss; ``floor`` is the entropy from which on a pixel is hard."""
+        """Return the loss; pixels with an entropy of at least ``floor`` are hard."""
         scored = _hardest(raw_NKhw, target, floor)
         # Nothing labelled: 0 / tiny = 0, never 0 / 0.
         weight = scored.weight.clamp_min(torch.finfo(torch.float32).tiny)
@@ -204,7 +204,7 @@ class _HardCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        """Scale the gradient that ``forward`` made."""
+        """Scale the gradient of ``forward``."""
         (gradient_NKhw,) = ctx.saved_tensors
         return (gradient_NKhw * upstream[0]).to(ctx.dtype), None, None
 
@@ -229,7 +229,7 @@ class _Scored:
 
 
 def _hardest(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored:
-    """Score the pixels from ``floor`` on, or from the lower floor that keeps enough of them."""
+    """Score the pixels from ``floor`` on, or from a lower floor that keeps enough of them."""
     if raw_NKhw.is_cuda:
         return _hardest_at_once(raw_NKhw, target, floor)
     scored = _score(raw_NKhw, target, torch.tensor(floor))
@@ -240,9 +240,9 @@ def _hardest(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored:
 
 
 def _hardest_at_once(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored:
-    """Score a whole batch, for a GPU: it has room for it, and no time for many small kernels.
+    """Score a whole batch, for a GPU: it has the memory, and many small kernels would be slow.
 
-    A host that asked how many pixels are hard would wait for the device at every step.
+    The host does not read the number of hard pixels: it would wait for the device at every step.
     """
     log_p_NKHW = _log_shares(raw_NKhw, target.labels_N1HW)
     entropy_N1HW = -log_p_NKHW.gather(1, target.labels_N1HW)
@@ -254,9 +254,9 @@ def _hardest_at_once(raw_NKhw: Tensor, target: _Target, floor: float) -> _Scored
 
 
 def kth_largest(values: Tensor, k: Tensor) -> Tensor:
-    """Return the k-th largest of many values without telling the host anything.
+    """Return the k-th largest of many values, without waiting for the device.
 
-    Floats of one sign are ordered as their bits are, so bit after bit of the answer is found by counting.
+    Floats of one sign have the order of their bits, so counting finds the answer bit by bit.
 
     Args:
         values: float32, not negative.
@@ -329,16 +329,16 @@ def _less_at_label(slope_NKHW: Tensor, labels_N1HW: Tensor, kept_N1HW: Tensor) -
 
 
 def _less_where_equal(slope_NKHW: Tensor, labels_N1HW: Tensor, kept_N1HW: Tensor) -> Tensor:
-    """Do what ``scatter_add_`` does, which sorts all pixels on a GPU that may not add in any order."""
+    """Add at class indices; ``scatter_add_`` would sort all pixels on a GPU with deterministic algorithms."""
     classes_K11 = torch.arange(slope_NKHW.shape[1], device=slope_NKHW.device)[:, None, None]
     return slope_NKHW.sub_(kept_N1HW * (labels_N1HW == classes_K11))
 
 
 def _gathered(slope_NKHW: Tensor, raw_NKhw: Tensor) -> Tensor:
-    """Carry a slope by up-sampled scores back to the raw ones: the transpose of bilinear up-sampling.
+    """Return the gradient by the raw scores from that by the up-sampled ones (transposed up-sampling).
 
-    As two matrix products in the type of the raw scores, which the slope is rounded to anyway: for bf16 that
-    is 2 to 10 times as fast on a CPU as torch's own backward.
+    Two matrix products in the type of the raw scores, to which the gradient is rounded anyway: for bf16 2 to
+    10 times as fast on a CPU as torch's own backward.
     """
     dtype, device = raw_NKhw.dtype, raw_NKhw.device
     (rows_hH, columns_wW) = (

@@ -24,7 +24,7 @@ _EMA_RAMP = 10
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How weights move.
+    """The optimiser and the learning rate.
 
     Args:
         name: ``adamw``, or ``sgd`` with ``momentum``.
@@ -58,7 +58,7 @@ class OptimizerConfig:
     backbone_lr_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot train."""
+        """Refuse values out of range."""
         if self.name not in get_args(OptimizerName):
             raise ConfigError(f"optimizer.name must be one of {get_args(OptimizerName)}, not {self.name!r}")
         if min(self.lr, self.head_lr_factor, self.backbone_lr_factor) <= 0:
@@ -104,10 +104,10 @@ def _risen(config: OptimizerConfig, share: float) -> float:
 def build_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Build the optimiser with a group for each learning rate, with and without weight decay.
 
-    Each group carries ``lr_factor``, what ``set_learning_rate`` multiplies the rate by.
+    Each group has ``lr_factor``, by which ``set_learning_rate`` multiplies the rate.
 
     Raises:
-        ConfigError: the backbone has a factor of its own, and the network has no backbone.
+        ConfigError: ``backbone_lr_factor`` is set, and the network has no pretrained backbone.
     """
     groups = _groups(network, config)
     if config.name == "adamw":
@@ -117,15 +117,15 @@ def build_optimizer(network: SegmentationNetwork, config: OptimizerConfig) -> to
 
 def _sgd(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.SGD:
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-    # torch 2.13 makes these in the first step, unset, and leaves them so when it skips that step, as fp16
-    # does until its scale is found. From zero the first momentum is the first gradient, as it is without.
+    # torch 2.13 creates these uninitialised in the first step, and leaves them so if it skips that step, as
+    # fp16 does until its scale is found. From zero, the first momentum is the first gradient, as in torch.
     for parameter in (parameter for group in groups for parameter in group["params"] if config.momentum):
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its rate for the next step."""
+    """Set the learning rate of every group for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
 
@@ -133,7 +133,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def _groups(network: SegmentationNetwork, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Return trunk, heads and the pretrained backbone, if any, each with and without weight decay.
 
-    Checkpoints depend on the order, and on empty groups being there.
+    Checkpoints depend on this order, empty groups included.
     """
     architecture = network.architecture
     lr_factors = {"trunk": 1.0, "heads": config.head_lr_factor}
@@ -148,7 +148,7 @@ def _groups(network: SegmentationNetwork, config: OptimizerConfig) -> list[dict[
         (part, decay): [] for part in lr_factors for decay in (True, False)
     }
     for parameter in network.parameters():
-        # Batch-normalisation gains and all biases are vectors; what is decayed has more axes.
+        # Batch-normalisation gains and all biases are vectors; decayed weights have more axes.
         groups[part_of.get(id(parameter), "trunk"), parameter.ndim > 1].append(parameter)
     return [
         {
@@ -171,7 +171,7 @@ class MovingAverage:
     """An exponential moving average of a network's weights and buffers, as a network of its own.
 
     Args:
-        network: what is averaged; the average starts as its copy.
+        network: the average starts as its copy.
         decay: share of the average that an update keeps in the long run.
     """
 
@@ -183,10 +183,10 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, network: SegmentationNetwork, step: int) -> None:
-        """Move towards the network, which stays on its device, by what step ``step`` (from 0) deserves.
+        """Move the average towards the network after step ``step``, counted from 0.
 
-        The decay ramps up as (1 + t) / (10 + t), so that the random start is forgotten at once.
-        Integers (the counters of batch normalisation) are copied: their mean means nothing.
+        The decay rises as (1 + t) / (10 + t), so that the random start is forgotten at once. Integers (the
+        counters of batch normalisation) are copied: their mean has no meaning.
         """
         share = 1 - min(self.decay, (1 + step) / (_EMA_RAMP + step))
         if self._source is None or self._source[0] is not network:
@@ -198,7 +198,7 @@ class MovingAverage:
 
 @dataclass(frozen=True, eq=False)
 class _Tensors:
-    """Weights and buffers of a network that stays where it is: listing them takes longer than moving them."""
+    """Weights and buffers of a network, listed once: listing takes longer than moving the average."""
 
     floats: list[Tensor]
     integers: list[Tensor]

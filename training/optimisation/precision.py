@@ -1,4 +1,4 @@
-"""In which numbers a run computes, and how its network is compiled."""
+"""The precision of a run, and the compilation of its network."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a step is computed; another choice gives other roundings, and so another run.
+    """The computation of a step; another choice rounds differently and gives another run.
 
     Args:
-        precision: ``bf16`` and ``fp16`` mean automatic mixed precision; ``fp16`` scales the loss, which
-            ``bf16`` needs not; weights and averages are always float32. ``auto``: ``bf16`` where the device
-            multiplies in it, else ``fp16`` on a GPU and ``f32`` on a CPU.
-        compile: on a GPU, let torch fuse the network's operations for the one shape that crops have; the
-            first step takes a minute.
-        sync_bn: normalise over the batches of all processes, not of each on its own; needs CUDA.
+        precision: ``bf16`` and ``fp16`` mean automatic mixed precision; ``fp16`` also scales the loss.
+            Weights and averages are always float32. ``auto``: ``bf16`` if the device has instructions for
+            it, else ``fp16`` on a GPU and ``f32`` on a CPU.
+        compile: on a GPU, let torch fuse the network's operations for the shape of the crops; the first step
+            takes a minute.
+        sync_bn: normalise over the batches of all processes, not of each process; needs CUDA.
         deterministic: refuse kernels whose result depends on the order of their threads; slower on CUDA.
 
     Raises:
@@ -47,13 +47,13 @@ class ComputeConfig:
             )
 
     def on(self, device: torch.device) -> ComputeConfig:
-        """Return the same with the precision that ``auto`` means on a device: what a run remembers."""
+        """Return the configuration with the precision that ``auto`` means on a device."""
         return replace(self, precision=_resolved(self.precision, device))
 
     def set_up(self, device: torch.device) -> None:
-        """Tell torch once, for the whole process, which kernels may be chosen; before a GPU is used."""
+        """Set torch's choice of kernels for the whole process; call it once, before a GPU is used."""
         if self.deterministic and device.type == "cuda":
-            # Without it cuBLAS refuses: its streams would share memory for what they add up.
+            # cuBLAS requires it for deterministic results: its streams must not share a workspace.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic)
         if device.type == "cuda":
@@ -61,9 +61,9 @@ class ComputeConfig:
 
     @contextmanager
     def searching(self, device: torch.device) -> Iterator[None]:
-        """Return the context in which cuDNN times its algorithms: for shapes that come at every step.
+        """Return the context in which cuDNN times its algorithms, for shapes that come at every step.
 
-        Pictures that are validated may have a size each, and a search takes seconds.
+        Not for validation: its pictures may all have other sizes, and a search takes seconds.
         """
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = device.type == "cuda" and not self.deterministic
@@ -78,7 +78,7 @@ class ComputeConfig:
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Return what keeps small fp16 gradients from vanishing; does nothing in other precisions."""
+        """Return the scaler that keeps small fp16 gradients from vanishing; it does nothing otherwise."""
         return torch.amp.GradScaler(device.type, enabled=_resolved(self.precision, device) == "fp16")
 
 

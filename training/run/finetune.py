@@ -1,4 +1,4 @@
-"""Weights to begin with: what of a published model or a checkpoint file fits, and a list of what does not."""
+"""First weights of a run: the fitting ones of a published model or a checkpoint, and a list of the others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FinetuneSource:
 
 @dataclass(frozen=True)
 class AdoptedWeights:
-    """Which weights a network took over.
+    """The weights that a network took over.
 
     Attributes:
         loaded: keys whose values were taken.

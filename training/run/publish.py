@@ -37,7 +37,7 @@ _DIGEST_DIGITS = 12
 
 @dataclass(frozen=True)
 class RunProvenance:
-    """Where a run comes from.
+    """The origin of a run.
 
     Attributes:
         command: the command line.
@@ -53,7 +53,7 @@ class RunProvenance:
 def build_manifest(
     config: TrainingConfig, data: TrainingData, *, origin: RunProvenance, steps: int, matrix: ConfusionMatrix
 ) -> ModelManifest:
-    """Return the manifest of the model of a run, with what is needed to repeat and to judge it.
+    """Return the manifest of the model of a run, with the data to repeat the run and to judge the model.
 
     Args:
         config: configuration of the run.

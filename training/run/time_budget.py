@@ -22,7 +22,7 @@ _MEASURED_S = 60.0
 """Longer measuring says little more, and until it ends the learning rate follows a provisional schedule."""
 
 _RESERVED_SHARE = 0.02
-"""For checkpoints, and what else is not measured."""
+"""Time for checkpoints and other work that is not measured."""
 
 _TOLERATED_SHARE = 0.05
 """The number of steps is chosen again where the run would miss its end by more. Each change bends the
@@ -132,7 +132,7 @@ class TimeBudget:
             pace: of the run; a ``step_s`` of 0 is unknown.
 
         Raises:
-            TimeLimitError: fewer than ``MIN_STEPS`` steps fit; says what takes how long.
+            TimeLimitError: fewer than ``MIN_STEPS`` steps fit; the message lists the durations.
         """
         passed_s, costs = now_s - self.started_s, pace.costs
         steps_s = max(0, MIN_STEPS - step) * pace.step_s

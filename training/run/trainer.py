@@ -94,7 +94,7 @@ class Trainer:
         position: where the run stands.
         started_from: the weights that the run began with, as they were named; empty = random ones.
         finetuned_from: the same as ``name@version`` or path.
-        costs: what the run takes beside its steps; a validation replaces what was estimated of it.
+        costs: time of the run beside its steps; a validation replaces its own estimate.
         last_validated: the network that this process validated last; None before the first validation.
         best_validated: the best one since the run began; None where that was before it was resumed.
     """
@@ -344,7 +344,7 @@ class Trainer:
             with self.log.display.task("compiling the network"):
                 self.take_step()
         if self._is_time_to_report():
-            self.check_losses()  # a GPU ends here what it was given since the last time
+            self.check_losses()  # a GPU finishes here all steps since the last call
         self._meter.count(self._clock() - started_s, waited_s=self._waited_s)
 
     def _before_each(self, task: Task) -> Callable[[], None]:

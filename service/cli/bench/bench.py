@@ -1,4 +1,4 @@
-"""``bisenet bench``: what this machine can do, with the context that a figure needs."""
+"""``bisenet bench``: the speed of this machine, with the context of each figure."""
 
 from __future__ import annotations
 

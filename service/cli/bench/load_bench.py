@@ -100,7 +100,7 @@ class LoadReport:
     """The figures of a load with their context.
 
     Attributes:
-        target: what was measured.
+        target: the measured service.
         model: ``name@version`` that answered.
         engine: that ran the model.
         device: of the engine.

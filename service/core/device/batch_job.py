@@ -1,4 +1,4 @@
-"""Batch jobs: what a device is given, what it returns, and the interfaces of both sides.
+"""Batch jobs: the input and the result of a device, and the interfaces of both sides.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.
@@ -132,7 +132,7 @@ class Runner(Protocol):
         ...
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
-        """Return memory for a prepared picture, uint8 HW3; what is prepared there is not copied again."""
+        """Return memory for a prepared picture, uint8 HW3; a picture prepared there is not copied again."""
         ...
 
     def run_batch(self, token: int, batch: BatchJob) -> None:

@@ -74,7 +74,7 @@ class Device:
 
         Args:
             version: one that is not loaded.
-            artifact: what the engine is built from.
+            artifact: of the engine.
             sizes: padded sizes of pictures to expect.
             tuning: options that differ for this version.
 

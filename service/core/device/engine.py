@@ -34,7 +34,7 @@ class EngineChoice:
     """One way to run a model on this machine, and the time it takes.
 
     Attributes:
-        precision: what the network computes in.
+        precision: of the computation.
         streams: pictures of a batch that run side by side, 1 or 2.
         threads: inference threads.
         latency_ms: median time of one picture alone, in milliseconds.
@@ -51,9 +51,9 @@ class EngineTuning:
     """How the engine of one version is built, where that differs from version to version.
 
     Attributes:
-        precision: ``auto`` = what ``EngineOptions`` says.
-        streams: None = what ``EngineOptions`` says.
-        threads: None = what ``EngineOptions`` says.
+        precision: ``auto`` = that of ``EngineOptions``.
+        streams: None = that of ``EngineOptions``.
+        threads: None = that of ``EngineOptions``.
         choice: what was measured before this was chosen: the chosen way first, then the others, fastest
             first; empty where nothing was measured.
     """
@@ -112,7 +112,7 @@ class EngineOptions:
     arguments: str = ""
 
     def tuned(self, tuning: EngineTuning) -> EngineOptions:
-        """Return these options for one version: what its tuning leaves open stays as it is."""
+        """Return these options with the tuning of one version; values that it leaves open stay."""
         return replace(
             self,
             precision=self.precision if tuning.precision == "auto" else tuning.precision,

@@ -159,7 +159,7 @@ class ReplyMessage(_Message, frozen=True):
 
     Attributes:
         request: number of that message.
-        engine: what was built; None after unloading or an error.
+        engine: the built engine; None after unloading or an error.
         error: name of the error class; empty = success.
         reason: message of the error.
     """

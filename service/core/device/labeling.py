@@ -1,4 +1,4 @@
-"""Labels a batch, and in smaller parts what failed as a whole.
+"""Labels a batch; a batch that fails as a whole is labelled in smaller parts.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.
@@ -65,7 +65,7 @@ class _Times:
 
 
 _PendingFlaws = Callable[[], Sequence[str | None]]
-"""Waits for pictures that were started; returns for each what is wrong with its scores, or None.
+"""Waits for pictures that were started; returns the fault of each picture's scores, or None.
 
 Texts instead of exceptions: a traceback would keep the pixels in memory.
 """
@@ -111,7 +111,7 @@ class _DeviceLabeler:
 
 
 def labeler_of(engine: InferenceEngine, manifest: ModelManifest, decoders: Executor) -> Labeler:
-    """Return what labels with an engine: the engine itself if it can, else the threads of ``decoders``."""
+    """Return the decoder of an engine: the engine itself if it can, else the threads of ``decoders``."""
     if makes_labels(engine):
         return _DeviceLabeler(cast("LabelingEngine", engine))
     return _HostLabeler(engine, manifest, decoders)

@@ -81,7 +81,7 @@ class WorkerConnection:
     Args:
         module: Python module to run; its last two arguments are the descriptors of the socket and of the
             execution record.
-        arguments: those before.
+        arguments: the earlier ones.
         environment: of the process.
 
     Attributes:

@@ -114,7 +114,7 @@ class WorkerLoop:
         self._loader.shutdown()
 
     def _next_task(self) -> _Task | None:
-        """Return what to do next: what was received, else the end of the oldest batch; None = stop."""
+        """Return the next event: a received message, else the end of the oldest batch; None = stop."""
         try:
             return self._tasks.get(block=not self._started)
         except Empty:

@@ -294,7 +294,7 @@ class JobSteps(Protocol):
         ...
 
     def release_idle(self) -> None:
-        """Free what is held for jobs; called from time to time while no job runs here."""
+        """Free the models of jobs; called from time to time while no job runs here."""
         ...
 
     def stop(self) -> None:

@@ -1,1 +1,1 @@
-"""Which versions are loaded and what a name means."""
+"""The loaded versions of models, and the version that each name means."""

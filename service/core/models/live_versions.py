@@ -1,7 +1,7 @@
-"""Which versions are served, changed while they are: what the registry says and what the host does, together.
+"""Changes the served versions while they are served, in the registry and in the host together.
 
-A version is loaded beside the old one, and proves itself there. Only then the alias is moved and the bare
-name comes to mean it; the old one leaves when its last picture is answered. If anything fails, it stays.
+A version is loaded and proved beside the old one. Then the alias is moved, and the bare name means the new
+version. The old version is unloaded after its last picture is answered. If a step fails, the old one stays.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _SERVICE_ERRORS: Mapping[type[model_errors.ModelError], type[ServiceError]] = {
     model_errors.VersionNotFoundError: VersionNotFoundError,
     model_errors.VersionConflictError: ConflictError,
 }
-"""Registry errors whose message is for the client; what the others say stays in the log."""
+"""Registry errors whose message is for the client; the messages of others are only logged."""
 
 
 class LiveVersions:
-    """Changes what is served; thread-safe, one change at a time, each takes seconds.
+    """Changes the served versions; thread-safe, one change at a time; each takes seconds.
 
     Args:
-        registry: where versions and aliases are.
-        host: what is loaded.
-        references: what the service was asked to serve; those that name no number follow their alias.
+        registry: has versions and aliases.
+        host: has the loaded versions.
+        references: of the settings; those without a number follow their alias.
     """
 
     def __init__(
@@ -57,46 +57,46 @@ class LiveVersions:
         self._lock = threading.Lock()
 
     def load(self, name: str, number: int | None = None) -> LoadedModel:
-        """Serve a version under its number, beside whatever is served.
+        """Serve a version under its number, beside the others.
 
         Args:
             name: of the model.
             number: of the version; None = its alias ``production``, else its highest version.
 
         Raises:
-            InvalidArgumentError: nothing can be called so.
+            InvalidArgumentError: the name or the number is malformed.
             ModelNotFoundError: there is no such model in the registry.
             VersionNotFoundError: there is no such version.
-            ConflictError: it does not prove itself on this machine.
+            ConflictError: its proof on this machine fails.
             BusyError: the registry does not answer.
         """
         with self._lock, _service_errors():
             return self._load(self._existing(name, number))
 
     def unload(self, name: str, number: int | None = None) -> None:
-        """Serve a version no longer; pictures that have begun are answered.
+        """Unload a version; pictures that have begun are answered.
 
         Args:
             name: of the model.
             number: of the version; None = the one that the bare name means, which stays.
 
         Raises:
-            InvalidArgumentError: nothing can be called so.
+            InvalidArgumentError: the name or the number is malformed.
             ModelNotFoundError: no version of the model is served.
-            VersionNotFoundError: it is not served.
-            ConflictError: the bare name means it.
+            VersionNotFoundError: the version is not served.
+            ConflictError: the bare name means this version.
         """
         with self._lock, _service_errors():
             meant = self._host.find(name).version if number is None else ModelVersion(name, number)
             self._host.unload(meant)
 
     def promote(self, name: str, alias: str, number: int) -> Alias:
-        """Point an alias at a version, and serve it if the alias is followed here.
+        """Point an alias at a version, and serve the version if this service follows the alias.
 
-        An alias that is new remembers what was served without it, for a rollback.
+        A new alias keeps the version that was served without it, for a rollback.
 
         Raises:
-            ServiceError: as ``load``; nothing has changed then.
+            ServiceError: an error of ``load``; nothing has changed.
         """
         with self._lock, _service_errors():
             version = self._existing(name, number)
@@ -106,11 +106,11 @@ class LiveVersions:
             return moved
 
     def rollback(self, name: str, alias: str) -> Alias:
-        """Point an alias at the version before, and serve that if the alias is followed here.
+        """Point an alias at its earlier version, and serve that if this service follows the alias.
 
         Raises:
-            VersionNotFoundError: there is no such alias, or nothing that it could go back to.
-            ServiceError: as ``load``; nothing has changed then.
+            VersionNotFoundError: there is no such alias, or it has no earlier version.
+            ServiceError: an error of ``load``; nothing has changed.
         """
         with self._lock, _service_errors():
             with self._loaded_for(self._earlier(name, alias), alias):
@@ -119,9 +119,9 @@ class LiveVersions:
             return moved
 
     def follows(self, name: str, alias: str) -> bool:
-        """Return whether this service serves what an alias points at, also when it is moved.
+        """Return whether this service serves the version of an alias, also after the alias moves.
 
-        It does for what it was asked to serve when it started, and not for what was loaded since.
+        True for the models of the settings, false for versions that were loaded by their number.
         """
         return any(_follows(reference, name, alias) for reference in self._references)
 
@@ -133,7 +133,7 @@ class LiveVersions:
 
     @contextmanager
     def _loaded_for(self, version: ModelVersion | None, alias: str) -> Iterator[None]:
-        """Have a version ready before the alias is moved, and drop it again if that fails."""
+        """Load a version before its alias moves; unload it if the body fails."""
         if version is None or not self.follows(version.name, alias) or self._is_loaded(version):
             yield
             return
@@ -147,7 +147,7 @@ class LiveVersions:
     def _follow(self, version: ModelVersion, alias: str) -> None:
         if not self.follows(version.name, alias):
             return
-        self._load(version)  # in vain, unless somebody else moved the alias in the meantime
+        self._load(version)  # loaded already, unless another process moved the alias in the meantime
         if not self._is_meant(version.name, alias):
             return
         previous = self._host.serve(version)
@@ -161,14 +161,14 @@ class LiveVersions:
         return None if earlier is None else ModelVersion(name, earlier.version)
 
     def _is_meant(self, name: str, alias: str) -> bool:
-        """Return whether the bare name means where an alias points."""
+        """Return whether the bare name means the version of an alias."""
         leading = next((reference for reference in self._references if reference.name == name), None)
         return leading is not None and _follows(leading, name, alias)
 
     def _meant(self, name: str, alias: str) -> int | None:
         """Return the version that the bare name means, if it follows the alias and that is loaded."""
         if self._is_meant(name, alias):
-            with suppress(ServiceError):  # the service has just begun
+            with suppress(ServiceError):  # the service has just started
                 return self._host.find(name).version.number
         return None
 
@@ -176,7 +176,7 @@ class LiveVersions:
         return any(served.version == version for served in self._host.models)
 
     def _wanted(self, name: str) -> set[ModelVersion]:
-        """Return the versions that the service was asked for by their number."""
+        """Return the versions that the settings name by number."""
         numbers = (reference.number for reference in self._references if reference.name == name)
         return {ModelVersion(name, number) for number in numbers if number is not None}
 
@@ -187,7 +187,7 @@ class LiveVersions:
     def _unload_quietly(self, version: ModelVersion) -> None:
         try:
             self._host.unload(version)
-        except (ConflictError, VersionNotFoundError) as error:  # it was promoted or unloaded in the meantime
+        except (ConflictError, VersionNotFoundError) as error:  # promoted or unloaded in the meantime
             _log.info("model stays as it is", model=str(version), reason=str(error))
 
 

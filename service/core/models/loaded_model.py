@@ -1,4 +1,4 @@
-"""One loaded version of a model: all that its users need of it.
+"""One loaded version of a model, as its users need it.
 
 Axes: N images in a batch, K channels of the head, H height, W width, 3 = red green blue; h w = H/stride
 W/stride.
@@ -19,14 +19,14 @@ from service.core.scheduling.scheduler import Lane
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """One version that is loaded and has proved itself; stays loaded while ``ModelHost.hold`` holds it.
+    """One loaded and proved version; stays loaded while ``ModelHost.hold`` holds it.
 
     Attributes:
         version: its name and number.
-        manifest: what its artifact says about it.
-        engine: what runs it.
+        manifest: of its artifact.
+        engine: that runs it.
         dispatcher: queues its pictures.
-        choice: what was timed before this engine was chosen, the chosen one first; empty if nothing was.
+        choice: timings from which the engine was chosen, the chosen one first; empty if there are none.
     """
 
     version: ModelVersion
@@ -36,11 +36,11 @@ class LoadedModel:
     choice: tuple[EngineChoice, ...] = ()
 
     def refuse_early(self, *, deadline_s: float, source: str | None = None) -> None:
-        """Refuse an interactive picture before it is received, if there is no place for it.
+        """Refuse an interactive picture before it is received, if the queue has no place for it.
 
         Args:
             deadline_s: time after which the answer is no longer needed (``time.monotonic``, seconds).
-            source: the client that asks; None = unknown.
+            source: the client; None = unknown.
 
         Raises:
             QueueFullError: too many pictures wait, or they alone outlast the deadline.
@@ -56,19 +56,19 @@ class LoadedModel:
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
     ) -> Reservation:
-        """Reserve a place in the queue before anything is spent on reading the picture.
+        """Reserve a place in the queue, before the picture is read.
 
         Args:
             padded: size of the prepared picture.
             deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds).
             lane: how urgent the picture is.
-            source: the client or stream that asks: sources of a lane take turns. None = unknown.
+            source: the client or stream; sources of a lane take turns. None = unknown.
 
         Returns:
             The argument of ``submit``; cancel its future if nothing is submitted.
 
         Raises:
-            VersionNotFoundError: the version is not loaded (any more).
+            VersionNotFoundError: the version is not loaded any more.
             QueueFullError: too many pictures wait, or they alone outlast the deadline.
             RateLimitedError: too many pictures of this source wait.
             DeadlineExceededError: the deadline has passed.
@@ -80,15 +80,15 @@ class LoadedModel:
         )
 
     def expected_wait_s(self) -> float:
-        """Return in how many seconds everything that runs and waits is expected to be done."""
+        """Return the expected time until everything that runs and waits is done, in seconds."""
         return self.dispatcher.expected_wait_s()
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
-        """Return memory to prepare a picture in; from there it need not be copied again.
+        """Return memory in which to prepare a picture, without another copy on its way to the worker.
 
         Args:
             padded: size of the prepared picture.
-            original: size of the picture itself, which its labels will have.
+            original: size of the picture and of its labels.
 
         Returns:
             uint8 HW3 of the padded size.
@@ -103,7 +103,7 @@ class LoadedModel:
             reservation: its place in the queue.
 
         Returns:
-            The labels to come; cancelling the future withdraws the picture unless the engine already has it.
+            Future of the labels. Cancelling it withdraws the picture unless the engine already has it.
 
         Raises:
             UndecodableImageError: two workers died of this picture.
@@ -113,7 +113,7 @@ class LoadedModel:
     def infer(
         self, images_NHW3: ImageBatch, *, deadline_s: float, lane: Lane = Lane.BULK
     ) -> Future[Float32Array]:
-        """Queue one batch whose raw scores are wanted, for evaluation.
+        """Queue one batch and return its raw scores, for evaluation.
 
         Args:
             images_NHW3: RGB, uint8 or float32 of 0..255, both sides multiples of 32.
@@ -121,10 +121,10 @@ class LoadedModel:
             lane: how urgent the batch is.
 
         Returns:
-            raw_NKhw to come: float32, the head's raw output.
+            Future of raw_NKhw: float32, the head's raw output.
 
         Raises:
-            ServiceError: what ``reserve`` raises.
+            ServiceError: an error of ``reserve``.
         """
         shape = (len(images_NHW3), *_raw_shape(self.manifest, images_NHW3))
         return self.dispatcher.submit_scoring(

@@ -1,4 +1,4 @@
-"""Which models are loaded in this process, and which of them a name means."""
+"""The versions that are loaded in this process, and the version that each name means."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 _VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 TuningOf = Callable[[ModelVersion, ModelManifest], EngineTuning]
-"""Says how the engine of a version is built."""
+"""Returns the tuning of a version's engine."""
 
 
 def _default_tuning(_: ModelVersion, __: ModelManifest) -> EngineTuning:
@@ -32,15 +32,15 @@ def _default_tuning(_: ModelVersion, __: ModelManifest) -> EngineTuning:
 
 
 class ModelHost:
-    """Knows which versions are loaded and what each name means; thread-safe.
+    """Loads versions and finds the version that a name means; thread-safe.
 
-    A version is loaded beside those that are served. Then, in one moment, the bare name comes to mean the new
-    one (``serve``), and the old one leaves when nobody needs it any more (``unload``).
+    A version is loaded beside the served ones. ``serve`` then lets the bare name mean the new version, in one
+    step, and ``unload`` frees the old one after its last holder.
 
     Args:
-        worker: runs them; closed with the host.
-        metrics: told of versions that come and go.
-        tuning_of: says how the engine of a version is built.
+        worker: runs the versions; closed with the host.
+        metrics: counts the served versions.
+        tuning_of: returns the tuning of a version's engine.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ModelHost:
         self._meant: dict[str, ModelVersion] = {}  # by the bare name; the first is the default model
         self._expected: list[ModelVersion] = []
         self._loaded: dict[ModelVersion, LoadedModel] = {}
-        self._borrowed: set[ModelVersion] = set()  # of the loaded ones: those that nobody else asked for
+        self._borrowed: set[ModelVersion] = set()  # of the loaded ones: borrowed and not served
         self._holders: Counter[ModelVersion] = Counter()
 
     @property
@@ -66,7 +66,7 @@ class ModelHost:
 
     @property
     def models(self) -> tuple[LoadedModel, ...]:
-        """What is loaded: the default model first, and of each model first what its bare name means."""
+        """The served versions: the default model first, and in each model first the one of its bare name."""
         with self._changed:
             rank = {name: i for i, name in enumerate(self._meant)}
             served = (one for version, one in self._loaded.items() if version not in self._borrowed)
@@ -79,22 +79,22 @@ class ModelHost:
             return tuple(version for version in self._expected if version not in self._loaded)
 
     def expect(self, version: ModelVersion) -> None:
-        """Promise a version: until it is loaded, asking for it means "try again" and not "no such model"."""
+        """Announce a version: until it is loaded, requests for it get ``loading`` and not ``not_found``."""
         with self._changed:
             self._meant.setdefault(version.name, version)
             if version not in self._expected:
                 self._expected.append(version)
 
     def load(self, version: ModelVersion, artifact: Artifact) -> LoadedModel:
-        """Load a version beside those that are served; takes seconds, in which all go on being answered.
+        """Load a version beside the served ones; takes seconds, in which the others go on answering.
 
-        Its engine is built, reproduces the golden sample, and runs once at each picture size in use. From
-        then on the version can be asked for by its number; the bare name goes on meaning what it meant,
-        unless there was no version of this name. If anything fails, nothing has changed.
+        Its engine is built, must reproduce the golden sample, and runs once at each picture size in use. Then
+        the version is served under its number. The bare name keeps its meaning, unless the model has no other
+        version. If a step fails, nothing changes.
 
         Args:
-            version: one that is loaded already is not loaded again.
-            artifact: what it is built from.
+            version: not loaded again if it is loaded.
+            artifact: of the version.
 
         Raises:
             EngineUnavailableError: this machine cannot run the engine.
@@ -107,29 +107,29 @@ class ModelHost:
     def borrow(
         self, version: ModelVersion, artifact: Artifact, *, precision: Precision | None = None
     ) -> None:
-        """Load a version for somebody who will ``give_back``.
+        """Load a version that is not served, until ``give_back``.
 
-        As long as nobody else asks for it, it is not among ``models``, and no request means it.
+        It is not among ``models``, and no request finds it, unless ``load`` serves it as well.
 
         Args:
-            version: one that is loaded already is not loaded again.
-            artifact: as in ``load``.
-            precision: what its engine computes in; None = what was chosen for this machine.
+            version: not loaded again if it is loaded.
+            artifact: of the version.
+            precision: of its engine; None = the choice for this machine.
 
         Raises:
-            EngineUnavailableError: as ``load``.
-            model.errors.ArtifactError: as ``load``.
-            NoWorkerError: as ``load``.
+            EngineUnavailableError: this machine cannot run the engine.
+            model.errors.ArtifactError: the artifact must not be used, or the engine computes something else.
+            NoWorkerError: the worker died of it.
         """
         with self._loading:
             self._load(version, artifact, is_borrowed=True, precision=precision)
 
     def give_back(self, version: ModelVersion) -> None:
-        """Free a borrowed version, unless it came to be served meanwhile, or somebody unloaded it."""
+        """Free a borrowed version, unless it is served or unloaded by now."""
         with self._changed:
             is_unwanted = version in self._borrowed
         if is_unwanted:
-            with suppress(ConflictError, VersionNotFoundError):  # somebody was faster
+            with suppress(ConflictError, VersionNotFoundError):  # another thread was faster
                 self.unload(version)
 
     def has(self, version: ModelVersion) -> bool:
@@ -138,10 +138,10 @@ class ModelHost:
             return version in self._loaded
 
     def serve(self, version: ModelVersion) -> ModelVersion | None:
-        """Let the bare name mean this version from now on; what has begun ends with what it began with.
+        """Let the bare name mean this version; pictures that have begun keep their version.
 
         Returns:
-            What the name meant before; None if it meant this one.
+            The version that the name meant before; None if it meant this one.
 
         Raises:
             VersionNotFoundError: the version is not loaded.
@@ -156,16 +156,16 @@ class ModelHost:
         return previous
 
     def unload(self, version: ModelVersion, *, drain_s: float = 60.0) -> None:
-        """Free a version as soon as nobody holds it and none of its pictures waits.
+        """Free a version when it has no holder and none of its pictures waits.
 
         Args:
-            version: not one that a bare name means.
-            drain_s: who asks for it by its number and has not finished after so many seconds is told that it
-                is gone.
+            version: not the one that a bare name means.
+            drain_s: time in which its holders may finish, in seconds; then their requests fail with
+                ``version_not_found``.
 
         Raises:
             VersionNotFoundError: the version is not loaded.
-            ConflictError: it is what the bare name means.
+            ConflictError: the bare name means this version.
         """
         with self._changed:
             served = self._served(version)
@@ -174,7 +174,7 @@ class ModelHost:
             self._expected = [expected for expected in self._expected if expected != version]
             self._changed.wait_for(lambda: not self._holders[version], timeout=drain_s)
             if self._loaded.pop(version, None) is None:
-                raise VersionNotFoundError(f"{version} is not loaded")  # somebody else was faster
+                raise VersionNotFoundError(f"{version} is not loaded")  # another thread was faster
             self._borrowed.discard(version)
         self._worker.unload(version)
         self._metrics.model_unloaded(_labels(served))
@@ -185,10 +185,10 @@ class ModelHost:
 
         Args:
             name: of a model; None = the default model.
-            number: of the version; None = what the bare name means.
+            number: of the version; None = the version of the bare name.
 
         Raises:
-            LoadingError: it is expected, but not loaded yet.
+            LoadingError: the version is announced, but not loaded yet.
             ModelNotFoundError: no model of this name is served.
             VersionNotFoundError: the model is served, but not in this version.
         """
@@ -207,10 +207,16 @@ class ModelHost:
 
     @contextmanager
     def hold(self, name: str | None = None, number: int | None = None) -> Iterator[LoadedModel]:
-        """Return what ``find`` returns, and keep it loaded until the context is left.
+        """Find the served version that a request means, and keep it loaded until the context is left.
+
+        Args:
+            name: of a model; None = the default model.
+            number: of the version; None = the version of the bare name.
 
         Raises:
-            ServiceError: as ``find``.
+            LoadingError: the version is announced, but not loaded yet.
+            ModelNotFoundError: no model of this name is served.
+            VersionNotFoundError: the model is served, but not in this version.
         """
         with self._changed:
             served = self.find(name, number)
@@ -225,7 +231,7 @@ class ModelHost:
         """Return a loaded version, borrowed or served, and keep it loaded until the context is left.
 
         Raises:
-            VersionNotFoundError: it is not loaded.
+            VersionNotFoundError: the version is not loaded.
         """
         with self._changed:
             served = self._served(version)
@@ -236,7 +242,7 @@ class ModelHost:
             self._let_go(version)
 
     def close(self) -> None:
-        """Answer what waits, then free the device."""
+        """Answer the waiting pictures, then free the device."""
         self._worker.close()
 
     def _load(

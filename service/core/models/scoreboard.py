@@ -1,4 +1,4 @@
-"""What is known of how good the served models are."""
+"""The evaluations of the served models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = structlog.get_logger()
 
 
 class Scoreboard:
-    """The evaluations of some models, as the registry had them when it was looked at last; thread-safe.
+    """Keeps the evaluations of models as of the last ``refresh``; thread-safe.
 
     Args:
         registry: has the reports.
@@ -28,7 +28,7 @@ class Scoreboard:
         self._known: dict[str, list[StoredEvaluation]] = {}
 
     def refresh(self, names: Iterable[str]) -> None:
-        """Look at the registry; a store that fails leaves what was known."""
+        """Read the evaluations of some models from the registry; if the store fails, the old ones stay."""
         for name in set(names):
             try:
                 found = self._registry.evaluations.of_model(name)

@@ -25,7 +25,7 @@ from PIL import Image
 from model.labels import Color, LabelMap, UInt8Array
 
 DEFAULT_ALPHA = 0.5
-"""Strength of an overlay's colours when the client names none."""
+"""Default opacity of an overlay's colours."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BIT_DEPTH = 8
@@ -48,7 +48,7 @@ _COCO_FIRST_LETTER = 48
 
 @dataclass(frozen=True, eq=False)
 class Raster:
-    """Pixels that are made when they are asked for.
+    """Pixels that are made on demand.
 
     Args:
         shape: (H, W) of ids or (H, W, 3) of colours.
@@ -59,14 +59,14 @@ class Raster:
     paint: Callable[[int, int], UInt8Array]
 
     def bands(self) -> Iterator[UInt8Array]:
-        """Make the picture from top to bottom, a few rows at a time."""
+        """Yield the rows from top to bottom, a few at a time."""
         height, width = self.shape[:2]
         rows = max(1, _BAND_PIXELS // width)
         for top in range(0, height, rows):
             yield self.paint(top, min(top + rows, height))
 
     def pixels(self) -> UInt8Array:
-        """Make all of it at once."""
+        """Return all rows."""
         return self.paint(0, self.shape[0])
 
 
@@ -76,14 +76,14 @@ def raster_of(pixels: UInt8Array) -> Raster:
 
 
 class ClassShare(TypedDict):
-    """How much of a picture a class covers.
+    """The share of a picture that a class covers.
 
     Attributes:
-        id: the class's number in the mask.
-        name: the class's name.
+        id: value of the class in the mask.
+        name: of the class.
         color: red, green, blue.
-        pixels: how many pixels it covers.
-        fraction: of all pixels of the picture, 0..1.
+        pixels: number of its pixels.
+        fraction: share of all pixels of the picture, 0..1.
     """
 
     id: int
@@ -146,7 +146,7 @@ def encode_npy(pixels: Raster) -> bytes:
 
 
 def encode_raw(pixels: Raster) -> bytes:
-    """Encode ids or colours as nothing but their bytes, row by row."""
+    """Encode ids or colours as their bytes alone, row by row."""
     stream = io.BytesIO()
     _write_rows(stream, pixels)
     return stream.getvalue()
@@ -163,7 +163,7 @@ def overlay(image_HW3: UInt8Array, label_map: LabelMap, alpha: float = DEFAULT_A
 
     Args:
         image_HW3: the upright picture, RGB uint8, of the label map's size.
-        label_map: what to show.
+        label_map: the labels.
         alpha: 0 shows the picture, 1 the colours.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The way of a picture through the service: reserved, read, queued, labelled, rendered.
+"""Segments pictures: reserves memory and a place in the queue, reads, submits, awaits the labels, renders.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -74,9 +74,9 @@ class Segmentation:
     Attributes:
         label_map: class ids at the picture's upright size.
         image_HW3: the picture itself, upright uint8 RGB.
-        version: the model that answered.
-        timings: time that each stage took.
-        inference_size: size that the network saw; smaller than ``image_HW3`` when that was reduced.
+        version: of the model that answered.
+        timings: duration of each stage.
+        inference_size: size of the network's input; smaller than ``image_HW3`` if that was reduced.
         batch_size: pictures that were answered together.
     """
 
@@ -90,13 +90,13 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmenterLimits:
-    """What one picture, and all of them together, may cost.
+    """Limits of one picture and of all pictures together.
 
     Args:
-        image: size that the header of a picture may declare.
+        image: largest declared size of a picture.
         max_infer_pixels: larger pictures are area-reduced before the network.
-        max_pixels_in_flight: decoded pixels in memory at the same time, all requests together; pictures
-            that take more than 7 bytes a pixel while they are decoded or rendered count for more pixels.
+        max_pixels_in_flight: decoded pixels in memory at the same time, in all requests; a picture that takes
+            more than 7 bytes per pixel while it is decoded or rendered counts for more pixels.
     """
 
     image: ImageLimits = DEFAULT_LIMITS
@@ -114,7 +114,7 @@ class _Read:
 
 @dataclass(eq=False)
 class _Request:
-    """One picture: what is asked for, and what it has taken so far."""
+    """One picture, its request, and the resources that it holds."""
 
     model: LoadedModel
     picture: Picture
@@ -136,7 +136,7 @@ class _Request:
         return not self.is_left
 
     def withdraw(self) -> None:
-        """Cancel what the device has not begun."""
+        """Cancel the picture unless the device has begun it."""
         if self.reservation is not None:
             self.reservation.future.cancel()
         if self.labels is not None:
@@ -144,7 +144,7 @@ class _Request:
 
 
 class Segmenter:
-    """Has pictures answered by a model, and bounds the memory that this takes.
+    """Segments pictures with a model, and bounds the memory of all of them.
 
     Belongs to one event loop. Pictures are read and rendered in a thread pool; nothing here blocks the loop.
 
@@ -176,9 +176,9 @@ class Segmenter:
         source: str | None = None,
         labelled: Callable[[Answer], None] | None = None,
     ) -> AsyncIterator[RenderedT]:
-        """Answer one picture; its memory counts as taken until the context is left.
+        """Segment one picture; its memory is reserved until the context is left.
 
-        Leaving early (an error, a cancelled task) withdraws what has not begun.
+        An error or a cancelled task withdraws the picture unless the device has begun it.
 
         Args:
             model: answers the picture; held until the context is left.
@@ -186,13 +186,13 @@ class Segmenter:
             render: makes the answer of the segmentation; called in a thread of the pool.
             deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds);
                 labels that are there by then are rendered, however long that takes.
-            render_bytes: memory that ``render`` takes beside the segmentation, in bytes a pixel.
+            render_bytes: memory of ``render`` beside the segmentation, in bytes per pixel.
             lane: how urgent the picture is.
-            source: the client or stream that asks: sources of a lane take turns. None = unknown.
+            source: the client or stream; sources of a lane take turns. None = unknown.
             labelled: called in the event loop as soon as the device has answered.
 
         Yields:
-            The answer that ``render`` returned.
+            The result of ``render``.
 
         Raises:
             EmptyBodyError: there are no bytes.
@@ -204,7 +204,7 @@ class Segmenter:
             QueueFullError: too many pictures wait.
             RateLimitedError: too many pictures of this source wait.
             VersionNotFoundError: the version was unloaded meanwhile.
-            NoWorkerError: no worker lives that could answer.
+            NoWorkerError: no worker runs.
             DrainingError: the service is about to stop.
             DeadlineExceededError: the deadline passed.
             ModelOutputInvalidError: the model produced values that are no scores.
@@ -251,7 +251,7 @@ class Segmenter:
             raise
 
     def _give_back(self, request: _Request) -> None:
-        """Give back what a request has taken: a thread that still works for it does so at its end."""
+        """Release the resources of a request, at the end of its thread if one still works for it."""
         request.is_left = True
         request.withdraw()
         step, request.step = request.step, None  # an error in it would refer to itself through the request
@@ -269,10 +269,10 @@ class Segmenter:
     # --- in a thread of the pool
 
     def _reserve_and_submit(self, request: _Request) -> Future[Answer] | None:
-        """Take a place in the queue or be refused, before anything is spent on reading the picture.
+        """Reserve a place in the queue or refuse, before the picture is read.
 
         Returns:
-            The labels to come; None = there is no memory for the pixels now.
+            Future of the labels; None = there is no memory for the pixels now.
         """
         limits = self._limits
         with self._metrics.working("decode"):
@@ -331,14 +331,14 @@ class Segmenter:
 
 
 class RenderingLatency:
-    """How long rendering took lately: labels must be there so long before the deadline; thread-safe."""
+    """Estimates the time of rendering: labels must be there this long before the deadline; thread-safe."""
 
     def __init__(self) -> None:
         self._latency = LatencyModel()
         self._lock = threading.Lock()
 
     def learn(self, *, pixels: int, duration_s: float) -> None:
-        """Take note of a duration.
+        """Learn from a duration.
 
         Args:
             pixels: of the picture.
@@ -348,25 +348,25 @@ class RenderingLatency:
             self._latency.learn(pixels=pixels, duration_s=duration_s)
 
     def kept_s(self, pixels: int, deadline_s: float) -> float:
-        """Return the time that is kept for rendering a picture, in seconds.
+        """Return the time to reserve for rendering a picture, in seconds.
 
-        At most half of the time is left: or a slow answer could be the last one that is tried.
+        At most half of the time until the deadline: otherwise one slow answer could refuse all later ones.
         """
         with self._lock:
             return min(self._latency.predict(pixels), (deadline_s - time.monotonic()) / 2)
 
 
 def bytes_needed(header: ImageHeader, max_infer_pixels: int, render_bytes: int) -> int:
-    """Return the most memory that a picture takes: while it is decoded, or while its answer is rendered.
+    """Return the most memory of a picture, while it is decoded or its answer is rendered, in bytes.
 
     Args:
         header: of the picture.
-        max_infer_pixels: the most that the network sees of a picture.
-        render_bytes: memory that rendering takes beside the segmentation, in bytes a pixel.
+        max_infer_pixels: largest input of the network.
+        render_bytes: memory of rendering beside the segmentation, in bytes per pixel.
     """
     pixels = header.size.pixels
     network_bytes = _NETWORK_BYTES * header.size.reduced_to(max_infer_pixels).padded().pixels
-    # The pixels that the network saw lie beside its labels until those are rendered.
+    # The network's input lies beside the labels until these are rendered.
     return max(header.decode_bytes, _ANSWER_BYTES * pixels + network_bytes + render_bytes * pixels)
 
 
@@ -395,7 +395,7 @@ def _pass_on(target: asyncio.Future[Any], source: Future[Any]) -> None:
     if not source.cancelled() and source.exception() is None and isinstance(source.result(), Future):
         source.result().add_done_callback(partial(_pass_on, target))
         return
-    with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+    with suppress(RuntimeError):  # the loop is closed
         target.get_loop().call_soon_threadsafe(_settle, target, source)
 
 

@@ -1,1 +1,1 @@
-"""Who goes next, who is refused, what waits how long."""
+"""Admission, order and waiting times of the items of a device."""

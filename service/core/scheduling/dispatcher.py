@@ -178,7 +178,7 @@ class Dispatcher:
             return list(self._recent_sizes)
 
     def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
-        """Return memory for a prepared picture, uint8 HW3; what is prepared there is not copied again."""
+        """Return memory for a prepared picture, uint8 HW3; a picture prepared there is not copied again."""
         return self._runner.canvas(padded, original)
 
     def load(

@@ -45,7 +45,7 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class BatchKey:
-    """What all items of one batch share.
+    """The properties that all items of one batch share.
 
     Args:
         model: version and kind of result; items with equal ones share a latency model.

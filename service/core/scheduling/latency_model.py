@@ -57,7 +57,7 @@ class LatencyModel:
         """Add a measured batch.
 
         A duration below 40 % of the estimate ends a slow time, for example foreign load on the processor: it
-        replaces what this size took before, and limits the estimates of all other sizes.
+        replaces the duration of this size, and limits the estimates of all other sizes.
 
         Args:
             pixels: of all pictures of the batch, padding included.
@@ -92,7 +92,7 @@ class LatencyModel:
         return self._per_pixel_s * min(pixels, known_pixels) + self._per_batch_s * batches
 
     def least_s(self) -> float:
-        """Return what the smallest measured batch adds to a larger one, in seconds; 0 = unknown."""
+        """Return the time that the smallest measured batch adds to a larger one, in seconds; 0 = unknown."""
         return self._per_pixel_s * min(self._typical_s, default=0)
 
     @property

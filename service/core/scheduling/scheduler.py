@@ -1,4 +1,4 @@
-"""The scheduler of a device: decides who is admitted, who goes next, and what expires. No thread, no clock.
+"""The scheduler of a device: decides which items are admitted, go next, and expire. No thread, no clock.
 
 No batch is delayed to fill it: while the device works, the next batch forms, and it starts when the device
 is free. The oldest item goes first, except for a more urgent lane or another source's turn. So later items of

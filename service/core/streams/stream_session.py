@@ -22,7 +22,7 @@ ResultT = TypeVar("ResultT")
 
 
 class FramePolicy(Enum):
-    """What happens to frames that come faster than they are answered."""
+    """The treatment of frames that come faster than they are answered."""
 
     LATEST_WINS = auto()
     """A newer frame replaces the waiting one."""
@@ -125,7 +125,7 @@ class _Entry(Generic[FrameT, ResultT]):
 class StreamSession(Generic[FrameT, ResultT]):
     """The frames of one stream whose answers are not sent yet.
 
-    Not thread-safe. After each change the owner looks at the properties to see what is possible now.
+    Not thread-safe. After each change the owner reads the properties.
 
     Args:
         rules: of the stream.

@@ -1,1 +1,1 @@
-"""The admin frontend: versions, evaluations, drain, metrics; on its own port, never without a token."""
+"""The admin frontend: versions, evaluations, drain, metrics. It has its own port and always needs a token."""

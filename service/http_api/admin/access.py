@@ -1,4 +1,4 @@
-"""Who may administrate, and who may only look at the metrics."""
+"""Tokens of the admin frontend: one for administration, one for the metrics alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ METRICS_PATH = "/metrics"
 
 
 class AdminPolicy:
-    """Lets nobody in without a token: the admin's opens everything, the scraper's the metrics alone.
+    """Asks every request for a token: the admin token opens everything, the scrape token only the metrics.
 
-    Unknown paths are refused like known ones, so that nobody learns which there are.
+    Unknown paths are refused like known ones, so the answers do not tell which paths exist.
 
     Args:
         admin_token: long and random.
-        scrape_token: likewise, and another one.
-        hosts: as ``AccessPolicy`` has it.
+        scrape_token: long and random, other than ``admin_token``.
+        hosts: accepted values of ``Host``, lower case, without port; None = any.
     """
 
     def __init__(self, admin_token: str, scrape_token: str, hosts: frozenset[str] | None) -> None:
@@ -39,6 +39,12 @@ class AdminPolicy:
         )
 
     def check(self, headers: Headers, path: str) -> None:
-        """Let a request pass, or not; raises what ``AccessPolicy.check`` raises."""
+        """Check the path, the host and the token of a request.
+
+        Raises:
+            InvalidArgumentError: the path or the host is malformed, or there are two hosts.
+            ForbiddenError: the host is not allowed.
+            UnauthenticatedError: there is no token, or a wrong one.
+        """
         policy = self._metrics if path == METRICS_PATH else self._everything
         policy.check(headers, path)

@@ -15,7 +15,7 @@ from service.http_api.foundation import problem_app
 from service.telemetry import Metrics
 
 ADMIN_PREFIX = "/admin/v1"
-"""Of every router here except that of the metrics."""
+"""Prefix of every path here except that of the metrics."""
 
 
 def create_admin_app(
@@ -24,10 +24,10 @@ def create_admin_app(
     """Return the application.
 
     Args:
-        routers: what it offers; their paths begin with ``ADMIN_PREFIX``.
-        policy: what each request must show.
+        routers: their paths begin with ``ADMIN_PREFIX``.
+        policy: conditions on each request.
         lifecycle: of the process.
-        metrics: counts what is answered.
+        metrics: counts the answers.
     """
     app = problem_app(
         title="BiSeNet segmentation service: administration",

@@ -1,4 +1,4 @@
-"""``POST /admin/v1/drain``: let traffic go elsewhere before the process is stopped."""
+"""``POST /admin/v1/drain``: move traffic elsewhere before the process is stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = structlog.get_logger()
 
 
 class DrainDocument(BaseModel):
-    """The service asks for no more work."""
+    """The service drains."""
 
     state: Literal["draining"] = "draining"
 
@@ -31,7 +31,7 @@ def drain_router(lifecycle: Readiness) -> APIRouter:
     async def drain() -> DrainDocument:
         """Turn `/readyz` to 503 and end each connection with its answer.
 
-        What still comes is answered; SIGTERM then ends the process. There is no way back.
+        Requests that still come are answered; SIGTERM then ends the process. Draining cannot be undone.
         """
         if not lifecycle.draining:
             _log.info("draining", by="admin")

@@ -23,11 +23,11 @@ from service.http_api.segment.body import read_document
 PREFIX = "/admin/v1/evaluations"
 
 _PATIENCE_S = 10.0
-"""For the jobs database: a file can be locked by somebody for half a minute."""
+"""Longest wait for the jobs database, in seconds: another process can lock a file for half a minute."""
 
 _LOOK_S = 0.5
 _KEEP_ALIVE_S = 15.0
-# What the report may load: nothing but what is in it.
+# The report may load only its own content.
 _REPORT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "X-Content-Type-Options": "nosniff",
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class SubmissionDocument(BaseModel):
-    """What is to be evaluated."""
+    """A request for an evaluation."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -49,7 +49,7 @@ class SubmissionDocument(BaseModel):
 
 
 class EvaluationResultDocument(BaseModel):
-    """What came out; IoU from 0 to 1, null for a class that does not occur."""
+    """The result of an evaluation; IoU from 0 to 1, null for a class that does not occur."""
 
     miou: float | None
     per_class: dict[str, float | None]
@@ -60,7 +60,7 @@ class EvaluationResultDocument(BaseModel):
 
 
 class EvaluationDocument(BaseModel):
-    """A job as it stands."""
+    """The state of a job."""
 
     id: str
     state: JobState
@@ -81,7 +81,7 @@ class EvaluationListDocument(BaseModel):
 
 
 class _EvaluationHandlers:
-    """Calls the desk, which blocks, without blocking the event loop."""
+    """Calls the blocking functions of the jobs in threads."""
 
     def __init__(self, desk: EvaluationSubmission, pool: Executor) -> None:
         self.desk = desk
@@ -99,9 +99,9 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
     """Return the routes of the evaluation jobs.
 
     Args:
-        desk: takes jobs in.
-        pool: threads for it; the caller closes it.
-        lifecycle: of the process; when it ends, so do event streams.
+        desk: submits and shows jobs; its functions block.
+        pool: threads for these; the caller closes it.
+        lifecycle: of the process; event streams end when it ends.
     """
     router = APIRouter(prefix=PREFIX, tags=["evaluations"])
     clerk = _EvaluationHandlers(desk, pool)
@@ -119,8 +119,8 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
     async def submit(request: Request, response: Response) -> EvaluationDocument:
         """Queue a job.
 
-        With the header `Idempotency-Key` it may be sent again: the same body gives the same job, another
-        one is a conflict.
+        With the header `Idempotency-Key` the request may be repeated: the same body returns the same job,
+        another body is a conflict.
         """
         wanted = await read_document(request, SubmissionDocument)
         key = _idempotency_key(request)
@@ -141,7 +141,7 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
 
     @router.get("/{job_id}/events", response_class=StreamingResponse)
     async def events(job_id: str) -> StreamingResponse:
-        """Stream the job whenever it changes, as server-sent events `evaluation`, until it has ended."""
+        """Stream the changes of a job as server-sent events `evaluation`, until it ends."""
         first = await clerk.get(job_id)
         return StreamingResponse(
             _events(clerk, first, lifecycle),
@@ -157,7 +157,7 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
 
     @router.delete("/{job_id}", status_code=202)
     async def cancel(job_id: str) -> EvaluationDocument:
-        """Cancel a job before its next step; one that has ended stays as it is."""
+        """Cancel a job before its next step; a job that has ended does not change."""
         return evaluation_document(await clerk.call(lambda: desk.jobs.cancel_job(job_id)))
 
     return router
@@ -201,7 +201,7 @@ async def _events(clerk: _EvaluationHandlers, job: EvaluationJob, lifecycle: Rea
             yield _event(seen)
             job, told_s = seen, time.monotonic()
         elif time.monotonic() - told_s > _KEEP_ALIVE_S:
-            yield ":\n\n"  # a comment: proxies close what is silent
+            yield ":\n\n"  # a comment: proxies close silent connections
             told_s = time.monotonic()
 
 

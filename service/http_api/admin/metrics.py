@@ -18,7 +18,7 @@ def metrics_router(metrics: Metrics) -> APIRouter:
 
     @router.get(METRICS_PATH, response_class=Response)
     async def show_metrics(request: Request) -> Response:
-        """Show every number, as text or in the form of OpenMetrics if ``Accept`` asks for it."""
+        """Show every metric as text, or as OpenMetrics if ``Accept`` asks for it."""
         content, media_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(content, media_type=media_type)
 

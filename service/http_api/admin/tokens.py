@@ -1,4 +1,4 @@
-"""Tokens that are made once and kept in files which only their owner can read."""
+"""Tokens in files that only their owner can read, made at the first start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import structlog
 _log = structlog.get_logger()
 
 _MOUNTED = 0o440
-"""How Kubernetes mounts a secret for the group of a pod."""
+"""File mode of a secret that Kubernetes mounts for the group of a pod."""
 
 _TOKEN_BYTES = 32
 _MAX_FILE_BYTES = 4096
@@ -24,10 +24,9 @@ class TokenFileError(Exception):
 
 
 def obtain_token(path: Path) -> str:
-    """Return the token of a file; where there is none, make one (0600) that every later start finds.
+    """Return the token of a file; if the file does not exist, create it with a new token (mode 0600).
 
-    Of several processes that start at once, all get the same token. A file that others may read is used, with
-    a warning.
+    Processes that start at the same time get the same token. A file that others may read gives a warning.
 
     Raises:
         TokenFileError: the file cannot be read or written, others may write to it, or it holds no token.
@@ -56,7 +55,7 @@ def _read(path: Path) -> str:
 
 
 def _create(path: Path, token: str) -> None:
-    """Let the file appear with its content, unless somebody else was faster."""
+    """Create the file together with its content, unless another process was faster."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

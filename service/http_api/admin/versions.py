@@ -1,4 +1,4 @@
-"""``/admin/v1/models``: aliases, and which versions are loaded."""
+"""``/admin/v1/models``: aliases and loaded versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.http_api.segment.body import read_document
 
 
 class PromotionDocument(BaseModel):
-    """Where an alias shall point."""
+    """The new version of an alias."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -24,7 +24,7 @@ class PromotionDocument(BaseModel):
 
 
 class AliasDocument(BaseModel):
-    """Where an alias points, and where it pointed before, the latest first."""
+    """The version of an alias, and its earlier versions, the latest first."""
 
     model: str
     alias: str
@@ -33,15 +33,15 @@ class AliasDocument(BaseModel):
     served: Annotated[
         bool,
         Field(
-            description="Whether this service serves what the alias points at: it follows the models that it "
-            "was started with (NAME or NAME:ALIAS). For others only the registry has changed, and a version "
-            "is served once it is loaded by its number."
+            description="Whether this service serves the version of the alias. It follows the models that it "
+            "was started with (NAME or NAME:ALIAS). For others only the registry changes, and a version is "
+            "served after it is loaded by its number."
         ),
     ]
 
 
 class UnloadedDocument(BaseModel):
-    """A version that is served no longer."""
+    """A version that is not served any more."""
 
     name: str
     version: int
@@ -54,10 +54,10 @@ _PROMOTION = {
 
 
 def versions_router(versions: LiveVersions) -> APIRouter:
-    """Return the routes that change what is served.
+    """Return the routes that change the served versions.
 
     Args:
-        versions: carries the changes out, in threads: each takes seconds.
+        versions: makes the changes, in threads: each takes seconds.
     """
     router = APIRouter(prefix="/admin/v1/models/{model}", tags=["versions"])
 
@@ -69,9 +69,9 @@ def versions_router(versions: LiveVersions) -> APIRouter:
 
     @router.put("/aliases/{alias}", openapi_extra=_PROMOTION)
     async def promote(request: Request, model: str, alias: str) -> AliasDocument:
-        """Point an alias at a version; if the alias is served here, load and prove it first, then switch.
+        """Point an alias at a version. If the alias is served here, the version is loaded and proved first.
 
-        The answer says whether it is ("served").
+        `served` in the answer says whether the alias is served here.
         """
         number = (await read_document(request, PromotionDocument)).version
         moved = await asyncio.to_thread(versions.promote, model, alias, number)
@@ -79,18 +79,18 @@ def versions_router(versions: LiveVersions) -> APIRouter:
 
     @router.post("/aliases/{alias}:rollback")
     async def roll_back(model: str, alias: str) -> AliasDocument:
-        """Point an alias at the version before, with the same care."""
+        """Point an alias at its earlier version; if it is served here, that is loaded and proved first."""
         return alias_document(model, alias, await asyncio.to_thread(versions.rollback, model, alias))
 
     @router.post("/versions/{version}:load")
     async def load(model: str, version: str) -> EngineDocument:
-        """Serve a version under its number, beside whatever is served."""
+        """Serve a version under its number, beside the others."""
         served = await asyncio.to_thread(versions.load, model, version_number(version))
         return engine_document(served)
 
     @router.post("/versions/{version}:unload")
     async def unload(model: str, version: str) -> UnloadedDocument:
-        """Serve a version no longer, once its last picture is answered; 409 if the bare name means it."""
+        """Unload a version after its last picture is answered; 409 if the bare name means this version."""
         number = version_number(version)
         await asyncio.to_thread(versions.unload, model, number)
         return UnloadedDocument(name=model, version=number)

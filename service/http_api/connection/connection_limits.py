@@ -1,4 +1,4 @@
-"""How long a connection may take for what: slow clients cost a socket, and that not for long."""
+"""Time limits of connections: a slow client holds a socket for a bounded time."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What connections may cost.
+    """Limits of connections; all times in seconds.
 
     Args:
-        max_connections: at the same time; more are refused, unless one has waited for ``idle_when_full_s``.
+        max_connections: at the same time. Further ones are refused, unless a connection has been idle for
+            ``idle_when_full_s``.
         head_timeout_s: from the connection, or the first byte of a later request, to the end of the head.
-        idle_timeout_s: between two requests. Proxies keep connections to a server for 60 s as a rule; were it
-            less here, now and then they would send a request into a connection that is just being closed.
-        idle_when_full_s: between two requests, where somebody else needs the connection.
-        rest_timeout_s: what the rest of a refused body may take.
-        write_timeout_s: from the moment in which an answer waits for the client to that in which he has taken
-            all of it.
-        large_bytes_per_s: of an answer that is so large that this pace takes longer than ``write_timeout_s``.
-        stall_timeout_s: a client that takes less than ``min_bytes_per_s`` for so long is cut off.
-        min_bytes_per_s: of an answer.
+        idle_timeout_s: between two requests. Longer than the 60 s for which proxies usually keep connections:
+            otherwise they sometimes send a request into a connection that is being closed.
+        idle_when_full_s: between two requests, when another client needs the connection.
+        rest_timeout_s: for the rest of a refused body.
+        write_timeout_s: from the time at which an answer waits for the client until it has taken all.
+        large_bytes_per_s: pace for an answer that takes longer than ``write_timeout_s`` at this pace.
+        stall_timeout_s: a client that takes less than ``min_bytes_per_s`` for this time is cut off.
+        min_bytes_per_s: lowest pace of an answer.
     """
 
     max_connections: int = 2048
@@ -37,7 +37,7 @@ class ConnectionLimits:
     large_bytes_per_s: int = 256 * 1024
 
     def patience_s(self, unsent: int) -> float:
-        """Return how long a client may take for so many bytes."""
+        """Return the time in which a client must take this many bytes, in seconds."""
         return max(self.write_timeout_s, unsent / self.large_bytes_per_s)
 
 
@@ -48,7 +48,7 @@ class WriteWatch:
         transport: of the connection.
         limits: of an answer.
         call_later: of the event loop.
-        rest: how many bytes of the answer that is being sent the transport does not have yet.
+        rest: returns the bytes of the current answer that the transport does not have yet.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class WriteWatch:
         self._checks_left = 0
 
     def look(self) -> None:
-        """Begin to watch if something waits to be sent, and nobody watches yet."""
+        """Start watching if bytes wait to be sent."""
         unsent = self._count_unsent()
         if self._timer is None and unsent:
             self._unsent = unsent
@@ -75,13 +75,13 @@ class WriteWatch:
             self._timer = self._call_later(self._limits.stall_timeout_s, self._check)
 
     def look_again(self) -> None:
-        """Begin anew: the client has taken nearly all, unless the answer goes on."""
+        """Start again: the client has taken nearly all that was there."""
         if not self._rest():
             self.stop()
             self.look()
 
     def stop(self) -> None:
-        """Stop watching: the connection is gone."""
+        """Stop watching a closed connection."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -96,7 +96,7 @@ class WriteWatch:
         due = self._limits.min_bytes_per_s * self._limits.stall_timeout_s
         if not self._unsent:
             return
-        if self._unsent > before:  # the next answer has begun, which waits for the client from now on
+        if self._unsent > before:  # the next answer has begun; its time starts now
             self.look()
         elif self._checks_left <= 0 or before - self._unsent < due:
             self._transport.abort()

@@ -1,9 +1,9 @@
-"""Ends the listening of a socket without cutting off anybody who has connected.
+"""Ends the listening of a socket without resetting a client that has connected.
 
-Who connects between the last ``accept`` and the ``close`` of a listening socket is reset by the kernel, after
-his request was sent. So first a filter drops every packet that asks for a connection, while those that end a
-handshake pass; a moment later all who are connected can be accepted, and nobody else comes. Who was dropped
-asks again after a second, and is then refused: his request was never sent.
+The kernel resets clients that connect between the last ``accept`` and the ``close`` of a listening socket,
+after their request was sent. A packet filter therefore drops new handshakes first and lets begun ones end;
+then every connected client is accepted. A dropped client asks again after a second, and is refused before it
+sends a request.
 
 Source:
     socket(7), SO_ATTACH_FILTER; the filter of a listening socket sees each packet from its TCP header on.
@@ -32,11 +32,11 @@ _NO_NEW_HANDSHAKE = (
 )
 
 HANDSHAKE_S = 0.1
-"""After which handshakes that had begun are over: the time of a round trip."""
+"""Time in which begun handshakes end: a round trip, in seconds."""
 
 
 def stop_handshakes(listener: socket.socket) -> None:
-    """Let nobody connect any more; where the system has no such filters, do nothing.
+    """Refuse new connections; does nothing where the system has no such filters.
 
     Args:
         listener: a listening TCP socket; all its duplicates are affected.

@@ -1,4 +1,8 @@
-"""HTTP/1.1 as uvicorn and httptools speak it, with limits for what no application gets to see."""
+"""HTTP/1.1 of uvicorn and httptools, with limits on the parts that no application sees.
+
+Source:
+    https://github.com/encode/uvicorn/blob/0.54.0/uvicorn/protocols/http/httptools_impl.py: its internals.
+"""
 
 from __future__ import annotations
 
@@ -24,42 +28,42 @@ from service.telemetry import Metrics
 _log = structlog.get_logger()
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request line and its header fields; also of what may come between two pieces of a body."""
+"""Largest request line with its header fields; also the most bytes between two pieces of a body."""
 
 MAX_TARGET_BYTES = 8 * 1024
-"""Of path and query; 64 KiB of parameters would keep the event loop busy for 160 ms."""
+"""Largest path with query; 64 KiB of parameters would block the event loop for 160 ms."""
 
 MAX_HEADER_FIELDS = 100
 
 MAX_BODY_PIECES = 65_536
-"""Chunks, or reads where there are none: 20 MiB in the packets of an Ethernet are 15,000."""
+"""Most chunks of a body, or reads of a body without chunks: 20 MiB are 15,000 packets of an Ethernet."""
 
 MAX_UNWANTED_BYTES = 32 << 20
-"""Of a body that goes on after its request was answered; then the connection is closed."""
+"""Most bytes of a body after its request was answered; then the connection is closed."""
 
 MAX_PIPELINED = 16
-"""Requests that may wait on a connection for the answers before theirs. What follows is not read: the
-connection is closed behind the last of them, and the client asks again (RFC 9112, 9.3.2)."""
+"""Most requests that wait on a connection for earlier answers. Later ones are not read: the connection is
+closed after these, and the client sends the others again (RFC 9112, 9.3.2)."""
 
 MAX_BYTES_AHEAD = 64 * 1024
-"""Of requests that wait on a connection; no more is received before their turn comes."""
+"""Most bytes of requests that wait on a connection; no more is received until their turn comes."""
 
 _LINGER_S = 1.0
-"""For a client to read the last answer, or to send the request that it was about to send."""
+"""Time for a client to read the last answer, or to send a request that is on its way."""
 
 
 class GuardedConfig(uvicorn.Config):
-    """Uvicorn's configuration, and what ``GuardedProtocol`` needs besides.
+    """Configuration of uvicorn and of ``GuardedProtocol``.
 
     Args:
-        app: what answers.
+        app: answers the requests.
         limits: of each connection and of all together.
         metrics: counts the connections that are refused.
         options: uvicorn's own.
 
     Attributes:
-        idle: connections that wait for their next request, and since when on the clock of the event loop; who
-            has waited longest is first.
+        idle: idle connection -> time since which it is idle, on the clock of the event loop; the longest
+            idle one is first.
     """
 
     def __init__(self, app: Any, *, limits: ConnectionLimits, metrics: Metrics, **options: Any) -> None:
@@ -70,11 +74,11 @@ class GuardedConfig(uvicorn.Config):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Refuses malformed and oversized heads as every other error is refused, and ignores upgrades.
+    """Bounds heads, refuses malformed ones with the service's errors, and ignores upgrades.
 
-    A head that is sent for ever would otherwise be kept for ever. Asked to upgrade (Java's HTTP client asks
-    for ``h2c`` by default), httptools takes the body for the next request; so the request is parsed once
-    more, without its ``Upgrade``.
+    Without a bound, an endless head would be kept for ever. When a client asks to upgrade (Java's HTTP client
+    asks for ``h2c`` by default), httptools takes the body for the next request; the request is therefore
+    parsed again without its ``Upgrade``.
     """
 
     def __init__(self, config: GuardedConfig, *arguments: Any, **keywords: Any) -> None:
@@ -93,11 +97,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unwanted_bytes = 0
         self._is_upgrade = False
         self._is_refused = False
-        self._answered: RequestResponseCycle | None = None  # what is being answered, or was last
+        self._answered: RequestResponseCycle | None = None  # being answered, or answered last
         self._bytes_ahead = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request, unless there are too many connections."""
+        """Wait for a request, unless there are too many connections."""
         super().connection_made(transport)
         self._writes = WriteWatch(transport, self._limits, self.loop.call_later, self._rest_of_answer)
         if len(self.connections) > self._limits.max_connections and not self._close_an_idle_one():
@@ -109,7 +113,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection, and tell the request that is being answered; others may wait behind it."""
+        """Close the connection and tell the request that is being answered; others may wait behind it."""
         self._stop_awaiting_head()
         self._writes.stop()
         self._unset_keepalive_if_required()
@@ -141,7 +145,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a head."""
         super().on_message_begin()
-        # Not by any byte that comes: empty lines, or the rest of a refused body, would put off the end.
+        # Not at any byte: empty lines, or the rest of a refused body, would extend the time.
         self._unset_keepalive_if_required()
         self._await_head()
         self._in_head = True
@@ -156,7 +160,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a field of the head; those after a body are read over."""
+        """Take a field of the head; fields after a body are skipped."""
         self._header_fields += 1
         self._count_head(len(name) + len(value))
         if self._in_head:
@@ -217,7 +221,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._writes.look_again()
 
     def shutdown(self) -> None:
-        """End the connection with the answer that is on its way, or soon."""
+        """Close the connection after the current answer; without one, soon."""
         if self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(_LINGER_S, self._close_if_idle)
         else:
@@ -232,7 +236,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _balance_reading(self) -> None:
-        """Read on while others wait, or it would go unnoticed that the client leaves; but not without end."""
+        """Read while requests wait, to notice that the client leaves, up to ``MAX_BYTES_AHEAD``."""
         if not self.pipeline:
             self._bytes_ahead = 0
         elif self._bytes_ahead > MAX_BYTES_AHEAD:
@@ -257,7 +261,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._idle.pop(self, None)
 
     def _await_next(self) -> None:
-        """Close the connection unless the next request, or first the rest of this one, comes in time."""
+        """Close the connection unless the rest of this request, then the next request, comes in time."""
         self._unset_keepalive_if_required()
         timeout_s = self._limits.rest_timeout_s
         if not self._in_body:
@@ -276,7 +280,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self.flow.read_paused:  # it is not the client who is slow
+        if self.flow.read_paused:  # the client is not slow
             self._await_head()
         elif self._in_head or self._unaccounted_bytes:
             limit_s = self._limits.head_timeout_s
@@ -313,7 +317,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise _head_too_large()
 
     def _refuse(self, refusal: ServiceError) -> None:
-        """Answer an error and close the connection; an answer that is on its way comes first, and alone."""
+        """Answer an error and close the connection; if an answer is on its way, only that is sent."""
         if self._is_answering():
             self.cycle.keep_alive = False
             return
@@ -329,9 +333,9 @@ class GuardedProtocol(HttpToolsProtocol):
         _log.info("request", status=response.status_code, code=exchange.code, request_id=exchange.request_id)
 
     def _close_gently(self) -> None:
-        """Let the client read its answer: what it sends to a closed socket would wipe that out."""
+        """Close after a pause: bytes that the client sends to a closed socket would delete its answer."""
         self._is_refused = True
-        if self.cycle is not None:  # its application has nobody to answer any more
+        if self.cycle is not None:  # its application has no client any more
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.flow.resume_reading()

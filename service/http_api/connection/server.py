@@ -18,24 +18,24 @@ from service.telemetry import Metrics
 
 _BACKLOG = 2048
 _OTHER_FILES = 512
-"""Models, workers, sockets of other frontends, logs: 60 are open at rest; and one for each picture."""
+"""Files for models, workers, other frontends and logs: 60 are open at rest, and one for each picture."""
 _LAST_WORDS_S = 1.0
-"""For requests that are cut off to say so."""
+"""Time in which requests that are cut off send their answer."""
 
 
 class BindError(Exception):
-    """The address cannot be listened on; the message names it."""
+    """The service cannot listen on the address; the message names it."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket before anything slow begins, so that a taken port is told at once.
+    """Open the listening socket. Call it before anything slow, so that a used port is reported at once.
 
     Args:
         host: a name or an address.
-        port: 0 = one that is free.
+        port: 0 = any free port.
 
     Raises:
-        BindError: the port is taken or not allowed, or there is no such address here.
+        BindError: the port is used or not allowed, or this machine has no such address.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -55,19 +55,19 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Return the address to type into a browser."""
+    """Return the URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def affordable_connections(wanted: int) -> int:
-    """Return how many connections this process can have, and let it open as many files as it may.
+    """Raise the limit of open files of this process and return the connections that it allows.
 
-    Accepting one more than there are file descriptors ends in a loop of failures, so that a few are kept for
-    everything else.
+    Accepting more connections than there are file descriptors ends in a loop of failures, so some
+    descriptors stay reserved for other files.
 
     Args:
-        wanted: at most so many.
+        wanted: most connections.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + _OTHER_FILES
@@ -80,18 +80,18 @@ def affordable_connections(wanted: int) -> int:
 class HttpServer(uvicorn.Server):
     """Serves an application on an open socket until it is told to stop.
 
-    Signals are left to the caller: uvicorn would raise them again after its own end, and the process
-    would die of SIGTERM instead of exiting with 0.
+    The caller handles signals: uvicorn would raise them again after its own end, and the process would die of
+    SIGTERM instead of exiting with 0.
 
     Args:
-        app: what answers.
+        app: answers the requests.
         listener: from ``listen``; closed when the server stops.
-        grace_s: how long requests may take to finish once it stops.
+        grace_s: time in which requests may finish after ``stop``, in seconds.
         limits: of connections.
         metrics: counts the connections that are refused.
 
     Attributes:
-        cut_off: requests were cut off in the end, by ``cut`` or because they took too long.
+        cut_off: whether requests were cut off, by ``cut`` or at the end of ``grace_s``.
     """
 
     def __init__(
@@ -122,19 +122,19 @@ class HttpServer(uvicorn.Server):
         self._listener = listener
 
     async def answer(self) -> None:
-        """Answer until ``stop`` is called and everything is answered, or its grace is over."""
+        """Answer requests until ``stop`` is called and all are answered or ``grace_s`` is over."""
         await self.serve(sockets=[self._listener.dup()])
 
     def stop(self) -> None:
-        """Accept nothing more, and end with what has begun."""
+        """Accept no more connections and finish the requests that have begun."""
         self.should_exit = True
 
     def cut(self) -> None:
-        """Do not even wait for that: answer it as ``draining``."""
+        """Answer the requests that have begun with ``draining``, without waiting for them."""
         self.should_exit = self.force_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting, finish what was accepted, and cut off what does not end."""
+        """Stop accepting, finish the accepted requests, and cut off those that do not end."""
         stop_handshakes(self._listener)
         await asyncio.sleep(HANDSHAKE_S)
         for server in self.servers:
@@ -148,7 +148,7 @@ class HttpServer(uvicorn.Server):
             await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_S)
 
     async def _take_in(self) -> None:
-        """Accept who has connected already: closing the socket would cut them off."""
+        """Accept the clients that have connected: closing the socket would cut them off."""
         loop = asyncio.get_running_loop()
         with self._listener, contextlib.suppress(BlockingIOError):
             self._listener.setblocking(False)

@@ -1,4 +1,4 @@
-"""The picture inside a request: a raw body, or the one ``file`` of a form; bounded while it arrives."""
+"""The body of a request: a raw picture, or the field ``file`` of a form. Size and time are bounded."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ from service.http_api.segment.inflation import WINDOW_BITS, Inflation
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 Hold = Callable[[int], Awaitable[None]]
-"""Waits until a body that has so many bytes so far may be kept."""
+"""Reserves memory for a body that has this many bytes so far."""
 
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """What one request may send, and how slowly.
+    """Limits of the body of one request.
 
     Args:
-        max_bytes: of the body, form framing included.
-        receive_timeout_s: from the first byte to the last.
-        grace_s: after this time a body must come at a pace that gets it here in time: what has arrived takes
-            memory.
-        min_bytes_per_s: the pace of the smallest.
-        setting: name of the setting behind ``receive_timeout_s``, for the message of an error; empty = none.
+        max_bytes: largest body, form framing included.
+        receive_timeout_s: longest time from the first byte to the last, in seconds.
+        grace_s: time after which a body must arrive at a pace that completes it in time, in seconds.
+        min_bytes_per_s: lowest pace of a body of unknown size.
+        setting: name of the setting behind ``receive_timeout_s``, for error messages; empty = none.
     """
 
     max_bytes: int = 20 * 1024 * 1024
@@ -47,14 +46,13 @@ class BodyLimits:
     setting: str = "limits.receive_timeout_s"
 
     def patience_s(self, received: int, expected: int) -> float:
-        """Return how long after its first byte a body that is still so short is given up.
+        """Return the time after the first byte at which a body of this length is given up, in seconds.
 
-        Who sends at a constant pace of at least ``min_bytes_per_s``, and would be done in time, is always
-        ahead of this.
+        A constant pace of at least ``min_bytes_per_s`` that completes the body in time is never given up.
 
         Args:
             received: bytes so far.
-            expected: bytes altogether; 0 = unknown.
+            expected: bytes in total; 0 = unknown.
         """
         grace_s = min(self.grace_s, self.receive_timeout_s / 2)
         pace = max(self.min_bytes_per_s, expected / (self.receive_timeout_s - grace_s))
@@ -62,7 +60,7 @@ class BodyLimits:
 
 
 def declared_bytes(request: Request, limits: BodyLimits) -> int | None:
-    """Return how long a body says that it is; None if it does not say.
+    """Return the declared length of a body; None if none is declared.
 
     Raises:
         PayloadTooLargeError: more than the limit.
@@ -84,14 +82,14 @@ async def _at_once(_received: int) -> None:
 
 
 async def read_picture(request: Request, limits: BodyLimits, hold: Hold = _at_once) -> bytes:
-    """Receive the bytes of the picture that a request carries.
+    """Receive the picture of a request.
 
-    ``Content-Type`` only tells a form from a raw body; what the bytes are is decided by their first ones.
+    ``Content-Type`` only tells a form from a raw body. The first bytes tell the format of the picture.
 
     Args:
-        request: whose body was not received yet.
+        request: its body was not received yet.
         limits: of the body.
-        hold: awaited whenever more has arrived; the time that it takes is not the client's.
+        hold: awaited with each piece; its time does not count against the client.
 
     Raises:
         ServiceError: what ``hold`` raises.
@@ -151,11 +149,11 @@ async def _inflated(
 
 
 async def read_document(request: Request, kind: type[DocumentT]) -> DocumentT:
-    """Receive the small JSON document that a request carries.
+    """Receive the small JSON document of a request.
 
     Args:
         request: its ``Content-Type`` is ignored.
-        kind: what it must be; forbid extra fields there.
+        kind: type of the document; it should forbid extra fields.
 
     Raises:
         InvalidArgumentError: it is no JSON, or no such document; the message names the field.
@@ -217,7 +215,7 @@ async def _raw(chunks: AsyncIterator[bytes]) -> bytes:
         if first:
             rest += chunk
         else:
-            first = chunk  # most come in one piece, which need not be copied
+            first = chunk  # most bodies come in one piece, which need not be copied
     return first + rest if rest else first
 
 

@@ -1,4 +1,4 @@
-"""Room for the bodies of requests: what many clients send at once does not fill the memory."""
+"""The memory budget for the bodies of requests."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _MORE = 2
 
 
 class BodyBudget:
-    """Bounds the bytes of all bodies together; of a body that has no room, no more is received.
+    """Bounds the bytes of all bodies together. Without a reservation, no more of a body is received.
 
-    Room is taken by what has arrived, and at most for as much again: who only says how much he will send
-    keeps nobody out. From one half of the room bodies take it step by step. When that half is full, each
-    waits in line for the rest of what it may have, from the other half; whoever got that waits no more, so
-    that bodies which are half here never wait for each other.
+    A body reserves the bytes that have arrived, and at most as many again; a declared Content-Length alone
+    reserves nothing. Bodies reserve one half of the budget step by step. When it is full, each body waits in
+    line and reserves all that it may still send from the other half. A body with such a reservation does not
+    wait again, so incomplete bodies never wait for each other.
 
     Belongs to one event loop.
 
     Args:
-        max_bytes: of all bodies; besides, of each connection what arrived while its body waits.
-        limits: of one.
+        max_bytes: of all bodies; each connection may hold one more piece while its body waits.
+        limits: of one body.
     """
 
     def __init__(self, max_bytes: int, limits: BodyLimits) -> None:
@@ -42,18 +42,18 @@ class BodyBudget:
 
     @asynccontextmanager
     async def holding(self, request: Request, *, deadline_s: float) -> AsyncIterator[Hold]:
-        """Hold room for the body of a request; it is given back when the context is left.
+        """Reserve memory for the body of a request until the context is left.
 
         Args:
-            request: whose body was not received yet.
-            deadline_s: when nobody waits any more, on the clock of ``time.monotonic``.
+            request: its body was not received yet.
+            deadline_s: time after which the answer is no longer needed (``time.monotonic``, seconds).
 
         Yields:
-            What to await whenever more of the body has arrived, with its bytes so far. Raises ``BusyError``
-            when there is no room before the deadline, or for as long as a body may take to arrive.
+            A function to await with the bytes so far, after each piece. It raises ``BusyError`` if the budget
+            stays full until the deadline, or for as long as a body may take to arrive.
 
         Raises:
-            PayloadTooLargeError: it declares more bytes than one body may have.
+            PayloadTooLargeError: the body declares more bytes than one body may have.
         """
         declared = declared_bytes(request, self._limits)
         most = self._limits.max_bytes if declared is None else declared

@@ -1,4 +1,4 @@
-"""The client while its picture is answered: whether it is still there, and how it takes the answer."""
+"""The connection of a client while its picture is answered: disconnects, and pieces of large answers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ its last piece is sent."""
 
 
 class PiecewiseResponse(Response):
-    """A response that is sent as the client takes it; a small one at once."""
+    """A response that is sent in pieces, at the pace of the client; a small one is sent at once."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         if len(self.body) <= PIECE_BYTES:
             await super().__call__(scope, receive, send)
             return
@@ -38,8 +38,8 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) 
     """Await work, and cancel it when the client leaves.
 
     Args:
-        receive: of a request whose body has been read to its end.
-        work: what the client waits for.
+        receive: of a request; its body has been received.
+        work: produces the answer.
 
     Raises:
         ClientDisconnect: the client left first.
@@ -50,10 +50,10 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) 
     leaving = asyncio.create_task(_disconnected(receive))
     leaving.add_done_callback(watch.cancel)
     try:
-        # In this task: one of its own would begin, and tell of its end, a turn of the event loop later.
+        # In this task: another task would start, and report its end, one turn of the event loop later.
         return await work
     except asyncio.CancelledError:
-        if watch.has_cancelled and task.cancelling() == cancelling + 1:  # nobody else did
+        if watch.has_cancelled and task.cancelling() == cancelling + 1:  # no other cancellation came
             raise ClientDisconnect from None
         raise
     finally:
@@ -77,7 +77,7 @@ class _Watch:
         if not self.is_over:
             self.has_cancelled = self.task.cancel()
         if not watching.cancelled():
-            watching.exception()  # or asyncio would report that nobody looked at it
+            watching.exception()  # or asyncio would report that it was never retrieved
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -31,9 +31,9 @@ def boundary_of(content_type: str) -> bytes | None:
 
 
 class FormFile:
-    """Takes a form apart and keeps the content of its ``file`` part.
+    """Parses a form and keeps the content of its ``file`` part.
 
-    Other fields are read over; names of files are never looked at.
+    Other fields are skipped. Names of files are never read.
 
     Args:
         boundary: from the ``Content-Type``.
@@ -64,7 +64,7 @@ class FormFile:
         """Parse the next bytes.
 
         Raises:
-            InvalidArgumentError: this is no form, it has too many or too large fields, or a second ``file``.
+            InvalidArgumentError: the body is no form, has too many or too large fields, or a second ``file``.
         """
         try:
             self._parser.write(chunk)

@@ -1,4 +1,4 @@
-"""Which representation a client gets: ``Accept`` against what an output can be (RFC 9110, 12.5.1)."""
+"""Content negotiation: ``Accept`` against the media types of an output (RFC 9110, 12.5.1)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OFFERS: dict[Output, tuple[str, ...]] = {
     "color": (PNG, JPEG, JSON, NPY, RAW),
     "overlay": (PNG, JPEG, JSON, NPY, RAW),
 }
-"""Media types of each output, the service's favourite first; a JPEG would change label ids."""
+"""Media types of each output, the preferred one first; a JPEG would change label ids."""
 
 _MAX_RANGES = 64
-"""In all ``Accept`` headers together: browsers send about ten; 16,000 would take 80 ms of the event loop."""
+"""Ranges in all ``Accept`` headers: browsers send about ten; 16,000 would block the event loop for 80 ms."""
 
 _QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
@@ -50,15 +50,15 @@ def negotiate(accept: Sequence[str], output: Output) -> str:
     """Choose the media type of an answer.
 
     Args:
-        accept: the values of all ``Accept`` headers; none = anything will do.
-        output: what the client wants to see.
+        accept: the values of all ``Accept`` headers; none = any type.
+        output: the output that the client asks for.
 
     Returns:
-        The offered type with the highest quality; among equals the service's favourite.
+        The offered type with the highest quality; among equals the preferred one.
 
     Raises:
-        NotAcceptableError: nothing that this output can be is accepted.
-        InvalidArgumentError: there are absurdly many alternatives.
+        NotAcceptableError: no media type of this output is accepted.
+        InvalidArgumentError: ``Accept`` has too many alternatives.
     """
     offers = OFFERS[output]
     ranges = _parse(",".join(accept)) if accept else []
@@ -86,5 +86,5 @@ def _parse(accept: str) -> list[_Range]:
 def _parse_range(element: str) -> _Range:
     media_type, *parameters = (part.strip().lower() for part in element.split(";"))
     quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
-    # A weight that is none gives the range no weight: the client gets what it asked for legibly, or a 406.
+    # A malformed weight gives the range no weight: another range decides, or the client gets a 406.
     return _Range(media_type, float(quality) if _QUALITY.fullmatch(quality) else 0.0)

@@ -48,7 +48,7 @@ _BODY = {
     },
 }
 _ANSWER = {
-    "description": "The mask in the form that Accept asks for, PNG if it does not say. "
+    "description": "The mask in the form that Accept asks for; PNG without Accept. "
     "Headers: X-Model-Name, X-Model-Version, Server-Timing; X-Inference-Size (height x width) when the "
     "picture was reduced before the network; X-Image-Width and X-Image-Height for arrays.",
     "content": {

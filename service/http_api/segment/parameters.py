@@ -1,4 +1,4 @@
-"""What a client may ask for beside its picture: the query of ``/v1/segment``."""
+"""The query parameters of ``/v1/segment``."""
 
 from __future__ import annotations
 
@@ -30,28 +30,26 @@ class SegmentQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    output: Output = Field("color", description="What the picture shows: labels, color or overlay.")
+    output: Output = Field("color", description="Content of the answer: labels, color or overlay.")
     alpha: float = Field(
         DEFAULT_ALPHA,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="How strong an overlay's colours are: 0 to 1.",
+        description="Opacity of an overlay's colours: 0 to 1.",
     )
     classes: list[str] = Field(
         [],
         description="The classes to keep: ids or names, separated by commas. Others become the model's "
         "`ignore_id`, which `/v1/models` tells; 255 as a rule.",
     )
-    mask: MaskEncoding = Field(
-        "png", description="How a JSON answer carries the mask: png, coco_rle or none."
-    )
+    mask: MaskEncoding = Field("png", description="Form of the mask in a JSON answer: png, coco_rle or none.")
     timeout_ms: int | None = Field(
         None,
         ge=1,
         le=MAX_TIMEOUT_MS,
-        description=f"After how many milliseconds the answer is useless: 1 to {MAX_TIMEOUT_MS}; "
-        f"the header {TIMEOUT_HEADER} says the same.",
+        description=f"Milliseconds after which the answer is no longer needed: 1 to {MAX_TIMEOUT_MS}. "
+        f"The header {TIMEOUT_HEADER} means the same.",
     )
 
 
@@ -116,10 +114,10 @@ def header_timeout_s(request: Request, default_s: float) -> float:
 
 
 def rendering_request(request: Request, query: SegmentQuery, palette: ClassPalette) -> RenderingRequest:
-    """Return the answer that a client wants.
+    """Return the form of the answer that a request asks for.
 
     Raises:
-        NotAcceptableError: the output cannot be represented as ``Accept`` asks.
+        NotAcceptableError: ``Accept`` has no media type of the output.
         InvalidArgumentError: ``Accept`` is too long, or a class is unknown.
     """
     return RenderingRequest(
@@ -135,11 +133,11 @@ def class_ids(classes: Sequence[str], palette: ClassPalette) -> frozenset[int]:
     """Return the ids of the classes to keep, in ``[0, K)``.
 
     Args:
-        classes: as the query has them; a name that contains a comma stands alone.
-        palette: of the model that is asked.
+        classes: values of the query parameter; a name that contains a comma stands alone.
+        palette: of the model.
 
     Raises:
-        InvalidArgumentError: one is neither a name nor an id of the palette.
+        InvalidArgumentError: a value is neither a name nor an id of the palette.
     """
     wanted = [name for text in classes for name in ([text] if text in palette.names else text.split(","))]
     try:

@@ -1,4 +1,4 @@
-"""The picture in the body of a request, and what people send instead of one."""
+"""The picture in the body of a request, and advice for bodies that hold no picture."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ JSON_KEY = "image"
 
 _JSON = "application/json"
 _FORM = "application/x-www-form-urlencoded"
-"""What curl sends with ``-d`` and ``--data-binary`` unless it is told another type."""
+"""Content type of curl for ``-d`` and ``--data-binary`` by default."""
 
 _START_BYTES = 64
 _TEXT = re.compile(rb"(?!RIFF)[\t\n\r -~]+")
-"""How a text begins; of the formats of pictures, only WebP begins with letters."""
+"""First bytes of a text. Of the picture formats, only WebP begins with letters."""
 
 _FILE_NAME = re.compile(rb"[^\r\n<>{}%=]{1,255}\.[A-Za-z0-9]{3,4}\s*")
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def picture_of(content_type: str, body: bytes) -> Picture:
-    """Return the picture that a body holds.
+    """Return the picture in a body.
 
-    The bytes decide: ``Content-Type`` is looked at where they are no picture.
+    The bytes decide; ``Content-Type`` matters only if they are no picture.
 
     Args:
         content_type: of the request, or empty.
         body: the whole body, or the file of a form; not empty.
 
     Raises:
-        UnsupportedMediaError: the body is a text; the message says which, and what to send.
+        UnsupportedMediaError: the body is a text; the message names it and says what to send.
     """
     media_type = content_type.partition(";")[0].strip().lower()
     if body[:_START_BYTES].lstrip().startswith(b"{"):
@@ -67,7 +67,7 @@ class JsonPicture:
         """Decode the document and read the header of the file in it.
 
         Raises:
-            InvalidArgumentError: the document is not as described; the message says why.
+            InvalidArgumentError: the document has another form; the message says why.
             ServiceError: what ``EncodedPicture`` raises.
         """
         self._file = EncodedPicture(_file_in(self._body))
@@ -79,7 +79,7 @@ class JsonPicture:
 
 
 class FormTypedPicture(EncodedPicture):
-    """A file that came with the content type of a form, as from curl, which has ways to damage files."""
+    """A file with the content type of a form, as from curl, which may have damaged it."""
 
     def header(self, limits: ImageLimits) -> ImageHeader:
         """Read the header of the file."""
@@ -102,7 +102,7 @@ def _curl_explained() -> Iterator[None]:
 
 
 def _refuse_text(media_type: str, body: bytes) -> None:
-    """Name a text that is often sent by mistake; others are refused as any file that is no picture."""
+    """Name a text that is often sent by mistake; other texts are refused like any file that is no picture."""
     if body.startswith(b"data:image/"):
         raise UnsupportedMediaError(
             f'the body is a data URL: send {{"{JSON_KEY}": URL}} with Content-Type: {_JSON}'

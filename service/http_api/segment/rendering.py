@@ -1,4 +1,4 @@
-"""From a segmentation to the bytes and headers of an answer; runs in a thread, never in the event loop."""
+"""Renders a segmentation as the bytes and headers of an answer; runs in a thread, not in the event loop."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _JPEG_BYTES = 5  # Pillow's canvas and the file
 
 @dataclass(frozen=True)
 class RenderingRequest:
-    """What a client wants to get.
+    """The form of an answer.
 
     Attributes:
-        media_type: what was negotiated.
-        output: what the picture shows.
-        alpha: strength of an overlay's colours, 0..1.
-        mask: how JSON carries the mask.
-        keep: the classes to show, others become the ignore id; None = all.
+        media_type: as negotiated.
+        output: content of the answer.
+        alpha: opacity of an overlay's colours, 0..1.
+        mask: form of the mask in JSON.
+        keep: ids of the classes to keep; pixels of others get the ignore id. None = all.
     """
 
     media_type: str
@@ -46,7 +46,7 @@ class RenderingRequest:
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """An answer that is ready to be sent, what the log says about it, and where the time went."""
+    """An answer that is ready to be sent, with its notes for the log and its timings."""
 
     body: bytes
     headers: Mapping[str, str]
@@ -55,12 +55,12 @@ class Rendering:
 
 
 def render(segmentation: Segmentation, wanted: RenderingRequest, receive_s: float) -> Rendering:
-    """Encode a segmentation as the client wants it.
+    """Encode a segmentation.
 
     Args:
         segmentation: from the segmenter.
-        wanted: the representation.
-        receive_s: how long the request took to arrive, for the timings.
+        wanted: form of the answer.
+        receive_s: time in which the request arrived, for the timings, in seconds.
     """
     started_s = time.monotonic()
     label_map = segmentation.label_map
@@ -79,7 +79,7 @@ def render(segmentation: Segmentation, wanted: RenderingRequest, receive_s: floa
 
 
 def render_bytes(wanted: RenderingRequest) -> int:
-    """Return how much memory ``render`` takes beside the segmentation, in bytes a pixel."""
+    """Return the memory of ``render`` beside the segmentation, in bytes per pixel."""
     if wanted.media_type == JPEG:
         num_bytes = _JPEG_BYTES
     elif wanted.output == "labels" or (wanted.media_type, wanted.output) == (PNG, "color"):
@@ -141,7 +141,7 @@ def _stages_s(segmentation: Segmentation, receive_s: float, encode_s: float) -> 
 
 
 def _in_ms(stages_s: Mapping[Stage, float]) -> dict[str, float]:
-    """Return what clients are told: to them, to prepare a picture is a part of decoding it."""
+    """Return the timings for clients; preparation counts as decoding there."""
     told_s = {str(stage): seconds for stage, seconds in stages_s.items()}
     told_s["decode"] += told_s.pop("preprocess")
     return {stage: round(1e3 * seconds, 3) for stage, seconds in told_s.items()}

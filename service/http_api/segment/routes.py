@@ -27,12 +27,12 @@ _PATTERNS = {
 
 @dataclass(frozen=True)
 class SegmentTarget:
-    """The model that a path asks for.
+    """The model in a path.
 
     Attributes:
-        route: of ``ROUTES`` or ``INFER_ROUTES``; a closed set, unlike the path.
+        route: one of ``ROUTES`` or ``INFER_ROUTES``; a closed set, unlike the path.
         model: name of the model; None = the default one.
-        version: as the path says it; None = the version that is served under the name.
+        version: text of the version in the path; None = the version that is served under the name.
     """
 
     route: str
@@ -44,13 +44,13 @@ class SegmentTarget:
         """The number of the version.
 
         Raises:
-            VersionNotFoundError: the path says something else than a number.
+            VersionNotFoundError: the text is not a number.
         """
         return None if self.version is None else version_number(self.version)
 
 
 def target_of(path: str) -> SegmentTarget | None:
-    """Return what a path asks for; None if it takes no pictures."""
+    """Return the model in a path; None for paths that take no pictures."""
     for route, pattern in _PATTERNS.items():
         if (match := pattern.fullmatch(path)) is not None:
             return SegmentTarget(route, **match.groupdict())

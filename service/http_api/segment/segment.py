@@ -32,13 +32,13 @@ from service.http_api.segment.routes import SegmentTarget
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """How segmentation requests are received.
+    """Limits of segmentation requests.
 
     Args:
-        body: what one may send.
-        max_body_bytes_in_flight: what all together may send.
-        max_answer_bytes_in_flight: of all answers larger than 256 KiB that clients have not taken yet.
-        default_timeout_s: how long a client waits that does not say so.
+        body: limits of one body.
+        max_body_bytes_in_flight: bytes of all bodies together.
+        max_answer_bytes_in_flight: bytes of all unsent answers larger than 256 KiB.
+        default_timeout_s: time-out of a request that names none, in seconds.
     """
 
     body: BodyLimits = field(default_factory=BodyLimits)
@@ -76,10 +76,10 @@ class SegmentEndpoint:
     """Answers the requests of the service's own routes.
 
     Args:
-        segmenter: answers pictures.
+        segmenter: segments pictures.
         models: the served models.
         budgets: what bodies and answers may take.
-        access: knows who asks.
+        access: gives the identity of a client.
         options: limits of a request.
     """
 
@@ -99,7 +99,7 @@ class SegmentEndpoint:
         self._options = options
 
     async def answer(self, request: Request, exchange: Exchange, target: SegmentTarget) -> Response:
-        """Refuse by the head alone what can be; then receive the body, and stop when the client leaves.
+        """Check the head, then receive the body and answer; stop when the client leaves.
 
         Raises:
             ServiceError: the request is refused, or failed.
@@ -140,6 +140,6 @@ class SegmentEndpoint:
             render_bytes=render_bytes(wanted),
             source=exchange.source,
         ) as rendering:
-            if len(rendering.body) > PIECE_BYTES:  # wait for its room while the picture's is still taken
+            if len(rendering.body) > PIECE_BYTES:  # reserve its memory before that of the picture is released
                 await self._budgets.keep(len(rendering.body), exchange, deadline_s=deadline_s)
             return rendering

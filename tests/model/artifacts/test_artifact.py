@@ -106,7 +106,7 @@ def test_a_manifest_must_name_every_file(artifact: Artifact) -> None:
         read_artifact(artifact.folder)
 
 
-def test_a_manifest_of_a_size_that_nobody_writes_is_not_read(artifact: Artifact) -> None:
+def test_a_manifest_of_an_absurd_size_is_not_read(artifact: Artifact) -> None:
     with artifact.path(MANIFEST_FILE).open("ab") as file:
         file.truncate(2 << 20)
     with pytest.raises(ArtifactError, match="more than"):
@@ -182,7 +182,7 @@ EDITS = st.lists(
     min_size=1,
     max_size=4,
 )
-"""Where (from the begin or the end, where formats describe themselves), how much is cut, what is put in."""
+"""Position (from the start or the end, where formats describe themselves), bytes cut, bytes put in."""
 
 
 def edited(data: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:

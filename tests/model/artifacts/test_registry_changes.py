@@ -72,7 +72,7 @@ def registry(storage: Storage) -> ModelRegistry:
 
 
 def plant(storage: Storage, *versions: ModelVersion) -> None:
-    """Let versions exist of which nobody opens the files."""
+    """Create versions whose files are never opened."""
     for version in versions:
         for name in PLANTED:
             storage.create(f"{version_folder(version)}/{name}", b"anything")
@@ -222,7 +222,7 @@ def test_an_aliased_version_stays(registry: ModelRegistry, storage: Storage) -> 
 
 
 def test_the_manifest_goes_first(registry: ModelRegistry, storage: Storage) -> None:
-    """Whatever of a deletion happens, nobody sees half a version."""
+    """An interrupted deletion leaves no half version to see."""
     steps = InterruptedStorage(storage, fail_at=0, failure=StorageError(), after=False)
     ModelRegistry(steps).delete(CITY_2)
     for step in range(1, steps.operations):
@@ -356,7 +356,7 @@ def serial_outcomes() -> list[tuple[list[Outcome], Alias | None]]:
 
 @often
 @given(orders)
-def test_whoever_asks_while_an_alias_moves_gets_a_version_that_exists(order: list[int]) -> None:
+def test_a_reader_gets_a_version_that_exists_while_an_alias_moves(order: list[int]) -> None:
     """The old one is deleted as soon as the alias has left it, the new one published just before."""
 
     def move(storage: Storage) -> Outcome:
@@ -379,7 +379,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whoever_is_killed_at_any_step_leaves_a_registry_that_can_be_changed(
+def test_a_change_that_is_killed_at_any_step_leaves_a_registry_that_can_be_changed(
     change: str, tmp_path: Path
 ) -> None:
     template = FolderStorage(tmp_path / "template")
@@ -406,7 +406,7 @@ def check_after_a_kill(storage: FolderStorage, repeat: Callable[[Storage], Outco
     return left
 
 
-def test_whoever_opens_a_version_while_it_is_deleted_gets_all_of_it_or_hears_so(
+def test_a_version_opened_while_it_is_deleted_is_whole_or_named_as_gone(
     storage: Storage, artifact: Artifact, tmp_path: Path
 ) -> None:
     versions = [ModelVersion("city", number) for number in range(1, 13)]

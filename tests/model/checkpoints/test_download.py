@@ -93,7 +93,7 @@ def test_no_name_leads_out_of_the_folder(server: HttpsServer, tmp_path: Path) ->
     assert found.path == tmp_path / "inner" / "profile"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
+def test_a_certificate_of_an_unknown_authority_is_refused(
     server: HttpsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
@@ -107,7 +107,7 @@ def test_only_https_is_asked(url: str, tmp_path: Path) -> None:
         download(url, tmp_path)
 
 
-def test_credentials_and_query_are_shown_to_nobody(tmp_path: Path) -> None:
+def test_credentials_and_query_are_never_shown(tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as refusal:
         download("https://me:secret@127.0.0.1:1/weights.pth?token=secret", tmp_path)
     assert "https://127.0.0.1:1/weights.pth" in str(refusal.value)

@@ -16,7 +16,7 @@ from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.errors import DatasetError
 from model.labels import ClassPalette
 
-OUTSIDE = b"what nobody may read"
+OUTSIDE = b"outside of the folder"
 PALETTE = ClassPalette(names=("a", "b"), colors=((0, 0, 0), (255, 255, 255)))
 
 

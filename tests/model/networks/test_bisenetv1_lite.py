@@ -22,9 +22,9 @@ def recorded_input(module: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_the_heads_score_at_strides_8_8_and_16() -> None:
-    outputs = lite().forward_train(torch.zeros(1, 3, 64, 96))
-    assert [tuple(o.shape) for o in outputs] == [(1, 5, 8, 12), (1, 5, 8, 12), (1, 5, 4, 6)]
+def test_the_heads_score_at_strides_4_8_and_16() -> None:
+    outputs = lite(sub_cells=2).forward_train(torch.zeros(1, 3, 64, 96))
+    assert [tuple(o.shape) for o in outputs] == [(1, 5, 16, 24), (1, 5, 8, 12), (1, 5, 4, 6)]
 
 
 @torch.no_grad()
@@ -71,3 +71,14 @@ def test_its_padding_becomes_part_of_the_exported_convolutions() -> None:
         if node.get_type_name().endswith("Convolution") and node.get_attributes()["strides"] == [2, 2]
     }
     assert padded == {((0, 0), (1, 1)), ((1, 1), (2, 2)), ((1, 1), (1, 1))}
+
+
+@torch.no_grad()
+def test_equal_scores_of_all_sub_cells_are_the_scores_of_their_cell() -> None:
+    coarse, fine = lite(), lite(sub_cells=2)
+    state = coarse.state_dict()
+    for key in ("conv_out.conv_out.weight", "conv_out.conv_out.bias"):
+        state[key] = state[key].repeat_interleave(4, dim=0)
+    fine.load_state_dict(state)
+    x = torch.rand(1, 3, 64, 96)
+    assert torch.equal(fine(x), coarse(x).repeat_interleave(2, 2).repeat_interleave(2, 3))

@@ -201,7 +201,7 @@ def test_a_check_that_names_no_pair_exits_with_2(run: Run, checkpoint: Path, che
     assert "PICTURE,LABELS" in result.stderr
 
 
-def test_tensors_that_nobody_learned_are_pointed_out(run: Run, checkpoint: Path, classes: Path) -> None:
+def test_tensors_that_were_not_learned_are_named(run: Run, checkpoint: Path, classes: Path) -> None:
     result = run(checkpoint, "--name", "new", "--classes", classes, "--preset", "face")
     assert result.exit_code == 0, result.output
     assert "bga.conv.1.running_var: were the weights of another network completed? --check" in result.stdout

@@ -1,4 +1,4 @@
-"""Which pictures are read, where masks go, and what is said of everything else."""
+"""The pictures that are read, the files of their masks, and the report on all other files."""
 
 from __future__ import annotations
 

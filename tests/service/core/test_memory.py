@@ -17,7 +17,7 @@ old = Knot()
 watch = weakref.ref(old)
 gc.disable()
 with frozen_objects():
-    assert lost() is None, "what nobody holds is collected first"
+    assert lost() is None, "unreferenced objects are collected first"
     del old
     gc.collect()
     assert watch() is not None, "what was alive then is not looked at"

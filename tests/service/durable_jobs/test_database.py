@@ -234,7 +234,7 @@ class Disk:
 def test_a_worker_that_the_database_failed_takes_its_job_up_again_however_often(
     sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no room for a step, and later there is; nobody died of that."""
+    """The disk is full for a step and later is not; no process died of that."""
     monkeypatch.setattr("service.core.jobs.evaluation_job.MAX_RESCUES", 0)
     disk, failures = Disk(sqlite_database), threading.Semaphore(0)
     filled: list[int] = []

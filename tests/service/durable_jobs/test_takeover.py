@@ -202,7 +202,7 @@ def test_a_lock_that_somebody_holds_for_a_moment_is_taken_afterwards(
         for _ in range(20):  # more than a pool has sessions
             assert not own.keep()
         Watcher(recorder, own).check_once()
-        assert recorder.rescued == ["stranded"]  # who is taken for dead relieves nobody
+        assert recorder.rescued == ["stranded"]  # a worker that counts as dead takes over no work
     assert own.keep()
     Watcher(recorder, own).check_once()
     assert len(recorder.rescued) > 2
@@ -223,7 +223,7 @@ def test_a_lock_is_taken_again_when_the_database_is_back(
     own.close()
 
 
-def test_the_only_worker_of_a_file_looks_after_nobody_else() -> None:
+def test_the_only_worker_of_a_file_takes_over_no_work() -> None:
     recorder = Recorder()
     Watcher(recorder, None).check_once()
     assert (recorder.rescued, recorder.rested) == (["stranded"], 1)

@@ -1,4 +1,4 @@
-"""What is raced, and what is chosen, with engines that take as long as a script says."""
+"""Races of engines and their choice, with engines whose durations a script states."""
 
 from __future__ import annotations
 

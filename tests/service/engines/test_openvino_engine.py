@@ -148,7 +148,7 @@ def test_only_an_engine_that_may_use_all_cores_is_pinned_to_them(
     engine.close()
 
 
-def test_one_thread_runs_the_graph_whoever_asks(
+def test_one_thread_runs_the_graph_for_all_callers(
     artifact: Artifact, options: EngineOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two threads, of which one ends before the graph is freed, have crashed OpenVINO.

@@ -33,7 +33,7 @@ def network() -> SegmentationNetwork:
 
 @pytest.fixture
 def architecture() -> nn.Module:
-    """Return what is exported in a moment."""
+    """Return a list that the export fills."""
     return nn.Conv2d(3, 4, 1).half()
 
 

@@ -157,7 +157,7 @@ async def test_a_stop_answers_what_was_accepted() -> None:
         assert not site.server.cut_off
 
 
-async def test_a_cut_waits_for_nobody() -> None:
+async def test_a_cut_waits_for_no_call() -> None:
     async with open_grpc_site(FakeEngine(held=True)) as site:
         call = await site.stream()
         assert (await call.read()).WhichOneof("kind") == "opened"

@@ -344,7 +344,7 @@ async def test_a_client_that_leaves_takes_its_frames_along(held: GrpcSite) -> No
 
 
 class ByHand:
-    """A stream whose client is this test, and whose pictures nobody ever answers."""
+    """A stream whose client is this test, and whose pictures are never answered."""
 
     def __init__(
         self, permits: FramePermits, policy: FramePolicy, budget: MemoryBudget | None = None

@@ -345,7 +345,7 @@ async def test_an_answer_is_counted_with_its_route_its_version_and_its_stages(si
         assert series in text
 
 
-async def test_a_picture_that_nobody_waits_for_is_counted_where_it_was_given_up() -> None:
+async def test_a_picture_whose_client_left_is_counted_at_the_stage_of_its_end() -> None:
     engine = FakeEngine(held=True)
     picture = encoded(np.zeros((32, 32, 3), np.uint8))
     async with open_site(engine) as site:

@@ -86,7 +86,7 @@ def test_splits_come_from_the_names_of_the_files_or_of_their_folders(tmp_path: P
     }
     result = imported("coco", write(tmp_path / "coco", files), tmp_path / "data")
     assert result.splits == {"train": ["a"], "val": ["a"]}
-    assert result.report.left_out == {"other files": 1}
+    assert result.report.left_out.counts == {"other files": 1}
     files = {
         "train/_annotations.coco.json": instances(road),
         "train/a.jpg": picture_bytes(0),
@@ -108,7 +108,7 @@ def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
     pictures: dict[str, str | bytes] = {"a.jpg": picture_bytes(0), "b.jpg": picture_bytes(1)}
     source = write(tmp_path / "coco", {"x.json": text, "y.json": "[]"} | pictures)
     result = imported("coco", source, tmp_path / "data")
-    assert result.report.left_out == {
+    assert result.report.left_out.counts == {
         "annotations without a segmentation (boxes alone)": 2,
         "polygons of fewer than three points": 1,
         "annotations of pictures that the file does not list": 1,

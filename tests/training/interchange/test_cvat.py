@@ -72,13 +72,13 @@ def test_shapes_without_area_are_left_out_and_said(tmp_path: Path) -> None:
         '<tag label="road"></tag>',
     ]
     report = imported("cvat", export(tmp_path, *shapes), tmp_path / "data").report
-    assert report.left_out == {
+    assert report.left_out.counts == {
         "shapes of kind polyline": 1,
         "shapes of kind points": 2,
         "shapes of kind tag": 1,
     }
     assert (
-        "shapes of kind points: 2 (first: annotations.xml, image 'a.jpg', shape 3)" in report.left_out_lines
+        "shapes of kind points: 2 (first: annotations.xml, image 'a.jpg', shape 3)" in report.left_out.lines()
     )
 
 
@@ -89,7 +89,7 @@ def test_pictures_that_are_missing_or_without_a_shape_are_left_out_unless_asked_
     source = write(tmp_path / "export", {"annotations.xml": text, **pictures})
     result = imported("cvat", source, tmp_path / "data")
     assert list(result.ids) == ["a"]
-    assert result.report.left_out == {
+    assert result.report.left_out.counts == {
         "pictures without a shape": 1,
         "pictures that are missing": 1,
     }
@@ -198,4 +198,6 @@ def test_a_segmentation_mask_export_is_read_by_its_colours(tmp_path: Path, mode:
     assert (result.ids["a"][20:] == 1).all()
     assert (result.ids["a"][10:20, 40:] == 2).all()
     assert (result.ids["a"][:10] == 0).all()
-    assert result.report.left_out == {"pictures or masks that no annotation names": 1}  # SegmentationObject
+    assert result.report.left_out.counts == {
+        "pictures or masks that no annotation names": 1
+    }  # SegmentationObject

@@ -11,13 +11,15 @@ import pytest
 from interchange_site import HEIGHT, WIDTH, encoded, imported, left_in, picture_bytes, write
 from PIL import Image, ImageOps
 
+from model.datasets.dataset import LabeledImages
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
 from training.errors import InterchangeError
 from training.interchange import importing
 from training.interchange.foreign import ClassIds, ForeignClass, ForeignDataset, ForeignPicture, Shapes
 from training.interchange.importing import ImportOptions, import_dataset
-from training.interchange.left_out import LeftOut
+from training.interchange.tally import Tally
+from training.interchange.trainable_pictures import ASSUMED_UPRIGHT, CONVERTED, TURNED
 
 
 def labelme(path: str, *, size: tuple[int, int] = (HEIGHT, WIDTH), label: str = "road") -> str:
@@ -133,7 +135,7 @@ def test_pictures_that_cannot_be_read_are_left_out_by_name(tmp_path: Path) -> No
     )
     result = imported("labelme", source, tmp_path / "data")
     assert list(result.ids) == ["a"]
-    assert result.report.left_out == {"pictures that cannot be read (JPEG, PNG and WebP can)": 2}
+    assert result.report.left_out.counts == {"pictures that cannot be read": 2}
     assert left_in(tmp_path / "data/images") == ["a.jpg"]
 
 
@@ -162,6 +164,7 @@ def test_the_report_counts_what_was_written(tmp_path: Path) -> None:
         "drawing_order": "later shapes of a file lie above earlier ones",
         "background": "background",
         "left_out": {},
+        "notes": {},
     }
     text = (tmp_path / "data/import.txt").read_text()
     assert "pictures: train 1, val 1 (divided here)" in text
@@ -200,7 +203,7 @@ def test_shapes_without_any_drawing_are_background() -> None:
 
 
 def test_kinds_are_told_by_their_frequency() -> None:
-    left_out = LeftOut()
+    left_out = Tally()
     for kind in "abb":
         left_out.add(kind, f"of {kind}")
     assert left_out.lines() == ["b: 2 (first: of b)", "a: 1 (first: of a)"]
@@ -225,7 +228,9 @@ def test_labels_of_a_picture_that_exif_turns_are_turned_where_they_were_drawn_on
     assert (shown_HW[:, :31] == 1).all()
     assert not shown_HW[:, 31:].any()
     write(source, {"a.json": labelme("a.jpg", size=(WIDTH, HEIGHT))})  # 60 rows of 40: as it is stored
-    stored_HW = imported("labelme", source, tmp_path / "stored").ids["a"]
+    result = imported("labelme", source, tmp_path / "stored")
+    stored_HW = result.ids["a"]
+    assert result.report.notes.counts == {TURNED: 1}
     assert stored_HW.shape == (HEIGHT, WIDTH)
     drawn_HW = np.zeros((WIDTH, HEIGHT), np.uint8)
     drawn_HW[:40, :31] = 1
@@ -246,3 +251,31 @@ def test_masks_of_a_picture_that_exif_turns_are_turned_where_they_have_its_store
     ids_HW = imported("voc", source, tmp_path / "data").ids["a"]
     assert (ids_HW[:, -10:] == 1).all()
     assert not ids_HW[:, :-10].any()
+
+
+def test_labels_of_a_picture_that_fits_them_either_way_are_taken_as_upright_and_that_is_said(
+    tmp_path: Path,
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(data, "JPEG", exif=exif)
+    source = write(tmp_path / "s", {"a.jpg": data.getvalue(), "a.json": labelme("a.jpg")})
+    result = imported("labelme", source, tmp_path / "data")
+    assert (result.ids["a"][:, :31] == 1).all()
+    assert result.report.notes.counts == {ASSUMED_UPRIGHT: 1}
+    assert f"note: {ASSUMED_UPRIGHT}: 1 (first: a.jpg)" in (tmp_path / "data/import.txt").read_text()
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("bmp", "BMP"), ("tif", "TIFF"), ("gif", "GIF")])
+def test_pictures_of_other_formats_become_png_and_that_is_said(
+    tmp_path: Path, suffix: str, kind: str
+) -> None:
+    picture = Image.new("RGB", (WIDTH, HEIGHT), (200, 100, 0))
+    name = f"a.{suffix}"
+    source = write(tmp_path / "s", {name: encoded(picture, kind), "a.json": labelme(name)})
+    result = imported("labelme", source, tmp_path / "data", ImportOptions(pictures="link"))
+    assert result.report.notes.counts == {CONVERTED: 1}
+    image_HW3, label_HW = LabeledImages(result.spec, "train")[0]
+    assert (image_HW3 == (200, 100, 0)).all()
+    assert (label_HW == result.ids["a"]).all()

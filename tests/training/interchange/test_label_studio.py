@@ -112,7 +112,7 @@ def test_png_files_alone_need_pictures_that_are_called_like_the_task(tmp_path: P
     found = imported("label-studio", write(tmp_path / "export", files), tmp_path / "data")
     assert found.spec.palette.names == ("background", "a-b")
     assert (found.ids["7"] == 1).all()
-    assert found.report.left_out == {"pictures or masks that no annotation names": 1}
+    assert found.report.left_out.counts == {"pictures or masks that no annotation names": 1}
     lost = write(tmp_path / "lost", {names[0]: mask, "photo.jpg": picture_bytes()})
     with pytest.raises(InterchangeError, match="tasks whose picture is missing: 1"):
         import_dataset("label-studio", lost, tmp_path / "none", ImportOptions())
@@ -136,7 +136,7 @@ def test_the_newest_annotation_counts_and_everything_else_is_said(tmp_path: Path
     }
     report = imported("label-studio", write(tmp_path / "export", files), tmp_path / "data").report
     assert list(report.pixels) == ["background", "road"]
-    assert report.left_out == {
+    assert report.left_out.counts == {
         "annotations that are older or were cancelled": 2,
         "further labels of a shape, of which the first counts": 1,
         "results of kind keypointlabels, which have no area or no label": 1,

@@ -129,7 +129,7 @@ def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
         "notes.txt": "",
     }
     report = imported("labelme", write(tmp_path / "labels", files), tmp_path / "data").report
-    assert report.left_out == {
+    assert report.left_out.counts == {
         "shapes of kind point, which have no area": 1,
         "pictures without a shape": 1,
         "pictures that are missing": 1,

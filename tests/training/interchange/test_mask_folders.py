@@ -68,7 +68,7 @@ def test_folders_of_the_same_names_keep_their_pictures_apart(tmp_path: Path) -> 
     report = imported("masks", write(tmp_path / "source", files), tmp_path / "data").report
     assert report.splits == {"train": 1, "val": 1}
     assert report.divided
-    assert report.left_out == {"masks without a picture of their name, or with several": 1}
+    assert report.left_out.counts == {"masks without a picture of their name, or with several": 1}
 
 
 def test_the_table_of_the_source_is_found_and_that_of_the_user_goes_before_it(tmp_path: Path) -> None:

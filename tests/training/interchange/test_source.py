@@ -9,8 +9,8 @@ from interchange_site import write
 
 from training.errors import InterchangeError
 from training.interchange import source as source_module
-from training.interchange.left_out import LeftOut
 from training.interchange.source import Source, repeated, shared_folders
+from training.interchange.tally import Tally
 
 
 def folder(tmp_path: Path, *names: str) -> Path:
@@ -25,7 +25,7 @@ def zipped(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def opened(*paths: Path) -> Source:
-    return Source(paths, LeftOut())
+    return Source(paths, Tally())
 
 
 def test_hidden_files_and_what_archivers_of_macs_add_are_passed_over(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_of_several_pictures_of_a_name_the_split_chooses(tmp_path: Path) -> None
 
 
 def test_unread_files_are_told_once(tmp_path: Path) -> None:
-    source, left_out = opened(folder(tmp_path, "a.jpg", "b.jpg", "c.jpg")), LeftOut()
+    source, left_out = opened(folder(tmp_path, "a.jpg", "b.jpg", "c.jpg")), Tally()
     source.read("a.jpg")
     left_out.add("broken pictures", "b.jpg: no JPEG", file="b.jpg")
     source.tell_unread(left_out, lambda name: f"files {Path(name).suffix}")
@@ -82,7 +82,7 @@ def test_unread_files_are_told_once(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_utf8_are_told(tmp_path: Path) -> None:
-    root, left_out = folder(tmp_path, "a.jpg"), LeftOut()
+    root, left_out = folder(tmp_path, "a.jpg"), Tally()
     (root / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
     assert Source([root], left_out).names == ("a.jpg",)
     assert left_out.lines() == [r"file names that are no UTF-8: 1 (first: '\udcff.jpg')"]
@@ -90,7 +90,7 @@ def test_names_that_are_no_utf8_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "x/../../a.jpg", "C:\\a.jpg", "..\\a.jpg"])
 def test_names_that_lead_out_of_a_zip_file_are_told(tmp_path: Path, name: str) -> None:
-    left_out = LeftOut()
+    left_out = Tally()
     source = Source([zipped(tmp_path / "a.zip", {"ok.json": b"", name: b"x"})], left_out)
     assert source.names == ("ok.json",)
     assert left_out.counts == {"names that lead out of the ZIP file": 1}

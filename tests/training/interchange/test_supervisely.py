@@ -69,7 +69,7 @@ def test_polygons_with_holes_bitmaps_and_rectangles_are_drawn_later_ones_above(t
         [0, 0, 2, 2, 2, 2, 2, 2, 0],
         [0] * 9,
     ]
-    assert found.report.left_out == {"objects of kind line, which have no area": 1}
+    assert found.report.left_out.counts == {"objects of kind line, which have no area": 1}
 
 
 def test_splits_are_data_sets_or_tags(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_pictures_that_are_missing_or_empty_are_said(tmp_path: Path) -> None:
         "ds/ann/c.jpg.json": annotation(ROAD),
     }
     report = imported("supervisely", project(tmp_path, files), tmp_path / "data").report
-    assert report.left_out == {"pictures without an object": 1, "pictures that are missing": 1}
+    assert report.left_out.counts == {"pictures without an object": 1, "pictures that are missing": 1}
 
 
 def test_a_folder_that_is_no_project_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_masks_of_voc_have_its_21_classes_and_outlines_that_do_not_count(
     assert result.splits == {"train": ["a"], "val": ["b"]}
     assert (result.ids["a"] == voc_ids()).all()
     assert result.report.background is None
-    assert result.report.left_out == {
+    assert result.report.left_out.counts == {
         "masks that no list in ImageSets names": 1,
         "pictures or masks that no annotation names": 2,
     }

@@ -133,7 +133,7 @@ def test_a_device_that_is_none_is_refused(name: str, message: str) -> None:
         choose_device(name)
 
 
-def test_a_run_says_what_it_began_with_whoever_resumes_it(
+def test_a_run_states_its_first_weights_after_every_resumption(
     finished: Path, config: TrainingConfig, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

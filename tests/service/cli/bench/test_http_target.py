@@ -111,7 +111,7 @@ async def test_what_is_no_answer_is_a_refusal(answer: bytes, code: str) -> None:
             await target.segment(b"picture")
 
 
-async def test_nobody_there_is_a_refusal() -> None:
+async def test_a_missing_service_is_a_refusal() -> None:
     server = await asyncio.start_server(Site(lambda *_: b"").handle, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()

@@ -110,7 +110,7 @@ def test_scores_are_kept_as_they_are(device: Device) -> None:
     np.testing.assert_array_equal(raw_NKhw, red_scores(IMAGES_NHW3))
 
 
-def test_scores_that_nobody_waits_for_are_not_computed(device: Device, builder: Builder) -> None:
+def test_scores_that_are_no_longer_needed_are_not_computed(device: Device, builder: Builder) -> None:
     device.load(CITY, ARTIFACT)
     assert scored(device, within_s=-1)[0] is Outcome.EXPIRED
     assert builder.engines[0].seen == []

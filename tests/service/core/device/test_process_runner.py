@@ -137,7 +137,7 @@ def test_a_worker_that_is_killed_loses_what_it_had_begun_and_nothing_else(
     assert len(site.workers) == workers + 1
 
 
-def test_a_worker_that_dies_while_nobody_asks_is_replaced(site: WorkerSite) -> None:
+def test_an_idle_worker_that_dies_is_replaced(site: WorkerSite) -> None:
     workers = len(site.workers)
     site.kill()
     site.wait_until_ready(workers + 1)
@@ -206,7 +206,7 @@ def test_nonsense_from_the_service_ends_the_worker(site: WorkerSite) -> None:
     assert site.workers[workers - 1]._process.returncode == 65
 
 
-def test_versions_are_exchanged_under_load_and_nobody_notices(
+def test_versions_are_exchanged_under_load_without_an_error(
     artifacts: list[Artifact], shared_cache: Path
 ) -> None:
     versions = [ModelVersion("pooling", number) for number in range(1, 6)]
@@ -385,4 +385,4 @@ def is_alive(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return False
-    return state != "Z"  # whoever adopts orphans here may leave them unburied
+    return state != "Z"  # the process that adopts orphans may not reap them

@@ -116,7 +116,7 @@ def test_a_slot_takes_memory_only_where_it_was_written_to(pool: SlotPool) -> Non
     assert os.fstat(sent(lease)).st_blocks * 512 <= mmap.PAGESIZE
 
 
-def test_nobody_can_make_a_slot_smaller(pool: SlotPool) -> None:
+def test_a_slot_cannot_be_made_smaller(pool: SlotPool) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(sent(pool.lease(100, now_s=0)), 0)
 

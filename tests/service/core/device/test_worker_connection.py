@@ -1,4 +1,4 @@
-"""What a worker notes, and what is known of it afterwards."""
+"""The execution record of a worker, and its reading afterwards."""
 
 from __future__ import annotations
 

@@ -366,7 +366,7 @@ def test_a_version_that_is_not_served_is_borrowed_for_the_job(work: EvaluationSt
     request = replace(REQUEST, version=POOL_2)
     plan = work.plan_job(request)
     assert host.has(POOL_2)
-    assert [served.version for served in host.models] == [POOL_1]  # nobody else notices
+    assert [served.version for served in host.models] == [POOL_1]  # the served models do not change
     with pytest.raises(VersionNotFoundError):
         host.find(MODEL, 2)
     counts = [work.count_images(request, plan, range(IMAGES))]

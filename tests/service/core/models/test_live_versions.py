@@ -33,7 +33,7 @@ from service.core.scheduling.dispatcher import Dispatcher
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a registry with three versions of ``pool``, which nobody changes."""
+    """Return a registry with three versions of ``pool``, which does not change."""
     decode.warm_up()
     folder = tmp_path_factory.mktemp("published")
     for seed in range(3):
@@ -63,7 +63,7 @@ class Site:
 
     def wait_until_loaded(self, *numbers: int) -> None:
         given_up_s = time.monotonic() + PATIENCE_S
-        while self.loaded() != list(numbers):  # what is retired leaves in the background
+        while self.loaded() != list(numbers):  # retired versions are unloaded in the background
             assert time.monotonic() < given_up_s, self.loaded()
             time.sleep(0.001)
 
@@ -179,7 +179,7 @@ def test_a_registry_that_fails_leaves_the_old_version(site: Site) -> None:
             site.wait_until_loaded(1)
 
 
-def test_an_alias_that_nobody_follows_is_moved_in_the_registry_alone(site: Site) -> None:
+def test_an_alias_that_the_service_does_not_follow_is_moved_in_the_registry_alone(site: Site) -> None:
     versions = site.versions("pool@1")
     versions.promote("pool", "production", 2)
     versions.promote("pool", "staging", 3)

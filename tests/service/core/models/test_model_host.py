@@ -234,7 +234,7 @@ def test_what_a_bare_name_means_cannot_be_unloaded(host: ModelHost) -> None:
         host.unload(CITY_2)
 
 
-def test_an_old_version_leaves_when_nobody_holds_it_any_more(host: ModelHost, builder: Builder) -> None:
+def test_an_old_version_leaves_after_its_last_holder(host: ModelHost, builder: Builder) -> None:
     host.load(CITY_1, ARTIFACT)
     host.load(CITY_2, ARTIFACT)
     with host.hold("city") as held:

@@ -278,7 +278,7 @@ async def test_labels_that_are_there_by_the_deadline_are_encoded_after_it(
 ) -> None:
     site = make(engine)
     deadline_s = time.monotonic() + SHORT_S
-    too_late = threading.Event()  # that nobody sets
+    too_late = threading.Event()  # never set
 
     def encode(_: Segmentation) -> str:
         too_late.wait(deadline_s + 0.05 - time.monotonic())
@@ -487,7 +487,7 @@ async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(
     await segment(soon())
 
 
-def test_a_picture_that_is_read_after_the_end_of_the_service_disturbs_nobody(
+def test_a_picture_that_is_read_after_the_end_of_the_service_does_no_harm(
     make: MakeSite,
     engine: FakeEngine,
     pool: ThreadPoolExecutor,

@@ -79,7 +79,7 @@ def test_a_source_that_replaces_what_waits_keeps_its_turn() -> None:
     assert queue.first_item().work == "newer"
 
 
-def test_a_source_that_went_away_holds_nobody_up() -> None:
+def test_a_source_that_left_holds_no_other_up() -> None:
     gone = an_item("gone", source="a")
     queue = a_queue(gone, an_item("b", source="b"))
     queue.remove(gone)

@@ -26,7 +26,7 @@ def test_a_picture_is_suspect_after_one_death_and_banned_after_two() -> None:
     assert quarantine.is_banned(CITY, picture(1))
 
 
-def test_nobody_else_is_suspected() -> None:
+def test_no_other_picture_is_suspected() -> None:
     quarantine = Quarantine()
     for _ in range(2):
         quarantine.record_death(CITY, picture(1))

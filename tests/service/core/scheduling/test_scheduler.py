@@ -97,7 +97,7 @@ def test_what_would_be_late_makes_way_for_what_would_not() -> None:
         late.future.result(timeout=0)
 
 
-def test_whoever_hears_that_the_time_is_up_may_come_back_at_once() -> None:
+def test_an_expired_client_may_come_back_at_once() -> None:
     late = an_item("a", key=FOURS, deadline_s=1.0)
     scheduler = a_scheduler(late, an_item("b", key=FOURS), an_item("c", key=FOURS))
     late.future.add_done_callback(lambda _: scheduler.admit_item(an_item("d", key=FOURS)))
@@ -127,7 +127,7 @@ def test_the_first_in_line_are_given_up_when_they_would_keep_batches_small_for_e
     assert next_up(scheduler) == "cdef"
 
 
-def test_nobody_is_given_up_as_long_as_all_can_be_in_time_one_batch_after_the_other() -> None:
+def test_no_item_is_given_up_while_all_can_be_in_time_one_batch_after_the_other() -> None:
     items = [
         an_item(name, key=FOURS, deadline_s=deadline_s)
         for name, deadline_s in (("a", 1.5), ("b", 3.1), ("c", 3.1))
@@ -355,7 +355,7 @@ def fill(scheduler: StrScheduler, source: str | None) -> int:
             scheduler.admit_item(an_item(source=source))
         except (QueueFullError, RateLimitedError):
             return count
-    raise AssertionError("nobody is ever refused")
+    raise AssertionError("no item is ever refused")
 
 
 def test_a_lone_client_may_fill_the_room_and_others_find_a_place_all_the_same() -> None:

@@ -220,7 +220,7 @@ def test_a_version_that_is_unloaded_is_refused(crew: Crew) -> None:
     crew.submit(1, version=ROAD)
 
 
-def test_a_worker_that_dies_while_the_service_ends_keeps_nobody_waiting(crew: Crew) -> None:
+def test_a_worker_that_dies_while_the_service_ends_leaves_no_request_waiting(crew: Crew) -> None:
     futures = [crew.submit(value) for value in range(3)]
     crew.dispatcher._closing = True
     crew.runner.die(begun=1)

@@ -171,7 +171,7 @@ def test_a_turn_rests_only_while_the_device_has_another_frame_and_a_live_stream_
     assert permits.frame_left_device(lead_s=0.001, busy_s=0.02) == 0  # films want many frames, not young ones
 
 
-def test_a_turn_that_rests_is_nobodys_until_it_is_given_back() -> None:
+def test_a_resting_permit_belongs_to_no_stream_until_it_is_given_back() -> None:
     permits = experienced(FramePermits(max_frames=2))
     taken: list[str] = []
     for name in "abc":

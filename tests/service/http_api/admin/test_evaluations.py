@@ -199,7 +199,7 @@ async def test_a_document_that_is_too_large_is_refused(office: Office) -> None:
     assert problem_of(response) == (413, "payload_too_large")
 
 
-async def test_nobody_gets_in_without_the_token(office: Office) -> None:
+async def test_every_route_needs_the_token(office: Office) -> None:
     for token in ("", "scrape", "other"):
         headers = {"Authorization": f"Bearer {token}"}
         for method, path in (("POST", PATH), ("GET", PATH), ("GET", f"{PATH}/0"), ("DELETE", f"{PATH}/0")):

@@ -1,4 +1,4 @@
-"""No route of the admin frontend opens to a trick; whoever adds a route adds it to this test."""
+"""No route of the admin frontend opens to a trick. A new route must be added to this test."""
 
 from __future__ import annotations
 

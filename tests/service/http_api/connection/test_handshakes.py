@@ -1,4 +1,4 @@
-"""A socket that listens no longer loses nobody who had connected."""
+"""A socket that stops listening loses no connected client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the filter is L
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_who_has_connected_stays_and_nobody_else_comes(host: str) -> None:
+def test_connected_clients_stay_and_no_new_ones_come(host: str) -> None:
     if host == "::1" and not has_ipv6():
         pytest.skip("there is no IPv6 here")
     with listen(host, 0) as listener, ExitStack() as stack:

@@ -52,7 +52,7 @@ class Wire:
     async def until_nothing_is_answered(self) -> None:
         await asyncio.gather(*self._server.server_state.tasks)
 
-    async def until_nobody_is_connected(self) -> None:
+    async def until_all_are_disconnected(self) -> None:
         given_up_s = time.monotonic() + PATIENCE_S
         while self._server.server_state.connections:  # no event says so
             assert time.monotonic() < given_up_s, "somebody is still connected"
@@ -331,7 +331,7 @@ async def test_who_leaves_is_missed_although_another_request_of_his_waits() -> N
         while not connection.pipeline:  # noqa: ASYNC110 - nothing tells when it has read it
             await asyncio.sleep(0)
         writer.close()
-        await wire.until_nobody_is_connected()
+        await wire.until_all_are_disconnected()
         await asyncio.wait_for(wire.until_nothing_is_answered(), PATIENCE_S)
         engine.go_on()
 
@@ -351,7 +351,7 @@ async def test_an_answer_that_is_on_its_way_is_not_disturbed_by_what_follows() -
         assert body.endswith(b"IEND\xaeB`\x82")
 
 
-async def test_who_leaves_in_the_middle_of_a_body_disturbs_nobody(wire: Wire) -> None:
+async def test_a_client_that_leaves_in_the_middle_of_a_body_disturbs_no_other(wire: Wire) -> None:
     for cut in (1, 20, len(PICTURE) - 1):
         _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
         writer.write(with_length(POST, PICTURE)[: -len(PICTURE) + cut])
@@ -439,7 +439,7 @@ async def test_a_body_that_trickles_is_answered_with_408_and_cut_off() -> None:
         answer = await trickle(b"a", reader, writer)
         assert statuses(answer) in ([408], [])
         assert b"connection: close" in answer or not answer
-        await wire.until_nobody_is_connected()
+        await wire.until_all_are_disconnected()
         text = wire.site.metrics.exposition()[0].decode()
         assert 'bisenet_expired_total{stage="receive"} 1.0' in text
 
@@ -468,7 +468,7 @@ async def test_a_connection_whose_refused_body_has_come_to_its_end_is_idle() -> 
 
 async def test_who_does_not_take_the_answer_is_cut_off() -> None:
     async with serving(limits=HASTY) as wire, asyncio.timeout(PATIENCE_S), slow_reader(wire):
-        await wire.until_nobody_is_connected()
+        await wire.until_all_are_disconnected()
 
 
 HUGE = encoded(np.zeros((1500, 1500, 3), np.uint8))
@@ -498,7 +498,7 @@ async def test_an_answer_is_written_no_faster_than_it_is_taken(wire: Wire) -> No
         assert len(await reader.readexactly(HUGE_BYTES)) == HUGE_BYTES
 
 
-async def test_large_answers_that_nobody_takes_have_a_limit_and_small_ones_pass_by() -> None:
+async def test_large_answers_that_clients_do_not_take_have_a_limit_and_small_ones_pass_by() -> None:
     options = HttpOptions(segment=SegmentOptions(max_answer_bytes_in_flight=2 * HUGE_BYTES))
     async with serving(options=options) as wire, asyncio.timeout(PATIENCE_S):
         async with slow_reader(wire):
@@ -526,7 +526,7 @@ async def test_where_all_connections_are_taken_the_one_that_waited_longest_makes
             assert statuses(await reader.readuntil(b'"live"}')) == [200]
         for _, writer in held:
             writer.close()
-        await wire.until_nobody_is_connected()
+        await wire.until_all_are_disconnected()
         assert not wire.idle
 
 

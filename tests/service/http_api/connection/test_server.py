@@ -36,7 +36,7 @@ def test_an_address_of_another_machine_is_named() -> None:
         listen("192.0.2.1", 0)
 
 
-def test_a_name_that_nobody_has_is_named() -> None:
+def test_an_unknown_host_name_is_named() -> None:
     with pytest.raises(BindError, match="no such host"):
         listen("no such host", 0)
 
@@ -58,7 +58,7 @@ async def test_who_has_connected_before_the_end_is_answered_after_it() -> None:
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0)
         for accepting in server.servers:
-            accepting.close()  # whoever connects from here on waits in the backlog
+            accepting.close()  # later connections wait in the backlog
         with ExitStack() as stack:
             clients = [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
             for client in clients:

@@ -65,7 +65,7 @@ async def hold_all(hold: Hold) -> None:
 
 
 @pytest.mark.parametrize("length", [100, None])
-async def test_who_only_announces_a_body_keeps_nobody_out(length: int | None) -> None:
+async def test_a_declared_length_alone_reserves_nothing(length: int | None) -> None:
     room = BodyBudget(600, LIMITS)
     async with AsyncExitStack() as held:
         for _ in range(500):
@@ -85,7 +85,7 @@ async def test_who_sends_little_holds_little() -> None:
             pass
 
 
-async def test_nobody_waits_for_room_longer_than_a_body_may_take() -> None:
+async def test_a_body_waits_for_memory_no_longer_than_it_may_take_to_arrive() -> None:
     room = BodyBudget(600, BodyLimits(max_bytes=100, receive_timeout_s=0.01))
     async with full(room, 4), room.holding(request(100), deadline_s=late()) as hold:
         with pytest.raises(BusyError):

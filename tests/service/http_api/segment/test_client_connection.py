@@ -96,7 +96,7 @@ async def test_a_request_that_is_cancelled_while_its_client_leaves_is_cancelled(
     request = asyncio.create_task(while_connected(receive, asyncio.sleep(PATIENCE_S)))
     await asyncio.sleep(0.01)
     left.set_result({"type": "http.disconnect"})
-    await asyncio.sleep(0)  # whoever listens ends
+    await asyncio.sleep(0)  # the listening task ends
     await asyncio.sleep(0)  # and cancels the request
     request.cancel()
     with pytest.raises(asyncio.CancelledError):

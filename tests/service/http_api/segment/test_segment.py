@@ -1,4 +1,4 @@
-"""``POST /v1/segment`` over the real application: what goes in, what comes out, what is refused."""
+"""``POST /v1/segment`` over the real application: pictures, answers, refusals."""
 
 from __future__ import annotations
 

@@ -1,12 +1,17 @@
-"""What an import did not take, by kind and count."""
+"""Counts records that an import did not take, or changed, by kind."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 
-class LeftOut:
-    """Counts records that are not taken, and keeps the first of each kind as an example."""
+class Tally:
+    """Counts records by kind, and keeps the first of each kind as an example.
+
+    Attributes:
+        counts: kind -> records.
+        files: that were counted.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -19,7 +24,7 @@ class LeftOut:
         Args:
             kind: in the plural, for example ``pictures without annotation``.
             where: file, and shape where there is one.
-            file: that is not taken because of this; None = ``where``.
+            file: that is counted with it; None = ``where``.
         """
         self.counts[kind] += 1
         self.files.add(file or where)
