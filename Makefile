@@ -4,15 +4,18 @@
 #   make test             install everything for development, run the tests (TESTS=tests/model to choose)
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
-#   make clients          the clients of Triton and KServe, each in build/clients, against a started service
+#   make clients          clients of Triton, KServe, Hugging Face and OpenAPI, each with its own packages (ARGS=FOLDER)
 #   make browser          the page in a real browser (needs Debian's chromium)
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
 #   make proto            write service/wire from proto/
 #   make reference        write docs/reference from the code: every setting, error code, metric and public name
+#   make dashboards       write docker/grafana/dashboards from .ci/generate_dashboards.py
 #   make examples         run the programs and the notebook of examples
 #   make docs             build the documentation into build/site
 #   make images           build the container images
+#   make sbom             list what is in the image bisenet:cpu, as build/sbom.spdx.json
+#   make checkov          look for weak spots in the rendered manifests and the Dockerfile
 #   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
 #   make train-camvid     train a longer model than the shipped one, for a machine with a GPU, and put it in the
 #                         place of all shipped versions (CAMVID=/path/to/camvid WEIGHTS=efficientnet-lite0-57934424.pth)
@@ -31,7 +34,8 @@ BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak clients browser fuzz bench proto reference examples docs images compose-test train-camvid quantize-camvid clean
+.PHONY: serve test check format soak clients browser fuzz bench proto reference dashboards examples docs images sbom \
+	checkov compose-test train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
@@ -51,12 +55,13 @@ build/clients/%/.installed:
 	build/clients/$*/bin/python -m pip install --disable-pip-version-check --progress-bar off -q "$(CLIENT)"
 	@touch $@
 
-clients: $(VENV)/.installed-dev build/clients/triton/.installed build/clients/kserve/.installed
-	$(BIN)/python -m pytest -m clients tests/clients
-
 browser: $(VENV)/.installed-dev
 	$(PIP) -e ".[browser]"
 	$(BIN)/python -m pytest -m browser tests/page
+
+clients: $(VENV)/.installed-dev build/clients/triton/.installed build/clients/kserve/.installed
+	$(BIN)/python tests/clients/run_clients.py $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m pytest -m clients tests/clients)
 
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python tests/fuzz_image.py $(N)
@@ -80,6 +85,9 @@ proto: $(VENV)/.installed-dev
 reference: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python .ci/generate_reference.py
 
+dashboards: $(VENV)/.installed-dev
+	$(BIN)/python .ci/generate_dashboards.py
+
 examples: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "soak or not soak" tests/examples
 
@@ -88,6 +96,18 @@ docs: reference
 
 images:
 	docker/check.sh images
+
+sbom:
+	docker/check.sh sbom
+
+# In an environment of its own: it wants other versions of much.
+checkov: | $(VENV)/bin/python
+	[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
+	build/checkov/bin/pip install --disable-pip-version-check -q checkov==3.3.30
+	mkdir -p build/manifests
+	for folder in overlays/cpu overlays/gpu overlays/scale train; \
+		do kubectl kustomize k8s/$$folder >build/manifests/$$(basename $$folder).yaml || exit 1; done
+	build/checkov/bin/checkov --config-file .checkov.yaml -d build/manifests -d docker
 
 compose-test:
 	docker/check.sh compose

@@ -19,6 +19,7 @@ COMMANDS = {
     "dataset": ("training.cli", "dataset", "Look at a data set before anything is learned from it."),
     "worker": ("service.cli.worker", "worker", "Run evaluation jobs without frontends."),
     "jobs": ("service.cli.jobs", "app", "Submit, list, show and cancel evaluation jobs of a service."),
+    "keys": ("service.cli.keys", "app", "Create, list and revoke API keys of a service."),
     "models": ("service.cli.models", "app", "List, publish, import, promote, export and delete models."),
     "stream": ("service.cli.stream", "stream", "Send a camera or film to a running service."),
     "bench": ("service.cli.bench.bench", "app", "Measure what this machine does."),

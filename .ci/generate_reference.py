@@ -83,7 +83,7 @@ def settings_page() -> str:
         "An unknown key is an error.",
     ]
     for line in (ROOT / "docs/bisenet.toml").read_text("utf-8").splitlines():
-        if section := re.fullmatch(r"\[(\w+)\]", line):
+        if section := re.fullmatch(r"\[([\w.]+)\](?: *#.*)?", line):
             lines += ["", f"## {section[1]}", "", "| key | default | meaning |", "| --- | --- | --- |"]
         elif entry := re.fullmatch(r"(#?)(\w+) = (.*?)\s*(?:#\s*(.*))?", line):
             default = "" if entry[1] else f"`{_cell(entry[3])}`"

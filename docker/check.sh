@@ -2,6 +2,7 @@
 # Build the image, and see for real that it does what it promises.
 #
 #   docker/check.sh images     build it; it stays in the engine that runs here, if one does
+#   docker/check.sh sbom       build it, list what is in it as build/sbom.spdx.json
 #   docker/check.sh compose    build it, bring docker-compose.yml up, segment a picture, take it down again
 #
 # Needs a running Docker engine, or root on Debian (see engine.sh). What had to be left out is said.
@@ -25,13 +26,17 @@ export DOCKER_BUILDKIT=1
 main() {
     trap clean_up EXIT
     case "${1:-}" in
-        images | compose) ;;
-        *) fail "usage: docker/check.sh images|compose" ;;
+        images | sbom | compose) ;;
+        *) fail "usage: docker/check.sh images|sbom|compose" ;;
     esac
     build
-    [ "$1" = compose ] || return 0
-    look_at_files
-    bring_up
+    case "$1" in
+        sbom) list_contents ;;
+        compose)
+            look_at_files
+            bring_up
+            ;;
+    esac
 }
 
 build() {
@@ -51,10 +56,25 @@ build() {
         "of them $base $(($("$docker" image inspect -f '{{.Size}}' "$base") / 1000000)) MB"
 }
 
-look_at_files() {
-    say "looking at docker/Dockerfile and docker-compose.yml"
+install_tools() {
     python3 -m venv "$work/tools"
     "$work/tools/bin/pip" install -q --disable-pip-version-check -r docker/tools.txt
+}
+
+# A list, and no more: whether any of it is known to be vulnerable is not looked up.
+list_contents() {
+    install_tools
+    "$docker" save -o "$work/image.tar" "$image"
+    mkdir -p build
+    "$work/tools/bin/syft" -q "docker-archive:$work/image.tar" -o spdx-json >build/sbom.spdx.json
+    say "build/sbom.spdx.json: $(python3 -c '
+import json
+print(len(json.load(open("build/sbom.spdx.json"))["packages"]), "packages")')"
+}
+
+look_at_files() {
+    say "looking at docker/Dockerfile and docker-compose.yml"
+    install_tools
     "$work/tools/bin/hadolint" docker/Dockerfile
     compose config -q
 }

@@ -23,6 +23,7 @@ from service.core.scheduling.dispatcher import Dispatcher
 from service.core.scheduling.scheduler import BatchLimits
 from service.engines import resolve_device
 from service.settings import ModelsSettings, Settings
+from service.spans import NO_TRACING, Tracing
 from service.telemetry import LogOptions, Metrics
 from service.worker_config import WORKER_MODULE, WorkerConfig
 
@@ -46,7 +47,11 @@ class Core:
 
 @contextmanager
 def open_core(
-    settings: Settings, runner: Runner, tuning_of: TuningOf, metrics: Metrics | None = None
+    settings: Settings,
+    runner: Runner,
+    tuning_of: TuningOf,
+    metrics: Metrics | None = None,
+    tracing: Tracing = NO_TRACING,
 ) -> Iterator[Core]:
     """Open the core without a model. At the end of the context, all accepted pictures are answered.
 
@@ -55,11 +60,14 @@ def open_core(
         runner: runs batches; closed with the core.
         tuning_of: returns the tuning of a version's engine.
         metrics: None = no metrics.
+        tracing: keeps the spans of traced requests.
     """
     limits = settings.limits
     batches = BatchLimits(max_items=engine_options(settings).max_batch)
     with ExitStack() as stack:
-        worker = Dispatcher(runner, max_waiting=limits.max_waiting, limits=batches, metrics=metrics)
+        worker = Dispatcher(
+            runner, max_waiting=limits.max_waiting, limits=batches, metrics=metrics, tracing=tracing
+        )
         host = ModelHost(worker, metrics, tuning_of=tuning_of)
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))

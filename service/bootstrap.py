@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
@@ -23,13 +24,17 @@ from model.errors import ModelError, RegistryUrlError
 from service.assembly import engine_options, open_core, worker_process
 from service.core.device.engine import EngineOptions, EngineUnavailableError
 from service.core.errors import NoWorkerError
-from service.core.keys import key_digests
+from service.core.keys.access_key import AccessKey
+from service.core.keys.key_file import KeyFileError
+from service.core.keys.key_ring import KeyRing
 from service.core.memory import frozen_objects, limit_heaps
+from service.core.models.alias_follower import AliasFollower
 from service.core.models.live_versions import LiveVersions
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.readiness import Readiness
+from service.core.tls import TlsError
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
 from service.engines.choice import RACE_BUDGET_S
@@ -42,8 +47,10 @@ from service.grpc_api.streams import StreamLimits
 from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
+from service.http_api.admin.audit import AuditLog
 from service.http_api.admin.drain import drain_router
 from service.http_api.admin.evaluations import evaluations_router
+from service.http_api.admin.history import MetricsHistory, history_router
 from service.http_api.admin.metrics import metrics_router
 from service.http_api.admin.tokens import TokenFileError, obtain_token
 from service.http_api.admin.versions import versions_router
@@ -58,12 +65,19 @@ from service.log_stream import UnblockedStream
 from service.open_inference.inference import Inference
 from service.open_inference.statistics import InferenceStatistics
 from service.registry import open_registry
-from service.settings import Settings, SettingsError, is_loopback
+from service.settings import Settings, SettingsError, TracingSettings, is_loopback
+from service.spans import NO_TRACING, Tracing
 from service.telemetry import LogOptions, Metrics, configure_logging
+
+if TYPE_CHECKING:
+    from service.http_api.page import Page
 
 _log = structlog.get_logger()
 
 _RETRY_S = 1.0
+
+_FRAME_HEAD_BYTES = 1024
+"""Of a WebSocket's message, beside its picture."""
 
 
 class StartError(Exception):
@@ -101,10 +115,12 @@ class Service:
     metrics: Metrics
     scoreboard: Scoreboard
     jobs: JobsService | None
+    follower: AliasFollower
     app: ASGIApp
     admin_app: ASGIApp
     servicer: Servicer
     open_inference: OpenInferenceServicer
+    history: MetricsHistory | None
 
     def load_models(self) -> None:
         """Load the models of the settings. The first start compiles and times engines; later ones use caches.
@@ -142,6 +158,11 @@ class Service:
         if self.jobs is not None:
             self.jobs.start(self.host, self.chooser, self.registry, self.scoreboard, self.metrics)
 
+    def follow_aliases(self) -> None:
+        """Begin to follow the aliases of the served models, after these are loaded."""
+        if not self.lifecycle.draining:
+            self.follower.start()
+
 
 @dataclass(frozen=True, eq=False)
 class Listeners:
@@ -163,7 +184,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
 
     Raises:
         StartError: a port is in use, or a model cannot be served.
-        SettingsError: the keys file cannot be used.
+        SettingsError: the keys file or a certificate cannot be used.
     """
     limit_heaps()
     with ExitStack() as stack:
@@ -180,6 +201,8 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
                     stream.close()
                     os._exit(code)
                 return code
+        except TlsError as error:
+            raise SettingsError(f"server.tls: {error}") from error
         except (BindError, GrpcBindError, JobsUnavailableError, ModelError, EngineUnavailableError) as error:
             raise StartError(str(error)) from error
 
@@ -196,25 +219,34 @@ def _listen(settings: Settings, stack: ExitStack) -> Listeners:
 def open_service(settings: Settings) -> Iterator[Service]:
     """Open a service without models. At the end of the context, all accepted requests are answered."""
     registry = _open_registry(settings)
+    keys = _open_keys(settings)
     with ExitStack() as stack:
         metrics = Metrics()
+        tracing = stack.enter_context(_open_tracing(settings.tracing))
         chooser = EngineChooser(settings, registry)
-        core = stack.enter_context(open_core(settings, worker_process(settings), chooser.tuning, metrics))
+        core = stack.enter_context(
+            open_core(settings, worker_process(settings), chooser.tuning, metrics, tracing)
+        )
         lifecycle = Readiness()
         scoreboard = Scoreboard(registry)
         statistics = InferenceStatistics()
         jobs = stack.enter_context(open_jobs(settings, registry, chooser))
+        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys), tracing)
         app = create_app(
             core.segmenter,
             core.host,
             lifecycle=lifecycle,
             metrics=metrics,
-            options=_http_options(settings),
+            options=_http_options(settings, keys),
             scoreboard=scoreboard,
             statistics=statistics,
+            tracing=tracing,
+            frames=servicer.answer_messages,
         )
         references = [ModelReference.parse(reference) for reference in settings.models.serve]
         versions = LiveVersions(registry, core.host, references)
+        follower = stack.enter_context(AliasFollower(versions, settings.registry.follow_s))
+        admin_page, history = _admin_page(settings), MetricsHistory(metrics)
         admin_app = create_admin_app(
             [
                 metrics_router(metrics),
@@ -222,12 +254,13 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 versions_router(versions),
                 repository_admin_router(versions),
                 *_job_routers(jobs, lifecycle),
+                *_page_routers(admin_page, history),
             ],
-            policy=_admin_policy(settings),
+            policy=_admin_policy(settings, keys, frozenset() if admin_page is None else admin_page.paths),
             lifecycle=lifecycle,
             metrics=metrics,
+            audit=AuditLog(settings.log.audit_file),
         )
-        servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings))
         open_inference = OpenInferenceServicer(
             servicer.calls,
             Inference(core.segmenter, at_once=_pictures_at_once(settings)),
@@ -245,11 +278,42 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics,
             scoreboard,
             jobs,
+            follower,
             app,
             admin_app,
             servicer,
             open_inference,
+            None if admin_page is None else history,
         )
+
+
+@contextmanager
+def _open_tracing(settings: TracingSettings) -> Iterator[Tracing]:
+    """Trace requests if the settings name a receiver; closed, what is left has been sent."""
+    if settings.endpoint is None:
+        yield NO_TRACING
+        return
+    try:
+        from service.tracing import OpenTelemetry, TracingOptions  # noqa: PLC0415  # an extra
+    except ImportError:
+        raise SettingsError(
+            "tracing.endpoint: traces need the extra tracing: pip install 'bisenet-service[tracing]'"
+        ) from None
+    options = TracingOptions(settings.endpoint, settings.sampling, settings.service_name)
+    with closing(OpenTelemetry(options)) as tracing:
+        yield tracing
+
+
+def _admin_page(settings: Settings) -> Page | None:
+    if not _has_page(settings, settings.server.admin_host):
+        return None
+    from service.http_api.page import ADMIN_FOLDERS, Page  # noqa: PLC0415  # loaded only where it is served
+
+    return Page(ADMIN_FOLDERS, "admin/index.html")
+
+
+def _page_routers(page: Page | None, history: MetricsHistory) -> list[APIRouter]:
+    return [] if page is None else [page.router(), history_router(history)]
 
 
 def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
@@ -259,9 +323,9 @@ def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRout
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:
     lifecycle, server = service.lifecycle, service.settings.server
     grpc_server = _grpc_server(service)
-    grpc_address = grpc_server.bind(server.host, server.grpc_port)
+    grpc_address = grpc_server.bind(server.host, server.grpc_port, server.tls.files)
     frontends = Frontends(
-        [_http_server(service, service.app, listeners.http), grpc_server],
+        [_http_server(service, service.app, listeners.http, _websocket_paths(service.settings)), grpc_server],
         _http_server(service, service.admin_app, listeners.admin),
         lifecycle,
         lame_duck_s=server.lame_duck_s,
@@ -272,6 +336,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
         try:
             await asyncio.to_thread(service.load_models)
             await asyncio.to_thread(service.start_jobs)
+            service.follow_aliases()
         except BaseException:
             frontends.end()
             raise
@@ -281,7 +346,7 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
             _log.info("ready", url=url, models=[str(m.version) for m in service.host.models])
             on_ready(Ready(url, grpc_address, admin_url, token_file, service.host.models))
 
-    url, admin_url = url_of(listeners.http), url_of(listeners.admin)
+    url, admin_url = (url_of(socket_, server.tls.scheme) for socket_ in (listeners.http, listeners.admin))
     auth = service.settings.auth
     token_file = auth.admin_token_file
     _log.info(
@@ -294,13 +359,18 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
     )
     with ExitStack() as frozen:
         loading = asyncio.create_task(load())
+        keeping = None if service.history is None else asyncio.create_task(service.history.keep())
         code = await frontends.run(loading)
+        if keeping is not None:
+            keeping.cancel()
         if not code:
             await loading  # has ended, but may have failed
     return code
 
 
-def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> HttpServer:
+def _http_server(
+    service: Service, app: ASGIApp, listener: socket.socket, websocket_paths: frozenset[str] = frozenset()
+) -> HttpServer:
     server, limits = service.settings.server, service.settings.limits
     return HttpServer(
         app,
@@ -312,7 +382,18 @@ def _http_server(service: Service, app: ASGIApp, listener: socket.socket) -> Htt
             idle_timeout_s=limits.idle_timeout_s,
         ),
         metrics=service.metrics,
+        tls=None if server.tls.files is None else server.tls.files.http_context(),
+        websocket_paths=websocket_paths,
+        max_message_bytes=limits.max_body_bytes + _FRAME_HEAD_BYTES,
     )
+
+
+def _websocket_paths(settings: Settings) -> frozenset[str]:
+    if not _has_page(settings, settings.server.host):
+        return frozenset()
+    from service.http_api.camera import CAMERA_PATH  # noqa: PLC0415  # loaded with the page only
+
+    return frozenset({CAMERA_PATH, settings.server.root_path + CAMERA_PATH})
 
 
 def _grpc_server(service: Service) -> GrpcServer:
@@ -327,10 +408,10 @@ def _grpc_server(service: Service) -> GrpcServer:
     )
 
 
-def _servicer_options(settings: Settings) -> ServicerOptions:
+def _servicer_options(settings: Settings, keys: KeyRing) -> ServicerOptions:
     limits = settings.limits
     return ServicerOptions(
-        key_digests=key_digests(settings.auth.read_keys()),
+        keys=keys if settings.auth.needs_key else None,
         default_timeout_s=limits.default_timeout_s,
         receive_timeout_s=limits.receive_timeout_s,
         max_image_bytes=limits.max_body_bytes,
@@ -350,12 +431,12 @@ def _frames_at_once(options: EngineOptions) -> int:
     return 2 if options.device == "cpu" else 2 * options.max_batch
 
 
-def _http_options(settings: Settings) -> HttpOptions:
+def _http_options(settings: Settings, keys: KeyRing) -> HttpOptions:
     server, limits = settings.server, settings.limits
     is_listed = server.is_loopback or bool(server.allowed_hosts)
     return HttpOptions(
         access=AccessPolicy(
-            key_digests=key_digests(settings.auth.read_keys()),
+            keys=keys if settings.auth.needs_key else None,
             hosts=_own_names(server.host, server.allowed_hosts) if is_listed else None,
         ),
         segment=SegmentOptions(
@@ -366,7 +447,8 @@ def _http_options(settings: Settings) -> HttpOptions:
         ),
         cors_origins=server.cors_origins,
         root_path=server.root_path,
-        page=server.page == "on" or (server.page == "auto" and server.is_loopback),
+        page=_has_page(settings, server.host),
+        max_streams=limits.max_calls,
         pictures_at_once=_pictures_at_once(settings),
     )
 
@@ -376,13 +458,29 @@ def _pictures_at_once(settings: Settings) -> int:
     return 2 * engine_options(settings).max_batch
 
 
-def _admin_policy(settings: Settings) -> AdminPolicy:
-    host, auth = settings.server.admin_host, settings.auth
-    return AdminPolicy(
-        _token("admin_token_file", auth.admin_token_file),
-        _token("scrape_token_file", auth.scrape_token_file),
-        _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None,
-    )
+def _has_page(settings: Settings, host: str) -> bool:
+    return settings.server.page == "on" or (settings.server.page == "auto" and is_loopback(host))
+
+
+def _admin_policy(settings: Settings, keys: KeyRing, open_paths: frozenset[str]) -> AdminPolicy:
+    host = settings.server.admin_host
+    hosts = _own_names(host, settings.server.allowed_hosts) if is_loopback(host) else None
+    return AdminPolicy(keys, hosts, open_paths)
+
+
+def _open_keys(settings: Settings) -> KeyRing:
+    auth = settings.auth
+    scrape_token = _token("scrape_token_file", auth.scrape_token_file)
+    admin_token = _token("admin_token_file", auth.admin_token_file)
+    keys = [
+        *(AccessKey.of_secret(key.get_secret_value()) for key in auth.keys),
+        AccessKey.of_secret(scrape_token, ("metrics",), "scrape-token"),
+        AccessKey.of_secret(admin_token, ("admin",), "admin-token"),
+    ]
+    try:
+        return KeyRing(keys, auth.keys_file)
+    except KeyFileError as error:
+        raise SettingsError(f"auth.keys_file: {error}") from error
 
 
 def _token(key: str, path: Path) -> str:

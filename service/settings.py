@@ -1,6 +1,7 @@
 """The configuration: TOML file < environment < flags. No other module of the service reads the environment.
 
-Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores:
+Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores (and
+``BISENET_SERVER__TLS__CERT`` the key ``cert`` of ``[server.tls]``):
 Kubernetes puts variables with one (``BISENET_SERVICE_HOST``) into every pod beside a service of that name.
 A variable with one underscore that would be a key with two is refused.
 Values of lists are separated by commas. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
@@ -34,8 +35,10 @@ from model.errors import InvalidReferenceError
 from model.pictures.image import ImageLimits
 from model.pictures.preprocess import DEFAULT_MAX_INFER_PIXELS
 from service.core.device.engine import PrecisionChoice
+from service.core.keys.access_key import is_secret
 from service.core.scheduling.memory_budget import DEFAULT_MAX_PIXELS_IN_FLIGHT
 from service.core.scheduling.scheduler import DEFAULT_MAX_WAITING
+from service.core.tls import TlsFiles
 from service.engines import ENGINES, is_plug_in
 from service.grpc_api.limits import PeerLimits
 from service.http_api.connection.connection_limits import ConnectionLimits
@@ -98,6 +101,41 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+class TlsSettings(_Section):
+    """``[server.tls]``: certificates of the HTTP, gRPC and admin ports; none = connections are not encrypted.
+
+    Attributes:
+        cert: PEM file of the service's certificate, followed by those of its issuers.
+        key: PEM file of its private key.
+        client_ca: PEM file of certificates. Clients must show one of them, or one that they issued; none =
+            every client may connect.
+    """
+
+    cert: UserPath | None = None
+    key: UserPath | None = None
+    client_ca: UserPath | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key are needed together")
+        if self.client_ca is not None and self.cert is None:
+            raise ValueError("client_ca needs cert and key")
+        return self
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """The files, or None where connections are not encrypted."""
+        if self.cert is None or self.key is None:
+            return None
+        return TlsFiles(self.cert, self.key, self.client_ca)
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """How the URLs of the service begin."""
+        return "http" if self.cert is None else "https"
+
+
 class ServerSettings(_Section):
     """``[server]``: addresses and times of the frontends.
 
@@ -114,9 +152,11 @@ class ServerSettings(_Section):
             ``https://app.example.org``; ``*`` = any, none = no page of another origin.
         root_path: path prefix under which a proxy offers the HTTP port, such as ``/segmentation``; the proxy
             may remove it or leave it on.
-        page: serve the page for people at ``/`` of the HTTP port; auto = on loopback only.
+        page: serve the pages for people at ``/`` of the HTTP port and of the admin port; auto = on loopback
+            only.
         grace_s: time in which requests may finish after SIGTERM, in seconds, ``lame_duck_s`` included.
         lame_duck_s: time after SIGTERM in which new requests are still answered, in seconds.
+        tls: certificates of all ports.
     """
 
     host: str = "127.0.0.1"
@@ -130,6 +170,7 @@ class ServerSettings(_Section):
     page: Literal["auto", "on", "off"] = "auto"
     grace_s: Count = 25
     lame_duck_s: Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)] = 5.0
+    tls: TlsSettings = TlsSettings()
 
     @property
     def is_loopback(self) -> bool:
@@ -152,11 +193,19 @@ class ServerSettings(_Section):
 
 
 class RegistrySettings(_Section):
-    """``[registry]``: location of the published models. The shipped model is always available."""
+    """``[registry]``: location of the published models. The shipped model is always available.
+
+    Attributes:
+        url: a folder, ``file://``, ``s3://``, ``gs://`` or ``az://``; ``s3://bucket/prefix?endpoint=URL`` for
+            another store that speaks S3.
+        follow_s: interval at which the aliases of the served models are read, in seconds; another replica or
+            a command may have moved them.
+    """
 
     url: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         default_factory=lambda: str(_data_folder() / "registry")
     )
+    follow_s: Seconds = 2.0
 
 
 class ModelsSettings(_Section):
@@ -254,7 +303,8 @@ class AuthSettings(_Section):
 
     Attributes:
         keys: API keys; a client sends one as ``Authorization: Bearer KEY``.
-        keys_file: file with further keys, one on each line.
+        keys_file: file with further keys, one on each line: named keys with scopes, limits and expiry, as
+            ``bisenet keys create`` writes them, or bare keys. The service reads a changed file again.
         allow_anonymous: listen beyond loopback without keys.
         admin_token_file: file with the token of the admin frontend; made at the first start.
         scrape_token_file: file with the token that opens only ``/metrics``; made at the first start.
@@ -266,18 +316,17 @@ class AuthSettings(_Section):
     admin_token_file: UserPath = Field(default_factory=lambda: _data_folder() / "admin-token")
     scrape_token_file: UserPath = Field(default_factory=lambda: _data_folder() / "scrape-token")
 
-    def read_keys(self) -> tuple[str, ...]:
-        """Return all keys.
+    @field_validator("keys")
+    @classmethod
+    def _are_secrets(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(is_secret(key.get_secret_value()) for key in keys):
+            raise ValueError("a key is printable ASCII without spaces, and not empty")
+        return keys
 
-        Raises:
-            SettingsError: the file cannot be read or holds none, or a key is not printable ASCII.
-        """
-        keys = [key.get_secret_value() for key in self.keys]
-        if self.keys_file is not None:
-            keys += _lines(self.keys_file)
-        if not all(key and key.isascii() and key.isprintable() and " " not in key for key in keys):
-            raise SettingsError("auth.keys: a key is printable ASCII without spaces, and not empty")
-        return tuple(keys)
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests for inference need a key."""
+        return bool(self.keys) or self.keys_file is not None
 
 
 class JobsSettings(_Section):
@@ -305,10 +354,33 @@ class JobsSettings(_Section):
 
 
 class LogSettings(_Section):
-    """``[log]``: the log lines on stderr."""
+    """``[log]``: the log lines on stderr, and the audit log.
+
+    Attributes:
+        level: lowest level that is written.
+        format: ``auto`` = ``console`` on a terminal, else ``json``.
+        audit_file: actions of the admin port, two JSON lines each; none = lines of the ordinary log.
+    """
 
     level: LogLevel = "info"
     format: LogFormat = "auto"
+    audit_file: UserPath | None = None
+
+
+class TracingSettings(_Section):
+    """``[tracing]``: OpenTelemetry traces; they need the extra ``tracing``.
+
+    Attributes:
+        endpoint: base URL of a receiver of OTLP over HTTP, such as ``http://127.0.0.1:4318``; none = no
+            traces.
+        sampling: share of the requests that are traced, 0..1; a caller that sends ``traceparent`` decides for
+            its own. A proxy in front of strangers removes that header.
+        service_name: name under which the receiver shows this service.
+    """
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/?#]+[^?#]*$")] | None = None
+    sampling: Annotated[float, _Number, Field(ge=0, le=1)] = 0.01
+    service_name: Annotated[str, Field(min_length=1)] = "bisenet"
 
 
 class Settings(_Section):
@@ -326,12 +398,12 @@ class Settings(_Section):
     auth: AuthSettings = Field(default_factory=AuthSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     datasets: dict[DatasetName, UserPath] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_not_open_to_everybody(self) -> Self:
-        has_keys = self.auth.keys or self.auth.keys_file is not None
-        if not (self.server.is_loopback or has_keys or self.auth.allow_anonymous):
+        if not (self.server.is_loopback or self.auth.needs_key or self.auth.allow_anonymous):
             raise ValueError(
                 f"server.host: {self.server.host!r} is open to other machines: set auth.keys or "
                 "auth.keys_file, or say --allow-anonymous"
@@ -387,7 +459,7 @@ def _read_toml(path: Path) -> Layer:
 
 
 def _environment_layer(environment: Mapping[str, str]) -> Layer:
-    layer: dict[str, dict[str, str]] = {}
+    layer: dict[str, dict[str, Any]] = {}
     for name, value in environment.items():
         if name in _slips() and not _ADDRESS.match(value):
             raise SettingsError(f"{name}: did you mean {_slips()[name]}?")
@@ -395,7 +467,11 @@ def _environment_layer(environment: Mapping[str, str]) -> Layer:
             _SHORTHANDS.get(name, name).removeprefix(_PREFIX).lower().partition(_DELIMITER)
         )
         if name.startswith(_PREFIX) and delimiter:
-            layer.setdefault(section, {})[key] = value
+            table, nested, inner = key.partition(_DELIMITER)
+            if nested:
+                layer.setdefault(section, {}).setdefault(table, {})[inner] = value
+            else:
+                layer.setdefault(section, {})[key] = value
     return layer
 
 
@@ -417,7 +493,10 @@ def _merged(*layers: Layer) -> dict[str, dict[str, Any]]:
     for layer in layers:
         for section, values in layer.items():
             said = {key: value for key, value in values.items() if value is not None}
-            merged[section] = merged.get(section, {}) | said
+            known = merged.setdefault(section, {})
+            for key, value in said.items():
+                is_table = isinstance(value, dict) and isinstance(known.get(key), dict)
+                known[key] = known[key] | value if is_table else value
     return merged
 
 
@@ -427,17 +506,6 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"{key}: unknown key"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError):
-        raise SettingsError(f"auth.keys_file: cannot read {path}") from None
-    keys = [line for line in lines if line]
-    if not keys:
-        raise SettingsError(f"auth.keys_file: {path} holds no key")
-    return keys
 
 
 def _data_folder() -> Path:

@@ -191,6 +191,7 @@ class Metrics:
         code: str,
         duration_s: float,
         served: tuple[str, int] | None = None,
+        trace_id: str | None = None,
     ) -> None:
         """Count an answered request.
 
@@ -200,9 +201,11 @@ class Metrics:
             code: ``ok`` or the error code of the answer; never text of a client.
             duration_s: from the end of the head to the answer, in seconds.
             served: name and number of the version that answered; None = none did.
+            trace_id: of a traced request: the exemplar of its duration, in OpenMetrics.
         """
         self._requests.labels(protocol, route, *self._version_labels(served), code).inc()
-        self._request_duration.labels(protocol, route).observe(max(0.0, duration_s))
+        exemplar = None if trace_id is None else {"trace_id": trace_id}
+        self._request_duration.labels(protocol, route).observe(max(0.0, duration_s), exemplar)
         if code in get_args(RejectReason):
             self._rejected.labels(code).inc()
 
@@ -317,6 +320,12 @@ class Metrics:
         """Return all metrics and their media type, in the form that the header ``Accept`` asks for."""
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
+
+    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """Yield name, labels and value of each sample."""
+        for metric in self._registry.collect():
+            for sample in metric.samples:
+                yield sample.name, sample.labels, sample.value
 
     def descriptions(self) -> tuple[MetricDescription, ...]:
         """Return the description of every instrument of the service, sorted by name."""

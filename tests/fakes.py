@@ -34,6 +34,8 @@ from model.pictures.image import ImageLimits, decode_image
 from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
 from service.core.errors import ConflictError, NotFoundError, ServiceError
 from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobState
+from service.core.keys.access_key import AccessKey
+from service.core.keys.key_ring import KeyRing
 
 T = TypeVar("T")
 
@@ -48,6 +50,21 @@ POOLING_MANIFEST = ModelManifest(
     std=(0.25, 0.25, 0.25),
     precision="f32",
 )
+
+
+def key_ring(*secrets: str) -> KeyRing:
+    """Return keys that open inference."""
+    return KeyRing(AccessKey.of_secret(secret) for secret in secrets)
+
+
+def admin_keys(admin_token: str, scrape_token: str) -> KeyRing:
+    """Return the keys of a service that has nothing but the tokens of its admin frontend."""
+    return KeyRing(
+        [
+            AccessKey.of_secret(admin_token, ("admin",), "admin-token"),
+            AccessKey.of_secret(scrape_token, ("metrics",), "scrape-token"),
+        ]
+    )
 
 
 def write_pooling_artifact(folder: Path, *, seed: int = 0, **changes: Any) -> Artifact:

@@ -19,6 +19,7 @@ from http_site import FAKE_VERSIONS, Site, open_site
 
 from model.artifacts.manifest import ModelVersion
 from service.core.pictures.segmenter import Segmenter, SegmenterLimits
+from service.core.tls import TlsFiles
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.open_inference import OpenInferenceServicer
 from service.grpc_api.server import GrpcServer
@@ -26,6 +27,7 @@ from service.grpc_api.servicer import Servicer, ServicerOptions
 from service.grpc_api.status import DETAILS_KEY
 from service.open_inference.inference import Inference
 from service.open_inference.statistics import InferenceStatistics
+from service.spans import NO_TRACING, Tracing
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
 
@@ -86,15 +88,17 @@ async def open_grpc_site(
     max_waiting: int = 256,
     versions: Sequence[ModelVersion] = FAKE_VERSIONS,
     credentials: grpc.ServerCredentials | None = None,
+    tls: TlsFiles | None = None,
+    tracing: Tracing = NO_TRACING,
 ) -> AsyncIterator[GrpcSite]:
     """Serve a fake model; closed, everything that was accepted has been answered or cut off.
 
-    With credentials the address is one with TLS, as that of a proxy would be.
+    With credentials the address is one with TLS, as that of a proxy would be; with files the server's own.
     """
-    async with open_site(engine, max_waiting=max_waiting, versions=versions) as site:
+    async with open_site(engine, max_waiting=max_waiting, versions=versions, tracing=tracing) as site:
         with ThreadPoolExecutor(2) as pool:
             segmenter = Segmenter(pool, limits)
-            servicer = Servicer(segmenter, site.host, site.metrics, options or ServicerOptions())
+            servicer = Servicer(segmenter, site.host, site.metrics, options or ServicerOptions(), tracing)
 
             def is_ready() -> bool:
                 return site.host.ready and not site.lifecycle.draining
@@ -117,6 +121,8 @@ async def open_grpc_site(
             plain = address = server.bind("127.0.0.1", 0)
             if credentials is not None:
                 address = f"127.0.0.1:{server._server.add_secure_port('127.0.0.1:0', credentials)}"
+            elif tls is not None:
+                address = server.bind("127.0.0.1", 0, tls)
             answering = asyncio.create_task(server.answer())
             try:
                 async with grpc.aio.insecure_channel(plain) as channel:

@@ -28,6 +28,7 @@ from service.core.pictures.segmenter import Segmenter, SegmenterLimits
 from service.core.readiness import Readiness
 from service.core.scheduling.dispatcher import Dispatcher
 from service.http_api.app import HttpOptions, create_app
+from service.spans import NO_TRACING, Tracing
 from service.telemetry import Metrics
 
 FAKE_VERSIONS = (ModelVersion("fake", 3), ModelVersion("other", 1))
@@ -58,6 +59,7 @@ async def open_site(
     limits: SegmenterLimits | None = None,
     max_waiting: int = 256,
     versions: Sequence[ModelVersion] = FAKE_VERSIONS,
+    tracing: Tracing = NO_TRACING,
 ) -> AsyncIterator[Site]:
     """Serve a fake model; closed, everything that was accepted has been answered."""
     engine = engine or FakeEngine()
@@ -67,13 +69,18 @@ async def open_site(
         cache_folder = Path(stack.enter_context(TemporaryDirectory()))
         engine_options = EngineOptions(device="cpu", precision="f32", cache_folder=cache_folder)
         device = Device(lambda _artifact, _options: engine, engine_options, decode_threads=1)
-        host = ModelHost(Dispatcher(InProcessRunner(device), max_waiting=max_waiting))
+        host = ModelHost(Dispatcher(InProcessRunner(device), max_waiting=max_waiting, tracing=tracing))
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(2))
         metrics = Metrics()
         segmenter = Segmenter(pool, limits, metrics)
         app = create_app(
-            segmenter, host, lifecycle=lifecycle, metrics=metrics, options=options or HttpOptions()
+            segmenter,
+            host,
+            lifecycle=lifecycle,
+            metrics=metrics,
+            options=options or HttpOptions(),
+            tracing=tracing,
         )
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -86,6 +86,14 @@ class EvaluationStore:
         """
         return self._storage.read(_path(name, job, "html"))
 
+    def document(self, name: str, job: str) -> bytes | None:
+        """Return a report as JSON, or None when there is none.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        return self._storage.read(_path(name, job, "json"))
+
     def of_model(self, name: str) -> list[StoredEvaluation]:
         """Return the evaluations of all versions of a model, the oldest first.
 

@@ -120,7 +120,18 @@ class ModelRegistry:
             StorageError: the store failed, or an alias is malformed.
         """
         paths = listed_aliases(self._storage.objects(alias_folder(name)))
-        return {alias: found for alias in paths if (found := self._alias(name, alias))}
+        return {alias: found for alias in paths if (found := self.alias(name, alias))}
+
+    def alias(self, name: str, alias: str = DEFAULT_ALIAS) -> Alias | None:
+        """Return where an alias points, or None if there is none: one read of the store.
+
+        Raises:
+            InvalidReferenceError: no model or alias can be called so.
+            StorageError: the store failed, or the alias is malformed.
+        """
+        path = alias_path(name, alias)
+        data = self._storage.read(path)
+        return None if data is None else parse_alias(path, data)
 
     def resolve(self, reference: str | ModelReference, *, int8: bool = False) -> ModelVersion:
         """Return the version that a reference means now.
@@ -269,11 +280,6 @@ class ModelRegistry:
                 if item.path != claim_path(version):
                     self._storage.delete(item.path)
 
-    def _alias(self, name: str, alias: str) -> Alias | None:
-        path = alias_path(name, alias)
-        data = self._storage.read(path)
-        return None if data is None else parse_alias(path, data)
-
     def _rolled_back(self, name: str, alias: str, current: Alias | None) -> Alias:
         versions = self.versions(name)
         if not versions:
@@ -293,7 +299,7 @@ class ModelRegistry:
     def _wanted_number(self, reference: ModelReference) -> int | None:
         if reference.number is not None:
             return reference.number
-        alias = self._alias(reference.name, reference.alias or DEFAULT_ALIAS)
+        alias = self.alias(reference.name, reference.alias or DEFAULT_ALIAS)
         return None if alias is None else alias.version
 
     def _original(self, versions: Sequence[ModelVersion]) -> ModelVersion:

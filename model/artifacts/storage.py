@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -24,12 +24,14 @@ from model.errors import RegistryUrlError, StorageError
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, UpdateVersion  # which are not there at run time
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
 PARTIAL_PREFIX = ".partial-"
 """Beginning of the name of an unfinished file; a killed writer leaves it behind."""
 
 _LOCK_FILE = ".lock"
 _BUCKET_SCHEMES = ("s3", "gs", "az")
+_BUCKET_OPTIONS = frozenset({"endpoint", "region"})
 _RETRY_TIMEOUT_S = 30
 
 
@@ -86,7 +88,8 @@ class Storage(Protocol):
 def open_storage(url: str | Path) -> Storage:
     """Return the storage at a path or at a ``file://``, ``s3://``, ``gs://`` or ``az://`` URL.
 
-    This creates nothing and does not connect.
+    This creates nothing and does not connect. ``s3://bucket/prefix?endpoint=URL&region=NAME`` names a bucket
+    that is not at Amazon. Credentials come from the environment (``AWS_ACCESS_KEY_ID``), never from a URL.
 
     Raises:
         RegistryUrlError: the scheme is another one, or the URL does not name a bucket.
@@ -96,17 +99,27 @@ def open_storage(url: str | Path) -> Storage:
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return FolderStorage(Path(unquote(parts.path)))
+    if parts.username is not None or parts.password is not None:
+        raise RegistryUrlError("not a registry: credentials belong into the environment, not into the URL")
     if parts.scheme not in _BUCKET_SCHEMES:
         raise RegistryUrlError(f"not a registry: {url!r} (a folder, file://, s3://, gs:// or az://)")
     try:
-        return BucketStorage(_bucket(url))
+        return BucketStorage(_bucket(parts))
     except (BaseError, ValueError) as error:
         raise RegistryUrlError(f"not a registry: {url!r}: {_reason(error)}") from error
 
 
-def _bucket(url: str) -> ObjectStore:
-    # No client_options: they would replace those of the environment, such as AWS_ALLOW_HTTP.
-    return from_url(url, retry_config={"retry_timeout": dt.timedelta(seconds=_RETRY_TIMEOUT_S)})
+def _bucket(parts: SplitResult) -> ObjectStore:
+    retries: RetryConfig = {"retry_timeout": dt.timedelta(seconds=_RETRY_TIMEOUT_S)}
+    plain = parts._replace(query="").geturl()
+    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    if options.keys() - _BUCKET_OPTIONS or (options and parts.scheme != "s3"):
+        raise ValueError(f"what it asks for is not known: {parts.query!r} (s3:// knows endpoint and region)")
+    if not options:
+        # No client_options: they would replace those of the environment, such as AWS_ALLOW_HTTP.
+        return from_url(plain, retry_config=retries)
+    client: ClientConfig = {"allow_http": options.get("endpoint", "").startswith("http://")}
+    return from_url(plain, config=cast("S3Config", options), client_options=client, retry_config=retries)
 
 
 class BucketStorage:

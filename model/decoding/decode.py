@@ -22,17 +22,15 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from model.artifacts.manifest import Upsample
+from model.decoding.cells import IntArray, Winners, corner_winners, differ, split, unshuffled
+from model.decoding.confidence import confidence
 from model.decoding.kernels import compiled, in_bands, keep_kernels_in, part_of_kernel
 from model.decoding.score_grid import Float32Array, grid_of, positions
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
-
-IntArray = npt.NDArray[np.intp]
-_Winners = tuple[np.uint8, np.uint8, np.uint8, np.uint8]
 
 _BAND_PIXELS = 262_144
 """Pixels of one task in the executor: 0.1 to 0.2 ms of work, while a hand-over costs about 0.02 ms."""
@@ -86,7 +84,7 @@ def labels(
     if content.height > padded.height or content.width > padded.width:
         raise ValueError(f"content {content} does not fit into {padded}")
     num_classes, factor, grid = grid_of(raw_Khw.shape, upsample=upsample, stride=stride, padded=padded)
-    raw_KSShw = _unshuffled(raw_Khw, num_classes, factor)
+    raw_KSShw = unshuffled(raw_Khw, num_classes, factor)
     winners_RC = _winners(raw_KSShw, grid, executor)
     labels_HW = np.empty(original.shape, np.uint8) if out_HW is None else out_HW
     if grid == padded and content == original:
@@ -120,22 +118,9 @@ def warm_up(cache_folder: Path | None = None) -> None:
     if cache_folder is not None:
         keep_kernels_in(cache_folder)
     two, three = ImageSize(2, 2), ImageSize(3, 3)
-    labels(
-        np.zeros((1, 2, 2), np.float32),
-        upsample="bilinear",
-        stride=1,
-        padded=two,
-        content=two,
-        original=three,
-    )
-
-
-def _unshuffled(raw_Khw: Float32Array, num_classes: int, factor: int) -> Float32Array:
-    """Return a view (K, S, S, h, w); PixelShuffle moves [k, i, j, y, x] to [k, y*S + i, x*S + j]."""
-    shape = (num_classes, factor, factor, *raw_Khw.shape[1:])
-    raw_KSShw = np.require(raw_Khw, np.float32, ("C", "A")).reshape(shape).view()
-    raw_KSShw.setflags(write=False)  # one type for all callers: numba compiles again for read-only arrays
-    return raw_KSShw
+    raw_Khw = np.zeros((1, 2, 2), np.float32)
+    labels_HW = labels(raw_Khw, upsample="bilinear", stride=1, padded=two, content=two, original=three)
+    confidence(raw_Khw, labels_HW, upsample="bilinear", stride=1, padded=two, content=two, original=three)
 
 
 def _winners(raw_KSShw: Float32Array, grid: ImageSize, executor: Executor | None) -> UInt8Array:
@@ -195,8 +180,8 @@ def _draw_labels(
     weights_4P = np.empty((4, _STRIP_PIXELS), np.float32)
     best_P = np.empty(_STRIP_PIXELS, np.float32)
     ids_P = np.empty(_STRIP_PIXELS, np.uint8)
-    rows_H, row_ends_H, down_H = _split(row_positions_H, winners_RC.shape[0])
-    columns_W, column_ends_W, across_W = _split(column_positions_W, winners_RC.shape[1])
+    rows_H, row_ends_H, down_H = split(row_positions_H, winners_RC.shape[0])
+    columns_W, column_ends_W, across_W = split(column_positions_W, winners_RC.shape[1])
     top = 0
     while top < rows_H.size:
         row, bottom = rows_H[top], row_ends_H[top]
@@ -204,8 +189,8 @@ def _draw_labels(
         left = 0
         while left < columns_W.size:
             column, right = columns_W[left], min(column_ends_W[left], left + _STRIP_PIXELS)
-            winners_4 = _corner_winners(winners_RC, row, column)
-            if _differ(winners_4):
+            winners_4 = corner_winners(winners_RC, row, column)
+            if differ(winners_4):
                 _gather_corners(raw_KSShw, row, column, corners_K4)
                 count = _find_candidates(corners_K4, winners_4, candidates_K)
                 height = _STRIP_PIXELS // (right - left)
@@ -219,42 +204,11 @@ def _draw_labels(
 
 
 @part_of_kernel
-def _split(positions: Float32Array, grid: int) -> tuple[IntArray, IntArray, Float32Array]:
-    """Return the cell of each position, the end of that cell's run, and the place in the cell, 0..1."""
-    cells = np.empty(positions.size, np.intp)
-    ends = np.empty(positions.size, np.intp)
-    fractions = np.empty(positions.size, np.float32)
-    end = positions.size
-    for i in range(positions.size - 1, -1, -1):
-        cells[i] = min(int(positions[i]), grid - 1)
-        fractions[i] = positions[i] - np.float32(cells[i])
-        if i < positions.size - 1 and cells[i] != cells[i + 1]:
-            end = i + 1
-        ends[i] = end
-    return cells, ends, fractions
-
-
-@part_of_kernel
 def _draw_winners(winners_C: UInt8Array, columns_W: IntArray, labels_HW: UInt8Array) -> None:
     for x in range(columns_W.size):
         labels_HW[0, x] = winners_C[columns_W[x]]
     for y in range(1, labels_HW.shape[0]):
         labels_HW[y] = labels_HW[0]
-
-
-@part_of_kernel
-def _corner_winners(winners_RC: UInt8Array, row: int, column: int) -> _Winners:
-    below = min(row + 1, winners_RC.shape[0] - 1)
-    beside = min(column + 1, winners_RC.shape[1] - 1)
-    upper = winners_RC[row, column], winners_RC[row, beside]
-    lower = winners_RC[below, column], winners_RC[below, beside]
-    return *upper, *lower
-
-
-@part_of_kernel
-def _differ(winners_4: _Winners) -> bool:
-    top_left, top_right, bottom_left, bottom_right = winners_4
-    return bool(top_left != top_right or top_left != bottom_left or top_left != bottom_right)
 
 
 @part_of_kernel
@@ -272,7 +226,7 @@ def _gather_corners(raw_KSShw: Float32Array, row: int, column: int, corners_K4: 
 
 
 @part_of_kernel
-def _find_candidates(corners_K4: Float32Array, winners_4: _Winners, candidates_K: UInt8Array) -> int:
+def _find_candidates(corners_K4: Float32Array, winners_4: Winners, candidates_K: UInt8Array) -> int:
     """Write the classes, ascending, that are not below one winner at every corner; returns their number."""
     count = 0
     for k in range(corners_K4.shape[0]):

@@ -10,15 +10,14 @@ shortcut of the CPU would need branches.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from model.artifacts.manifest import Upsample
-from model.decoding.score_grid import grid_of, positions
+from model.decoding.confidence_torch import positions_on
+from model.decoding.score_grid import grid_of
 from model.pictures.preprocess import ImageSize
 
 _TILE_PIXELS = 256
@@ -54,7 +53,7 @@ def labels(
         ModelOutputError: the shape of ``raw_Khw`` does not fit the other arguments.
     """
     num_classes, factor, grid = grid_of(tuple(raw_Khw.shape), upsample=upsample, stride=stride, padded=padded)
-    rows_H, columns_W = _positions_on(
+    rows_H, columns_W = positions_on(
         raw_Khw.device, grid, upsample=upsample, padded=padded, content=content, original=original
     )
     labels_HW = torch.empty(original.shape, dtype=torch.uint8, device=raw_Khw.device)
@@ -77,20 +76,6 @@ def labels(
 def are_finite(raw_NKhw: Tensor) -> Tensor:
     """Return for each picture whether all its scores are finite: bool of shape (N,) on the same device."""
     return torch.isfinite(raw_NKhw).flatten(1).all(1)
-
-
-@functools.lru_cache(maxsize=64)
-def _positions_on(
-    device: torch.device,
-    grid: ImageSize,
-    *,
-    upsample: Upsample,
-    padded: ImageSize,
-    content: ImageSize,
-    original: ImageSize,
-) -> tuple[Tensor, Tensor]:
-    rows_H, columns_W = positions(grid, upsample=upsample, padded=padded, content=content, original=original)
-    return torch.from_numpy(rows_H).to(device), torch.from_numpy(columns_W).to(device)
 
 
 @triton.jit

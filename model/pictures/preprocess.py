@@ -81,11 +81,13 @@ class PreparedImage:
         pixels_HW3: uint8 RGB, both sides multiples of 32.
         content: size of the picture inside ``pixels_HW3``, at the top left; the rest is padding.
         original: upright size of the picture; larger than ``content`` where it was reduced.
+        confidence: whether the confidence of each label is wanted as well.
     """
 
     pixels_HW3: UInt8Array
     content: ImageSize
     original: ImageSize
+    confidence: bool = False
 
     @property
     def padded(self) -> ImageSize:

@@ -143,7 +143,7 @@ def cancel(
 def _service(server: str | None, token_file: Path | None, config: Path | None) -> Iterator[AdminClient]:
     with exit_on_errors():
         settings = local_settings({}, config)
-        url = server or f"http://127.0.0.1:{settings.server.admin_port}"
+        url = server or f"{settings.server.tls.scheme}://127.0.0.1:{settings.server.admin_port}"
         try:
             yield AdminClient(url, token_file or settings.auth.admin_token_file)
         except AdminError as error:

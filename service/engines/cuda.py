@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from model.artifacts.manifest import ModelManifest
 from model.decoding import decode_cuda
+from model.decoding.confidence_torch import confidence
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
 from model.pictures.preprocess import PreparedImage
@@ -82,8 +84,8 @@ class CudaEngine:
 
         Args:
             pictures: of one padded size.
-            labels: arrays for the labels of each picture, uint8 HW of its original size; written by the
-                returned function.
+            labels: arrays for the answer to each picture (``answer_shape``), uint8; written by the returned
+                function.
 
         Returns:
             Function that waits for the batch; to be called once. It returns for each picture None, or
@@ -102,7 +104,7 @@ class CudaEngine:
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(staging.uploaded)
                 raw_NKhw = self._program(images_NHW3)
-                drawn = [self._labels(raw_NKhw[i], picture) for i, picture in enumerate(pictures)]
+                drawn = [self._answer(raw_NKhw[i], picture) for i, picture in enumerate(pictures)]
                 staging.download(drawn, decode_cuda.are_finite(raw_NKhw))
         return partial(self._fetch, staging, labels)
 
@@ -115,15 +117,18 @@ class CudaEngine:
         self._free.append(staging)
         return flaws
 
-    def _labels(self, raw_Khw: Tensor, picture: PreparedImage) -> Tensor:
-        return decode_cuda.labels(
-            raw_Khw,
-            upsample=self._manifest.upsample,
-            stride=self._manifest.stride,
-            padded=picture.padded,
-            content=picture.content,
-            original=picture.original,
-        )
+    def _answer(self, raw_Khw: Tensor, picture: PreparedImage) -> Tensor:
+        geometry: dict[str, Any] = {
+            "upsample": self._manifest.upsample,
+            "stride": self._manifest.stride,
+            "padded": picture.padded,
+            "content": picture.content,
+            "original": picture.original,
+        }
+        labels_HW = decode_cuda.labels(raw_Khw, **geometry)
+        if not picture.confidence:
+            return labels_HW
+        return torch.stack([labels_HW, confidence(raw_Khw, labels_HW, **geometry)])
 
 
 class _Staging:

@@ -10,7 +10,7 @@ from service.core.deadline import within
 from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
 from service.core.scheduling.memory_budget import MemoryBudget
 from service.grpc_api.edge import Context, GrpcEdge
-from service.grpc_api.streams import MessageT, next_message
+from service.grpc_api.streams import MessageChannel, MessageT, next_message
 
 ReceivedT = TypeVar("ReceivedT")
 
@@ -61,7 +61,7 @@ class Calls:
         """Return the time after which the client needs no answer (``time.monotonic``, seconds)."""
         return time.monotonic() + self.timeout_s(context)
 
-    async def first_message(self, context: Context, kind: type[MessageT]) -> MessageT:
+    async def first_message(self, context: MessageChannel | Context, kind: type[MessageT]) -> MessageT:
         """Return the first message of a call.
 
         Raises:
@@ -84,7 +84,7 @@ class Calls:
         """
         return await self._unless_draining(asyncio.create_task(next_message(context, kind)))
 
-    async def first_of_stream(self, context: Context, kind: type[MessageT]) -> MessageT:
+    async def first_of_stream(self, context: MessageChannel | Context, kind: type[MessageT]) -> MessageT:
         """Return the first message of a stream.
 
         Raises:

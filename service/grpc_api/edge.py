@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 import structlog
 from google.rpc.status_pb2 import Status
 
-from service.core.errors import BusyError, InternalError, ServiceError, UnauthenticatedError
-from service.core.keys import bearer_digest, bears_known_key
+from service.core.errors import BusyError, InternalError, ServiceError
+from service.core.keys.access_key import Scope
+from service.core.keys.key_ring import Admission, KeyRing
 from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
+from service.spans import NO_TRACING, Attribute, RequestSpan, Tracing, working_on
 from service.telemetry import Metrics, sane_request_id
 from service.wire import segmentation_pb2 as wire
 
@@ -25,6 +28,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE_NAME = wire.DESCRIPTOR.services_by_name["Segmentation"].full_name
 REQUEST_ID_KEY = "x-request-id"
+
+_SCOPES: Mapping[str, tuple[Scope, ...]] = MappingProxyType(
+    {
+        "SegmentStream": ("stream",),
+        "ListModels": ("infer", "stream"),
+        "ModelStreamInfer": ("infer", "stream"),
+    }
+)
+"""Method -> scopes of which a key needs one; all other methods need ``infer``."""
+
+
+_OUR_FAULT = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+)
 
 CLIENT_CLOSED_REQUEST = "client_closed_request"
 """Code in log and metrics of a call whose client left, or whose deadline passed; it gets no answer."""
@@ -39,6 +56,7 @@ class Call:
         started_s: arrival (``time.monotonic``, seconds).
         code: ``ok``, or the code of the error with which it ended.
         served: name and number of the version that answers; None = unknown.
+        span: of the call; None = it is not traced.
         source: client, for the scheduler: digest of its key, or its address where no key is needed.
         log_fields: further fields of the log line: numbers and closed sets only.
     """
@@ -49,21 +67,26 @@ class Call:
     served: tuple[str, int] | None = None
     source: str | None = None
     log_fields: dict[str, Any] = field(default_factory=dict)
+    span: RequestSpan | None = None
 
 
 class GrpcEdge:
     """Wraps the methods of the service.
 
     Args:
-        key_digests: of the API keys; empty = no key is needed.
+        keys: of which one is needed; None = none is needed.
         metrics: counts the calls.
         max_calls: open at the same time.
+        tracing: decides which calls are traced.
     """
 
-    def __init__(self, key_digests: frozenset[bytes], metrics: Metrics, *, max_calls: int) -> None:
-        self._key_digests = key_digests
+    def __init__(
+        self, keys: KeyRing | None, metrics: Metrics, *, max_calls: int, tracing: Tracing = NO_TRACING
+    ) -> None:
+        self._keys = keys
         self._metrics = metrics
         self._max_calls = max_calls
+        self._tracing = tracing
         self._open_calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,12 +117,20 @@ class GrpcEdge:
         self._count_open(context)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         status: Status | None = None
-        with structlog.contextvars.bound_contextvars(request_id=call.request_id):
+        call.span = self._tracing.begin(metadata, call.started_s)
+        with (
+            structlog.contextvars.bound_contextvars(request_id=call.request_id),
+            working_on(call.span),
+        ):
             try:
-                self._check_key(metadata)
                 self._check_capacity()
-                call.source = self._source(context, metadata)
-                yield call
+                admission = self._admit(metadata, method)
+                with ExitStack() as held:
+                    if admission is not None:
+                        held.callback(admission.leave)
+                        call.log_fields["key"] = admission.key.name
+                    call.source = _source(context, admission)
+                    yield call
             except ServiceError as error:
                 status = _status(call, error)
             except asyncio.CancelledError:
@@ -115,14 +146,14 @@ class GrpcEdge:
         if status is not None:
             await _abort(context, call, status)
 
-    def _check_key(self, metadata: dict[str, str]) -> None:
-        if self._key_digests and not bears_known_key(metadata.get("authorization", ""), self._key_digests):
-            raise UnauthenticatedError("a valid API key is needed as metadata: authorization: Bearer KEY")
-
-    def _source(self, context: Context, metadata: dict[str, str]) -> str:
-        if self._key_digests:
-            return bearer_digest(metadata["authorization"]).hex()
-        return str(context.peer()).rpartition(":")[0]  # without the port
+    def _admit(self, metadata: dict[str, str], method: str) -> Admission | None:
+        if self._keys is None:
+            return None
+        return self._keys.admit(
+            metadata.get("authorization", ""),
+            *_SCOPES.get(method, ("infer",)),
+            needed="a valid API key is needed as metadata: authorization: Bearer KEY",
+        )
 
     def _count_open(self, context: Context) -> None:
         """Count a call until its answer is sent, which is after the method returned."""
@@ -148,9 +179,33 @@ class GrpcEdge:
             code=call.code,
             duration_s=duration_s,
             served=call.served,
+            trace_id=None if call.span is None else call.span.trace_id,
         )
+        if call.span is not None:
+            _end_span(call.span, call, method, service)
         duration_ms = round(1e3 * duration_s, 2)
         _log.info("call", method=method, code=call.code, duration_ms=duration_ms, **call.log_fields)
+
+
+def _source(context: Context, admission: Admission | None) -> str:
+    """Return the digest of the key, or the address of the client where no key is needed."""
+    if admission is not None:
+        return admission.key.sha256
+    return str(context.peer()).rpartition(":")[0]  # without the port
+
+
+def _end_span(span: RequestSpan, call: Call, method: str, service: str) -> None:
+    attributes: dict[str, Attribute] = {
+        "rpc.system": "grpc",
+        "rpc.service": service,
+        "rpc.method": method,
+        "bisenet.request_id": call.request_id,
+        "bisenet.code": call.code,
+    }
+    if call.served is not None:
+        attributes["bisenet.model"], attributes["bisenet.version"] = call.served
+    status = STATUS_OF_CODE.get(call.code)
+    span.end(f"{service}/{method}", attributes, call.code if status in _OUR_FAULT else None)
 
 
 def _ascii_metadata(context: Context) -> dict[str, str]:

@@ -61,18 +61,25 @@ class MaskRequest:
     Attributes:
         encoding: one of ``wire.MaskEncoding``, never UNSPECIFIED.
         keep: ids of the classes to show, others become the ignore id; None = all.
+        confidence: what the answer tells of the probability of labels.
     """
 
     encoding: wire.MaskEncoding.ValueType
     keep: frozenset[int] | None = None
+    confidence: wire.ConfidenceDetail.ValueType = wire.CONFIDENCE_DETAIL_UNSPECIFIED
 
     @classmethod
-    def parse(cls, encoding: int, classes: Sequence[int], palette: ClassPalette) -> MaskRequest:
+    def parse(
+        cls, encoding: int, classes: Sequence[int], palette: ClassPalette, confidence: int = 0
+    ) -> MaskRequest:
         """Check the fields of a request.
 
         Raises:
-            InvalidArgumentError: no such encoding or class, or more classes than any model has.
+            InvalidArgumentError: no such encoding, class or detail of confidence, or more classes than any
+                model has.
         """
+        if confidence not in wire.ConfidenceDetail.values():
+            raise InvalidArgumentError(f"confidence: there is no detail {confidence}")
         if encoding not in _ENCODERS and encoding != wire.MASK_ENCODING_UNSPECIFIED:
             raise InvalidArgumentError(f"mask: there is no encoding {encoding}")
         if len(classes) > MAX_CLASSES:  # a message can hold millions
@@ -81,12 +88,14 @@ class MaskRequest:
         if unknown:
             raise InvalidArgumentError(f"classes: there is no class {unknown[0]}")
         known = wire.MaskEncoding.ValueType(encoding or wire.PNG)
-        return cls(known, frozenset(classes) if classes else None)
+        keep = frozenset(classes) if classes else None
+        return cls(known, keep, wire.ConfidenceDetail.ValueType(confidence))
 
     @property
     def render_bytes(self) -> int:
         """Memory that ``render_mask`` takes beside the segmentation, in bytes per pixel."""
-        return _RENDER_BYTES[self.encoding] + (0 if self.keep is None else 1)
+        shows_confidence = self.confidence == wire.CONFIDENCE_PNG
+        return _RENDER_BYTES[self.encoding] + (self.keep is not None) + shows_confidence
 
 
 def segment_image(
@@ -126,6 +135,7 @@ def segment_image(
         partial(render_mask, wanted=wanted),
         deadline_s=deadline_s,
         render_bytes=wanted.render_bytes,
+        confidence=wanted.confidence != wire.CONFIDENCE_DETAIL_UNSPECIFIED,
         lane=lane,
         source=source,
         labelled=labelled,
@@ -152,6 +162,7 @@ class RenderedMask:
     """An encoded mask, the version that made it, and the time of each stage."""
 
     mask: wire.Mask
+    confidence: wire.Confidence | None
     version: ModelVersion
     stages_s: Mapping[Stage, float]
     batch_size: int
@@ -183,8 +194,27 @@ def render_mask(segmentation: Segmentation, wanted: MaskRequest) -> RenderedMask
         width=size.width,
         height=size.height,
     )
+    confidence = _confidence(segmentation, label_map, wanted)
     stages_s = segmentation.timings.by_stage(encode_s=time.monotonic() - started_s)
-    return RenderedMask(mask, segmentation.version, stages_s, segmentation.batch_size)
+    return RenderedMask(mask, confidence, segmentation.version, stages_s, segmentation.batch_size)
+
+
+def _confidence(
+    segmentation: Segmentation, label_map: LabelMap, wanted: MaskRequest
+) -> wire.Confidence | None:
+    if segmentation.confidence_HW is None:
+        return None
+    counts = codec.confidence_histogram(label_map, segmentation.confidence_HW)
+    means = map(codec.mean_confidence, counts[: label_map.palette.num_classes])
+    shows_pixels = wanted.confidence == wire.CONFIDENCE_PNG
+    return wire.Confidence(
+        classes=[
+            wire.ClassConfidence(id=class_id, mean=mean)
+            for class_id, mean in enumerate(means)
+            if mean is not None
+        ],
+        png=codec.encode_grey_png(segmentation.confidence_HW) if shows_pixels else b"",
+    )
 
 
 _Encoder = Callable[[Segmentation, LabelMap], bytes]

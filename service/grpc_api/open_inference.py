@@ -23,6 +23,7 @@ from service.open_inference.inference import InferAnswer, Inference, InferReques
 from service.open_inference.metadata import EXTENSIONS, SERVER_NAME, model_metadata, server_version
 from service.open_inference.parameters import lane_of, timeout_s
 from service.open_inference.statistics import InferenceStatistics
+from service.spans import stage_done
 from service.telemetry import Metrics
 from service.wire import open_inference_pb2 as wire
 
@@ -116,6 +117,7 @@ class OpenInferenceServicer:
         async with self._calls.edge.call(context, "ModelInfer", OPEN_INFERENCE_NAME) as call:
             with self._metrics.in_flight():
                 request = await self._calls.first_message(context, wire.ModelInferRequest)
+                stage_done("receive", call.started_s, time.monotonic())
                 return await self._answer(request, call, context)
 
     async def ModelStreamInfer(self, _: object, context: Context) -> None:

@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.core.tls import TlsFiles
 from service.grpc_api.edge import SERVICE_NAME
 from service.grpc_api.health import HealthService
 from service.grpc_api.limits import PeerLimits
@@ -66,22 +67,27 @@ class GrpcServer:
         names = (*services, _HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
-    def bind(self, host: str, port: int) -> str:
+    def bind(self, host: str, port: int, tls: TlsFiles | None = None) -> str:
         """Open the port; called before slow work, so that a port that is in use is reported at once.
 
         Args:
             host: name or address.
             port: 0 = any free port.
+            tls: what connections are encrypted with; None = they are not.
 
         Returns:
             The address for clients, ``HOST:PORT``.
 
         Raises:
             GrpcBindError: the port is in use or not allowed, or this machine does not have the address.
+            TlsError: a certificate cannot be used.
         """
         name = f"[{host}]" if ":" in host else host
+        address = f"{name}:{port}"
         try:
-            return f"{name}:{self._server.add_insecure_port(f'{name}:{port}')}"
+            if tls is None:
+                return f"{name}:{self._server.add_insecure_port(address)}"
+            return f"{name}:{self._server.add_secure_port(address, _credentials(tls))}"
         except RuntimeError as error:
             raise GrpcBindError(f"cannot listen on {host} port {port} for gRPC") from error
 
@@ -116,3 +122,8 @@ class GrpcServer:
         """Stop, and cut off all open calls."""
         self._stopping.set()
         self._cutting.set()
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    cert, key, client_ca = tls.pem()
+    return grpc.ssl_server_credentials([(key, cert)], client_ca, require_client_auth=client_ca is not None)

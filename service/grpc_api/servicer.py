@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any, Protocol
 
 from service.core.errors import DrainingError, InvalidArgumentError
+from service.core.keys.key_ring import KeyRing
 from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
@@ -16,7 +19,14 @@ from service.grpc_api.calls import Calls
 from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segment_image
-from service.grpc_api.streams import FrameStream, StreamLimits, StreamResources
+from service.grpc_api.streams import (
+    ByteChannel,
+    FrameStream,
+    MessageChannel,
+    StreamLimits,
+    StreamResources,
+)
+from service.spans import NO_TRACING, Tracing, stage_done
 from service.telemetry import Metrics
 from service.wire import segmentation_pb2 as wire
 
@@ -28,7 +38,7 @@ class ServicerOptions:
     """How calls are answered.
 
     Args:
-        key_digests: of the API keys; empty = no key is needed.
+        keys: of which one is needed; None = none is needed.
         default_timeout_s: deadline of calls without one, in seconds from their arrival.
         max_timeout_s: longest deadline.
         receive_timeout_s: time from the head of a call to the end of its first message.
@@ -40,7 +50,7 @@ class ServicerOptions:
         max_started_film_frames: the same while there is no live stream.
     """
 
-    key_digests: frozenset[bytes] = frozenset()
+    keys: KeyRing | None = None
     default_timeout_s: float = 30.0
     max_timeout_s: float = 600.0
     receive_timeout_s: float = 30.0
@@ -52,6 +62,13 @@ class ServicerOptions:
     max_started_film_frames: int = 2
 
 
+class StreamCall(Protocol):
+    """What a stream tells the log line of its call."""
+
+    served: tuple[str, int] | None
+    log_fields: dict[str, Any]
+
+
 class Servicer:
     """Answers the calls of all clients.
 
@@ -60,6 +77,7 @@ class Servicer:
         host: the served models.
         metrics: counts calls and frames.
         options: limits.
+        tracing: decides which calls and frames are traced.
 
     Attributes:
         calls: receives calls; shared with the other services of the port.
@@ -71,13 +89,14 @@ class Servicer:
         host: ModelHost,
         metrics: Metrics,
         options: ServicerOptions,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._segmenter = segmenter
         self._host = host
         self._metrics = metrics
         self._options = options
         self.calls = Calls(
-            GrpcEdge(options.key_digests, metrics, max_calls=options.max_calls),
+            GrpcEdge(options.keys, metrics, max_calls=options.max_calls, tracing=tracing),
             MemoryBudget(options.max_image_bytes_in_flight),
             default_timeout_s=options.default_timeout_s,
             max_timeout_s=options.max_timeout_s,
@@ -85,7 +104,7 @@ class Servicer:
         )
         permits = FramePermits(options.max_started_frames, options.max_started_film_frames)
         self._resources = StreamResources(
-            segmenter, host, permits, self.calls.image_budget, metrics, options.streams
+            segmenter, host, permits, self.calls.image_budget, metrics, options.streams, tracing
         )
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
@@ -131,6 +150,7 @@ class Servicer:
             deadline_s = self.calls.deadline_s(context)
             with self._metrics.in_flight():
                 request = await self.calls.first_message(context, wire.SegmentRequest)
+                stage_done("receive", call.started_s, time.monotonic())
                 # No waiting for memory: the picture is in memory already.
                 memory = await self.calls.image_budget.acquire(len(request.image.data), timeout_s=0.0)
                 try:
@@ -148,13 +168,36 @@ class Servicer:
             with self._metrics.stream():
                 await self._answer_stream(call, context)
 
+    async def answer_messages(
+        self,
+        call: StreamCall,
+        receive: Callable[[], Awaitable[bytes | None]],
+        send: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """Answer the frames of one stream whose encoded messages come by another protocol.
+
+        The rules, limits and turns are those of ``SegmentStream``; access is the caller's concern.
+
+        Args:
+            call: gets what the log tells.
+            receive: returns the next message; None = there are no more.
+            send: sends one, and waits while the client is slow.
+
+        Raises:
+            ServiceError: the stream cannot go on.
+        """
+        with self._metrics.stream():
+            await self._answer_stream(call, ByteChannel(receive, send))
+
     async def _segment(
         self, request: wire.SegmentRequest, call: Call, deadline_s: float
     ) -> wire.SegmentResponse:
         target = Target.parse(request.model)
         with self._host.hold(target.name, target.number) as model:
             call.served = model.version.name, model.version.number
-            wanted = MaskRequest.parse(request.mask, request.classes, model.manifest.palette)
+            wanted = MaskRequest.parse(
+                request.mask, request.classes, model.manifest.palette, request.confidence
+            )
             async with segment_image(
                 self._segmenter,
                 model,
@@ -168,10 +211,14 @@ class Servicer:
         version = rendered.version
         call.log_fields.update(bytes_in=len(request.image.data), bytes_out=len(rendered.mask.data))
         return wire.SegmentResponse(
-            mask=rendered.mask, model=version.name, version=version.number, timings=rendered.timings
+            mask=rendered.mask,
+            model=version.name,
+            version=version.number,
+            timings=rendered.timings,
+            confidence=rendered.confidence,
         )
 
-    async def _answer_stream(self, call: Call, context: Context) -> None:
+    async def _answer_stream(self, call: StreamCall, context: MessageChannel | Context) -> None:
         if self._stops_at_s is not None:
             raise DrainingError(_ABOUT_TO_STOP)
         wanted = await self._stream_open(context)
@@ -183,7 +230,7 @@ class Servicer:
             context,
             target=Target(model.version.name, target.number),
             version=model.version.number,
-            wanted=MaskRequest.parse(wanted.mask, (), model.manifest.palette),
+            wanted=MaskRequest.parse(wanted.mask, (), model.manifest.palette, wanted.confidence),
             rules=rules,
             source=f"stream-{next(self._stream_numbers)}",
             resources=self._resources,
@@ -213,7 +260,7 @@ class Servicer:
         finally:
             self._streams.discard(stream)
 
-    async def _stream_open(self, context: Context) -> wire.StreamOpen:
+    async def _stream_open(self, context: MessageChannel | Context) -> wire.StreamOpen:
         """Return the first message of a stream; a drain does not wait for it."""
         message = await self.calls.first_of_stream(context, wire.StreamRequest)
         if message.WhichOneof("kind") != "open":

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, TypeVar, assert_never
+from typing import Any, Protocol, TypeVar, assert_never
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from service.core.errors import (
     BusyError,
@@ -42,6 +43,7 @@ from service.core.streams.stream_session import (
 )
 from service.grpc_api.messages import MaskRequest, Target, segment_image
 from service.grpc_api.status import status_number
+from service.spans import NO_TRACING, Tracing, current_span, working_on
 from service.telemetry import FrameOutcome, Metrics
 from service.wire import segmentation_pb2 as wire
 
@@ -111,6 +113,7 @@ class StreamResources:
         image_budget: memory of pictures that were received and are not answered yet.
         metrics: counts frames.
         limits: of one stream.
+        tracing: decides which frames are traced.
     """
 
     segmenter: Segmenter
@@ -119,9 +122,51 @@ class StreamResources:
     image_budget: MemoryBudget
     metrics: Metrics
     limits: StreamLimits
+    tracing: Tracing = NO_TRACING
 
 
-async def next_message(context: Context, kind: type[MessageT]) -> MessageT | None:
+class MessageChannel(Protocol):
+    """Carries the messages of one stream: a call of gRPC, or something that does the same."""
+
+    async def read(self) -> object:
+        """Return the next message, or ``grpc.aio.EOF``."""
+        ...
+
+    async def write(self, message: wire.StreamResponse) -> None:
+        """Send a message, and wait while the client is slow."""
+        ...
+
+
+class ByteChannel:
+    """The same messages in their encoded form, over another protocol.
+
+    Args:
+        receive: returns the next message; None = there are no more.
+        send: sends one.
+    """
+
+    def __init__(
+        self, receive: Callable[[], Awaitable[bytes | None]], send: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        self._receive = receive
+        self._send = send
+
+    async def read(self) -> object:
+        """Return the next message, ``grpc.aio.EOF``, or None for bytes that are no message."""
+        data = await self._receive()
+        if data is None:
+            return grpc.aio.EOF
+        try:
+            return wire.StreamRequest.FromString(data)
+        except DecodeError:
+            return None
+
+    async def write(self, message: wire.StreamResponse) -> None:
+        """Send a message."""
+        await self._send(message.SerializeToString())
+
+
+async def next_message(context: MessageChannel | Context, kind: type[MessageT]) -> MessageT | None:
     """Return the next message of a call; None when the client has ended its messages.
 
     gRPC's iterator over the messages is not used: if it is left before its end, it is never closed.
@@ -161,7 +206,7 @@ class FrameStream:
 
     def __init__(
         self,
-        context: Context,
+        context: MessageChannel | Context,
         *,
         target: Target,
         version: int,
@@ -188,6 +233,7 @@ class FrameStream:
         self._is_over = False
         self._refusal: ServiceError | None = None
         self._stops_at_s: float | None = None
+        self._log_context = copy_context()
 
     async def answer_frames(self) -> None:
         """Read frames and send answers until the client has ended its frames and all are answered.
@@ -300,27 +346,37 @@ class FrameStream:
         return started is not None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        # Permits are handed on by other streams, whose request id and trace are not this one's.
+        task = asyncio.create_task(work, context=self._log_context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _answer(self, started: StartedFrame[_ReceivedFrame], permit: _Permit) -> None:
-        try:
-            result, version = await self._result(started, permit)
-            self._resources.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
-            self._session.answer_frame(started.seq, result, version=version)
-        except DeadlineExceededError:
-            self._session.drop_frame(started.seq, DropReason.TOO_OLD)
-        except DrainingError:
-            self._session.drop_frame(started.seq, DropReason.DRAINING)
-        except ServiceError as error:
-            self._session.fail_frame(started.seq, error)
-        except Exception:  # noqa: BLE001 - the outermost edge of a frame: the stream must go on
-            _log.exception("frame failed")
-            self._session.fail_frame(started.seq, InternalError("unexpected"))
-        finally:
-            self._continue()
+        span = self._resources.tracing.begin({}, started.arrived_s, cause=current_span())
+        code = "ok"
+        with working_on(span):
+            try:
+                result, version = await self._result(started, permit)
+                self._resources.metrics.frame_done("answered", age_s=time.monotonic() - started.arrived_s)
+                self._session.answer_frame(started.seq, result, version=version)
+            except DeadlineExceededError:
+                code = "too_old"
+                self._session.drop_frame(started.seq, DropReason.TOO_OLD)
+            except DrainingError:
+                code = "draining"
+                self._session.drop_frame(started.seq, DropReason.DRAINING)
+            except ServiceError as error:
+                code = error.code
+                self._session.fail_frame(started.seq, error)
+            except Exception:  # noqa: BLE001 - the outermost edge of a frame: the stream must go on
+                code = InternalError.code
+                _log.exception("frame failed")
+                self._session.fail_frame(started.seq, InternalError("unexpected"))
+            finally:
+                if span is not None:
+                    span.end("frame", {"bisenet.code": code, "bisenet.seq": started.seq})
+                self._continue()
 
     async def _result(
         self, started: StartedFrame[_ReceivedFrame], permit: _Permit
@@ -342,7 +398,11 @@ class FrameStream:
                 resources.metrics.stages_done(rendered.stages_s)
         version = rendered.version.number
         result = wire.FrameResult(
-            seq=frame.seq, mask=rendered.mask, version=version, timings=rendered.timings
+            seq=frame.seq,
+            mask=rendered.mask,
+            version=version,
+            timings=rendered.timings,
+            confidence=rendered.confidence,
         )
         if frame.HasField("capture_time"):
             result.capture_time.CopyFrom(frame.capture_time)

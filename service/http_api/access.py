@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as HttpScope
 
-from service.core.errors import ForbiddenError, InvalidArgumentError, ServiceError, UnauthenticatedError
-from service.core.keys import bearer_digest, bears_known_key
+from service.core.errors import ForbiddenError, InvalidArgumentError, ServiceError
+from service.core.keys.access_key import Scope
+from service.core.keys.key_ring import Admission, KeyRing
 from service.http_api.edge import PROBE_PATHS
 from service.http_api.exchange import Exchange
 from service.http_api.problems import problem
@@ -28,26 +30,32 @@ class AccessPolicy:
     """The conditions that a request must meet.
 
     Args:
-        key_digests: SHA-256 of each API key; empty = no key is needed.
+        keys: API keys, one of which is needed; None = no key is needed.
         hosts: accepted values of ``Host``, lower case, without port; None = any. A page that a browser
             loaded from elsewhere can reach a loopback service under its own name (DNS rebinding), but it
             cannot forge this header.
         open_paths: paths that need no key.
+        scopes: the key must have one of them.
         needed: message of the error when the key is missing or wrong.
     """
 
-    key_digests: frozenset[bytes] = frozenset()
+    keys: KeyRing | None = None
     hosts: frozenset[str] | None = None
     open_paths: frozenset[str] = OPEN_PATHS
+    scopes: tuple[Scope, ...] = ("infer",)
     needed: str = "a valid API key is needed: Authorization: Bearer KEY"
 
-    def check(self, headers: Headers, path: str) -> None:
+    def admit(self, headers: Headers, path: str) -> Admission | None:
         """Check the path, the host and the key of a request.
+
+        Returns:
+            The key of the request, to be left when it is answered; None where no key is needed.
 
         Raises:
             InvalidArgumentError: the path or the host is malformed, or there are two hosts.
-            ForbiddenError: the host is not allowed.
-            UnauthenticatedError: there is no key, or a wrong one.
+            ForbiddenError: the host is not allowed, or the key does not have the scope.
+            UnauthenticatedError: there is no key, or it is wrong or has expired.
+            RateLimitedError: the key is at its limit.
         """
         hosts = headers.getlist("host")
         if len(hosts) > 1 or not all(_HOST.fullmatch(host) for host in hosts):
@@ -57,20 +65,18 @@ class AccessPolicy:
         is_anonymous_probe = not hosts and path in PROBE_PATHS  # HTTP/1.0, as load balancers speak it
         if self.hosts is not None and not (is_anonymous_probe or self._is_host_allowed(hosts)):
             raise ForbiddenError("this service does not answer under this host name")
-        if (
-            self.key_digests
-            and path not in self.open_paths
-            and not bears_known_key(headers.get("authorization", ""), self.key_digests)
-        ):
-            raise UnauthenticatedError(self.needed)
+        if self.keys is None or path in self.open_paths:
+            return None
+        return self.keys.admit(headers.get("authorization", ""), *self.scopes, needed=self.needed)
 
-    def source(self, scope: Scope) -> str | None:
-        """Return the identity of a client: its key, or its address where no key is needed.
+    def source(self, scope: HttpScope) -> str | None:
+        """Return the identity of an admitted client: its key, or its address where no key is needed.
 
         Behind a proxy all clients have the address of the proxy.
         """
-        if self.key_digests:
-            return bearer_digest(Headers(scope=scope).get("authorization", "")).hex()
+        key = Exchange.of(scope).key
+        if key is not None:
+            return key.sha256
         client = scope.get("client")
         return None if client is None else str(client[0])
 
@@ -87,8 +93,8 @@ def _without_port(host: str) -> str:
 class Policy(Protocol):
     """Conditions on a request."""
 
-    def check(self, headers: Headers, path: str) -> None:
-        """Check the head of a request.
+    def admit(self, headers: Headers, path: str) -> Admission | None:
+        """Check the head of a request. The caller closes the admission when the request is answered.
 
         Raises:
             ServiceError: the request is refused.
@@ -108,12 +114,16 @@ class AccessCheck:
         self._app = app
         self._policy = policy
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 401 or 403."""
+    async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401, 403 or 429."""
         answer = self._app
         if scope["type"] == "http":
+            exchange = Exchange.of(scope)
             try:
-                self._policy.check(Headers(scope=scope), scope["path"])
+                admission = self._policy.admit(Headers(scope=scope), scope["path"])
             except ServiceError as refusal:
-                answer = problem(refusal, Exchange.of(scope))
+                answer = problem(refusal, exchange)
+            else:
+                if admission is not None:
+                    exchange.admitted(admission)
         await answer(scope, receive, send)

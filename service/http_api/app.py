@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -30,7 +31,11 @@ from service.http_api.segment.routes import INFER_ROUTES, ROUTES
 from service.http_api.segment.segment import RequestBudgets, SegmentEndpoint, SegmentOptions
 from service.open_inference.inference import Inference
 from service.open_inference.statistics import InferenceStatistics
+from service.spans import NO_TRACING, Tracing
 from service.telemetry import Metrics
+
+if TYPE_CHECKING:  # a service without the page does not load it
+    from service.http_api.camera import AnswerFrames
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class HttpOptions:
         segment: limits of a segmentation request.
         cors_origins: origins whose pages may use the service from a browser; ``*`` = any.
         root_path: prefix under which a proxy offers the service; empty = none.
-        page: serve the page for people at ``/``.
+        page: serve the page for people at ``/``, and the WebSocket of its camera.
+        max_streams: WebSockets of the page at the same time.
         pictures_at_once: of one request with several pictures, those that are queued at the same time.
     """
 
@@ -51,6 +57,7 @@ class HttpOptions:
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""
     page: bool = False
+    max_streams: int = 512
     pictures_at_once: int = 4
 
 
@@ -63,6 +70,8 @@ def create_app(
     options: HttpOptions,
     scoreboard: Scoreboard | None = None,
     statistics: InferenceStatistics | None = None,
+    tracing: Tracing = NO_TRACING,
+    frames: AnswerFrames | None = None,
 ) -> ASGIApp:
     """Return the application.
 
@@ -74,6 +83,8 @@ def create_app(
         options: of the frontend.
         scoreboard: results of evaluations; None = there are none.
         statistics: of the Open Inference Protocol, shared with the gRPC frontend; None = of HTTP alone.
+        tracing: decides which requests are traced.
+        frames: answers the camera of the page; None = the page has no camera.
     """
     statistics = statistics or InferenceStatistics()
     app = problem_app(
@@ -106,7 +117,9 @@ def create_app(
     }
     routes = PictureRoutes(app, endpoints)
     guarded = allow_origins(AccessCheck(routes, access), options.cors_origins)
-    edge = HttpEdge(guarded, lifecycle, metrics)
+    if options.page and frames is not None:
+        guarded = _add_camera(guarded, frames, options)
+    edge = HttpEdge(guarded, lifecycle, metrics, tracing)
     return RootPath(edge, options.root_path) if options.root_path else edge
 
 
@@ -117,6 +130,15 @@ def _add_page(app: FastAPI, access: AccessPolicy) -> AccessPolicy:
     page = Page()
     app.include_router(page.router())
     return replace(access, open_paths=access.open_paths | page.paths)
+
+
+def _add_camera(app: ASGIApp, frames: AnswerFrames, options: HttpOptions) -> ASGIApp:
+    from service.http_api.camera import CameraRoute  # noqa: PLC0415  # likewise
+
+    access = replace(options.access, scopes=("stream",))
+    return CameraRoute(
+        app, frames, access=access, origins=options.cors_origins, max_streams=options.max_streams
+    )
 
 
 _INTRODUCTION = """

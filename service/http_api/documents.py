@@ -11,6 +11,7 @@ from model.artifacts.evaluation_records import StoredEvaluation
 from service.core.models.loaded_model import LoadedModel
 
 MaskEncoding = Literal["png", "coco_rle", "none"]
+Confidence = Literal["none", "mean", "png"]
 
 
 class ProblemDocument(BaseModel):
@@ -100,10 +101,15 @@ class ModelListDocument(BaseModel):
 
 
 class ClassShareDocument(ClassDocument):
-    """The share of a picture that a class covers."""
+    """The share of a picture that a class covers.
+
+    `confidence` is the mean probability of its pixels' labels, 0 to 1: null if the class has no pixel or the
+    request did not ask for it.
+    """
 
     pixels: int
     fraction: float
+    confidence: float | None = None
 
 
 class MaskDocument(BaseModel):
@@ -113,8 +119,15 @@ class MaskDocument(BaseModel):
     data: str | list[dict[str, object]] | None
 
 
+class ConfidenceDocument(BaseModel):
+    """The probability of each pixel's label: a base64 grey PNG, 255 = 1."""
+
+    encoding: Literal["png"] = "png"
+    data: str
+
+
 class SegmentationDocument(BaseModel):
-    """The answer for one picture."""
+    """The answer for one picture; `confidence` is null unless it was asked for."""
 
     model: str
     version: int
@@ -122,7 +135,19 @@ class SegmentationDocument(BaseModel):
     height: int
     classes: list[ClassShareDocument]
     mask: MaskDocument
+    confidence: ConfidenceDocument | None = None
     timings_ms: dict[str, float]
+
+
+class HuggingFaceSegment(BaseModel):
+    """One class of a picture.
+
+    `score` is the mean confidence of its pixels, 0 to 1; `mask` is a base64 grey PNG, 255 inside.
+    """
+
+    label: str
+    score: float
+    mask: str
 
 
 def engine_document(served: LoadedModel) -> EngineDocument:

@@ -45,4 +45,5 @@ def problem_app(*, title: str, description: str, root_path: str = "") -> FastAPI
             Exception: problems.unexpected_error_response,
         },
         responses=ERROR_RESPONSE,
+        generate_unique_id_function=lambda route: route.name,  # generated clients name their functions so
     )

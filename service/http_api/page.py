@@ -1,19 +1,22 @@
-"""``GET /``: the page for people, from the files below ``service/page``."""
+"""``GET /`` of both ports: the pages for people, from the files below ``service/page``."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import mimetypes
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
 
-_FOLDERS = {"": "static", "examples/": "examples"}
+FOLDERS = {"": "static", "examples/": "examples", "thumbnails/": "thumbnails"}
 """Prefix of the path below ``/page/`` -> folder of ``service/page``."""
+
+ADMIN_FOLDERS = {"": "static", "admin/": "admin"}
+"""The same on the admin port; its first page is ``admin/index.html``."""
 
 _SECURITY = {
     "Content-Security-Policy": (
@@ -54,15 +57,20 @@ class _StaticFile:
 
 
 class Page:
-    """The files of the page under the paths that serve them."""
+    """The files of a page under the paths that serve them.
 
-    def __init__(self) -> None:
+    Args:
+        folders: prefix of the path below ``/page/`` -> folder of ``service/page``.
+        index: the file that ``/`` serves, below ``/page/``.
+    """
+
+    def __init__(self, folders: Mapping[str, str] = FOLDERS, index: str = "index.html") -> None:
         found = {
             f"/page/{prefix}{file.name}": _StaticFile.of(file.name, file.read_bytes())
-            for prefix, folder in _FOLDERS.items()
+            for prefix, folder in folders.items()
             for file in _files_of(folder)
         }
-        self._files = {"/": found.pop("/page/index.html"), **found}
+        self._files = {"/": found.pop(f"/page/{index}"), **found}
 
     @property
     def paths(self) -> frozenset[str]:

@@ -72,6 +72,9 @@ CLIENT_CLOSED_CODE = "client_closed_request"
 
 _SPREAD_S = 3
 
+_HUGGING_FACE_PATHS = ("/hf/", "/models/")
+"""Here errors also say what is wrong where Hugging Face's clients look for it."""
+
 
 class MethodNotAllowedError(InvalidArgumentError):
     """The path exists, but not with this method: HTTP's own 405."""
@@ -109,6 +112,8 @@ def problem(error: ServiceError, exchange: Exchange) -> Response:
         "detail": message_for_clients(error),
         "request_id": exchange.request_id,
     }
+    if exchange.path.startswith(_HUGGING_FACE_PATHS):
+        body["error"] = body["detail"]
     return Response(json.dumps(body), status.value, _headers(error), PROBLEM_TYPE)
 
 

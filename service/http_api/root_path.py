@@ -19,6 +19,6 @@ class RootPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on without the prefix."""
-        if scope["type"] == "http" and scope["path"].startswith(self._prefix):
+        if scope["type"] in ("http", "websocket") and scope["path"].startswith(self._prefix):
             scope = {**scope, "path": scope["path"][len(self._prefix) - 1 :]}
         await self._app(scope, receive, send)

@@ -91,6 +91,30 @@ OVERLAY_JPEG: MaskEncoding.ValueType  # 4
 """The picture with the classes' colours blended over it, as a JPEG."""
 Global___MaskEncoding: _TypeAlias = MaskEncoding  # noqa: Y015
 
+class _ConfidenceDetail:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConfidenceDetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConfidenceDetail.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONFIDENCE_DETAIL_UNSPECIFIED: _ConfidenceDetail.ValueType  # 0
+    """Nothing."""
+    CONFIDENCE_MEAN: _ConfidenceDetail.ValueType  # 1
+    """The mean of each class."""
+    CONFIDENCE_PNG: _ConfidenceDetail.ValueType  # 2
+    """The probability of each pixel's label, too."""
+
+class ConfidenceDetail(_ConfidenceDetail, metaclass=_ConfidenceDetailEnumTypeWrapper):
+    """What an answer tells of the probability of its labels."""
+
+CONFIDENCE_DETAIL_UNSPECIFIED: ConfidenceDetail.ValueType  # 0
+"""Nothing."""
+CONFIDENCE_MEAN: ConfidenceDetail.ValueType  # 1
+"""The mean of each class."""
+CONFIDENCE_PNG: ConfidenceDetail.ValueType  # 2
+"""The probability of each pixel's label, too."""
+Global___ConfidenceDetail: _TypeAlias = ConfidenceDetail  # noqa: Y015
+
 class _FramePolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -236,6 +260,60 @@ class Mask(_message.Message):
 Global___Mask: _TypeAlias = Mask  # noqa: Y015
 
 @_typing.final
+class Confidence(_message.Message):
+    """How probable the labels of a picture are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASSES_FIELD_NUMBER: _builtins.int
+    PNG_FIELD_NUMBER: _builtins.int
+    png: _builtins.bytes
+    """For CONFIDENCE_PNG: an 8-bit grey PNG of the upright picture's size; 255 is a probability of 1."""
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassConfidence]:
+        """The classes that occur, in the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        classes: _abc.Iterable[Global___ClassConfidence] | None = ...,
+        png: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "png", b"png"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Confidence: _TypeAlias = Confidence  # noqa: Y015
+
+@_typing.final
+class ClassConfidence(_message.Message):
+    """How probable the labels of one class are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its id, 0 to 254."""
+    mean: _builtins.float
+    """The mean probability of the labels of its pixels, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        mean: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "mean", b"mean"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassConfidence: _TypeAlias = ClassConfidence  # noqa: Y015
+
+@_typing.final
 class ClassInfo(_message.Message):
     """A class of a model."""
 
@@ -376,10 +454,13 @@ class SegmentRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """NAME or NAME@VERSION; empty = the default model."""
     mask: Global___MaskEncoding.ValueType
     """How the mask shall be stored."""
+    confidence: Global___ConfidenceDetail.ValueType
+    """What the answer tells of the probability of its labels."""
     @_builtins.property
     def image(self) -> Global___Image:
         """The picture."""
@@ -395,10 +476,11 @@ class SegmentRequest(_message.Message):
         model: _builtins.str = ...,
         mask: Global___MaskEncoding.ValueType = ...,
         classes: _abc.Iterable[_builtins.int] | None = ...,
+        confidence: Global___ConfidenceDetail.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "image", b"image", "mask", b"mask", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "confidence", b"confidence", "image", b"image", "mask", b"mask", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,6 +496,7 @@ class SegmentResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that answered."""
     version: _builtins.int
@@ -426,6 +509,10 @@ class SegmentResponse(_message.Message):
     def timings(self) -> Global___Timings:
         """Where the time went."""
 
+    @_builtins.property
+    def confidence(self) -> Global___Confidence:
+        """Set if it was asked for."""
+
     def __init__(
         self,
         *,
@@ -433,10 +520,11 @@ class SegmentResponse(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         timings: Global___Timings | None = ...,
+        confidence: Global___Confidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["mask", b"mask", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "mask", b"mask", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mask", b"mask", "model", b"model", "timings", b"timings", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "mask", b"mask", "model", b"model", "timings", b"timings", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -527,6 +615,7 @@ class StreamOpen(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     MAX_FRAME_AGE_MS_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """NAME, which follows the version that is served under it, or NAME@VERSION; empty = the default model."""
     mask: Global___MaskEncoding.ValueType
@@ -537,6 +626,8 @@ class StreamOpen(_message.Message):
     """Frames that may be worked on, or wait to be read by the client, at the same time; 0 = as many as allowed."""
     max_frame_age_ms: _builtins.int
     """A frame whose answer is not there so long after it arrived is dropped; 0 = the service's own limit."""
+    confidence: Global___ConfidenceDetail.ValueType
+    """What results tell of the probability of their labels."""
     def __init__(
         self,
         *,
@@ -545,10 +636,11 @@ class StreamOpen(_message.Message):
         policy: Global___FramePolicy.ValueType = ...,
         max_in_flight: _builtins.int = ...,
         max_frame_age_ms: _builtins.int = ...,
+        confidence: Global___ConfidenceDetail.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mask", b"mask", "max_frame_age_ms", b"max_frame_age_ms", "max_in_flight", b"max_in_flight", "model", b"model", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "mask", b"mask", "max_frame_age_ms", b"max_frame_age_ms", "max_in_flight", b"max_in_flight", "model", b"model", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -689,6 +781,7 @@ class FrameResult(_message.Message):
     MASK_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """The frame's number."""
     version: _builtins.int
@@ -705,6 +798,10 @@ class FrameResult(_message.Message):
     def timings(self) -> Global___Timings:
         """Where the time went."""
 
+    @_builtins.property
+    def confidence(self) -> Global___Confidence:
+        """Set if the stream asked for it."""
+
     def __init__(
         self,
         *,
@@ -713,10 +810,11 @@ class FrameResult(_message.Message):
         mask: Global___Mask | None = ...,
         version: _builtins.int = ...,
         timings: Global___Timings | None = ...,
+        confidence: Global___Confidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture_time", b"capture_time", "mask", b"mask", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capture_time", b"capture_time", "confidence", b"confidence", "mask", b"mask", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture_time", b"capture_time", "mask", b"mask", "seq", b"seq", "timings", b"timings", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture_time", b"capture_time", "confidence", b"confidence", "mask", b"mask", "seq", b"seq", "timings", b"timings", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

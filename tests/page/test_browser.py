@@ -2,69 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_service import Server, serving_environment, started
+from browser_visit import ANSWER_MS, Visit
+from live_service import Server
 
 playwright_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
-]
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "service/page/examples/crossing.jpg"
-ANSWER_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def server(
-    tiny_registry: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    environment = serving_environment(tiny_registry, shared_cache, tmp_path_factory.mktemp("home"), "tiny")
-    with started(environment, tmp_path_factory.mktemp("log") / "stderr") as server:
-        yield server
-        assert server.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright_api.Browser]:
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A page of the service, what it asked for and what it complained about."""
-
-    def __init__(self, page: playwright_api.Page, url: str) -> None:
-        self.page = page
-        self.url = url
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-
-    def open(self, fragment: str = "") -> None:
-        self.page.goto(f"{self.url}/{fragment}")
-        self.page.wait_for_load_state("networkidle")
-
-    def answered(self) -> None:
-        self.page.get_by_text("answered by").wait_for(timeout=ANSWER_MS)
-
-
-@pytest.fixture
-def visit(browser: playwright_api.Browser, server: Server) -> Iterator[Visit]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    visit = Visit(context.new_page(), str(server.client.base_url).rstrip("/"))
-    yield visit
-    context.close()
-    assert [url for url in visit.requests if not url.startswith((visit.url, "blob:"))] == []
 
 
 def test_a_picture_gets_its_mask_its_shares_and_its_times(visit: Visit) -> None:

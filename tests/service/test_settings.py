@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from model.pictures.preprocess import ImageSize
 from service.assembly import engine_options
+from service.core.tls import TlsFiles
 from service.settings import DEFAULT_MODEL, Layer, Settings, SettingsError, load_settings
 
 
@@ -28,7 +29,7 @@ def test_without_any_layer_the_service_is_private_and_serves_the_shipped_model()
     settings = load()
     assert settings.server.is_loopback
     assert settings.models.serve == (DEFAULT_MODEL,)
-    assert settings.auth.read_keys() == ()
+    assert not settings.auth.needs_key
 
 
 def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
@@ -224,29 +225,34 @@ def test_a_key_or_a_word_lets_other_machines_in(auth: dict[str, object]) -> None
 
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_list_of_keys_is_no_key(empty: str) -> None:
-    assert load(BISENET_AUTH__KEYS=empty).auth.read_keys() == ()
+    assert not load(BISENET_AUTH__KEYS=empty).auth.needs_key
     with pytest.raises(SettingsError, match="allow-anonymous"):
         load(BISENET_AUTH__KEYS=empty, BISENET_SERVER__HOST="0.0.0.0")
 
 
-def test_keys_come_from_the_list_and_from_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("three\n\n  four  \n")
-    settings = load(BISENET_AUTH__KEYS="one,two", BISENET_AUTH__KEYS_FILE=str(path))
-    assert settings.auth.read_keys() == ("one", "two", "three", "four")
+def test_certificates_are_a_table_in_the_file_and_have_three_words_in_the_environment(tmp_path: Path) -> None:
+    toml = '[server]\nhttp_port = 1\n[server.tls]\ncert = "a.pem"\nkey = "b.pem"\n'
+    settings = load(toml=toml, folder=tmp_path, BISENET_SERVER__TLS__KEY="c.pem")
+    assert settings.server.tls.files == TlsFiles(Path("a.pem"), Path("c.pem"))
+    assert (settings.server.http_port, settings.server.tls.scheme) == (1, "https")
+    assert load().server.tls.files is None
+    assert load().server.tls.scheme == "http"
 
 
-@pytest.mark.parametrize("content", ["", "\n \n", "two words\n", "caf\u00e9\n", "bell\a"])
-def test_a_keys_file_without_a_usable_key_is_refused(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text(content, "utf-8")
-    with pytest.raises(SettingsError, match=r"auth\.keys"):
-        load(BISENET_AUTH__KEYS_FILE=str(path)).auth.read_keys()
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("CERT", "needed together"), ("KEY", "needed together"), ("CLIENT_CA", "needs cert"), ("X", "unknown")],
+)
+def test_half_a_certificate_is_refused(name: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=rf"server\.tls.*{said}"):
+        load_settings(environment={f"BISENET_SERVER__TLS__{name}": "x.pem"})
 
 
-def test_a_keys_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"auth\.keys_file"):
-        load(BISENET_AUTH__KEYS_FILE=str(tmp_path / "none")).auth.read_keys()
+@pytest.mark.parametrize("key", ["two words", "caf\u00e9", "bell\a"])
+def test_a_key_that_no_header_could_carry_is_refused(key: str) -> None:
+    with pytest.raises(SettingsError, match=r"auth\.keys: a key is printable ASCII") as caught:
+        load(BISENET_AUTH__KEYS=f"good,{key}")
+    assert key not in str(caught.value)
 
 
 def test_keys_are_never_printed() -> None:

@@ -17,6 +17,8 @@ from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.engine import DEFAULT_TUNING, EngineInfo, EngineTuning, Float32Array, ImageBatch
 
+_PLANE_AXES = 2
+
 
 class Outcome(IntEnum):
     """How one item of a batch ended; the numbers are part of the IPC protocol."""
@@ -84,7 +86,17 @@ class ScoreBatchJob:
 BatchJob = LabelBatchJob | ScoreBatchJob
 
 BatchOutput = UInt8Array | Float32Array
-"""labels_HW of one picture, or raw_NKhw; undefined unless the outcome is ``ANSWERED``."""
+"""The answer to one picture (``answer_shape``), or raw_NKhw; undefined unless the outcome is ``ANSWERED``."""
+
+
+def answer_shape(picture: PreparedImage) -> tuple[int, ...]:
+    """Return the shape of the answer to a picture, uint8: labels_HW, or labels and confidence, 2HW."""
+    return (2, *picture.original.shape) if picture.confidence else picture.original.shape
+
+
+def answer_planes(answer: UInt8Array) -> tuple[UInt8Array, UInt8Array | None]:
+    """Return labels_HW and confidence_HW of an answer; None = the confidence was not asked for."""
+    return (answer[0], answer[1]) if answer.ndim > _PLANE_AXES else (answer, None)
 
 
 class RunnerListener(Protocol):
@@ -131,7 +143,7 @@ class Runner(Protocol):
         """Start, and send all events to ``listener``."""
         ...
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return memory for a prepared picture, uint8 HW3; a picture prepared there is not copied again."""
         ...
 

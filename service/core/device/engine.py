@@ -153,7 +153,8 @@ class LabelingEngine(InferenceEngine, Protocol):
 
         Args:
             pictures: of one padded size.
-            labels: labels_HW of each, uint8 of its original size; written when the result is called.
+            labels: the answer to each, uint8, of the shape that ``batch_job.answer_shape`` returns; written
+                when the result is called.
 
         Returns:
             To be called once, in any order: the parts of a failed batch run while the next one is under way.

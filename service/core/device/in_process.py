@@ -16,7 +16,14 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
-from service.core.device.batch_job import BatchJob, BatchOutput, BatchReport, RunnerListener, ScoreBatchJob
+from service.core.device.batch_job import (
+    BatchJob,
+    BatchOutput,
+    BatchReport,
+    RunnerListener,
+    ScoreBatchJob,
+    answer_shape,
+)
 from service.core.device.device import Device
 from service.core.device.engine import DEFAULT_TUNING, DeviceLostError, EngineInfo, EngineTuning
 from service.core.device.labeling import LabelingWork
@@ -45,7 +52,13 @@ class InProcessRunner:
         self._thread.start()
         listener.on_ready()
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:  # noqa: ARG002 - processes need it
+    def canvas(
+        self,
+        padded: ImageSize,
+        original: ImageSize,  # noqa: ARG002 - processes need it
+        *,
+        confidence: bool = False,  # noqa: ARG002 - processes need it
+    ) -> UInt8Array:
         """Return a new array for a prepared picture, uint8 HW3."""
         return np.empty((padded.height, padded.width, 3), np.uint8)
 
@@ -98,7 +111,7 @@ def _results(device: Device, batch: BatchJob) -> tuple[BatchReport, Sequence[Bat
     if isinstance(batch, ScoreBatchJob):
         raw_NKhw = np.empty(batch.raw_shape, np.float32)
         return device.score(batch.version, batch.images_NHW3, raw_NKhw, batch.deadline_s), [raw_NKhw]
-    labels = [np.empty(picture.original.shape, np.uint8) for picture in batch.pictures]
+    labels = [np.empty(answer_shape(picture), np.uint8) for picture in batch.pictures]
     return device.start_labeling(
         LabelingWork(batch.version, batch.pictures, labels, batch.deadlines_s)
     )(), labels

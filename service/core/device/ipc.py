@@ -16,7 +16,7 @@ from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import BatchReport
 from service.core.device.engine import DEFAULT_TUNING, EngineInfo, EngineTuning, EngineUnavailableError
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_MESSAGE_BYTES = 65_536
 
 PixelType = Literal["uint8", "float32"]
@@ -40,6 +40,7 @@ class PictureEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbi
         padded: size that the network sees.
         content: the part of ``padded`` that is picture.
         original: size of the labels.
+        confidence: whether the confidence of each label is wanted; it is written behind the labels.
     """
 
     slot: int
@@ -47,6 +48,7 @@ class PictureEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbi
     padded: ImageSize
     content: ImageSize
     original: ImageSize
+    confidence: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a content that is larger than the padded picture."""

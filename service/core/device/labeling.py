@@ -13,17 +13,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import structlog
 
 from model.artifacts.manifest import ModelManifest, ModelVersion
 from model.decoding import decode
+from model.decoding.confidence import confidence
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
 from model.pictures.preprocess import PreparedImage
-from service.core.device.batch_job import BatchReport, Outcome
+from service.core.device.batch_job import BatchReport, Outcome, answer_planes
 from service.core.device.engine import (
     DeviceLostError,
     DeviceMemoryError,
@@ -44,7 +45,7 @@ class LabelingWork:
     Attributes:
         version: the model version.
         pictures: at least one.
-        labels: labels_HW of each, uint8 of its original size; written here.
+        labels: the answer to each (``answer_shape``), uint8; written here.
         deadlines_s: of each picture: time after which its labels are no longer needed (``time.monotonic``).
     """
 
@@ -147,18 +148,19 @@ class _HostLabeler:
         times.post_s += time.monotonic() - inferred_s
         return flaws
 
-    def _decode(self, raw_Khw: Float32Array, picture: PreparedImage, out_HW: UInt8Array) -> str | None:
+    def _decode(self, raw_Khw: Float32Array, picture: PreparedImage, answer: UInt8Array) -> str | None:
+        labels_HW, confidence_HW = answer_planes(answer)
+        geometry: dict[str, Any] = {
+            "upsample": self.manifest.upsample,
+            "stride": self.manifest.stride,
+            "padded": picture.padded,
+            "content": picture.content,
+            "original": picture.original,
+        }
         try:
-            decode.labels(
-                raw_Khw,
-                upsample=self.manifest.upsample,
-                stride=self.manifest.stride,
-                padded=picture.padded,
-                content=picture.content,
-                original=picture.original,
-                executor=self.decoders,
-                out_HW=out_HW,
-            )
+            decode.labels(raw_Khw, **geometry, executor=self.decoders, out_HW=labels_HW)
+            if confidence_HW is not None:
+                confidence(raw_Khw, labels_HW, **geometry, executor=self.decoders, out_HW=confidence_HW)
         except ModelOutputError as error:
             return str(error)
         return None

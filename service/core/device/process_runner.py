@@ -123,13 +123,13 @@ class ProcessRunner:
         self._listener = listener
         self._thread.start()
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return shared memory for a prepared picture, uint8 HW3, with memory for its labels behind it.
 
         Raises:
             BusyError: the system has no memory.
         """
-        return self._memory.canvas(padded, original)
+        return self._memory.canvas(padded, original, confidence=confidence)
 
     def run_batch(self, token: int, batch: BatchJob) -> None:
         """Send a batch to the worker."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import BatchJob, BatchOutput, LabelBatchJob, ScoreBatchJob
+from service.core.device.batch_job import BatchJob, BatchOutput, LabelBatchJob, ScoreBatchJob, answer_shape
 from service.core.device.ipc import (
     ForgetMessage,
     IpcMessage,
@@ -39,14 +39,14 @@ class SharedMemory:
         self._clock = clock
         self._slots = SlotPool()
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return memory for a prepared picture, uint8 HW3, in a slot that also holds its labels; thread-safe.
 
         Raises:
             BusyError: the system has no memory.
         """
         shape = (padded.height, padded.width, 3)
-        return self._lease(math.prod(shape), original.pixels).array(shape)
+        return self._lease(math.prod(shape), (1 + confidence) * original.pixels).array(shape)
 
     def send_batch(
         self, worker: WorkerConnection, token: int, version: int, batch: BatchJob
@@ -89,11 +89,11 @@ class SharedMemory:
     ) -> Sequence[BatchOutput]:
         leases = [self._slot_of(picture, worker) for picture in batch.pictures]
         entries = [
-            PictureEntry(lease.slot.number, deadline_s, p.padded, p.content, p.original)
+            PictureEntry(lease.slot.number, deadline_s, p.padded, p.content, p.original, p.confidence)
             for lease, deadline_s, p in zip(leases, batch.deadlines_s, batch.pictures, strict=True)
         ]
         labels = [
-            lease.array(p.original.shape, offset=next_array_offset(p.pixels_HW3.nbytes))
+            lease.array(answer_shape(p), offset=next_array_offset(p.pixels_HW3.nbytes))
             for lease, p in zip(leases, batch.pictures, strict=True)
         ]
         _send(worker, LabelMessage(token, version, tuple(entries)), leases)
@@ -115,9 +115,10 @@ class SharedMemory:
     def _slot_of(self, picture: PreparedImage, worker: WorkerConnection) -> SlotLease:
         """Return the slot of a picture; a copy if the worker cannot see it or it holds labels already."""
         lease = self._slots.lease_of(picture.pixels_HW3)
-        needed = next_array_offset(picture.pixels_HW3.nbytes) + picture.original.pixels
+        answer_bytes = math.prod(answer_shape(picture))
+        needed = next_array_offset(picture.pixels_HW3.nbytes) + answer_bytes
         if lease is None or not _is_usable(lease, worker) or lease.slot.capacity < needed:
-            lease = self._filled(picture.pixels_HW3, picture.original.pixels)
+            lease = self._filled(picture.pixels_HW3, answer_bytes)
         lease.slot.holds_answer = True
         return lease
 

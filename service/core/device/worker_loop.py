@@ -22,7 +22,7 @@ from model.artifacts.artifact import read_artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import PreparedImage
-from service.core.device.batch_job import BatchReport
+from service.core.device.batch_job import BatchReport, answer_shape
 from service.core.device.device import Device
 from service.core.device.ipc import (
     LOAD_ERRORS,
@@ -190,10 +190,11 @@ class WorkerLoop:
 
     def _labeling_work(self, message: LabelMessage) -> LabelingWork:
         self._map_slots([entry.slot for entry in message.pictures])
+        pictures = [self._picture(entry) for entry in message.pictures]
         return LabelingWork(
             self._version(message.version),
-            [self._picture(entry) for entry in message.pictures],
-            [self._labels(entry) for entry in message.pictures],
+            pictures,
+            [self._answer(*item) for item in zip(message.pictures, pictures, strict=True)],
             [entry.deadline_s for entry in message.pictures],
         )
 
@@ -224,11 +225,11 @@ class WorkerLoop:
 
     def _picture(self, entry: PictureEntry) -> PreparedImage:
         pixels_HW3 = self._array(entry.slot, (*entry.padded.shape, 3), "uint8")
-        return PreparedImage(pixels_HW3, entry.content, entry.original)
+        return PreparedImage(pixels_HW3, entry.content, entry.original, entry.confidence)
 
-    def _labels(self, entry: PictureEntry) -> UInt8Array:
-        offset = next_array_offset(3 * entry.padded.pixels)
-        return self._array(entry.slot, entry.original.shape, "uint8", offset)
+    def _answer(self, entry: PictureEntry, picture: PreparedImage) -> UInt8Array:
+        offset = next_array_offset(picture.pixels_HW3.nbytes)
+        return self._array(entry.slot, answer_shape(picture), "uint8", offset)
 
     def _array(self, slot: int, shape: tuple[int, ...], dtype: PixelType, offset: int = 0) -> AnyArray:
         try:

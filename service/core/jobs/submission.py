@@ -99,6 +99,20 @@ class EvaluationSubmission:
         request = JobRequest(version, dataset, split, protocol, skip_broken, model, precision)
         return self.jobs.enqueue_job(request, key=key)
 
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The names of the configured data sets, sorted."""
+        return tuple(sorted(self._datasets))
+
+    def report_document(self, job_id: str) -> bytes:
+        """Return the report of a job as JSON.
+
+        Raises:
+            NotFoundError: there is no such job, or no report of it yet.
+            BusyError: the jobs database does not answer.
+        """
+        return self._report(job_id, self._registry.evaluations.document)
+
     def report_page(self, job_id: str) -> bytes:
         """Return the report of a job as HTML.
 
@@ -106,13 +120,16 @@ class EvaluationSubmission:
             NotFoundError: there is no such job, or it has no report yet.
             BusyError: the jobs database does not answer.
         """
+        return self._report(job_id, self._registry.evaluations.page)
+
+    def _report(self, job_id: str, read: Callable[[str, str], bytes | None]) -> bytes:
         job = self.jobs.get_job(job_id)
-        page = None
+        report = None
         if job.state is JobState.SUCCEEDED:
-            page = self._registry.evaluations.page(job.request.version.name, job_id)
-        if page is None:
+            report = read(job.request.version.name, job_id)
+        if report is None:
             raise NotFoundError(f"there is no report: the job is {job.state}")
-        return page
+        return report
 
     def _find_by_key(self, key: str) -> EvaluationJob | None:
         if not _is_key(key):

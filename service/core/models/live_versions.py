@@ -7,8 +7,10 @@ version. The old version is unloaded after its last picture is answered. If a st
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -30,6 +32,9 @@ from service.core.models.model_host import ModelHost
 
 _log = structlog.get_logger()
 
+REFUSED_S = 60.0
+"""After which a version that could not be loaded is tried again: loading takes all cores for seconds."""
+
 _SERVICE_ERRORS: Mapping[type[model_errors.ModelError], type[ServiceError]] = {
     model_errors.InvalidReferenceError: InvalidArgumentError,
     model_errors.ModelNotFoundError: ModelNotFoundError,
@@ -37,6 +42,21 @@ _SERVICE_ERRORS: Mapping[type[model_errors.ModelError], type[ServiceError]] = {
     model_errors.VersionConflictError: ConflictError,
 }
 """Registry errors whose message is for the client; the messages of others are only logged."""
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model of the registry.
+
+    Attributes:
+        name: of the model.
+        versions: number -> whether this service serves it.
+        aliases: where each alias points.
+    """
+
+    name: str
+    versions: Mapping[int, bool]
+    aliases: Mapping[str, Alias]
 
 
 class LiveVersions:
@@ -55,6 +75,17 @@ class LiveVersions:
         self._host = host
         self._references = references
         self._lock = threading.Lock()
+        self._refused: dict[ModelReference, tuple[ModelVersion, float]] = {}
+
+    def overview(self) -> list[RegisteredModel]:
+        """Return all models of the registry, sorted by name; each with its versions and aliases.
+
+        Raises:
+            BusyError: the registry does not answer.
+        """
+        served = {model.version for model in self._host.models}
+        with _service_errors():
+            return [self._registered(name, served) for name in self._registry.models()]
 
     def load(self, name: str, number: int | None = None) -> LoadedModel:
         """Serve a version under its number, beside the others.
@@ -118,12 +149,85 @@ class LiveVersions:
             self._follow(ModelVersion(name, moved.version), alias)
             return moved
 
+    def catch_up(self, *, now_s: float | None = None) -> None:
+        """Serve what the followed aliases point at by now: another process may have moved them.
+
+        A version that does not prove itself here is tried again after ``REFUSED_S``; until then, and while
+        the registry does not answer, what is served stays.
+
+        Args:
+            now_s: on the clock of ``time.monotonic``; None = now.
+
+        Raises:
+            ServiceError: as ``load``; other aliases are followed nevertheless.
+        """
+        now_s = time.monotonic() if now_s is None else now_s
+        failures = []
+        for reference in self._references:
+            try:
+                with _service_errors():
+                    self._catch_up(reference, now_s)
+            except ServiceError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _catch_up(self, reference: ModelReference, now_s: float) -> None:
+        if self._behind(reference, now_s) is None:
+            return
+        with self._lock:  # and look again: the alias may have been moved here in the meantime
+            version = self._behind(reference, now_s)
+            if version is None:
+                return
+            try:
+                self._follow(version, reference.alias or DEFAULT_ALIAS)
+            except (model_errors.ModelError, EngineUnavailableError, ServiceError):
+                self._refused[reference] = (version, now_s + REFUSED_S)
+                raise
+        _log.info("alias followed", model=str(version), alias=reference.alias or DEFAULT_ALIAS)
+
+    def _behind(self, reference: ModelReference, now_s: float) -> ModelVersion | None:
+        """Return the version that a reference means, if that is not served and not refused just now."""
+        if reference.number is not None:
+            return None
+        alias = reference.alias or DEFAULT_ALIAS
+        current = self._registry.alias(reference.name, alias)
+        if current is None:  # what was served at the start stays
+            return None
+        version = ModelVersion(reference.name, current.version)
+        refused, until_s = self._refused.get(reference, (None, 0.0))
+        if refused == version and now_s < until_s:
+            return None
+        if self._is_meant(reference.name, alias):
+            is_served = self._meant(reference.name, alias) == version.number
+        else:
+            is_served = self._is_loaded(version)
+        return None if is_served else version
+
+    def alias(self, name: str, alias: str) -> Alias | None:
+        """Return where an alias points, or None if there is none.
+
+        Raises:
+            InvalidArgumentError: nothing can be called so.
+            BusyError: the registry does not answer.
+        """
+        with _service_errors():
+            return self._registry.alias(name, alias)
+
+    def loaded(self, name: str) -> list[int]:
+        """Return the numbers of the served versions of a model, in ascending order."""
+        return sorted(m.version.number for m in self._host.models if m.version.name == name)
+
     def follows(self, name: str, alias: str) -> bool:
         """Return whether this service serves the version of an alias, also after the alias moves.
 
         True for the models of the settings, false for versions that were loaded by their number.
         """
         return any(_follows(reference, name, alias) for reference in self._references)
+
+    def _registered(self, name: str, served: Collection[ModelVersion]) -> RegisteredModel:
+        versions = {version.number: version in served for version in self._registry.versions(name)}
+        return RegisteredModel(name, versions, self._registry.aliases(name))
 
     def _existing(self, name: str, number: int | None) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))

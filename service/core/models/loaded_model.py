@@ -83,17 +83,18 @@ class LoadedModel:
         """Return the expected time until everything that runs and waits is done, in seconds."""
         return self.dispatcher.expected_wait_s()
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return memory in which to prepare a picture, without another copy on its way to the worker.
 
         Args:
             padded: size of the prepared picture.
             original: size of the picture and of its labels.
+            confidence: whether the confidence of each label will be needed.
 
         Returns:
             uint8 HW3 of the padded size.
         """
-        return self.dispatcher.canvas(padded, original)
+        return self.dispatcher.canvas(padded, original, confidence=confidence)
 
     def submit(self, image: PreparedImage, reservation: Reservation) -> Future[Answer]:
         """Queue one picture.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -24,15 +24,30 @@ from PIL import Image
 
 from model.labels import Color, LabelMap, UInt8Array
 
+FULL_CONFIDENCE = 255
+"""The confidence 1 in a map of bytes."""
+
 DEFAULT_ALPHA = 0.5
 """Default opacity of an overlay's colours."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_BIT_DEPTH = 8
-_TRUE_COLOR, _INDEXED = 2, 3
+_BYTE_DEPTH = 8
+_MASK_DEPTH = 2
+"""Pillow opens greys of 2 bits as mode L with 0 and 255, those of 1 bit as another mode."""
+
+_GREY, _TRUE_COLOR, _INDEXED = 0, 2, 3
 _UP_FILTER = 2
 _COMPRESSION_LEVEL = 1
 _JPEG_QUALITY = 85
+
+
+def _two_bits() -> npt.NDArray[np.uint16]:
+    """Return for each byte of bits the two bytes in which every bit stands twice, as big-endian numbers."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1)
+    return np.packbits(bits.repeat(_MASK_DEPTH, axis=1), axis=1).view(np.uint16)[:, 0]
+
+
+_TWO_BITS = _two_bits()
 
 _BAND_PIXELS = 1 << 19
 """Painted, filtered and compressed together. Each call of the compressor costs, and so do temporary arrays
@@ -105,6 +120,36 @@ def class_statistics(label_map: LabelMap) -> list[ClassShare]:
     ]
 
 
+def confidence_histogram(label_map: LabelMap, confidence_HW: UInt8Array) -> npt.NDArray[np.int64]:
+    """Count the pixels of each id and confidence.
+
+    Args:
+        label_map: the labels.
+        confidence_HW: probability of each label in 255ths.
+
+    Returns:
+        Shape (256, 256): row = id, column = confidence.
+    """
+    counts = np.zeros(1 << 16, np.int64)
+    rows = max(1, _BAND_PIXELS // confidence_HW.shape[1])
+    for top in range(0, len(confidence_HW), rows):
+        pairs = label_map.ids_HW[top : top + rows].astype(np.uint16)
+        pairs <<= 8
+        pairs |= confidence_HW[top : top + rows]
+        counts += np.bincount(pairs.reshape(-1), minlength=1 << 16)
+    return counts.reshape(256, 256)
+
+
+def mean_confidence(counts: npt.NDArray[np.int64]) -> float | None:
+    """Return the mean confidence, 0..1, of pixels of which so many have each one; None = there are none.
+
+    Args:
+        counts: shape (256,): a row of ``confidence_histogram``.
+    """
+    total = int(counts.sum())
+    return float(counts @ np.arange(256)) / (FULL_CONFIDENCE * total) if total else None
+
+
 def encode_palette_png(label_map: LabelMap) -> bytes:
     """Encode as an indexed 8-bit PNG: the pixel is the id, the palette holds the colours.
 
@@ -115,12 +160,32 @@ def encode_palette_png(label_map: LabelMap) -> bytes:
     """
     num_colors = max(label_map.palette.num_classes, int(label_map.ids_HW.max()) + 1)
     colors = label_map.palette.rgb_table[:num_colors].tobytes()
-    return _png(raster_of(label_map.ids_HW), _INDEXED, _chunk(b"PLTE", colors))
+    return _png(raster_of(label_map.ids_HW), _INDEXED, chunks=(_chunk(b"PLTE", colors),))
 
 
 def encode_rgb_png(image: Raster) -> bytes:
     """Encode RGB pixels as a PNG."""
     return _png(image, _TRUE_COLOR)
+
+
+def encode_grey_png(levels_HW: UInt8Array) -> bytes:
+    """Encode levels 0..255 as a grey PNG."""
+    return _png(raster_of(levels_HW), _GREY)
+
+
+def encode_mask_png(is_inside_HW: npt.NDArray[np.bool_]) -> bytes:
+    """Encode a mask as a grey PNG: 0 outside, 255 inside; in the file a pixel takes 2 bits.
+
+    Source:
+        PNG specification, third edition: section 7.2 (scanlines: the leftmost pixel in the highest bits).
+    """
+    width = is_inside_HW.shape[1]
+
+    def packed(top: int, bottom: int) -> UInt8Array:
+        pairs = _TWO_BITS.take(np.packbits(is_inside_HW[top:bottom], axis=1))
+        return pairs.view(np.uint8)[:, : -(-_MASK_DEPTH * width // 8)]
+
+    return _png(Raster(is_inside_HW.shape, packed), _GREY, _MASK_DEPTH)
 
 
 def encode_jpeg(image: Raster) -> bytes:
@@ -210,9 +275,11 @@ def _write_rows(stream: io.BytesIO, pixels: Raster) -> None:
     stream.writelines(band.tobytes() for band in pixels.bands())
 
 
-def _png(pixels: Raster, color_type: int, *chunks: bytes) -> bytes:
+def _png(
+    pixels: Raster, color_type: int, bit_depth: int = _BYTE_DEPTH, chunks: Sequence[bytes] = ()
+) -> bytes:
     height, width = pixels.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, _BIT_DEPTH, color_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
     stream = io.BytesIO()
     stream.writelines([_PNG_SIGNATURE, _chunk(b"IHDR", header), *chunks])
     _write_image_data(stream, pixels)

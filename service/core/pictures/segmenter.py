@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from service.core.scheduling.memory_budget import (
     MemoryReservation,
 )
 from service.core.scheduling.scheduler import Lane
+from service.spans import stage_done
 from service.telemetry import Metrics, Stage
 
 RenderedT = TypeVar("RenderedT")
@@ -42,6 +44,7 @@ DEFAULT_RENDER_BYTES = 5
 """Memory, in bytes a pixel, that suffices to render any answer."""
 
 _ANSWER_BYTES = 5  # a pixel's: 4 for the picture, Pillow's padding included, and 1 for its label
+_CONFIDENCE_BYTES = 1
 _NETWORK_BYTES = 3
 
 
@@ -73,6 +76,7 @@ class Segmentation:
 
     Attributes:
         label_map: class ids at the picture's upright size.
+        confidence_HW: probability of each label in 255ths, uint8; None if it was not asked for.
         image_HW3: the picture itself, upright uint8 RGB.
         version: of the model that answered.
         timings: duration of each stage.
@@ -81,6 +85,7 @@ class Segmentation:
     """
 
     label_map: LabelMap
+    confidence_HW: UInt8Array | None
     image_HW3: UInt8Array
     version: ModelVersion
     timings: StageTimings
@@ -120,6 +125,7 @@ class _Request:
     picture: Picture
     deadline_s: float
     render_bytes: int
+    confidence: bool
     lane: Lane
     source: str | None
     stage: Stage = "decode"
@@ -172,6 +178,7 @@ class Segmenter:
         *,
         deadline_s: float,
         render_bytes: int = DEFAULT_RENDER_BYTES,
+        confidence: bool = False,
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
         labelled: Callable[[Answer], None] | None = None,
@@ -187,6 +194,7 @@ class Segmenter:
             deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds);
                 labels that are there by then are rendered, however long that takes.
             render_bytes: memory of ``render`` beside the segmentation, in bytes per pixel.
+            confidence: whether ``render`` needs the confidence of each label.
             lane: how urgent the picture is.
             source: the client or stream; sources of a lane take turns. None = unknown.
             labelled: called in the event loop as soon as the device has answered.
@@ -210,7 +218,7 @@ class Segmenter:
             ModelOutputInvalidError: the model produced values that are no scores.
             InternalError: the engine failed.
         """
-        request = _Request(model, picture, deadline_s, render_bytes, lane, source)
+        request = _Request(model, picture, deadline_s, render_bytes, confidence, lane, source)
         try:
             with self._losses_counted(request):
                 async with within(deadline_s - time.monotonic(), lambda: _too_late(request)):
@@ -231,7 +239,8 @@ class Segmenter:
 
     def _in_thread(self, request: _Request, step: Callable[..., StepT], *arguments: object) -> Future[StepT]:
         try:
-            taken = request.step = self._pool.submit(step, request, *arguments)
+            # In the context of the request, for its log lines and its trace.
+            taken = request.step = self._pool.submit(copy_context().run, step, request, *arguments)
         except RuntimeError as error:
             if "shutdown" not in str(error):  # but out of threads
                 raise
@@ -284,7 +293,8 @@ class Segmenter:
             lane=request.lane,
             source=request.source,
         )
-        request.num_bytes = bytes_needed(header, limits.max_infer_pixels, request.render_bytes)
+        render_bytes = request.render_bytes + _CONFIDENCE_BYTES * request.confidence
+        request.num_bytes = bytes_needed(header, limits.max_infer_pixels, render_bytes)
         request.memory = self._budget.take(request.num_bytes)
         return None if request.memory is None else self._read_and_submit(request)
 
@@ -292,7 +302,7 @@ class Segmenter:
         if not request.is_wanted():
             return None
         with self._metrics.working("decode"):
-            request.read = self._read(request.picture, request.model)
+            request.read = self._read(request)
         if not request.is_wanted():
             return None
         assert request.reservation is not None
@@ -300,13 +310,18 @@ class Segmenter:
         request.labels = request.model.submit(request.read.prepared, request.reservation)
         return request.labels
 
-    def _read(self, picture: Picture, model: LoadedModel) -> _Read:
+    def _read(self, request: _Request) -> _Read:
+        model = request.model
         spec = dataclasses.replace(model.manifest.preprocess, max_infer_pixels=self._limits.max_infer_pixels)
         began_s = time.monotonic()
-        image_HW3 = picture.read(self._limits.image)
+        image_HW3 = request.picture.read(self._limits.image)
         decoded_s = time.monotonic()
-        prepared = spec.prepare(image_HW3, canvas=model.canvas)
-        return _Read(image_HW3, prepared, decoded_s - began_s, time.monotonic() - decoded_s)
+        stage_done("decode", began_s, decoded_s)
+        canvas = partial(model.canvas, confidence=request.confidence)
+        prepared = dataclasses.replace(spec.prepare(image_HW3, canvas=canvas), confidence=request.confidence)
+        prepared_s = time.monotonic()
+        stage_done("preprocess", decoded_s, prepared_s)
+        return _Read(image_HW3, prepared, decoded_s - began_s, prepared_s - decoded_s)
 
     def _render(
         self, request: _Request, answer: Answer, render: Callable[[Segmentation], RenderedT]
@@ -315,6 +330,7 @@ class Segmenter:
         assert read is not None
         segmentation = Segmentation(
             label_map=LabelMap(answer.labels_HW, model.manifest.palette),
+            confidence_HW=answer.confidence_HW,
             image_HW3=read.image_HW3,
             version=model.version,
             timings=StageTimings(
@@ -323,9 +339,12 @@ class Segmenter:
             inference_size=read.prepared.content,
             batch_size=answer.batch_size,
         )
+        began_s = time.monotonic()
         with self._metrics.working("encode"):
             rendered = render(segmentation)
-        pixels, duration_s = size_of(read.image_HW3).pixels, time.monotonic() - request.labelled_s
+        ended_s = time.monotonic()
+        stage_done("encode", began_s, ended_s)
+        pixels, duration_s = size_of(read.image_HW3).pixels, ended_s - request.labelled_s
         self._rendering.learn(pixels=pixels, duration_s=duration_s)
         return rendered
 

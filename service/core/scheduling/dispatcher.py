@@ -28,6 +28,7 @@ from service.core.device.batch_job import (
     Outcome,
     Runner,
     ScoreBatchJob,
+    answer_planes,
 )
 from service.core.device.engine import (
     DEFAULT_TUNING,
@@ -58,6 +59,7 @@ from service.core.scheduling.scheduler import (
     Scheduler,
 )
 from service.core.scheduling.utilization import UtilizationMeter
+from service.spans import NO_TRACING, BatchRun, Tracing, current_span
 from service.telemetry import Metrics
 
 _MAX_RECENT_SIZES = 8
@@ -84,6 +86,7 @@ class Answer:
         infer_s: time of the batch in the engine, in seconds.
         post_s: time of the batch from raw output to labels, in seconds.
         batch_size: pictures in the batch.
+        confidence_HW: probability of each label in 255ths, uint8; None if it was not asked for.
     """
 
     labels_HW: UInt8Array
@@ -91,6 +94,7 @@ class Answer:
     infer_s: float
     post_s: float
     batch_size: int = 1
+    confidence_HW: UInt8Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +134,7 @@ class Dispatcher:
         max_waiting: items that may wait.
         limits: of a batch; None = one picture.
         metrics: counts batches; None = no counts.
+        tracing: notes the batches that have traced pictures.
         clock: seconds, as ``time.monotonic``.
     """
 
@@ -140,11 +145,13 @@ class Dispatcher:
         max_waiting: int = DEFAULT_MAX_WAITING,
         limits: BatchLimits | None = None,
         metrics: Metrics | None = None,
+        tracing: Tracing = NO_TRACING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._limits = limits or BatchLimits()
         self._metrics = metrics or Metrics()
+        self._tracing = tracing
         self._clock = clock
         self._scheduler: Scheduler[_Work, Any] = Scheduler(max_waiting)
         self._quarantine = Quarantine()
@@ -177,9 +184,9 @@ class Dispatcher:
         with self._changed:
             return list(self._recent_sizes)
 
-    def canvas(self, padded: ImageSize, original: ImageSize) -> UInt8Array:
+    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
         """Return memory for a prepared picture, uint8 HW3; a picture prepared there is not copied again."""
-        return self._runner.canvas(padded, original)
+        return self._runner.canvas(padded, original, confidence=confidence)
 
     def load(
         self,
@@ -261,7 +268,9 @@ class Dispatcher:
         """
         key = BatchKey((version, "labels"), padded, self._limits)
         with self._changed:
-            reservation: Reservation = Item(_Reserved(version), key, self._clock(), deadline_s, lane, source)
+            reservation: Reservation = Item(
+                _Reserved(version), key, self._clock(), deadline_s, lane, source, span=current_span()
+            )
             self._enter(reservation, self._scheduler.reserve_item)
             return reservation
 
@@ -293,8 +302,17 @@ class Dispatcher:
             if reservation.key == key:
                 return self._use(reservation, picture)
             reservation.future.cancel()
-            lane, source = reservation.lane, reservation.source
-            return self._admit(Item(picture, key, self._clock(), reservation.deadline_s, lane, source))
+            return self._admit(
+                Item(
+                    picture,
+                    key,
+                    self._clock(),
+                    reservation.deadline_s,
+                    reservation.lane,
+                    reservation.source,
+                    span=reservation.span,
+                )
+            )
 
     def submit_scoring(
         self,
@@ -358,6 +376,8 @@ class Dispatcher:
                 item.future.set_result(_result(item, report, output))
             else:
                 item.future.set_exception(_ERRORS[outcome]())
+        if queued := [(item.span, item.admitted_s) for item in batch.items if item.span is not None]:
+            self._tracing.batch(_batch_run(batch, report), queued)
 
     def on_worker_lost(
         self, executing: Sequence[int], waiting: Sequence[int], *, retry_after_s: float
@@ -445,6 +465,11 @@ def _duration_s(report: BatchReport | None) -> float | None:
     return report.infer_s + report.post_s
 
 
+def _batch_run(batch: _Batch, report: BatchReport) -> BatchRun:
+    version = str(batch.items[0].work.version)
+    return BatchRun(version, len(batch.items), report.begun_s, report.infer_s, report.post_s)
+
+
 def _padding_ratio(batch: _Batch) -> float:
     content = sum(
         item.work.image.content.pixels if isinstance(item.work, _Picture) else item.pixels
@@ -467,4 +492,6 @@ def _result(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Ar
         scores: Float32Array = output
         return scores
     queue_s = max(0.0, report.begun_s - item.admitted_s)
-    return Answer(output, queue_s, report.infer_s, report.post_s, len(report.outcomes))
+    labels_HW, confidence_HW = answer_planes(output)
+    times_s = queue_s, report.infer_s, report.post_s
+    return Answer(labels_HW, *times_s, len(report.outcomes), confidence_HW)

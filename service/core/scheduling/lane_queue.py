@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from model.pictures.preprocess import ImageSize
 from service.core.errors import DeadlineExceededError
 from service.core.scheduling.latency_model import LatencyModel
+from service.spans import RequestSpan
 
 WorkT = TypeVar("WorkT")
 ResultT = TypeVar("ResultT")
@@ -80,6 +81,7 @@ class Item(Generic[WorkT, ResultT]):
         lane: how urgent it is.
         source: client or stream that sent it; sources of a lane are served in turn. None counts as one.
         pictures: number of pictures of ``key.size`` in it; they stay together.
+        span: of its request; None = the request is not traced.
         future: receives the result; cancelling it withdraws the item.
         was_requeued: a worker died before it started the item.
     """
@@ -91,6 +93,7 @@ class Item(Generic[WorkT, ResultT]):
     lane: Lane = Lane.INTERACTIVE
     source: Hashable = None
     pictures: int = 1
+    span: RequestSpan | None = None
     future: Future[ResultT] = field(default_factory=Future)
     was_requeued: bool = False
 

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from service.core.readiness import Readiness
 from service.http_api.access import AccessCheck
 from service.http_api.admin.access import AdminPolicy
+from service.http_api.admin.audit import AuditLog, AuditTrail
 from service.http_api.edge import HttpEdge
 from service.http_api.foundation import problem_app
 from service.telemetry import Metrics
@@ -19,7 +20,12 @@ ADMIN_PREFIX = "/admin/v1"
 
 
 def create_admin_app(
-    routers: Iterable[APIRouter], *, policy: AdminPolicy, lifecycle: Readiness, metrics: Metrics
+    routers: Iterable[APIRouter],
+    *,
+    policy: AdminPolicy,
+    lifecycle: Readiness,
+    metrics: Metrics,
+    audit: AuditLog | None = None,
 ) -> ASGIApp:
     """Return the application.
 
@@ -28,6 +34,7 @@ def create_admin_app(
         policy: conditions on each request.
         lifecycle: of the process.
         metrics: counts the answers.
+        audit: log of the actions; None = lines of the service log.
     """
     app = problem_app(
         title="BiSeNet segmentation service: administration",
@@ -35,4 +42,5 @@ def create_admin_app(
     )
     for router in routers:
         app.include_router(router)
-    return HttpEdge(AccessCheck(app, policy), lifecycle, metrics)
+    audited = AuditTrail(app, audit or AuditLog(None))
+    return HttpEdge(AccessCheck(audited, policy), lifecycle, metrics)

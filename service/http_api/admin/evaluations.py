@@ -13,11 +13,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
+from model.evaluation.protocols import PROTOCOLS
 from service.core.deadline import within
 from service.core.errors import BusyError, InvalidArgumentError
 from service.core.jobs.evaluation_job import EvaluationJob, JobState
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.readiness import Readiness
+from service.http_api.admin.audit import note_change
 from service.http_api.segment.body import read_document
 
 PREFIX = "/admin/v1/evaluations"
@@ -80,6 +82,13 @@ class EvaluationListDocument(BaseModel):
     evaluations: list[EvaluationDocument]
 
 
+class ChoicesDocument(BaseModel):
+    """What a job can name."""
+
+    datasets: list[str]
+    protocols: list[str]
+
+
 class _EvaluationHandlers:
     """Calls the blocking functions of the jobs in threads."""
 
@@ -125,8 +134,14 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         wanted = await read_document(request, SubmissionDocument)
         key = _idempotency_key(request)
         job = await clerk.call(lambda: desk.submit_evaluation(**wanted.model_dump(), key=key))
+        note_change(request, before=None, after={"id": job.id, "state": job.state})
         response.headers["Location"] = f"{PREFIX}/{job.id}"
         return evaluation_document(job)
+
+    @router.get(":choices")
+    async def choices() -> ChoicesDocument:
+        """List what a job can name: data sets and protocols."""
+        return ChoicesDocument(datasets=list(desk.datasets), protocols=list(PROTOCOLS))
 
     @router.get("")
     async def list_evaluations() -> EvaluationListDocument:
@@ -155,10 +170,19 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         page = await clerk.call(lambda: desk.report_page(job_id))
         return Response(page, media_type="text/html", headers=_REPORT_HEADERS)
 
+    @router.get("/{job_id}/scores", response_class=Response)
+    async def scores(job_id: str) -> Response:
+        """Return the report as JSON: classes with intervals, confusion matrix, score of each picture."""
+        document = await clerk.call(lambda: desk.report_document(job_id))
+        return Response(document, media_type="application/json")
+
     @router.delete("/{job_id}", status_code=202)
-    async def cancel(job_id: str) -> EvaluationDocument:
+    async def cancel(request: Request, job_id: str) -> EvaluationDocument:
         """Cancel a job before its next step; a job that has ended does not change."""
-        return evaluation_document(await clerk.call(lambda: desk.jobs.cancel_job(job_id)))
+        before = await clerk.get(job_id)
+        after = await clerk.call(lambda: desk.jobs.cancel_job(job_id))
+        note_change(request, before={"state": before.state}, after={"state": after.state})
+        return evaluation_document(after)
 
     return router
 

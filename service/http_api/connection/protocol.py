@@ -59,6 +59,7 @@ class GuardedConfig(uvicorn.Config):
         app: answers the requests.
         limits: of each connection and of all together.
         metrics: counts the connections that are refused.
+        websocket_paths: those with a WebSocket.
         options: uvicorn's own.
 
     Attributes:
@@ -66,15 +67,26 @@ class GuardedConfig(uvicorn.Config):
             idle one is first.
     """
 
-    def __init__(self, app: Any, *, limits: ConnectionLimits, metrics: Metrics, **options: Any) -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        limits: ConnectionLimits,
+        metrics: Metrics,
+        websocket_paths: frozenset[str] = frozenset(),
+        **options: Any,
+    ) -> None:
         super().__init__(app, http=GuardedProtocol, **options)
+        self.websocket_paths = websocket_paths
         self.limits = limits
         self.metrics = metrics
         self.idle: dict[GuardedProtocol, float] = {}
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Bounds heads, refuses malformed ones with the service's errors, and ignores upgrades.
+    """Bounds heads, refuses malformed ones with the service's errors, and ignores most upgrades.
+
+    A handshake of a path that has a WebSocket is handed to uvicorn's protocol for these.
 
     Without a bound, an endless head would be kept for ever. When a client asks to upgrade (Java's HTTP client
     asks for ``h2c`` by default), httptools takes the body for the next request; the request is therefore
@@ -84,6 +96,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, config: GuardedConfig, *arguments: Any, **keywords: Any) -> None:
         super().__init__(config, *arguments, **keywords)
         self._limits = config.limits
+        self._websocket_paths = config.websocket_paths
         self._idle = config.idle
         self._metrics = config.metrics
         self._head_timer: asyncio.TimerHandle | None = None
@@ -297,16 +310,41 @@ class GuardedProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as pause:
+                if self._is_websocket():
+                    self._become_websocket(data[pause.args[0] :])
+                    return
                 data = self._head_without_upgrade() + data[pause.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
             else:
                 return
 
+    def _is_websocket(self) -> bool:
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        asks = any(name == b"upgrade" and value.lower() == b"websocket" for name, value in self.headers)
+        is_free = self.cycle is None or self.cycle.response_complete
+        return asks and path in self._websocket_paths and is_free and self.parser.get_method() == b"GET"
+
+    def _become_websocket(self, rest: bytes) -> None:
+        """Hand the connection over, from its handshake on."""
+        self._stop_awaiting_head()
+        self._unset_keepalive_if_required()
+        self._writes.stop()
+        self.connections.discard(self)
+        protocol = self.config.ws_protocol_class(  # type: ignore[call-arg, misc]  # as uvicorn does
+            self.config, self.server_state, self.app_state
+        )
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        protocol.data_received(self._head(self.headers) + rest)
+
     def _head_without_upgrade(self) -> bytes:
         fields = [(name, value) for name, value in self.headers if name != b"upgrade"]
         if len(fields) == len(self.headers):
             raise httptools.HttpParserError  # CONNECT
+        return self._head(fields)
+
+    def _head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         version = self.parser.get_http_version().encode()
         lines = [b"%b: %b\r\n" % field for field in fields]
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
@@ -339,7 +377,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS cannot
+            self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _is_answering(self) -> bool:

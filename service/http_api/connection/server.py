@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -19,6 +20,14 @@ from service.telemetry import Metrics
 _BACKLOG = 2048
 _OTHER_FILES = 512
 """Files for models, workers, other frontends and logs: 60 are open at rest, and one for each picture."""
+_NO_WEBSOCKET = "none"
+_WEBSOCKET = "service.http_api.connection.websocket:GuardedWebSocket"
+"""Imported by name: a service without WebSockets does not load it."""
+
+_PING_INTERVAL_S = 10.0
+_PING_TIMEOUT_S = 10.0
+"""After which a client that does not read its answers, or is gone, is cut off."""
+
 _LAST_WORDS_S = 1.0
 """Time in which requests that are cut off send their answer."""
 
@@ -54,10 +63,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Return the URL of a listening socket."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def affordable_connections(wanted: int) -> int:
@@ -89,6 +98,9 @@ class HttpServer(uvicorn.Server):
         grace_s: time in which requests may finish after ``stop``, in seconds.
         limits: of connections.
         metrics: counts the connections that are refused.
+        tls: what connections are encrypted with; None = they are not.
+        websocket_paths: those with a WebSocket.
+        max_message_bytes: of a message of a WebSocket.
 
     Attributes:
         cut_off: whether requests were cut off, by ``cut`` or at the end of ``grace_s``.
@@ -102,13 +114,21 @@ class HttpServer(uvicorn.Server):
         grace_s: float,
         limits: ConnectionLimits,
         metrics: Metrics,
+        tls: ssl.SSLContext | None = None,
+        websocket_paths: frozenset[str] = frozenset(),
+        max_message_bytes: int = 20 * 1024 * 1024,
     ) -> None:
         super().__init__(
             GuardedConfig(
                 app,
                 limits=limits,
                 metrics=metrics,
-                ws="none",
+                websocket_paths=websocket_paths,
+                ws=_WEBSOCKET if websocket_paths else _NO_WEBSOCKET,
+                ws_max_size=max_message_bytes,
+                ws_ping_interval=_PING_INTERVAL_S,
+                ws_ping_timeout=_PING_TIMEOUT_S,
+                ws_per_message_deflate=False,  # pictures and masks are compressed
                 lifespan="off",
                 access_log=False,
                 log_config=None,
@@ -120,10 +140,28 @@ class HttpServer(uvicorn.Server):
         )
         self.cut_off = False
         self._listener = listener
+        self._tls = tls
+        # A handshake costs a file descriptor before the connection counts as one.
+        self._handshake_s = None if tls is None else limits.head_timeout_s
 
     async def answer(self) -> None:
         """Answer requests until ``stop`` is called and all are answered or ``grace_s`` is over."""
         await self.serve(sockets=[self._listener.dup()])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections; uvicorn's own way has no limit for handshakes but a minute."""
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                self._protocol,
+                sock=listener,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._handshake_s,
+                backlog=_BACKLOG,
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
 
     def stop(self) -> None:
         """Accept no more connections and finish the requests that have begun."""
@@ -150,11 +188,20 @@ class HttpServer(uvicorn.Server):
     async def _take_in(self) -> None:
         """Accept the clients that have connected: closing the socket would cut them off."""
         loop = asyncio.get_running_loop()
+        taken = []
         with self._listener, contextlib.suppress(BlockingIOError):
             self._listener.setblocking(False)
             while True:
                 connection, _ = self._listener.accept()
-                await loop.connect_accepted_socket(self._protocol, connection)
+                taken.append(
+                    loop.connect_accepted_socket(
+                        self._protocol,
+                        connection,
+                        ssl=self._tls,
+                        ssl_handshake_timeout=self._handshake_s,
+                    )
+                )
+        await asyncio.gather(*taken, return_exceptions=True)  # a handshake may fail
 
     def _protocol(self) -> GuardedProtocol:
         config = self.config

@@ -58,33 +58,34 @@ def open_inference_router(
 
 
 def _add_server_routes(router: APIRouter, host: ModelHost, lifecycle: Readiness) -> None:
-    async def server() -> ServerDocument:
+    async def server_metadata() -> ServerDocument:
         """Name the server, its version and the extensions that it has."""
         return ServerDocument(name=SERVER_NAME, version=server_version(), extensions=list(EXTENSIONS))
 
-    router.add_api_route("", server)
-    router.add_api_route("/", server, include_in_schema=False)
+    router.add_api_route("", server_metadata)
+    router.add_api_route("/", server_metadata, include_in_schema=False)
 
     @router.get("/health/live")
-    async def live() -> LiveDocument:
+    async def server_live() -> LiveDocument:
         """Tell whether the process answers at all."""
         return LiveDocument()
 
     @router.get("/health/ready")
-    async def ready() -> ReadyDocument:
+    async def server_ready() -> ReadyDocument:
         """Tell whether to send requests here; else 503."""
         check_ready(host, lifecycle)
         return ReadyDocument()
 
 
 def _add_model_routes(router: APIRouter, models: _Models) -> None:
-    router.add_api_route("/models", models.names)
-    router.add_api_route("/models/stats", models.all_statistics)  # before {model}, or it would be one
-    for path in ("/models/{model}", "/models/{model}/versions/{version}"):
-        router.add_api_route(path, models.metadata)
-        router.add_api_route(f"{path}/ready", models.ready)
-        router.add_api_route(f"{path}/config", models.config)
-        router.add_api_route(f"{path}/stats", models.statistics)
+    router.add_api_route("/models", models.names, name="model_names")
+    # Before {model}, or it would be one.
+    router.add_api_route("/models/stats", models.all_statistics, name="all_model_statistics")
+    for kind, path in (("model", "/models/{model}"), ("version", "/models/{model}/versions/{version}")):
+        router.add_api_route(path, models.metadata, name=f"{kind}_metadata")
+        router.add_api_route(f"{path}/ready", models.ready, name=f"{kind}_ready")
+        router.add_api_route(f"{path}/config", models.config, name=f"{kind}_config")
+        router.add_api_route(f"{path}/stats", models.statistics, name=f"{kind}_statistics")
 
 
 class _Models:

@@ -11,6 +11,7 @@ from service.http_api.open_inference.message import HEADER_LENGTH
 from service.http_api.open_inference.metadata import PLAIN_ERROR_RESPONSE
 from service.http_api.segment.routes import INFER_ROUTES
 
+_OPERATIONS = ("infer_by_model", "infer_by_version")
 _SUMMARIES = ("Infer with a model by name.", "Infer with one version of a model.")
 _NAME = {"type": "string"}
 _PARAMETERS = {"type": "object", "additionalProperties": True}
@@ -60,8 +61,8 @@ def describe_infer_routes(app: FastAPI) -> None:
     """Add the infer routes to the OpenAPI document of an application."""
     describe_others = app.openapi
     operations = {
-        route: {"post": _operation(route, summary)}
-        for route, summary in zip(INFER_ROUTES, _SUMMARIES, strict=True)
+        route: {"post": _operation(route, name, summary)}
+        for route, name, summary in zip(INFER_ROUTES, _OPERATIONS, _SUMMARIES, strict=True)
     }
 
     def describe() -> dict[str, Any]:
@@ -71,7 +72,7 @@ def describe_infer_routes(app: FastAPI) -> None:
     app.openapi = describe  # type: ignore[method-assign] # FastAPI's documented way to extend it
 
 
-def _operation(route: str, summary: str) -> dict[str, Any]:
+def _operation(route: str, name: str, summary: str) -> dict[str, Any]:
     in_path = [
         {"name": name, "in": "path", "required": True, "schema": _NAME}
         for name in re.findall(r"{(\w+)}", route)
@@ -84,6 +85,7 @@ def _operation(route: str, summary: str) -> dict[str, Any]:
     }
     return {
         "tags": ["open inference protocol"],
+        "operationId": name,
         "summary": summary,
         "description": "Input `image`: BYTES [N] (JPEG, PNG, WebP; base64 in JSON) or UINT8 [N, H, W, 3]. "
         "Outputs: `GET /v2/models/{model}` names them. Parameters: `timeout` in microseconds, `priority` (1: "

@@ -11,6 +11,7 @@ from model.errors import InvalidReferenceError
 from service.core.errors import InvalidArgumentError
 from service.core.models.live_versions import LiveVersions
 from service.core.models.model_host import ModelHost
+from service.http_api.admin.audit import note_change
 from service.http_api.open_inference.documents import IndexEntryDocument, IndexQuery
 from service.http_api.open_inference.metadata import PLAIN_ERROR_RESPONSE
 from service.http_api.segment.body import read_optional_document
@@ -29,7 +30,7 @@ def repository_index_router(host: ModelHost) -> APIRouter:
     )
 
     @router.post("/index", openapi_extra=_INDEX_BODY)
-    async def index(request: Request) -> list[IndexEntryDocument]:
+    async def repository_index(request: Request) -> list[IndexEntryDocument]:
         """List the served versions, and those that are being loaded unless `ready` is true."""
         query = await read_optional_document(request, IndexQuery)
         served = [_entry(one.version.name, one.version.number, "READY") for one in host.models]
@@ -52,15 +53,21 @@ def repository_admin_router(versions: LiveVersions) -> APIRouter:
     )
 
     @router.post("/load", status_code=200)
-    async def load(model: str) -> Response:
+    async def repository_load(request: Request, model: str) -> Response:
         """Serve a version under its number: NAME@VERSION, or NAME for the one that the registry means."""
-        await asyncio.to_thread(versions.load, *_named(model))
+        name, number = _named(model)
+        before = versions.loaded(name)
+        await asyncio.to_thread(versions.load, name, number)
+        note_change(request, before={"loaded": before}, after={"loaded": versions.loaded(name)})
         return Response()
 
     @router.post("/unload", status_code=200)
-    async def unload(model: str) -> Response:
+    async def repository_unload(request: Request, model: str) -> Response:
         """Serve NAME@VERSION no longer, once its last picture is answered; 409 if the bare name means it."""
-        await asyncio.to_thread(versions.unload, *_named(model))
+        name, number = _named(model)
+        before = versions.loaded(name)
+        await asyncio.to_thread(versions.unload, name, number)
+        note_change(request, before={"loaded": before}, after={"loaded": versions.loaded(name)})
         return Response()
 
     return router

@@ -46,12 +46,13 @@ class _Range:
         return self.media_type in (media_type, f"{kind}/*", "*/*")
 
 
-def negotiate(accept: Sequence[str], output: Output) -> str:
+def negotiate(accept: Sequence[str], output: Output, *, confidence: bool = False) -> str:
     """Choose the media type of an answer.
 
     Args:
         accept: the values of all ``Accept`` headers; none = any type.
         output: the output that the client asks for.
+        confidence: whether the client asks for the confidence of labels; then the answer is JSON.
 
     Returns:
         The offered type with the highest quality; among equals the preferred one.
@@ -60,13 +61,14 @@ def negotiate(accept: Sequence[str], output: Output) -> str:
         NotAcceptableError: no media type of this output is accepted.
         InvalidArgumentError: ``Accept`` has too many alternatives.
     """
-    offers = OFFERS[output]
+    offers = (JSON,) if confidence else OFFERS[output]
     ranges = _parse(",".join(accept)) if accept else []
     if not ranges:
         return offers[0]
     best = max(offers, key=lambda offer: _quality(offer, ranges))
     if _quality(best, ranges) == 0:
-        raise NotAcceptableError(f"output {output!r} is one of {', '.join(offers)}")
+        answer = "an answer with confidence" if confidence else f"output {output!r}"
+        raise NotAcceptableError(f"{answer} is one of {', '.join(offers)}")
     return best
 
 

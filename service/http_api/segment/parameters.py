@@ -13,7 +13,7 @@ from model.errors import PaletteError
 from model.labels import ClassPalette
 from service.core.errors import InvalidArgumentError
 from service.core.pictures.codec import DEFAULT_ALPHA
-from service.http_api.documents import MaskEncoding
+from service.http_api.documents import Confidence, MaskEncoding
 from service.http_api.segment.negotiation import Output, negotiate
 from service.http_api.segment.rendering import RenderingRequest
 
@@ -44,6 +44,11 @@ class SegmentQuery(BaseModel):
         "`ignore_id`, which `/v1/models` tells; 255 as a rule.",
     )
     mask: MaskEncoding = Field("png", description="Form of the mask in a JSON answer: png, coco_rle or none.")
+    confidence: Confidence = Field(
+        "none",
+        description="Probability of the labels in the answer, which is JSON then: none, mean (of each class) "
+        "or png (of each pixel, and mean).",
+    )
     timeout_ms: int | None = Field(
         None,
         ge=1,
@@ -121,10 +126,13 @@ def rendering_request(request: Request, query: SegmentQuery, palette: ClassPalet
         InvalidArgumentError: ``Accept`` is too long, or a class is unknown.
     """
     return RenderingRequest(
-        media_type=negotiate(request.headers.getlist("accept"), query.output),
+        media_type=negotiate(
+            request.headers.getlist("accept"), query.output, confidence=query.confidence != "none"
+        ),
         output=query.output,
         alpha=query.alpha,
         mask=query.mask,
+        confidence=query.confidence,
         keep=class_ids(query.classes, palette) if query.classes else None,
     )
 

@@ -70,7 +70,7 @@ class JsonPicture:
             InvalidArgumentError: the document has another form; the message says why.
             ServiceError: what ``EncodedPicture`` raises.
         """
-        self._file = EncodedPicture(_file_in(self._body))
+        self._file = EncodedPicture(base64_file(_image_text(json_document(self._body)), JSON_KEY))
         return self._file.header(limits)
 
     def read(self, limits: ImageLimits) -> UInt8Array:
@@ -119,25 +119,38 @@ def _refuse_text(media_type: str, body: bytes) -> None:
         )
 
 
-def _file_in(body: bytes) -> bytes:
-    text = _image_text(_document(body))
+def base64_file(text: str, key: str) -> bytes:
+    """Return the file that a text of a JSON document holds.
+
+    Args:
+        text: base64, or a data URL.
+        key: of the text, for the message of an error.
+
+    Raises:
+        InvalidArgumentError: it is neither, or empty.
+    """
     if text.startswith(("http://", "https://")):
-        raise InvalidArgumentError(f"{JSON_KEY!r}: URLs are not fetched: send the file as base64")
+        raise InvalidArgumentError(f"{key!r}: URLs are not fetched: send the file as base64")
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise InvalidArgumentError(f"{JSON_KEY!r}: a data URL is data:image/TYPE;base64,BASE64")
+            raise InvalidArgumentError(f"{key!r}: a data URL is data:image/TYPE;base64,BASE64")
     digits = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
     try:
         file = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidArgumentError(f"{JSON_KEY!r} is not base64") from None
+        raise InvalidArgumentError(f"{key!r} is not base64") from None
     if not file:
-        raise InvalidArgumentError(f"{JSON_KEY!r} is empty")
+        raise InvalidArgumentError(f"{key!r} is empty")
     return file
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def json_document(body: bytes) -> dict[str, Any]:
+    """Return the object that a body holds which begins with a brace.
+
+    Raises:
+        InvalidArgumentError: it is not JSON.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from pydantic import BaseModel
 
 from model.labels import LabelMap, UInt8Array
 from model.pictures.preprocess import size_of
 from service.core.pictures import codec
+from service.core.pictures.picture import Picture
 from service.core.pictures.segmenter import Segmentation
 from service.http_api.documents import (
     ClassShareDocument,
+    Confidence,
+    ConfidenceDocument,
     MaskDocument,
     MaskEncoding,
     SegmentationDocument,
 )
 from service.http_api.segment.negotiation import JPEG, JSON, NPY, PNG, RAW, Output
+from service.http_api.segment.picture_body import picture_of
 from service.telemetry import Stage
 
 _LABEL_BYTES = 1
+_CONFIDENCE_BYTES = 2  # its PNG, and that in base64
 _RGB_BYTES = 3  # and what run lengths are made of
 _JPEG_BYTES = 5  # Pillow's canvas and the file
 
@@ -34,6 +43,7 @@ class RenderingRequest:
         output: content of the answer.
         alpha: opacity of an overlay's colours, 0..1.
         mask: form of the mask in JSON.
+        confidence: form of the confidence of labels in JSON.
         keep: ids of the classes to keep; pixels of others get the ignore id. None = all.
     """
 
@@ -41,6 +51,7 @@ class RenderingRequest:
     output: Output
     alpha: float
     mask: MaskEncoding
+    confidence: Confidence
     keep: frozenset[int] | None
 
 
@@ -54,12 +65,59 @@ class Rendering:
     stages_s: Mapping[Stage, float]
 
 
-def render(segmentation: Segmentation, wanted: RenderingRequest, receive_s: float) -> Rendering:
+@dataclass(frozen=True, eq=False)
+class Task:
+    """The work for a request whose body is complete.
+
+    Attributes:
+        picture: the picture in the body.
+        render: makes the answer; its second argument is the time that the request took to arrive, in seconds.
+        render_bytes: memory of ``render`` beside the segmentation, in bytes per pixel.
+        confidence: whether ``render`` needs the confidence of each label.
+        media_type: of the answer.
+    """
+
+    picture: Picture
+    render: Callable[[Segmentation, float], Rendering]
+    render_bytes: int
+    confidence: bool
+    media_type: str
+
+
+Plan = Callable[[bytes], Task]
+"""The work for a request as far as its head tells; called with the body.
+
+Raises:
+    ServiceError: the body is no picture.
+"""
+
+
+def plan(content_type: str, wanted: RenderingRequest) -> Plan:
+    """Return the plan for a request of the native routes.
+
+    Args:
+        content_type: of the request, or empty.
+        wanted: form of the answer.
+    """
+
+    def task(body: bytes) -> Task:
+        return Task(
+            picture_of(content_type, body),
+            partial(render, wanted),
+            render_bytes(wanted),
+            confidence=wanted.confidence != "none",
+            media_type=wanted.media_type,
+        )
+
+    return task
+
+
+def render(wanted: RenderingRequest, segmentation: Segmentation, receive_s: float) -> Rendering:
     """Encode a segmentation.
 
     Args:
-        segmentation: from the segmenter.
         wanted: form of the answer.
+        segmentation: from the segmenter.
         receive_s: time in which the request arrived, for the timings, in seconds.
     """
     started_s = time.monotonic()
@@ -67,15 +125,29 @@ def render(segmentation: Segmentation, wanted: RenderingRequest, receive_s: floa
     if wanted.keep is not None:
         label_map = label_map.keep(wanted.keep)
     if wanted.media_type == JSON:
-        mask = _mask_document(label_map, wanted.mask)
+        document = _document(segmentation, label_map, wanted)
         stages_s = _stages_s(segmentation, receive_s, time.monotonic() - started_s)
-        body = _document(segmentation, label_map, mask, _in_ms(stages_s)).model_dump_json().encode()
+        document.timings_ms = _in_ms(stages_s)
+        body = document.model_dump_json().encode()
     else:
         body = _picture(segmentation.image_HW3, label_map, wanted)
         stages_s = _stages_s(segmentation, receive_s, time.monotonic() - started_s)
-    stages_ms = _in_ms(stages_s)
-    notes = _notes(segmentation, stages_ms)
-    return Rendering(body, _headers(segmentation, wanted, stages_ms), notes, stages_s)
+    return _rendering(body, segmentation, stages_s, _array_headers(segmentation, wanted.media_type))
+
+
+def render_masks(
+    elements: Callable[[Segmentation], Sequence[BaseModel]], segmentation: Segmentation, receive_s: float
+) -> Rendering:
+    """Encode a segmentation as a JSON list.
+
+    Args:
+        elements: makes the documents of the list.
+        segmentation: from the segmenter.
+        receive_s: how long the request took to arrive, for the timings.
+    """
+    started_s = time.monotonic()
+    body = b"[%s]" % b",".join(element.model_dump_json().encode() for element in elements(segmentation))
+    return _rendering(body, segmentation, _stages_s(segmentation, receive_s, time.monotonic() - started_s))
 
 
 def render_bytes(wanted: RenderingRequest) -> int:
@@ -86,6 +158,7 @@ def render_bytes(wanted: RenderingRequest) -> int:
         num_bytes = _LABEL_BYTES
     else:
         num_bytes = _RGB_BYTES
+    num_bytes += _CONFIDENCE_BYTES if wanted.confidence == "png" else 0
     return num_bytes if wanted.keep is None else num_bytes + _LABEL_BYTES
 
 
@@ -122,17 +195,27 @@ def _mask_document(label_map: LabelMap, encoding: MaskEncoding) -> MaskDocument:
 
 
 def _document(
-    segmentation: Segmentation, label_map: LabelMap, mask: MaskDocument, stages_ms: dict[str, float]
+    segmentation: Segmentation, label_map: LabelMap, wanted: RenderingRequest
 ) -> SegmentationDocument:
     size = size_of(segmentation.image_HW3)
+    shares = [ClassShareDocument(**share) for share in codec.class_statistics(label_map)]
+    confidence = None
+    if segmentation.confidence_HW is not None:
+        counts = codec.confidence_histogram(label_map, segmentation.confidence_HW)
+        for share in shares:
+            share.confidence = codec.mean_confidence(counts[share.id])
+        if wanted.confidence == "png":
+            data = base64.b64encode(codec.encode_grey_png(segmentation.confidence_HW)).decode()
+            confidence = ConfidenceDocument(data=data)
     return SegmentationDocument(
         model=segmentation.version.name,
         version=segmentation.version.number,
         width=size.width,
         height=size.height,
-        classes=[ClassShareDocument(**share) for share in codec.class_statistics(label_map)],
-        mask=mask,
-        timings_ms=stages_ms,
+        classes=shares,
+        mask=_mask_document(label_map, wanted.mask),
+        confidence=confidence,
+        timings_ms={},
     )
 
 
@@ -147,25 +230,31 @@ def _in_ms(stages_s: Mapping[Stage, float]) -> dict[str, float]:
     return {stage: round(1e3 * seconds, 3) for stage, seconds in told_s.items()}
 
 
-def _headers(
-    segmentation: Segmentation, wanted: RenderingRequest, stages_ms: Mapping[str, float]
-) -> dict[str, str]:
+def _rendering(
+    body: bytes,
+    segmentation: Segmentation,
+    stages_s: Mapping[Stage, float],
+    more_headers: Mapping[str, str] = MappingProxyType({}),
+) -> Rendering:
+    stages_ms = _in_ms(stages_s)
     size = size_of(segmentation.image_HW3)
     headers = {
         "X-Model-Name": segmentation.version.name,
         "X-Model-Version": str(segmentation.version.number),
         "Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in stages_ms.items()),
+        **more_headers,
     }
     if segmentation.inference_size != size:
         headers["X-Inference-Size"] = str(segmentation.inference_size)
-    if wanted.media_type in (NPY, RAW):
-        headers |= {"X-Image-Width": str(size.width), "X-Image-Height": str(size.height)}
-    return headers
-
-
-def _notes(segmentation: Segmentation, stages_ms: Mapping[str, float]) -> dict[str, object]:
-    return {
+    notes = {
         "model": str(segmentation.version),
-        "size": str(size_of(segmentation.image_HW3)),
+        "size": str(size),
         **{f"{stage}_ms": ms for stage, ms in stages_ms.items()},
     }
+    return Rendering(body, headers, notes, stages_s)
+
+
+def _array_headers(segmentation: Segmentation, media_type: str) -> dict[str, str]:
+    size = size_of(segmentation.image_HW3)
+    is_array = media_type in (NPY, RAW)
+    return {"X-Image-Width": str(size.width), "X-Image-Height": str(size.height)} if is_array else {}

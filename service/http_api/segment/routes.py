@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 from service.core.models.model_host import version_number
 
-ROUTES = (
+NATIVE_ROUTES = (
     "/v1/segment",
     "/v1/models/{model}:segment",
     "/v1/models/{model}/versions/{version}:segment",
 )
 """The service's own. The first one asks the default model."""
+
+HUGGING_FACE_ROUTES = ("/hf/{model}", "/models/{model}")
+"""The same twice: clients that are given a base URL append the second one to it."""
+
+ROUTES = NATIVE_ROUTES + HUGGING_FACE_ROUTES
 
 INFER_ROUTES = (
     "/v2/models/{model}/infer",
@@ -38,6 +43,11 @@ class SegmentTarget:
     route: str
     model: str | None = None
     version: str | None = None
+
+    @property
+    def is_hugging_face(self) -> bool:
+        """Whether a client of Hugging Face asks."""
+        return self.route in HUGGING_FACE_ROUTES
 
     @property
     def version_number(self) -> int | None:

@@ -1,22 +1,22 @@
-"""``POST /v1/segment`` and its two longer forms: a picture in, a mask out."""
+"""The routes that segment: a picture in, masks out."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from model.labels import ClassPalette
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
-from service.core.pictures.picture import Picture
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
 from service.http_api.access import AccessPolicy
 from service.http_api.exchange import Exchange
 from service.http_api.problems import MethodNotAllowedError
+from service.http_api.segment import hugging_face
 from service.http_api.segment.body import BodyLimits, read_picture
 from service.http_api.segment.body_budget import (
     DEFAULT_MAX_ANSWER_BYTES_IN_FLIGHT,
@@ -24,9 +24,8 @@ from service.http_api.segment.body_budget import (
     BodyBudget,
 )
 from service.http_api.segment.client_connection import PIECE_BYTES, PiecewiseResponse, while_connected
-from service.http_api.segment.parameters import rendering_request, segment_query, timeout_s
-from service.http_api.segment.picture_body import picture_of
-from service.http_api.segment.rendering import Rendering, RenderingRequest, render, render_bytes
+from service.http_api.segment.parameters import SegmentQuery, rendering_request, segment_query, timeout_s
+from service.http_api.segment.rendering import Plan, Rendering, Task, plan
 from service.http_api.segment.routes import SegmentTarget
 
 
@@ -113,33 +112,36 @@ class SegmentEndpoint:
             query = segment_query(request)
             deadline_s = exchange.started_s + timeout_s(request, query, self._options.default_timeout_s)
             model.refuse_early(deadline_s=deadline_s, source=exchange.source)
-            wanted = rendering_request(request, query, model.manifest.palette)
+            task_of = _plan(request, query, target, model.manifest.palette)
             async with self._budgets.bodies.holding(request, deadline_s=deadline_s) as hold:
                 data = await read_picture(request, self._options.body, hold)
                 exchange.received_s = time.monotonic() - exchange.started_s
-                picture = picture_of(request.headers.get("content-type", ""), data)
-                work = self._rendering(model, picture, exchange, wanted, deadline_s)
+                task = task_of(data)
+                work = self._rendering(model, task, exchange, deadline_s)
                 rendering = await while_connected(request.receive, work)
         exchange.stages_s = rendering.stages_s
         exchange.notes.update(rendering.notes, bytes_in=len(data), bytes_out=len(rendering.body))
-        return PiecewiseResponse(rendering.body, headers=rendering.headers, media_type=wanted.media_type)
+        return PiecewiseResponse(rendering.body, headers=rendering.headers, media_type=task.media_type)
 
     async def _rendering(
-        self,
-        model: LoadedModel,
-        picture: Picture,
-        exchange: Exchange,
-        wanted: RenderingRequest,
-        deadline_s: float,
+        self, model: LoadedModel, task: Task, exchange: Exchange, deadline_s: float
     ) -> Rendering:
         async with self._segmenter.segment(
             model,
-            picture,
-            partial(render, wanted=wanted, receive_s=exchange.received_s),
+            task.picture,
+            lambda segmentation: task.render(segmentation, exchange.received_s),
             deadline_s=deadline_s,
-            render_bytes=render_bytes(wanted),
+            render_bytes=task.render_bytes,
+            confidence=task.confidence,
             source=exchange.source,
         ) as rendering:
             if len(rendering.body) > PIECE_BYTES:  # reserve its memory before that of the picture is released
                 await self._budgets.keep(len(rendering.body), exchange, deadline_s=deadline_s)
             return rendering
+
+
+def _plan(request: Request, query: SegmentQuery, target: SegmentTarget, palette: ClassPalette) -> Plan:
+    content_type = request.headers.get("content-type", "")
+    if target.is_hugging_face:
+        return hugging_face.plan(content_type, query)
+    return plan(content_type, rendering_request(request, query, palette))

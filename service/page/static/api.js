@@ -41,6 +41,20 @@ async function errorOf(response) {
   });
 }
 
+/** Return the address of the WebSocket for frames. */
+export function streamAddress() {
+  const address = new URL("page/camera", document.baseURI);
+  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+  address.hash = "";
+  return address.href;
+}
+
+/** Return its subprotocols: the one of the frames, and the key, since a WebSocket carries no other header. */
+export function streamProtocols() {
+  const encoded = btoa(apiKey).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  return ["segmentation.v1", ...(apiKey ? [`bearer.${encoded}`] : [])];
+}
+
 export async function models() {
   return (await (await ask("v1/models")).json()).models;
 }

@@ -1,12 +1,14 @@
 // Starts the page: which part is shown, and the key where the service asks for one.
 
 import { models, useKey } from "./api.js";
+import { CameraPage } from "./camera.js";
 import { byId, say } from "./dom.js";
 import { showModels } from "./models.js";
 import { TryPage } from "./try.js";
 
-const PAGES = ["try", "models"];
+const PAGES = ["try", "camera", "models"];
 const tryPage = new TryPage();
+const cameraPage = new CameraPage();
 
 function show() {
   const wanted = location.hash.slice(1);
@@ -17,6 +19,7 @@ function show() {
     else link.removeAttribute("aria-current");
   }
   if (page === "models") showModels();
+  if (page !== "camera") cameraPage.leave();
 }
 
 async function start() {
@@ -25,6 +28,7 @@ async function start() {
     byId("key").hidden = true;
     if (served.length) {
       tryPage.setModels(served);
+      cameraPage.setModels(served);
       say(byId("status"), "");
     } else {
       say(byId("status"), "No model is served yet. Load one on the admin port, or start with --model NAME.", true);

@@ -3,6 +3,7 @@
 import { ask, labelsOf, segmentPath, ServiceError } from "./api.js";
 import { byId, element, percent, say, settings } from "./dom.js";
 import { Legend } from "./legend.js";
+import { title } from "./names.js";
 import { showSnippets } from "./snippets.js";
 import { showTiming } from "./timing.js";
 import { countsOf, Viewer } from "./viewer.js";
@@ -80,7 +81,7 @@ export class TryPage {
         const button = element(
           "button",
           { type: "button", ariaLabel: `Example: ${name}` },
-          element("img", { src: `page/examples/${name}.jpg`, alt: "", loading: "lazy" }),
+          element("img", { src: `page/thumbnails/${name}.jpg`, alt: "" }),
         );
         button.addEventListener("click", () => this.openExample(name));
         return button;
@@ -262,8 +263,4 @@ export class TryPage {
 
 function className(model, id) {
   return model.classes.find((one) => one.id === id)?.name ?? "no class";
-}
-
-export function title({ name, version, engine, precision }) {
-  return `${name}@${version} (${engine} ${precision})`;
 }

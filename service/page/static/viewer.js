@@ -1,6 +1,7 @@
 // Draws a picture with one or two masks over it. The labels are sampled once to the size on the screen, so that a
 // changed class costs one pass over the pixels that are seen, and opacity and curtain cost the script nothing.
 
+const MIN_SIDE = 640;
 const MAX_SIDE = 1600;
 const DISAGREE = [255, 0, 200];
 
@@ -25,7 +26,8 @@ export class Viewer {
   /** Show a picture without masks. */
   show(bitmap) {
     this.clear();
-    const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
+    const seen = Math.max(MIN_SIDE, this.stage.clientWidth * devicePixelRatio);
+    const scale = Math.min(1, Math.min(MAX_SIDE, seen) / Math.max(bitmap.width, bitmap.height));
     this.size = [Math.max(1, Math.round(bitmap.width * scale)), Math.max(1, Math.round(bitmap.height * scale))];
     for (const canvas of [this.picture, this.mask, this.second]) [canvas.width, canvas.height] = this.size;
     this.picture.getContext("2d").drawImage(bitmap, 0, 0, ...this.size);

@@ -256,6 +256,33 @@ def test_paths_and_file_urls_name_the_same_folder(tmp_path: Path) -> None:
         assert open_storage(url).local_folder("a") == folder / "a"
 
 
+def test_a_url_alone_leads_to_a_store_that_speaks_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ENDPOINT", "ALLOW_HTTP", "REGION"):
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "test")
+    with open_bucket() as bucket:
+        storage = open_storage(f"s3://bucket/some/prefix?endpoint={bucket.url}&region=here")
+        assert storage.create("a", b"one")
+        assert storage.swap("a", b"one", b"two")
+        assert bucket.objects == {"some/prefix/a": b"two"}
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://bucket?endpoind=http://127.0.0.1:1", "endpoind"),
+        ("s3://bucket?endpoint", "endpoint"),
+        ("gs://bucket?endpoint=http://127.0.0.1:1", "endpoint"),
+        ("s3://name:hush@bucket", "environment"),
+    ],
+)
+def test_what_a_url_asks_for_in_vain_is_named(url: str, said: str) -> None:
+    with pytest.raises(RegistryUrlError, match=said) as caught:
+        open_storage(url)
+    assert "hush" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["s3://bucket/some/prefix", "gs://bucket", "az://container"])
 def test_a_bucket_is_opened_without_connecting(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")

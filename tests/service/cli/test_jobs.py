@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
+from fakes import PATIENCE_S, FakeJobs, admin_keys, write_pooling_artifact
 from typer.testing import CliRunner
 
 from model.artifacts.registry import ModelRegistry
@@ -54,7 +54,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     with ThreadPoolExecutor(2) as pool, listen("127.0.0.1", 0) as listener:
         admin = create_admin_app(
             [evaluations_router(EvaluationSubmission(jobs, registry, {"noise"}), pool, lifecycle)],
-            policy=AdminPolicy("secret", "scrape", None),
+            policy=AdminPolicy(admin_keys("secret", "scrape"), None),
             lifecycle=lifecycle,
             metrics=Metrics(),
         )

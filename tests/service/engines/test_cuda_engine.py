@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,11 @@ from tiny_model import tiny_manifest, tiny_network
 from torch import Tensor
 
 from model.artifacts.manifest import ModelVersion
+from model.decoding.confidence import confidence
 from model.errors import GoldenMismatchError, ModelOutputError
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import Outcome
+from service.core.device.batch_job import Outcome, answer_shape
 from service.core.device.engine import DeviceMemoryError, EngineInfo, EngineOptions
 from service.core.device.labeling import LabelingAttempts, LabelingWork, Pending, labeler_of
 from service.engines.torch import on_gpu, recorded_engine
@@ -70,6 +72,18 @@ def begun_of(engine: Any, *classes: int) -> Callable[[], list[int]]:
         return ids(work.labels)
 
     return fetched
+
+
+def test_a_picture_that_asks_for_it_gets_the_confidence_behind_its_labels(cuda: ModuleType) -> None:
+    plain, asked = pictures(1, 2)
+    asked = dataclasses.replace(asked, confidence=True)
+    answers = [np.empty(answer_shape(picture), np.uint8) for picture in (plain, asked)]
+    assert engine_of(cuda, scores).begin([plain, asked], answers)() == [None, None]
+    raw_Khw = red_scores(asked.pixels_HW3[np.newaxis])[0]
+    geometry: Any = {"upsample": "bilinear", "stride": 8, "padded": SIZE, "content": SIZE, "original": SIZE}
+    assert (answers[0] == 1).all()
+    assert (answers[1][0] == 2).all()
+    assert np.array_equal(answers[1][1], confidence(raw_Khw, answers[1][0], **geometry))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("cannot stand it")])

@@ -9,14 +9,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fakes import PATIENCE_S, FakeEngine
+from fakes import PATIENCE_S, FakeEngine, key_ring
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of
 from http_site import encoded, picture_of
 from infer_bodies import elements, elements_of
 
 from model.labels import UInt8Array
-from service.core.keys import key_digests
+from service.core.keys.access_key import AccessKey
+from service.core.keys.key_ring import KeyRing
 from service.grpc_api.open_inference_messages import MAX_FIELDS, infer_request_of
 from service.grpc_api.servicer import ServicerOptions
 from service.open_inference.images import MAX_PICTURES
@@ -203,10 +204,21 @@ async def test_a_message_of_too_many_fields_is_none() -> None:
 
 
 async def test_a_key_is_asked_for() -> None:
-    async with open_grpc_site(options=ServicerOptions(key_digests=key_digests(["k"]))) as site:
+    async with open_grpc_site(options=ServicerOptions(keys=key_ring("k"))) as site:
         assert (await refusal(site, request(PICTURE))).code() is grpc.StatusCode.UNAUTHENTICATED
         metadata = (("authorization", "Bearer k"),)
         await stub_of(site).ModelInfer(request(PICTURE), metadata=metadata, timeout=PATIENCE_S)
+
+
+async def test_a_key_of_streams_opens_the_stream_alone() -> None:
+    keys = KeyRing([AccessKey.of_secret("camera", ("stream",))])
+    metadata = (("authorization", "Bearer camera"),)
+    async with open_grpc_site(options=ServicerOptions(keys=keys)) as site:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub_of(site).ModelInfer(request(PICTURE), metadata=metadata, timeout=PATIENCE_S)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        stream = stub_of(site).ModelStreamInfer([request(PICTURE)], metadata=metadata, timeout=PATIENCE_S)
+        assert [answer.error_message async for answer in stream] == [""]
 
 
 async def test_what_is_in_memory_counts_against_the_budget_of_pictures() -> None:

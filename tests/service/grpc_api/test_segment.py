@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
-from fakes import PATIENCE_S, FakeEngine, until
+from fakes import PATIENCE_S, FakeEngine, key_ring, until
 from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of
 from http_site import FAKE_VERSIONS, encoded, picture_of
 from PIL import Image
 
 from model.labels import UInt8Array
 from model.pictures.image import ImageLimits
-from service.core.keys import key_digests
+from service.core.keys.access_key import AccessKey, Scope
+from service.core.keys.key_ring import KeyRing
 from service.core.pictures.segmenter import SegmenterLimits
 from service.grpc_api.servicer import ServicerOptions
 from service.wire import segmentation_pb2 as wire
@@ -63,6 +67,28 @@ async def test_the_same_picture_gets_the_same_bytes_as_over_http(site: GrpcSite)
     response = await site.stub.Segment(request(wire.PNG), timeout=PATIENCE_S)
     over_http = await site.site.client.post("/v1/segment", content=PICTURE)
     assert response.mask.data == over_http.content
+
+
+async def test_the_confidence_is_that_of_http(site: GrpcSite) -> None:
+    over_http = await site.site.client.post("/v1/segment?confidence=png", content=PICTURE)
+    shares = [share for share in over_http.json()["classes"] if share["pixels"]]
+    response = await site.stub.Segment(request(confidence=wire.CONFIDENCE_PNG), timeout=PATIENCE_S)
+    assert [one.id for one in response.confidence.classes] == [share["id"] for share in shares]
+    means = [one.mean for one in response.confidence.classes]
+    assert means == pytest.approx([share["confidence"] for share in shares])
+    assert response.confidence.png == base64.b64decode(over_http.json()["confidence"]["data"])
+    without_pixels = await site.stub.Segment(request(confidence=wire.CONFIDENCE_MEAN), timeout=PATIENCE_S)
+    assert without_pixels.confidence.classes == response.confidence.classes
+    assert not without_pixels.confidence.png
+
+
+async def test_confidence_is_not_told_unless_it_is_asked_for_and_not_in_unknown_detail(
+    site: GrpcSite,
+) -> None:
+    response = await site.stub.Segment(request(), timeout=PATIENCE_S)
+    assert not response.HasField("confidence")
+    error = await refusal(site, request(confidence=9))
+    assert error.details() == "confidence: there is no detail 9"
 
 
 async def test_a_mask_that_is_not_specified_is_a_palette_png(site: GrpcSite) -> None:
@@ -180,7 +206,7 @@ async def test_a_picture_without_room_is_refused_at_once() -> None:
 
 
 async def test_a_client_that_fills_the_queue_does_not_keep_another_one_out() -> None:
-    options = ServicerOptions(key_digests=key_digests(["greedy", "modest"]))
+    options = ServicerOptions(keys=key_ring("greedy", "modest"))
     async with open_grpc_site(FakeEngine(held=True), max_waiting=8, options=options) as site:
 
         async def reason(key: str) -> str:
@@ -265,12 +291,54 @@ async def test_models_are_listed_with_their_classes_the_default_first(site: Grpc
 
 
 async def test_where_keys_are_asked_for_a_call_without_one_is_refused() -> None:
-    async with open_grpc_site(options=ServicerOptions(key_digests=key_digests([KEY]))) as site:
+    async with open_grpc_site(options=ServicerOptions(keys=key_ring(KEY))) as site:
         for metadata in ((), (("authorization", "Bearer wrong"),), (("authorization", KEY),)):
             error = await refusal(site, request(), metadata=metadata)
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED
         metadata = (("authorization", f"Bearer {KEY}"),)
         assert await site.stub.Segment(request(), timeout=PATIENCE_S, metadata=metadata)
+
+
+def bearer(secret: str) -> tuple[tuple[str, str]]:
+    return (("authorization", f"Bearer {secret}"),)
+
+
+_SCOPES: tuple[Scope, ...] = ("infer", "stream", "admin")
+
+
+async def test_a_key_opens_the_methods_of_its_scopes() -> None:
+    keys = KeyRing(AccessKey.of_secret(name, (name,)) for name in _SCOPES)
+    async with open_grpc_site(options=ServicerOptions(keys=keys)) as site:
+        assert await site.stub.Segment(request(), timeout=PATIENCE_S, metadata=bearer("infer"))
+        for secret in ("stream", "admin"):
+            error = await refusal(site, request(), metadata=bearer(secret))
+            assert (error.code(), reason_of(error)) == (grpc.StatusCode.PERMISSION_DENIED, "forbidden")
+        for secret in ("infer", "stream"):
+            listed = site.stub.ListModels(
+                wire.ListModelsRequest(), timeout=PATIENCE_S, metadata=bearer(secret)
+            )
+            assert (await listed).models
+        for secret, code in (("infer", grpc.StatusCode.PERMISSION_DENIED), ("stream", grpc.StatusCode.OK)):
+            call = site.stub.SegmentStream(timeout=PATIENCE_S, metadata=bearer(secret))
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(wire.StreamRequest(open=wire.StreamOpen()))
+                await call.done_writing()
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+            assert await call.code() is code
+
+
+async def test_a_key_has_its_limit_of_calls_at_the_same_time_and_gets_them_back() -> None:
+    keys = KeyRing([msgspec.structs.replace(AccessKey.of_secret(KEY, name="one"), concurrency=1)])
+    async with open_grpc_site(FakeEngine(held=True), options=ServicerOptions(keys=keys)) as site:
+        first = site.stub.Segment(request(), timeout=PATIENCE_S, metadata=bearer(KEY))
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        error = await refusal(site, request(), metadata=bearer(KEY))
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited")
+        assert "RetryInfo" in details_of(error)
+        site.engine.go_on(2)
+        await first
+        assert await site.stub.Segment(request(), timeout=PATIENCE_S, metadata=bearer(KEY))
 
 
 async def test_the_id_of_a_request_comes_back_unless_it_could_forge_a_log_line(site: GrpcSite) -> None:

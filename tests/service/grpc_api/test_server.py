@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
-from fakes import PATIENCE_S, FakeEngine, until
+from certificates import make_certificate, needs_openssl
+from fakes import PATIENCE_S, FakeEngine, key_ring, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_site import GrpcSite, details_of, open_grpc_site, reason_of
 from http2_bytes import stream_of
 
-from service.core.keys import key_digests
+from service.core.tls import TlsError, TlsFiles
 from service.grpc_api.edge import SERVICE_NAME
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.server import GrpcBindError
@@ -57,7 +60,7 @@ async def test_who_watches_is_told_of_the_drain_at_once() -> None:
 
 
 async def test_health_needs_no_key() -> None:
-    async with open_grpc_site(options=ServicerOptions(key_digests=key_digests(["a-key"]))) as site:
+    async with open_grpc_site(options=ServicerOptions(keys=key_ring("a-key"))) as site:
         assert await health(site) == SERVING
 
 
@@ -191,3 +194,32 @@ async def test_a_peer_that_vanished_is_gone_after_keepalive_and_timeout() -> Non
 def read_to_the_end(connection: socket.socket) -> None:
     while connection.recv(4096):
         pass
+
+
+@needs_openssl
+async def test_calls_are_encrypted_and_clients_show_a_certificate_where_one_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "client").mkdir()
+    server, known = await make_certificate(tmp_path), await make_certificate(tmp_path / "client")
+    root = server.file.read_bytes()
+    anonymous = grpc.ssl_channel_credentials(root)
+    certified = grpc.ssl_channel_credentials(root, known.key_file.read_bytes(), known.file.read_bytes())
+    files = TlsFiles(server.file, server.key_file)
+    for tls, credentials, code in (
+        (files, anonymous, grpc.StatusCode.OK),
+        (replace(files, client_ca=known.file), certified, grpc.StatusCode.OK),
+        (replace(files, client_ca=known.file), anonymous, grpc.StatusCode.UNAVAILABLE),
+    ):
+        async with (
+            open_grpc_site(tls=tls) as site,
+            grpc.aio.secure_channel(site.address, credentials) as channel,
+        ):
+            call = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=PATIENCE_S
+            )
+            assert await call.code() is code
+
+
+async def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TlsError, match=r"none\.pem"):
+        async with open_grpc_site(tls=TlsFiles(tmp_path / "none.pem", tmp_path / "none.pem")):
+            pass

@@ -101,6 +101,15 @@ def seqs_of(messages: Messages) -> list[tuple[str, int]]:
     return found
 
 
+async def test_a_stream_that_asks_for_it_gets_the_confidence_of_each_frame(site: GrpcSite) -> None:
+    call = await site.stream(policy=wire.BLOCK, mask=wire.RAW, confidence=wire.CONFIDENCE_MEAN)
+    await send(call, 1)
+    results = [message.result for message in await rest(call) if message.HasField("result")]
+    (only,) = results[0].confidence.classes
+    assert (only.id, len(results)) == (1, 1)
+    assert only.mean > 0.99
+
+
 async def test_each_frame_of_a_film_is_answered_in_order(site: GrpcSite) -> None:
     call = await site.stream(policy=wire.BLOCK, mask=wire.RAW)
     await send(call, *range(5, 45, 2))

@@ -9,18 +9,20 @@ from collections.abc import AsyncIterator, Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
 import structlog
-from fakes import FAKE_MANIFEST, FakeEngine
+from fakes import FAKE_MANIFEST, FakeEngine, key_ring
 from http_site import Site, encoded, open_site
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import LogCapture
 
 from model.artifacts.manifest import ModelVersion
-from service.core.keys import key_digests
+from service.core.keys.access_key import AccessKey
+from service.core.keys.key_ring import KeyRing
 from service.core.readiness import Readiness
 from service.http_api.access import LOOPBACK_HOSTS, AccessPolicy
 from service.http_api.app import HttpOptions
@@ -237,7 +239,7 @@ async def test_a_model_that_is_not_served_is_not_described(site: Site) -> None:
 
 
 async def test_without_the_key_there_is_no_answer_but_probes_and_docs() -> None:
-    options = HttpOptions(access=AccessPolicy(key_digests=key_digests([KEY])))
+    options = HttpOptions(access=AccessPolicy(keys=key_ring(KEY)))
     async with open_site(options=options) as site:
         for path in ("/v1/models", "/v1/segment", "/unknown"):
             response = await site.client.get(path)
@@ -247,6 +249,34 @@ async def test_without_the_key_there_is_no_answer_but_probes_and_docs() -> None:
             assert (await site.client.get(path)).status_code == 200
         answer = await site.client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
         assert answer.status_code == 200
+
+
+async def test_a_key_has_its_limit_of_requests_at_the_same_time_and_gets_them_back() -> None:
+    keys = KeyRing([msgspec.structs.replace(AccessKey.of_secret(KEY, name="one"), concurrency=1)])
+    headers = {"Authorization": f"Bearer {KEY}"}
+    engine = FakeEngine(held=True)
+    async with open_site(engine, options=HttpOptions(access=AccessPolicy(keys=keys))) as site:
+        first = asyncio.create_task(
+            site.client.post("/v1/segment", content=encoded(np.zeros((8, 8, 3), np.uint8)), headers=headers)
+        )
+        await asyncio.to_thread(engine.wait_until_busy)
+        refused = await site.client.get("/v1/models", headers=headers)
+        engine.go_on(1)
+        assert (await first).status_code == 200
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert refused.headers["retry-after"] == "1"
+        for _ in range(3):
+            assert (await site.client.get("/v1/models", headers=headers)).status_code == 200
+
+
+async def test_a_key_that_sends_too_fast_is_told_when_to_come_again() -> None:
+    keys = KeyRing([msgspec.structs.replace(AccessKey.of_secret(KEY, name="one"), rate_per_s=0.01)])
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with open_site(options=HttpOptions(access=AccessPolicy(keys=keys))) as site:
+        assert (await site.client.get("/v1/models", headers=headers)).status_code == 200
+        refused = await site.client.get("/v1/models", headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert 90 <= int(refused.headers["retry-after"]) <= 100
 
 
 async def test_a_page_from_elsewhere_cannot_reach_a_loopback_service_by_another_name() -> None:
@@ -297,6 +327,7 @@ async def test_the_openapi_document_names_the_forms_of_a_picture_and_of_a_mask(s
         "image/jpeg",
         "image/png",
         "image/webp",
+        "application/octet-stream",
         "application/json",
         "multipart/form-data",
     }
@@ -312,9 +343,33 @@ async def test_the_openapi_document_names_the_forms_of_a_picture_and_of_a_mask(s
         "alpha",
         "classes",
         "mask",
+        "confidence",
         "timeout_ms",
     }
     assert "application/problem+json" in operation["responses"]["default"]["content"]
+
+
+async def test_each_operation_has_a_name_of_its_own_for_generated_clients(site: Site) -> None:
+    paths = (await site.client.get("/openapi.json")).json()["paths"]
+    names = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
+    assert len(set(names)) == len(names)
+    assert all(name.isidentifier() for name in names)
+
+
+async def test_the_openapi_document_names_the_errors_of_a_busy_service(site: Site) -> None:
+    paths = (await site.client.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/segment", "/hf/{model}"):
+        assert {"429", "503", "504", "default"} <= set(paths[path]["post"]["responses"])
+
+
+async def test_the_openapi_document_describes_the_task_of_hugging_face(site: Site) -> None:
+    document = (await site.client.get("/openapi.json")).json()
+    operation = document["paths"]["/hf/{model}"]["post"]
+    inputs = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(inputs) == {"inputs", "parameters"}
+    (element,) = operation["responses"]["200"]["content"]["application/json"]["schema"]["items"].values()
+    described = document["components"]["schemas"][element.rpartition("/")[2]]
+    assert set(described["properties"]) == {"label", "score", "mask"}
 
 
 async def test_the_openapi_document_refers_to_nothing_that_it_lacks(site: Site) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import key_ring
 from http_site import encoded, open_site
 
-from service.core.keys import key_digests
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
 
@@ -18,7 +18,7 @@ PREFLIGHT = {
     "Access-Control-Request-Method": "POST",
     "Access-Control-Request-Headers": "authorization,content-type,x-request-timeout-ms",
 }
-KEYED = AccessPolicy(key_digests(["key"]))
+KEYED = AccessPolicy(key_ring("key"))
 
 
 def options(*origins: str) -> HttpOptions:

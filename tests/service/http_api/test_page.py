@@ -9,17 +9,18 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from fakes import key_ring
 from http_site import open_site
 from PIL import Image
 
-from service.core.keys import key_digests
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
-from service.http_api.page import Page
+from service.http_api.page import ADMIN_FOLDERS, Page
 from service.settings import ServerSettings
 
 ROOT = Path(__file__).parents[3]
 STATIC = ROOT / "service/page/static"
+ADMIN = ROOT / "service/page/admin"
 WITH_PAGE = HttpOptions(page=True)
 MAX_COMPRESSED_BYTES = 150_000
 
@@ -52,7 +53,7 @@ async def test_a_service_without_the_page_has_no_such_path() -> None:
 
 
 async def test_the_page_loads_without_a_key_and_the_models_do_not() -> None:
-    access = AccessPolicy(key_digests=key_digests(["a-key"]))
+    access = AccessPolicy(keys=key_ring("a-key"))
     async with open_site(options=HttpOptions(access=access, page=True)) as site:
         assert (await site.client.get("/")).status_code == 200
         assert (await site.client.get("/page/main.js")).status_code == 200
@@ -60,12 +61,16 @@ async def test_the_page_loads_without_a_key_and_the_models_do_not() -> None:
 
 
 def test_the_page_weighs_little() -> None:
-    page = Page()
+    check_weight(Page())
+    check_weight(Page(ADMIN_FOLDERS, "admin/index.html"))
+
+
+def check_weight(page: Page) -> None:
     texts = [file for path, file in page._files.items() if not path.startswith("/page/examples/")]
     assert sum(len(file.gzipped or file.content) for file in texts) <= MAX_COMPRESSED_BYTES
 
 
-@pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted([*STATIC.iterdir(), *ADMIN.iterdir()]), ids=lambda path: path.name)
 def test_a_file_names_no_other_host_and_holds_no_inline_script_or_style(path: Path) -> None:
     text = path.read_text("utf-8")
     hosts = set(re.findall(r"https?://([^/\"'`\s]+)", text)) - {"www.w3.org"}  # the name space of SVG
@@ -78,6 +83,8 @@ def test_the_examples_are_pictures_of_this_project_near_the_size_that_the_model_
     shown = re.search(r"EXAMPLES = \[(.*?)\]", (STATIC / "try.js").read_text("utf-8"))
     assert shown is not None
     assert [example.stem for example in examples] == re.findall(r'"([^"]+)"', shown[1])
+    thumbnails = sorted((ROOT / "service/page/thumbnails").glob("*.jpg"))
+    assert [thumbnail.name for thumbnail in thumbnails] == [example.name for example in examples]
     for example in examples:
         assert Image.open(BytesIO(example.read_bytes())).size == (640, 360)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from model.decoding import decode
 from model.errors import ModelOutputError
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.batch_job import BatchReport, Outcome
+from service.core.device.batch_job import BatchReport, Outcome, answer_shape
 from service.core.device.engine import DeviceLostError, DeviceMemoryError, Float32Array, ImageBatch
 from service.core.device.labeling import LabelingAttempts, LabelingWork, labeler_of
 from service.telemetry import LogOptions, configure_logging
@@ -80,6 +81,18 @@ def test_each_picture_of_a_batch_gets_its_own_labels(classes: list[int]) -> None
     assert labelled(engine, work).outcomes == (ANSWERED,) * len(classes)
     assert [int(labels_HW[0, 0]) for labels_HW in work.labels] == classes
     assert engine.seen == [(len(classes), 32, 32, 3)]
+
+
+def test_a_picture_that_asks_for_it_gets_the_confidence_behind_its_labels() -> None:
+    plain = work_of([85, 170])
+    picture = dataclasses.replace(plain.pictures[1], confidence=True)
+    answer = np.empty(answer_shape(picture), np.uint8)
+    work = dataclasses.replace(plain, pictures=[plain.pictures[0], picture], labels=[plain.labels[0], answer])
+    assert labelled(FakeEngine(), work).outcomes == (ANSWERED, ANSWERED)
+    assert work.labels[0].shape == (32, 32)
+    assert (answer[0] == 2).all()
+    raw_K = red_scores(picture.pixels_HW3[np.newaxis])[0, :, 0, 0].astype(np.float64)
+    assert (answer[1] == round(255 * float(1 / np.exp(raw_K - raw_K.max()).sum()))).all()
 
 
 def test_what_is_late_is_left_out_of_the_batch() -> None:

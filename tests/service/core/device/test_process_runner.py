@@ -109,6 +109,20 @@ def test_labels_may_be_larger_than_what_the_network_saw(site: WorkerSite) -> Non
     assert np.unique(labels_HW).size == 1
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+def test_the_confidence_comes_back_beside_the_labels(site: WorkerSite, *, has_room: bool) -> None:
+    original = ImageSize(700, 900)
+    canvas = site.dispatcher.canvas(SIZE, original, confidence=has_room)
+    canvas[...] = 255
+    image = PreparedImage(canvas, SIZE, original)
+    answer = site.submit(dataclasses.replace(image, confidence=True)).result(PATIENCE_S)
+    assert answer.confidence_HW is not None
+    assert np.array_equal(answer.labels_HW, site.labels(image))
+    assert answer.confidence_HW.shape == (700, 900)
+    assert answer.confidence_HW.min() > 255 // 2  # of two classes, the likelier one
+    assert site.submit(image).result(PATIENCE_S).confidence_HW is None
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_raw_scores_come_back_as_the_engine_returned_them(
     site: WorkerSite, artifacts: list[Artifact], dtype: type[np.generic]

@@ -26,7 +26,7 @@ from service.core.errors import (
     ModelNotFoundError,
     VersionNotFoundError,
 )
-from service.core.models.live_versions import LiveVersions
+from service.core.models.live_versions import REFUSED_S, LiveVersions
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
 
@@ -222,3 +222,72 @@ def test_what_is_not_there_is_named(site: Site) -> None:
     for name, alias in (("..", "production"), ("pool", "../x"), ("pool/x", "production")):
         with pytest.raises((InvalidArgumentError, ModelNotFoundError)):
             versions.promote(name, alias, 1)
+
+
+def test_an_alias_that_another_process_moved_is_followed(site: Site) -> None:
+    site.registry.promote(ModelVersion("pool", 1))
+    versions = site.versions("pool")
+    versions.catch_up()
+    assert site.loaded() == [1]
+    ModelRegistry(site.folder).promote(ModelVersion("pool", 3))
+    versions.catch_up()
+    assert site.host.find("pool").version.number == 3
+    site.wait_until_loaded(3)
+    ModelRegistry(site.folder).rollback("pool")
+    versions.catch_up()
+    site.wait_until_loaded(1)
+
+
+def test_only_what_names_no_number_is_followed_and_only_where_its_alias_exists(site: Site) -> None:
+    site.registry.promote(ModelVersion("pool", 2), "staging")
+    versions = site.versions("pool@1", "pool:staging")
+    other = ModelRegistry(site.folder)
+    other.promote(ModelVersion("pool", 3), "production")
+    versions.catch_up()
+    assert site.loaded() == [1, 2]
+    other.promote(ModelVersion("pool", 3), "staging")
+    versions.catch_up()
+    assert 3 in site.loaded()
+    assert site.host.find("pool").version.number == 1
+
+
+def test_a_version_that_fails_here_is_not_followed_and_not_tried_all_the_time(site: Site) -> None:
+    site.registry.promote(ModelVersion("pool", 1))
+    versions = site.versions("pool")
+    site.broken.add(2)
+    other = ModelRegistry(site.folder)
+    other.promote(ModelVersion("pool", 2))
+    with pytest.raises(ConflictError):
+        versions.catch_up(now_s=1000.0)
+    site.broken.clear()
+    versions.catch_up(now_s=1000.0 + REFUSED_S - 1)
+    assert site.host.find("pool").version.number == 1
+    versions.catch_up(now_s=1000.0 + REFUSED_S)
+    assert site.host.find("pool").version.number == 2
+
+
+def test_a_version_that_failed_does_not_hold_up_the_next_one(site: Site) -> None:
+    site.registry.promote(ModelVersion("pool", 1))
+    versions = site.versions("pool")
+    site.broken.add(2)
+    other = ModelRegistry(site.folder)
+    other.promote(ModelVersion("pool", 2))
+    with pytest.raises(ConflictError):
+        versions.catch_up(now_s=1000.0)
+    other.promote(ModelVersion("pool", 3))
+    versions.catch_up(now_s=1000.0)
+    assert site.host.find("pool").version.number == 3
+
+
+def test_while_the_registry_does_not_answer_what_is_served_stays(site: Site) -> None:
+    site.registry.promote(ModelVersion("pool", 1))
+    versions = site.versions("pool")
+    ModelRegistry(site.folder).promote(ModelVersion("pool", 2))
+    storage = open_storage(str(site.folder))
+    failing = InterruptedStorage(storage, fail_at=1, failure=StorageError("away"), after=False)
+    site.registry._storage = failing
+    with pytest.raises(BusyError):
+        versions.catch_up()
+    assert site.loaded() == [1]
+    versions.catch_up()
+    assert site.host.find("pool").version.number == 2

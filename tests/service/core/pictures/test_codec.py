@@ -115,6 +115,40 @@ def test_a_picture_of_several_bands_is_encoded_as_a_whole(shape: tuple[int, int]
 
 
 @few
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_a_mask_is_a_grey_png_of_0_and_255(height: int, width: int, seed: int) -> None:
+    is_inside_HW = np.random.default_rng(seed).random((height, width)) < 0.5
+    decoded = Image.open(io.BytesIO(codec.encode_mask_png(is_inside_HW)))
+    assert decoded.mode == "L"
+    assert np.array_equal(np.asarray(decoded), np.where(is_inside_HW, 255, 0))
+
+
+def test_a_mask_of_several_bands_is_encoded_as_a_whole() -> None:
+    is_inside_HW = np.random.default_rng(1).random((1100, 1003)) < 0.5
+    decoded = Image.open(io.BytesIO(codec.encode_mask_png(is_inside_HW)))
+    assert np.array_equal(np.asarray(decoded) == 255, is_inside_HW)
+
+
+def test_a_grey_png_returns_its_levels() -> None:
+    levels_HW = np.arange(7 * 300, dtype=np.uint16).reshape(7, 300).astype(np.uint8)
+    decoded = Image.open(io.BytesIO(codec.encode_grey_png(levels_HW)))
+    assert decoded.mode == "L"
+    assert np.array_equal(np.asarray(decoded), levels_HW)
+
+
+@few
+@given(label_maps(), st.integers(0, 2**32 - 1))
+def test_the_mean_confidence_of_a_class_is_that_of_its_pixels(label_map: LabelMap, seed: int) -> None:
+    confidence_HW = np.random.default_rng(seed).integers(0, 256, label_map.ids_HW.shape, np.uint8)
+    counts = codec.confidence_histogram(label_map, confidence_HW)
+    assert np.array_equal(counts.sum(axis=1), label_map.counts)
+    for class_id in range(256):
+        inside = confidence_HW[label_map.ids_HW == class_id]
+        expected = pytest.approx(inside.mean() / 255) if inside.size else None
+        assert codec.mean_confidence(counts[class_id]) == expected
+
+
+@few
 @given(label_maps())
 def test_color_is_the_palettes_and_black_where_ignored(label_map: LabelMap) -> None:
     expected = label_map.palette.rgb_table[label_map.ids_HW]

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
-from fakes import write_pooling_artifact
+from fakes import admin_keys, write_pooling_artifact
 from http_site import Site, open_site
+from structlog.testing import capture_logs
 
 from model.artifacts.manifest import ModelReference, ModelVersion
 from model.artifacts.registry import ModelRegistry
@@ -41,7 +42,7 @@ class AdminSite:
         ]
         self.app = create_admin_app(
             routers,
-            policy=AdminPolicy(ADMIN, SCRAPE, LOOPBACK_HOSTS),
+            policy=AdminPolicy(admin_keys(ADMIN, SCRAPE), LOOPBACK_HOSTS),
             lifecycle=site.lifecycle,
             metrics=site.metrics,
         )
@@ -91,7 +92,7 @@ async def test_the_scraper_sees_the_metrics_and_nothing_else(admin: AdminSite) -
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")
     assert 'bisenet_requests_total{code="ok",model="",protocol="http",route="/v1/models"' in response.text
-    assert code_of(await admin.ask("POST", "/admin/v1/drain", token=SCRAPE)) == (401, "unauthenticated")
+    assert code_of(await admin.ask("POST", "/admin/v1/drain", token=SCRAPE)) == (403, "forbidden")
     assert not admin.site.lifecycle.draining
 
 
@@ -115,6 +116,30 @@ async def test_a_promotion_is_served_at_once_and_rolled_back_as_fast(admin: Admi
     assert admin.site.host.find("pool").version.number == 1
 
 
+async def test_the_audit_log_tells_what_was_served_before_and_after(admin: AdminSite) -> None:
+    with capture_logs() as log:
+        await admin.ask("PUT", ALIAS, json={"version": 2})
+        await admin.ask("POST", f"{ALIAS}:rollback")
+        await admin.ask("PUT", ALIAS.replace("production", "fresh"), json={"version": 1})
+        await admin.ask("POST", f"{VERSION_2}:load")
+        await admin.ask("POST", f"{VERSION_2}:unload")
+        for action in ("load", "unload"):
+            await admin.ask("POST", f"/v2/repository/models/pool@2/{action}")
+        await admin.ask("PUT", ALIAS, json={"version": 9})
+    done = [entry for entry in log if entry["event"] == "audit" and entry["phase"] == "done"]
+    assert [(entry.get("before"), entry.get("after")) for entry in done] == [
+        ({"version": 1}, {"version": 2}),
+        ({"version": 2}, {"version": 1}),
+        (None, {"version": 1}),
+        ({"loaded": [1]}, {"loaded": [1, 2]}),
+        ({"loaded": [1, 2]}, {"loaded": [1]}),
+        ({"loaded": [1]}, {"loaded": [1, 2]}),
+        ({"loaded": [1, 2]}, {"loaded": [1]}),
+        (None, None),
+    ]
+    assert done[-1]["code"] == "version_not_found"
+
+
 async def test_a_promotion_that_changes_the_registry_alone_says_so(admin: AdminSite) -> None:
     response = await admin.ask("PUT", ALIAS.replace("production", "staging"), json={"version": 2})
     assert response.json()["served"] is False
@@ -136,6 +161,14 @@ async def test_a_promotion_to_nonsense_is_refused(admin: AdminSite, content: byt
 async def test_a_document_has_an_end(admin: AdminSite) -> None:
     response = await admin.ask("PUT", ALIAS, content=b" " * 70_000)
     assert code_of(response) == (413, "payload_too_large")
+
+
+async def test_the_registry_is_listed_with_what_is_served_and_where_aliases_point(admin: AdminSite) -> None:
+    models = {model["name"]: model for model in (await admin.ask("GET", "/admin/v1/models")).json()["models"]}
+    assert models["pool"]["versions"] == [{"version": 1, "served": True}, {"version": 2, "served": False}]
+    aliases = {one["alias"]: one for one in models["pool"]["aliases"]}
+    assert (aliases["production"]["version"], aliases["production"]["served"]) == (1, True)
+    assert "other" in models
 
 
 async def test_a_version_comes_and_goes_by_its_number(admin: AdminSite) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
+from fakes import PATIENCE_S, FakeJobs, admin_keys, write_pooling_artifact
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
@@ -55,7 +55,7 @@ async def office(registry: ModelRegistry) -> AsyncIterator[Office]:
         desk = EvaluationSubmission(jobs, registry, {"noise"})
         app = create_admin_app(
             [evaluations_router(desk, pool, lifecycle)],
-            policy=AdminPolicy("admin", "scrape", None),
+            policy=AdminPolicy(admin_keys("admin", "scrape"), None),
             lifecycle=lifecycle,
             metrics=Metrics(),
         )
@@ -200,11 +200,12 @@ async def test_a_document_that_is_too_large_is_refused(office: Office) -> None:
 
 
 async def test_every_route_needs_the_token(office: Office) -> None:
-    for token in ("", "scrape", "other"):
+    refusals = dict.fromkeys(("", "other"), (401, "unauthenticated")) | {"scrape": (403, "forbidden")}
+    for token, refusal in refusals.items():
         headers = {"Authorization": f"Bearer {token}"}
         for method, path in (("POST", PATH), ("GET", PATH), ("GET", f"{PATH}/0"), ("DELETE", f"{PATH}/0")):
             response = await office.client.request(method, path, headers=headers, json=BODY)
-            assert problem_of(response) == (401, "unauthenticated")
+            assert problem_of(response) == refusal
     assert not office.jobs.known
 
 
@@ -228,14 +229,22 @@ async def test_a_cancelled_job_is_told_as_such(office: Office) -> None:
 async def test_a_result_comes_with_the_place_of_its_report(office: Office) -> None:
     job_id = await submitted(office)
     office.jobs.move(job_id, state=JobState.SUCCEEDED, done=8, total=8, result=RESULT)
-    assert problem_of(await office.client.get(f"{PATH}/{job_id}/report")) == (404, "not_found")
-    office.registry.evaluations.add("pool", job_id, {}, "<html>the report</html>")
+    for kind in ("report", "scores"):
+        assert problem_of(await office.client.get(f"{PATH}/{job_id}/{kind}")) == (404, "not_found")
+    office.registry.evaluations.add("pool", job_id, {"matrix": [[1]]}, "<html>the report</html>")
+    assert (await office.client.get(f"{PATH}/{job_id}/scores")).json() == {"matrix": [[1]]}
     result = (await office.client.get(f"{PATH}/{job_id}")).json()["result"]
     assert result["miou"] == 0.5
     assert result["per_class"] == {"dark": 0.5, "bright": None}
     assert (result["images"], result["skipped"]) == (7, ["3.png"])
     page = await office.client.get(result["report"])
     assert (page.text, page.headers["x-content-type-options"]) == ("<html>the report</html>", "nosniff")
+
+
+async def test_data_sets_and_protocols_can_be_chosen_from(office: Office) -> None:
+    choices = (await office.client.get(f"{PATH}:choices")).json()
+    assert choices["datasets"] == ["noise"]
+    assert {"ss", "mscf"} <= set(choices["protocols"])
 
 
 async def test_events_tell_each_change_until_the_job_has_ended(office: Office) -> None:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from contextlib import ExitStack
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeEngine
+from certificates import make_certificate, needs_openssl
+from fakes import PATIENCE_S, FakeEngine
 from http_site import encoded, open_site
 
+from service.core.tls import TlsFiles
 from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
+
+LIVE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 def test_a_free_port_is_found_and_told() -> None:
@@ -100,3 +107,84 @@ def test_fewer_connections_are_let_in_where_few_files_may_be_open() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1256
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@asynccontextmanager
+async def encrypted(tls: TlsFiles, **limits: float) -> AsyncIterator[tuple[str, int]]:
+    """Serve a site over TLS, and yield its address."""
+    async with open_site() as site:
+        listener = listen("127.0.0.1", 0)
+        server = HttpServer(
+            site.app,
+            listener,
+            grace_s=PATIENCE_S,
+            limits=ConnectionLimits(**limits),  # type: ignore[arg-type]
+            metrics=site.metrics,
+            tls=tls.http_context(),
+        )
+        address = listener.getsockname()
+        running = asyncio.create_task(server.answer())
+        try:
+            yield address
+        finally:
+            server.stop()
+            await running
+
+
+async def first_line(address: tuple[str, int], client: ssl.SSLContext, request: bytes = LIVE) -> bytes:
+    """Return the first line of the answer, or nothing where the connection is refused or ended."""
+    try:
+        reader, writer = await asyncio.open_connection(*address, ssl=client)
+    except (ssl.SSLError, ConnectionError):
+        return b""
+    try:
+        writer.write(request)
+        return await reader.readline()
+    except (ssl.SSLError, ConnectionError):
+        return b""
+    finally:
+        writer.close()
+        with suppress(ssl.SSLError, ConnectionError):
+            await writer.wait_closed()
+
+
+@needs_openssl
+async def test_requests_are_answered_over_tls_and_refused_without(tmp_path: Path) -> None:
+    certificate = await make_certificate(tmp_path)
+    client = ssl.create_default_context(cafile=str(certificate.file))
+    async with encrypted(TlsFiles(certificate.file, certificate.key_file)) as address:
+        assert await first_line(address, client) == b"HTTP/1.1 200 OK\r\n"
+        assert await first_line(address, client, b"no http\r\n\r\n") == b"HTTP/1.1 400 Bad Request\r\n"
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(LIVE)
+        assert b"HTTP" not in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+
+@needs_openssl
+async def test_with_a_client_ca_a_client_must_show_a_certificate_of_it(tmp_path: Path) -> None:
+    (tmp_path / "client").mkdir()
+    (tmp_path / "stranger").mkdir()
+    server = await make_certificate(tmp_path)
+    known, unknown = [await make_certificate(tmp_path / name) for name in ("client", "stranger")]
+    async with encrypted(TlsFiles(server.file, server.key_file, client_ca=known.file)) as address:
+        for shown, answer in ((known, b"HTTP/1.1 200 OK\r\n"), (unknown, b""), (None, b"")):
+            client = ssl.create_default_context(cafile=str(server.file))
+            if shown is not None:
+                client.load_cert_chain(shown.file, shown.key_file)
+            assert await first_line(address, client) == answer
+
+
+@needs_openssl
+async def test_a_client_that_never_ends_its_handshake_is_cut_off(tmp_path: Path) -> None:
+    certificate = await make_certificate(tmp_path)
+    tls = TlsFiles(certificate.file, certificate.key_file)
+    async with encrypted(tls, head_timeout_s=0.05) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        async with asyncio.timeout(PATIENCE_S):
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()

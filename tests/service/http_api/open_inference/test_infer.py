@@ -15,14 +15,13 @@ import httpx2
 import numpy as np
 import pytest
 import pytest_asyncio
-from fakes import FakeEngine, PictureWatch, no_garbage_collector, until
+from fakes import FakeEngine, PictureWatch, key_ring, no_garbage_collector, until
 from http_site import Site, encoded, open_site, picture_of
 from infer_bodies import HEADER_LENGTH, answer_of, binary_body, elements, elements_of
 from PIL import Image
 
 from model.labels import UInt8Array
 from model.pictures.image import ImageLimits
-from service.core.keys import key_digests
 from service.core.pictures.segmenter import SegmenterLimits
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
@@ -348,7 +347,7 @@ async def test_more_pictures_than_a_request_may_hold_are_refused(site: Site) -> 
 
 
 async def test_only_post_infers_and_a_key_is_asked_for() -> None:
-    keys = AccessPolicy(key_digests(["a-key"]))
+    keys = AccessPolicy(key_ring("a-key"))
     async with open_site(options=HttpOptions(access=keys)) as site:
         assert refusal_of(await infer(site, PICTURE))[:2] == (401, "unauthenticated")
         assert refusal_of(await site.client.get("/v2/models"))[:2] == (401, "unauthenticated")

@@ -10,16 +10,17 @@ from contextlib import asynccontextmanager
 import httpx2
 import numpy as np
 import pytest
-from fakes import FakeEngine, red_scores, until
+from fakes import FakeEngine, key_ring, red_scores, until
 from http_site import Site, encoded, open_site, picture_of
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from model.pictures.preprocess import ImageSize
 from service.core.device.engine import Float32Array, ImageBatch
 from service.core.errors import VersionNotFoundError
-from service.core.keys import key_digests
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
+from service.http_api.exchange import Exchange
 from service.http_api.segment.routes import INFER_ROUTES, ROUTES, SegmentTarget, target_of
 
 PICTURE = encoded(picture_of(np.zeros((16, 24), np.uint8)))
@@ -53,7 +54,7 @@ async def refusal(site: Site, received: list[bytes], target: str, **headers: str
 
 async def test_another_client_finds_a_place_behind_a_flood_and_the_flood_has_its_share() -> None:
     engine = FakeEngine(held=True)
-    keys = key_digests(["one", "another"])
+    keys = key_ring("one", "another")
     async with open_site(engine, options=HttpOptions(AccessPolicy(keys)), max_waiting=8) as site:
 
         async def ask(key: str) -> httpx2.Response:
@@ -89,16 +90,21 @@ async def test_of_several_clients_none_fills_more_than_its_share() -> None:
 
 
 def test_who_asks_is_a_key_or_where_there_are_none_an_address() -> None:
-    def scope(**headers: str) -> Scope:
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        return {"type": "http", "client": ("192.0.2.1", 5000), "headers": raw}
+    def source(client: tuple[str, int] | None, authorization: str | None = None) -> str | None:
+        scope: Scope = {"type": "http", "client": client, "headers": [], "path": "/v1/segment"}
+        exchange = Exchange.begin(scope, now_s=0.0)
+        policy = AccessPolicy(None if authorization is None else key_ring("one", "another"))
+        admission = policy.admit(Headers({"authorization": authorization or ""}), "/v1/segment")
+        if admission is not None:
+            exchange.admitted(admission)
+        return policy.source(scope)
 
-    keyed = AccessPolicy(key_digests(["one", "another"]))
-    asking = {keyed.source(scope(authorization=f"{kind} one")) for kind in ("Bearer", "bearer", "Bearer ")}
+    address = ("192.0.2.1", 5000)
+    asking = {source(address, f"{kind} one") for kind in ("Bearer", "bearer", "Bearer ")}
     assert len(asking) == 1
-    assert asking != {keyed.source(scope(authorization="Bearer another"))}
-    assert AccessPolicy().source(scope(authorization="Bearer 1")) == "192.0.2.1"
-    assert AccessPolicy().source({"type": "http", "client": None, "headers": []}) is None
+    assert asking != {source(address, "Bearer another")}
+    assert source(address) == "192.0.2.1"
+    assert source(None) is None
 
 
 async def test_what_has_no_place_is_refused_on_every_route_before_its_picture_is_received() -> None:

@@ -20,8 +20,10 @@ from PIL import Image
 from starlette.types import Message
 
 from model.artifacts.manifest import ModelVersion
+from model.decoding.confidence import confidence
 from model.labels import LabelMap, UInt8Array
 from model.pictures.image import ImageLimits
+from model.pictures.preprocess import ImageSize
 from service.core.device.engine import Float32Array, ImageBatch
 from service.core.pictures import codec
 from service.core.pictures.segmenter import SegmenterLimits
@@ -166,6 +168,56 @@ async def test_json_carries_the_mask_as_run_lengths_or_not_at_all(site: Site) ->
     without = (await post(site, accept="application/json", mask="none")).json()["mask"]
     assert as_runs == {"encoding": "coco_rle", "data": codec.coco_rle(label_map)}
     assert without == {"encoding": "none", "data": None}
+
+
+def expected_confidence(label_map: LabelMap) -> UInt8Array:
+    """As the service sees it, from the scores of the fake engine."""
+    padded_HW3 = np.zeros((32, 96, 3), np.uint8)
+    padded_HW3[:, :72] = IMAGE_HW3
+    size, content = ImageSize(32, 96), ImageSize(32, 72)
+    return confidence(
+        red_scores(padded_HW3[np.newaxis])[0],
+        label_map.ids_HW,
+        upsample="bilinear",
+        stride=8,
+        padded=size,
+        content=content,
+        original=content,
+    )
+
+
+async def test_the_mean_confidence_of_each_class_is_told_on_request(site: Site) -> None:
+    label_map = await expected_labels(site)
+    expected_HW = expected_confidence(label_map)
+    document = (await post(site, confidence="mean")).json()
+    means = [float(expected_HW[label_map.ids_HW == k].mean()) / 255 for k in range(4)]
+    assert [c["confidence"] for c in document["classes"]] == pytest.approx(means)
+    assert document["confidence"] is None
+    alone = (await post(site, confidence="mean", classes="white")).json()["classes"]
+    assert [c["confidence"] for c in alone] == [None, None, None, pytest.approx(means[3])]
+
+
+async def test_the_confidence_of_each_pixel_is_a_grey_png_on_request(site: Site) -> None:
+    label_map = await expected_labels(site)
+    document = (await post(site, confidence="png", mask="none")).json()
+    assert document["confidence"]["encoding"] == "png"
+    levels = Image.open(BytesIO(base64.b64decode(document["confidence"]["data"])))
+    assert levels.mode == "L"
+    assert np.array_equal(np.asarray(levels), expected_confidence(label_map))
+    assert all(c["confidence"] > 0 for c in document["classes"])
+
+
+async def test_confidence_is_not_told_unless_it_is_asked_for(site: Site) -> None:
+    document = (await post(site, accept="application/json")).json()
+    assert document["confidence"] is None
+    assert {c["confidence"] for c in document["classes"]} == {None}
+
+
+async def test_confidence_needs_a_json_answer(site: Site) -> None:
+    response = await post(site, accept="image/png", confidence="mean")
+    assert code_of(response) == (406, "not_acceptable")
+    assert response.json()["detail"] == "an answer with confidence is one of application/json"
+    assert code_of(await post(site, confidence="all")) == (400, "invalid_argument")
 
 
 @pytest.mark.parametrize("classes", [["1,white"], ["dark", "3"], [" 1 , 3 "]])

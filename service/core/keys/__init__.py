@@ -1,0 +1,1 @@
+"""Keys of callers: who may do what, until when, and how much of it."""
