@@ -4,7 +4,7 @@
 #   make test             install everything for development, run the tests (TESTS=tests/model to choose)
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
-#   make clients          other people's clients, each in an environment of its own (ARGS="hugging-face-python")
+#   make clients          clients of Triton, KServe, Hugging Face and OpenAPI, each with its own packages (ARGS=FOLDER)
 #   make browser          the page in a real browser (needs Debian's chromium)
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
@@ -41,17 +41,27 @@ serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak and not browser" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
+	$(BIN)/python -m pytest -m "not soak and not browser and not clients" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(TESTS)
+
+# Their protobuf is older than the service's, and they want versions of it that differ.
+build/clients/triton/.installed: CLIENT = tritonclient[http,grpc]>=2.73,<3
+build/clients/kserve/.installed: CLIENT = kserve>=0.21,<0.22
+
+build/clients/%/.installed:
+	$(PYTHON) -m venv build/clients/$*
+	build/clients/$*/bin/python -m pip install --disable-pip-version-check --progress-bar off -q "$(CLIENT)"
+	@touch $@
 
 browser: $(VENV)/.installed-dev
 	$(PIP) -e ".[browser]"
 	$(BIN)/python -m pytest -m browser tests/page
 
-clients: $(VENV)/.installed-base
+clients: $(VENV)/.installed-dev build/clients/triton/.installed build/clients/kserve/.installed
 	$(BIN)/python tests/clients/run_clients.py $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m pytest -m clients tests/clients)
 
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python tests/fuzz_image.py $(N)

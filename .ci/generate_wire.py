@@ -1,6 +1,6 @@
 """Write the Python code of the wire format: ``generate_wire.py FOLDER`` fills ``FOLDER/service/wire``.
 
-The protocol's file is given the name that it shall have as a module, so that the generated imports are right.
+Each protocol's file gets the name that it shall have as a module, so that the generated imports are right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from grpc_tools import protoc
 
 _ROOT = Path(__file__).parents[1]
-_SOURCES = _ROOT / "proto" / "segmentation" / "v1"
+_SOURCES = (_ROOT / "proto" / "segmentation" / "v1", _ROOT / "proto" / "inference")
 _PACKAGE = "service/wire"
 _GENERATORS = ("python", "grpc_python", "mypy", "mypy_grpc")
 
@@ -25,10 +25,10 @@ def main(folder: Path) -> int:
         protoc.main(
             [
                 "protoc",
-                f"-I{_PACKAGE}={_SOURCES}",
+                *(f"-I{_PACKAGE}={folder}" for folder in _SOURCES),
                 f"-I{well_known}",
                 *outputs,
-                f"{_PACKAGE}/segmentation.proto",
+                *(f"{_PACKAGE}/{file.name}" for folder in _SOURCES for file in folder.glob("*.proto")),
             ]
         )
     )

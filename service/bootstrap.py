@@ -40,6 +40,7 @@ from service.engine_choice import EngineChooser
 from service.engines.choice import RACE_BUDGET_S
 from service.frontends import Frontends
 from service.grpc_api.limits import PeerLimits
+from service.grpc_api.open_inference import OpenInferenceServicer
 from service.grpc_api.server import GrpcBindError, GrpcServer
 from service.grpc_api.servicer import Servicer, ServicerOptions
 from service.grpc_api.streams import StreamLimits
@@ -56,10 +57,13 @@ from service.http_api.admin.versions import versions_router
 from service.http_api.app import HttpOptions, create_app
 from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
+from service.http_api.open_inference.repository import repository_admin_router
 from service.http_api.segment.body import BodyLimits
 from service.http_api.segment.segment import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
+from service.open_inference.inference import Inference
+from service.open_inference.statistics import InferenceStatistics
 from service.registry import open_registry
 from service.settings import Settings, SettingsError, TracingSettings, is_loopback
 from service.spans import NO_TRACING, Tracing
@@ -115,6 +119,7 @@ class Service:
     app: ASGIApp
     admin_app: ASGIApp
     servicer: Servicer
+    open_inference: OpenInferenceServicer
     history: MetricsHistory | None
 
     def load_models(self) -> None:
@@ -224,6 +229,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         )
         lifecycle = Readiness()
         scoreboard = Scoreboard(registry)
+        statistics = InferenceStatistics()
         jobs = stack.enter_context(open_jobs(settings, registry, chooser))
         servicer = Servicer(core.segmenter, core.host, metrics, _servicer_options(settings, keys), tracing)
         app = create_app(
@@ -233,6 +239,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             metrics=metrics,
             options=_http_options(settings, keys),
             scoreboard=scoreboard,
+            statistics=statistics,
             tracing=tracing,
             frames=servicer.answer_messages,
         )
@@ -245,6 +252,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 metrics_router(metrics),
                 drain_router(lifecycle),
                 versions_router(versions),
+                repository_admin_router(versions),
                 *_job_routers(jobs, lifecycle),
                 *_page_routers(admin_page, history),
             ],
@@ -252,6 +260,14 @@ def open_service(settings: Settings) -> Iterator[Service]:
             lifecycle=lifecycle,
             metrics=metrics,
             audit=AuditLog(settings.log.audit_file),
+        )
+        open_inference = OpenInferenceServicer(
+            servicer.calls,
+            Inference(core.segmenter, at_once=_pictures_at_once(settings)),
+            core.host,
+            metrics=metrics,
+            statistics=statistics,
+            is_ready=lambda: core.host.ready and not lifecycle.draining,
         )
         yield Service(
             settings,
@@ -266,6 +282,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             app,
             admin_app,
             servicer,
+            open_inference,
             None if admin_page is None else history,
         )
 
@@ -384,6 +401,7 @@ def _grpc_server(service: Service) -> GrpcServer:
     host, lifecycle = service.host, service.lifecycle
     return GrpcServer(
         service.servicer,
+        service.open_inference,
         lambda: host.ready and not lifecycle.draining,
         PeerLimits(limits.max_body_bytes, limits.max_streams, limits.max_calls),
         grace_s=server.grace_s - server.lame_duck_s,
@@ -431,7 +449,13 @@ def _http_options(settings: Settings, keys: KeyRing) -> HttpOptions:
         root_path=server.root_path,
         page=_has_page(settings, server.host),
         max_streams=limits.max_calls,
+        pictures_at_once=_pictures_at_once(settings),
     )
+
+
+def _pictures_at_once(settings: Settings) -> int:
+    """Say how many pictures of one request are queued at the same time: those on the device, and the next."""
+    return 2 * engine_options(settings).max_batch
 
 
 def _has_page(settings: Settings, host: str) -> bool:

@@ -180,8 +180,9 @@ class ServerSettings(_Section):
     @field_validator("root_path")
     @classmethod
     def _is_no_path_of_ours(cls, root_path: str) -> str:
-        if root_path == "/v1" or root_path.startswith("/v1/"):
-            raise ValueError("/v1 begins the paths of the service itself")
+        for prefix in ("/v1", "/v2"):
+            if root_path == prefix or root_path.startswith(f"{prefix}/"):
+                raise ValueError(f"{prefix} begins the paths of the service itself")
         return root_path
 
     @model_validator(mode="after")

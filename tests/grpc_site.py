@@ -21,9 +21,12 @@ from model.artifacts.manifest import ModelVersion
 from service.core.pictures.segmenter import Segmenter, SegmenterLimits
 from service.core.tls import TlsFiles
 from service.grpc_api.limits import PeerLimits
+from service.grpc_api.open_inference import OpenInferenceServicer
 from service.grpc_api.server import GrpcServer
 from service.grpc_api.servicer import Servicer, ServicerOptions
 from service.grpc_api.status import DETAILS_KEY
+from service.open_inference.inference import Inference
+from service.open_inference.statistics import InferenceStatistics
 from service.spans import NO_TRACING, Tracing
 from service.wire import segmentation_pb2 as wire
 from service.wire.segmentation_pb2_grpc import SegmentationStub
@@ -96,9 +99,22 @@ async def open_grpc_site(
         with ThreadPoolExecutor(2) as pool:
             segmenter = Segmenter(pool, limits)
             servicer = Servicer(segmenter, site.host, site.metrics, options or ServicerOptions(), tracing)
+
+            def is_ready() -> bool:
+                return site.host.ready and not site.lifecycle.draining
+
+            open_inference = OpenInferenceServicer(
+                servicer.calls,
+                Inference(segmenter, at_once=4),
+                site.host,
+                metrics=site.metrics,
+                statistics=InferenceStatistics(),
+                is_ready=is_ready,
+            )
             server = GrpcServer(
                 servicer,
-                lambda: site.host.ready and not site.lifecycle.draining,
+                open_inference,
+                is_ready,
                 connections or PeerLimits(),
                 grace_s=PATIENCE_S,
             )

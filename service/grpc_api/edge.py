@@ -30,7 +30,11 @@ SERVICE_NAME = wire.DESCRIPTOR.services_by_name["Segmentation"].full_name
 REQUEST_ID_KEY = "x-request-id"
 
 _SCOPES: Mapping[str, tuple[Scope, ...]] = MappingProxyType(
-    {"SegmentStream": ("stream",), "ListModels": ("infer", "stream")}
+    {
+        "SegmentStream": ("stream",),
+        "ListModels": ("infer", "stream"),
+        "ModelStreamInfer": ("infer", "stream"),
+    }
 )
 """Method -> scopes of which a key needs one; all other methods need ``infer``."""
 
@@ -97,12 +101,13 @@ class GrpcEdge:
         await self._idle.wait()
 
     @asynccontextmanager
-    async def call(self, context: Context, method: str) -> AsyncIterator[Call]:
+    async def call(self, context: Context, method: str, service: str = SERVICE_NAME) -> AsyncIterator[Call]:
         """Check a call, turn its exception into its status, and log one line about it.
 
         Args:
             context: of the call; its trailing metadata get the request id.
             method: its name, for log and metrics.
+            service: full name of the service that has the method.
 
         Raises:
             grpc.aio.AbortError: the call failed, and its status is set.
@@ -137,7 +142,7 @@ class GrpcEdge:
                 _log.exception("request failed")
                 status = _status(call, InternalError("unexpected"))
             finally:
-                self._log(call, method)
+                self._log(call, method, service)
         if status is not None:
             await _abort(context, call, status)
 
@@ -166,18 +171,18 @@ class GrpcEdge:
         if self._open_calls > self._max_calls:
             raise BusyError(f"{self._max_calls} calls are open, and more may not: try again later")
 
-    def _log(self, call: Call, method: str) -> None:
+    def _log(self, call: Call, method: str, service: str) -> None:
         duration_s = time.monotonic() - call.started_s
         self._metrics.request_done(
             protocol="grpc",
-            route=f"/{SERVICE_NAME}/{method}",
+            route=f"/{service}/{method}",
             code=call.code,
             duration_s=duration_s,
             served=call.served,
             trace_id=None if call.span is None else call.span.trace_id,
         )
         if call.span is not None:
-            _end_span(call.span, call, method)
+            _end_span(call.span, call, method, service)
         duration_ms = round(1e3 * duration_s, 2)
         _log.info("call", method=method, code=call.code, duration_ms=duration_ms, **call.log_fields)
 
@@ -189,10 +194,10 @@ def _source(context: Context, admission: Admission | None) -> str:
     return str(context.peer()).rpartition(":")[0]  # without the port
 
 
-def _end_span(span: RequestSpan, call: Call, method: str) -> None:
+def _end_span(span: RequestSpan, call: Call, method: str, service: str) -> None:
     attributes: dict[str, Attribute] = {
         "rpc.system": "grpc",
-        "rpc.service": SERVICE_NAME,
+        "rpc.service": service,
         "rpc.method": method,
         "bisenet.request_id": call.request_id,
         "bisenet.code": call.code,
@@ -200,7 +205,7 @@ def _end_span(span: RequestSpan, call: Call, method: str) -> None:
     if call.served is not None:
         attributes["bisenet.model"], attributes["bisenet.version"] = call.served
     status = STATUS_OF_CODE.get(call.code)
-    span.end(f"{SERVICE_NAME}/{method}", attributes, call.code if status in _OUR_FAULT else None)
+    span.end(f"{service}/{method}", attributes, call.code if status in _OUR_FAULT else None)
 
 
 def _ascii_metadata(context: Context) -> dict[str, str]:

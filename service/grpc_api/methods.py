@@ -1,4 +1,4 @@
-"""Registration of the methods with gRPC: bytes in, bytes out."""
+"""Registration of the methods of both services with gRPC: bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from service.grpc_api.edge import SERVICE_NAME
+from service.grpc_api.open_inference import OPEN_INFERENCE_NAME, OpenInferenceServicer
+from service.grpc_api.open_inference_messages import infer_request_of
 from service.grpc_api.servicer import Servicer
+from service.wire import open_inference_pb2 as oip
 from service.wire import segmentation_pb2 as wire
 
 
@@ -28,6 +31,31 @@ def method_handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
             "SegmentStream": grpc.stream_stream_rpc_method_handler(
                 servicer.SegmentStream,
                 request_deserializer=_deserializer(wire.StreamRequest),
+                response_serializer=_serialize,
+            ),
+        },
+    )
+
+
+def open_inference_handlers(servicer: OpenInferenceServicer) -> grpc.GenericRpcHandler:
+    """Return the handlers of the Open Inference Protocol's methods."""
+    return grpc.method_handlers_generic_handler(
+        OPEN_INFERENCE_NAME,
+        {
+            "ServerLive": _unary(servicer.ServerLive, oip.ServerLiveRequest),
+            "ServerReady": _unary(servicer.ServerReady, oip.ServerReadyRequest),
+            "ServerMetadata": _unary(servicer.ServerMetadata, oip.ServerMetadataRequest),
+            "ModelReady": _unary(servicer.ModelReady, oip.ModelReadyRequest),
+            "ModelMetadata": _unary(servicer.ModelMetadata, oip.ModelMetadataRequest),
+            "RepositoryIndex": _unary(servicer.RepositoryIndex, oip.RepositoryIndexRequest),
+            "ModelInfer": grpc.stream_unary_rpc_method_handler(
+                servicer.ModelInfer,
+                request_deserializer=infer_request_of,
+                response_serializer=_serialize,
+            ),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
+                servicer.ModelStreamInfer,
+                request_deserializer=infer_request_of,
                 response_serializer=_serialize,
             ),
         },

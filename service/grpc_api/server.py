@@ -14,7 +14,8 @@ from service.core.tls import TlsFiles
 from service.grpc_api.edge import SERVICE_NAME
 from service.grpc_api.health import HealthService
 from service.grpc_api.limits import PeerLimits
-from service.grpc_api.methods import method_handlers
+from service.grpc_api.methods import method_handlers, open_inference_handlers
+from service.grpc_api.open_inference import OPEN_INFERENCE_NAME, OpenInferenceServicer
 from service.grpc_api.servicer import Servicer
 
 _LINGER_S = 0.5
@@ -31,7 +32,8 @@ class GrpcServer:
     """Serves the methods, health and reflection in the running event loop.
 
     Args:
-        servicer: the methods.
+        servicer: the methods of this project's own service.
+        open_inference: the methods of the Open Inference Protocol.
         is_ready: whether clients should send work here.
         limits: of a peer.
         grace_s: time that calls have to finish after ``stop``, in seconds.
@@ -41,7 +43,13 @@ class GrpcServer:
     """
 
     def __init__(
-        self, servicer: Servicer, is_ready: Callable[[], bool], limits: PeerLimits, *, grace_s: float
+        self,
+        servicer: Servicer,
+        open_inference: OpenInferenceServicer,
+        is_ready: Callable[[], bool],
+        limits: PeerLimits,
+        *,
+        grace_s: float,
     ) -> None:
         self.cut_off = False
         self._servicer = servicer
@@ -51,10 +59,12 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=limits.channel_options(), maximum_concurrent_rpcs=limits.max_rpcs
         )
-        self._server.add_generic_rpc_handlers((method_handlers(servicer),))
-        health = HealthService(is_ready, (SERVICE_NAME,), self._stopping)
+        handlers = (method_handlers(servicer), open_inference_handlers(open_inference))
+        self._server.add_generic_rpc_handlers(handlers)
+        services = (SERVICE_NAME, OPEN_INFERENCE_NAME)
+        health = HealthService(is_ready, services, self._stopping)
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
-        names = (SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME)
+        names = (*services, _HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     def bind(self, host: str, port: int, tls: TlsFiles | None = None) -> str:

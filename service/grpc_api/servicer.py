@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +9,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
 
-from service.core.deadline import within
-from service.core.errors import DrainingError, InvalidArgumentError, RequestTooSlowError
+from service.core.errors import DrainingError, InvalidArgumentError
 from service.core.keys.key_ring import KeyRing
 from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
 from service.core.streams.frame_permits import FramePermits
+from service.grpc_api.calls import Calls
 from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segment_image
@@ -24,10 +23,8 @@ from service.grpc_api.streams import (
     ByteChannel,
     FrameStream,
     MessageChannel,
-    MessageT,
     StreamLimits,
     StreamResources,
-    next_message,
 )
 from service.spans import NO_TRACING, Tracing, stage_done
 from service.telemetry import Metrics
@@ -81,6 +78,9 @@ class Servicer:
         metrics: counts calls and frames.
         options: limits.
         tracing: decides which calls and frames are traced.
+
+    Attributes:
+        calls: receives calls; shared with the other services of the port.
     """
 
     def __init__(
@@ -95,25 +95,29 @@ class Servicer:
         self._host = host
         self._metrics = metrics
         self._options = options
-        self._edge = GrpcEdge(options.keys, metrics, max_calls=options.max_calls, tracing=tracing)
-        self._image_budget = MemoryBudget(options.max_image_bytes_in_flight)
+        self.calls = Calls(
+            GrpcEdge(options.keys, metrics, max_calls=options.max_calls, tracing=tracing),
+            MemoryBudget(options.max_image_bytes_in_flight),
+            default_timeout_s=options.default_timeout_s,
+            max_timeout_s=options.max_timeout_s,
+            receive_timeout_s=options.receive_timeout_s,
+        )
         permits = FramePermits(options.max_started_frames, options.max_started_film_frames)
         self._resources = StreamResources(
-            segmenter, host, permits, self._image_budget, metrics, options.streams, tracing
+            segmenter, host, permits, self.calls.image_budget, metrics, options.streams, tracing
         )
         self._streams: set[FrameStream] = set()
         self._stream_numbers = count(1)
         self._stops_at_s: float | None = None
-        self._draining = asyncio.Event()
 
     @property
     def is_idle(self) -> bool:
         """Whether no call is open: gRPC has the last byte of every answer."""
-        return self._edge.is_idle
+        return self.calls.edge.is_idle
 
     async def until_idle(self) -> None:
         """Wait until no call is open."""
-        await self._edge.until_idle()
+        await self.calls.edge.until_idle()
 
     def drain(self, stops_at_s: float) -> None:
         """Open no new streams, and end each open one when the frames that it sent are answered.
@@ -122,7 +126,7 @@ class Servicer:
             stops_at_s: time at which the service will have stopped (``time.monotonic``, seconds).
         """
         self._stops_at_s = stops_at_s
-        self._draining.set()
+        self.calls.draining.set()
         for stream in list(self._streams):
             stream.drain(stops_at_s)
 
@@ -132,8 +136,8 @@ class Servicer:
         context: Context,
     ) -> wire.ListModelsResponse:
         """List the served versions, the default model first."""
-        async with self._edge.call(context, "ListModels"):
-            await self._first_message(context, wire.ListModelsRequest)
+        async with self.calls.edge.call(context, "ListModels"):
+            await self.calls.first_message(context, wire.ListModelsRequest)
             return wire.ListModelsResponse(models=[model_info(model) for model in self._host.models])
 
     async def Segment(
@@ -142,17 +146,17 @@ class Servicer:
         context: Context,
     ) -> wire.SegmentResponse:
         """Segment one picture."""
-        async with self._edge.call(context, "Segment") as call:
-            deadline_s = self._deadline_s(context)
+        async with self.calls.edge.call(context, "Segment") as call:
+            deadline_s = self.calls.deadline_s(context)
             with self._metrics.in_flight():
-                request = await self._first_message(context, wire.SegmentRequest)
+                request = await self.calls.first_message(context, wire.SegmentRequest)
                 stage_done("receive", call.started_s, time.monotonic())
                 # No waiting for memory: the picture is in memory already.
-                memory = await self._image_budget.acquire(len(request.image.data), timeout_s=0.0)
+                memory = await self.calls.image_budget.acquire(len(request.image.data), timeout_s=0.0)
                 try:
                     return await self._segment(request, call, deadline_s)
                 finally:
-                    self._image_budget.release(memory)
+                    self.calls.image_budget.release(memory)
 
     async def SegmentStream(
         self,
@@ -160,7 +164,7 @@ class Servicer:
         context: Context,
     ) -> None:
         """Answer the frames of one stream."""
-        async with self._edge.call(context, "SegmentStream") as call:
+        async with self.calls.edge.call(context, "SegmentStream") as call:
             with self._metrics.stream():
                 await self._answer_stream(call, context)
 
@@ -184,12 +188,6 @@ class Servicer:
         """
         with self._metrics.stream():
             await self._answer_stream(call, ByteChannel(receive, send))
-
-    def _deadline_s(self, context: Context) -> float:
-        left_s: float | None = context.time_remaining()  # None without a deadline
-        options = self._options
-        timeout_s = options.default_timeout_s if left_s is None else min(left_s, options.max_timeout_s)
-        return time.monotonic() + timeout_s
 
     async def _segment(
         self, request: wire.SegmentRequest, call: Call, deadline_s: float
@@ -264,28 +262,7 @@ class Servicer:
 
     async def _stream_open(self, context: MessageChannel | Context) -> wire.StreamOpen:
         """Return the first message of a stream; a drain does not wait for it."""
-        reading = asyncio.create_task(self._first_message(context, wire.StreamRequest))
-        draining = asyncio.create_task(self._draining.wait())
-        try:
-            await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                raise DrainingError(_ABOUT_TO_STOP)
-            message = await reading
-        finally:
-            reading.cancel()
-            draining.cancel()
+        message = await self.calls.first_of_stream(context, wire.StreamRequest)
         if message.WhichOneof("kind") != "open":
             raise InvalidArgumentError("the first message of a stream is open")
         return message.open
-
-    async def _first_message(self, context: MessageChannel | Context, kind: type[MessageT]) -> MessageT:
-        limit_s = self._options.receive_timeout_s
-        async with within(limit_s, lambda: _too_slow(limit_s)):
-            message = await next_message(context, kind)
-        if message is None:
-            raise InvalidArgumentError("there is no message")
-        return message
-
-
-def _too_slow(limit_s: float) -> RequestTooSlowError:
-    return RequestTooSlowError(f"no message came within {limit_s:g} s (limits.receive_timeout_s)")

@@ -20,9 +20,17 @@ from service.http_api.edge import HttpEdge
 from service.http_api.foundation import problem_app
 from service.http_api.health import health_router
 from service.http_api.models import models_router
+from service.http_api.open_inference.infer import InferEndpoint
+from service.http_api.open_inference.metadata import open_inference_router
+from service.http_api.open_inference.openapi import describe_infer_routes
+from service.http_api.open_inference.repository import repository_index_router
+from service.http_api.picture_routes import PictureEndpoint, PictureRoutes
 from service.http_api.root_path import RootPath
 from service.http_api.segment.openapi import describe_segment_routes
-from service.http_api.segment.segment import SegmentOptions, SegmentRoutes
+from service.http_api.segment.routes import INFER_ROUTES, ROUTES
+from service.http_api.segment.segment import RequestBudgets, SegmentEndpoint, SegmentOptions
+from service.open_inference.inference import Inference
+from service.open_inference.statistics import InferenceStatistics
 from service.spans import NO_TRACING, Tracing
 from service.telemetry import Metrics
 
@@ -41,6 +49,7 @@ class HttpOptions:
         root_path: prefix under which a proxy offers the service; empty = none.
         page: serve the page for people at ``/``, and the WebSocket of its camera.
         max_streams: WebSockets of the page at the same time.
+        pictures_at_once: of one request with several pictures, those that are queued at the same time.
     """
 
     access: AccessPolicy = field(default_factory=AccessPolicy)
@@ -49,6 +58,7 @@ class HttpOptions:
     root_path: str = ""
     page: bool = False
     max_streams: int = 512
+    pictures_at_once: int = 4
 
 
 def create_app(
@@ -59,6 +69,7 @@ def create_app(
     metrics: Metrics,
     options: HttpOptions,
     scoreboard: Scoreboard | None = None,
+    statistics: InferenceStatistics | None = None,
     tracing: Tracing = NO_TRACING,
     frames: AnswerFrames | None = None,
 ) -> ASGIApp:
@@ -71,20 +82,40 @@ def create_app(
         metrics: counts the answers.
         options: of the frontend.
         scoreboard: results of evaluations; None = there are none.
+        statistics: of the Open Inference Protocol, shared with the gRPC frontend; None = of HTTP alone.
         tracing: decides which requests are traced.
         frames: answers the camera of the page; None = the page has no camera.
     """
+    statistics = statistics or InferenceStatistics()
     app = problem_app(
         title="BiSeNet segmentation service", description=_description(), root_path=options.root_path
     )
     app.include_router(models_router(host, scoreboard))
     app.include_router(health_router(host, lifecycle))
+    app.include_router(open_inference_router(host, lifecycle, statistics))
+    app.include_router(repository_index_router(host))
+    describe_infer_routes(app)
     describe_segment_routes(app)
     add_docs(app)
     access = options.access
     if options.page:
         access = _add_page(app, access)
-    routes = SegmentRoutes(app, segmenter, host, access=access, options=options.segment)
+    budgets = RequestBudgets(options.segment)
+    segment = SegmentEndpoint(segmenter, host, budgets, access=access, options=options.segment)
+    infer = InferEndpoint(
+        Inference(segmenter, at_once=options.pictures_at_once),
+        host,
+        budgets,
+        access=access,
+        options=options.segment,
+        metrics=metrics,
+        statistics=statistics,
+    )
+    endpoints: dict[str, PictureEndpoint] = {
+        **dict.fromkeys(ROUTES, segment),
+        **dict.fromkeys(INFER_ROUTES, infer),
+    }
+    routes = PictureRoutes(app, endpoints)
     guarded = allow_origins(AccessCheck(routes, access), options.cors_origins)
     if options.page and frames is not None:
         guarded = _add_camera(guarded, frames, options)

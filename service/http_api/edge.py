@@ -26,7 +26,7 @@ _STARTS = ("http.response.start", "websocket.http.response.start")
 READY_PATHS = ("/readyz", "/healthz", "/health", "/ping")
 """Paths of readiness: the service's own name first; the others are defaults of load balancers."""
 
-PROBE_PATHS = frozenset({"/livez", "/startupz", *READY_PATHS})
+PROBE_PATHS = frozenset({"/livez", "/startupz", "/v2/health/live", "/v2/health/ready", *READY_PATHS})
 
 
 class HttpEdge:

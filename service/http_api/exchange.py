@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from service.core.keys.access_key import AccessKey
 from service.core.keys.key_ring import Admission
+from service.http_api.segment.routes import is_open_inference
 from service.spans import RequestSpan
 from service.telemetry import Stage, sane_request_id
 
@@ -26,6 +27,7 @@ class Exchange:
         request_id: the client's own if it is fit for a log line, else a new one.
         started_s: time at which the head was complete (``time.monotonic``, seconds).
         path: of the request.
+        has_plain_errors: errors are ``{"error": text}``, as in the Open Inference Protocol.
         code: ``ok``, or the error code of the answer.
         route: pattern of the path if no route was looked up; None = the scope has it.
         key: API key of the request; None = no key was needed, or the request was refused.
@@ -41,6 +43,7 @@ class Exchange:
     request_id: str
     started_s: float
     path: str = ""
+    has_plain_errors: bool = False
     code: str = "ok"
     route: str | None = None
     key: AccessKey | None = None
@@ -61,7 +64,9 @@ class Exchange:
     @classmethod
     def begin(cls, scope: Scope, *, now_s: float) -> Exchange:
         """Attach a new exchange to a request."""
-        exchange = cls(sane_request_id(Headers(scope=scope).get("x-request-id", "")), now_s, scope["path"])
+        request_id = sane_request_id(Headers(scope=scope).get("x-request-id", ""))
+        path = scope["path"]
+        exchange = cls(request_id, now_s, path, is_open_inference(path))
         scope.setdefault("state", {})[_STATE_KEY] = exchange
         return exchange
 

@@ -37,14 +37,25 @@ def health_router(host: ModelHost, lifecycle: Readiness) -> APIRouter:
 
         Else 503 `loading` or `draining`, or `no_worker` while a worker that died is started again.
         """
-        if lifecycle.draining:
-            raise DrainingError("the service is about to stop")
-        if not host.ready and lifecycle.started:
-            raise NoWorkerError("the worker is being started again")
-        if not host.ready:
-            raise LoadingError("the models are being loaded")
+        check_ready(host, lifecycle)
         return ReadinessDocument(models=[engine_document(served) for served in host.models])
 
     for path in READY_PATHS:
         router.add_api_route(path, ready, include_in_schema=path == READY_PATHS[0])
     return router
+
+
+def check_ready(host: ModelHost, lifecycle: Readiness) -> None:
+    """Return if requests are answered.
+
+    Raises:
+        DrainingError: the service is about to stop.
+        NoWorkerError: a worker that died is being started again.
+        LoadingError: the models are being loaded.
+    """
+    if lifecycle.draining:
+        raise DrainingError("the service is about to stop")
+    if not host.ready and lifecycle.started:
+        raise NoWorkerError("the worker is being started again")
+    if not host.ready:
+        raise LoadingError("the models are being loaded")

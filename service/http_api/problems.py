@@ -1,4 +1,8 @@
-"""Errors as ``application/problem+json`` (RFC 9457), and the one table from error code to HTTP status."""
+"""Errors as ``application/problem+json`` (RFC 9457), and the one table from error code to HTTP status.
+
+Below ``/v2`` an error is ``{"error": text, "code": ..., "request_id": ...}``, which clients of the Open
+Inference Protocol read.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,9 @@ from service.core.errors import (
 from service.http_api.exchange import Exchange
 
 PROBLEM_TYPE = "application/problem+json"
+
+PLAIN_ERROR_TYPE = "application/json"
+"""Of errors of the Open Inference Protocol: KServe's client reads no other, not even one with a charset."""
 
 STATUS_OF_CODE: Mapping[str, HTTPStatus] = MappingProxyType(
     {
@@ -94,6 +101,9 @@ def problem(error: ServiceError, exchange: Exchange) -> Response:
     """
     exchange.code = error.code
     status = _status(error)
+    if exchange.has_plain_errors:
+        plain = {"error": message_for_clients(error), "code": error.code, "request_id": exchange.request_id}
+        return Response(json.dumps(plain), status.value, _headers(error), PLAIN_ERROR_TYPE)
     body = {
         "type": "about:blank",
         "title": status.phrase,

@@ -117,6 +117,7 @@ def test_pages_of_other_origins_and_a_path_prefix_are_settings() -> None:
         ("ROOT_PATH", "/a b"),
         ("ROOT_PATH", "/v1"),
         ("ROOT_PATH", "/v1/segmentation"),
+        ("ROOT_PATH", "/v2/models"),
     ],
 )
 def test_what_no_origin_and_no_prefix_looks_like_is_refused(key: str, value: str) -> None:

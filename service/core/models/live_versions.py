@@ -89,8 +89,12 @@ class LiveVersions:
         with _service_errors():
             return [self._registered(name, served) for name in self._registry.models()]
 
-    def load(self, name: str, number: int) -> LoadedModel:
+    def load(self, name: str, number: int | None = None) -> LoadedModel:
         """Serve a version under its number, beside the others.
+
+        Args:
+            name: of the model.
+            number: of the version; None = its alias ``production``, else its highest version.
 
         Raises:
             InvalidArgumentError: the name or the number is malformed.
@@ -102,16 +106,22 @@ class LiveVersions:
         with self._lock, _service_errors():
             return self._load(self._existing(name, number))
 
-    def unload(self, name: str, number: int) -> None:
+    def unload(self, name: str, number: int | None = None) -> None:
         """Unload a version; pictures that have begun are answered.
+
+        Args:
+            name: of the model.
+            number: of the version; None = the one that the bare name means, which stays.
 
         Raises:
             InvalidArgumentError: the name or the number is malformed.
+            ModelNotFoundError: no version of the model is served.
             VersionNotFoundError: the version is not served.
             ConflictError: the bare name means this version.
         """
         with self._lock, _service_errors():
-            self._host.unload(ModelVersion(name, number))
+            meant = self._host.find(name).version if number is None else ModelVersion(name, number)
+            self._host.unload(meant)
 
     def promote(self, name: str, alias: str, number: int) -> Alias:
         """Point an alias at a version, and serve the version if this service follows the alias.
@@ -224,7 +234,7 @@ class LiveVersions:
             bare_version = self._host.find(name).version.number
         return RegisteredModel(name, versions, self._registry.aliases(name), bare_version)
 
-    def _existing(self, name: str, number: int) -> ModelVersion:
+    def _existing(self, name: str, number: int | None) -> ModelVersion:
         return self._registry.resolve(ModelReference(name, number=number))
 
     def _load(self, version: ModelVersion) -> LoadedModel:

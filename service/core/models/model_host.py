@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ from service.core.scheduling.dispatcher import Dispatcher
 from service.telemetry import Metrics, ModelLabels
 
 _log = structlog.get_logger()
+
+_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 TuningOf = Callable[[ModelVersion, ModelManifest], EngineTuning]
 """Returns the tuning of a version's engine."""
@@ -68,6 +71,12 @@ class ModelHost:
             rank = {name: i for i, name in enumerate(self._meant)}
             served = (one for version, one in self._loaded.items() if version not in self._borrowed)
             return tuple(sorted(served, key=lambda m: (rank[m.version.name], not self._is_meant(m.version))))
+
+    @property
+    def missing(self) -> tuple[ModelVersion, ...]:
+        """What is expected and not loaded yet."""
+        with self._changed:
+            return tuple(version for version in self._expected if version not in self._loaded)
 
     def expect(self, version: ModelVersion) -> None:
         """Announce a version: until it is loaded, requests for it get ``loading`` and not ``not_found``."""
@@ -287,3 +296,14 @@ class ModelHost:
 def _labels(served: LoadedModel) -> ModelLabels:
     version, engine = served.version, served.engine
     return ModelLabels(version.name, version.number, engine.engine, engine.device, engine.precision)
+
+
+def version_number(text: str) -> int:
+    """Return the number of a version that a client names.
+
+    Raises:
+        VersionNotFoundError: the text is none.
+    """
+    if not _VERSION_NUMBER.fullmatch(text):
+        raise VersionNotFoundError("a version is a number from 1")
+    return int(text)

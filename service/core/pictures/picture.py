@@ -64,7 +64,7 @@ class EncodedPicture:
         data: the bytes of the file.
     """
 
-    data: bytes
+    data: bytes | memoryview
 
     def header(self, limits: ImageLimits) -> ImageHeader:
         """Read the header of the file."""
@@ -87,7 +87,7 @@ class RawPicture:
         bgr: the bytes of a pixel are blue, green, red instead of red, green, blue.
     """
 
-    data: bytes
+    data: bytes | memoryview
     size: ImageSize
     bgr: bool = False
 

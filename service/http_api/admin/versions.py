@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.artifacts.aliases import Alias
 from service.core.models.live_versions import LiveVersions, RegisteredModel
+from service.core.models.model_host import version_number
 from service.http_api.admin.audit import note_change
 from service.http_api.documents import EngineDocument, engine_document
 from service.http_api.segment.body import read_document
-from service.http_api.segment.routes import version_number
 
 
 class PromotionDocument(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from service.core.errors import (
     UnsupportedMediaError,
 )
 from service.http_api.segment.form import FormFile, boundary_of
+from service.http_api.segment.inflation import WINDOW_BITS, Inflation
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 Hold = Callable[[int], Awaitable[None]]
@@ -107,6 +109,45 @@ async def read_picture(request: Request, limits: BodyLimits, hold: Hold = _at_on
     return data
 
 
+async def read_message(request: Request, limits: BodyLimits, hold: Hold = _at_once) -> bytes:
+    """Receive a whole body, inflated if ``Content-Encoding`` is gzip or deflate.
+
+    Args:
+        request: whose body was not received yet.
+        limits: of the body, and of what it inflates to.
+        hold: awaited whenever more has arrived or was inflated.
+
+    Raises:
+        ServiceError: what ``hold`` raises.
+        UnsupportedMediaError: it is compressed in another way.
+        PayloadTooLargeError: it is, declares to be, or inflates to more than the limit.
+        InvalidArgumentError: the compressed bytes are damaged, cut off, or followed by others.
+        RequestTooSlowError: it did not arrive in time.
+        ClientDisconnect: the client left.
+    """
+    encoding = _content_encoding(request)
+    declared_bytes(request, limits)
+    if encoding and encoding not in WINDOW_BITS:
+        raise UnsupportedMediaError("a body is sent as it is, or compressed as gzip or deflate")
+    chunks = _chunks(request, limits, hold)
+    return await _raw(_inflated(chunks, encoding, limits, hold) if encoding else chunks)
+
+
+async def _inflated(
+    chunks: AsyncIterator[bytes], encoding: str, limits: BodyLimits, hold: Hold
+) -> AsyncIterator[bytes]:
+    inflation, total = Inflation(encoding), 0
+    async for chunk in chunks:
+        for piece in inflation.feed(chunk):
+            total += len(piece)
+            if total > limits.max_bytes:
+                raise _too_large(limits)
+            await hold(total)
+            yield piece
+            await asyncio.sleep(0)  # a small chunk may hold many pieces
+    inflation.finish()
+
+
 async def read_document(request: Request, kind: type[DocumentT]) -> DocumentT:
     """Receive the small JSON document of a request.
 
@@ -119,8 +160,30 @@ async def read_document(request: Request, kind: type[DocumentT]) -> DocumentT:
         PayloadTooLargeError: it is larger than 64 KiB.
         RequestTooSlowError: it did not arrive in time.
     """
+    return _document(await _small_body(request), kind)
+
+
+async def read_optional_document(request: Request, kind: type[DocumentT]) -> DocumentT:
+    """Receive the small JSON document that a request may carry; an empty body is the empty document.
+
+    Args:
+        request: its ``Content-Type`` is ignored.
+        kind: what it must be; every field has a default.
+
+    Raises:
+        InvalidArgumentError: it is no JSON, or no such document; the message names the field.
+        PayloadTooLargeError: it is larger than 64 KiB.
+        RequestTooSlowError: it did not arrive in time.
+    """
+    return _document(await _small_body(request) or b"{}", kind)
+
+
+async def _small_body(request: Request) -> bytes:
     _refuse_by_head(request, _DOCUMENT_LIMITS)
-    data = await _raw(_chunks(request, _DOCUMENT_LIMITS, _at_once))
+    return await _raw(_chunks(request, _DOCUMENT_LIMITS, _at_once))
+
+
+def _document(data: bytes, kind: type[DocumentT]) -> DocumentT:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -131,10 +194,15 @@ async def read_document(request: Request, kind: type[DocumentT]) -> DocumentT:
 
 
 def _refuse_by_head(request: Request, limits: BodyLimits) -> None:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.strip().lower() not in ("", "identity"):
+    if _content_encoding(request):
         raise UnsupportedMediaError("compressed bodies are not accepted: send the picture as it is")
     declared_bytes(request, limits)
+
+
+def _content_encoding(request: Request) -> str:
+    """Return the compression of a body, empty if there is none."""
+    encoding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    return "" if encoding == "identity" else encoding
 
 
 def _is_more(digits: str, limit: int) -> bool:

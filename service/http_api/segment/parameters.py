@@ -101,6 +101,15 @@ def timeout_s(request: Request, query: SegmentQuery, default_s: float) -> float:
     """
     if query.timeout_ms is not None:
         return query.timeout_ms / 1e3
+    return header_timeout_s(request, default_s)
+
+
+def header_timeout_s(request: Request, default_s: float) -> float:
+    """Return what ``X-Request-Timeout-Ms`` says, in seconds; the default where there is none.
+
+    Raises:
+        InvalidArgumentError: it is not a number of milliseconds in range.
+    """
     text = request.headers.get(TIMEOUT_HEADER)
     if text is None:
         return default_s

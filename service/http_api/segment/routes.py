@@ -1,26 +1,33 @@
-"""The paths that segment pictures, in one table. Each request is looked up once."""
+"""The paths that take pictures, in one table for all protocols; each request is looked up once."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from service.core.errors import VersionNotFoundError
+from service.core.models.model_host import version_number
 
 NATIVE_ROUTES = (
     "/v1/segment",
     "/v1/models/{model}:segment",
     "/v1/models/{model}/versions/{version}:segment",
 )
-"""Patterns of the paths; the first one means the default model."""
+"""The service's own. The first one asks the default model."""
 
 HUGGING_FACE_ROUTES = ("/hf/{model}", "/models/{model}")
 """The same twice: clients that are given a base URL append the second one to it."""
 
 ROUTES = NATIVE_ROUTES + HUGGING_FACE_ROUTES
 
-_PATTERNS = tuple(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)) for route in ROUTES)
-_VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+INFER_ROUTES = (
+    "/v2/models/{model}/infer",
+    "/v2/models/{model}/versions/{version}/infer",
+)
+"""Those of the Open Inference Protocol."""
+
+_PATTERNS = {
+    route: re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)) for route in (*ROUTES, *INFER_ROUTES)
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class SegmentTarget:
     """The model in a path.
 
     Attributes:
-        route: one of ``ROUTES``; a closed set, unlike the path.
+        route: one of ``ROUTES`` or ``INFER_ROUTES``; a closed set, unlike the path.
         model: name of the model; None = the default one.
         version: text of the version in the path; None = the version that is served under the name.
     """
@@ -53,19 +60,13 @@ class SegmentTarget:
 
 
 def target_of(path: str) -> SegmentTarget | None:
-    """Return the model in a path; None for other paths."""
-    for route, pattern in zip(ROUTES, _PATTERNS, strict=True):
+    """Return the model in a path; None for paths that take no pictures."""
+    for route, pattern in _PATTERNS.items():
         if (match := pattern.fullmatch(path)) is not None:
             return SegmentTarget(route, **match.groupdict())
     return None
 
 
-def version_number(text: str) -> int:
-    """Return the number of a version in a path.
-
-    Raises:
-        VersionNotFoundError: the text is not a number.
-    """
-    if not _VERSION_NUMBER.fullmatch(text):
-        raise VersionNotFoundError("a version is a number from 1")
-    return int(text)
+def is_open_inference(path: str) -> bool:
+    """Return whether a path belongs to the Open Inference Protocol, whose errors are plain JSON."""
+    return path == "/v2" or path.startswith("/v2/")

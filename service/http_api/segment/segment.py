@@ -5,19 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.labels import ClassPalette
-from service.core.errors import InternalError, ServiceError
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.pictures.segmenter import Segmenter
 from service.core.scheduling.memory_budget import MemoryBudget
 from service.http_api.access import AccessPolicy
 from service.http_api.exchange import Exchange
-from service.http_api.problems import MethodNotAllowedError, disconnected_response, problem
+from service.http_api.problems import MethodNotAllowedError
 from service.http_api.segment import hugging_face
 from service.http_api.segment.body import BodyLimits, read_picture
 from service.http_api.segment.body_budget import (
@@ -28,7 +26,7 @@ from service.http_api.segment.body_budget import (
 from service.http_api.segment.client_connection import PIECE_BYTES, PiecewiseResponse, while_connected
 from service.http_api.segment.parameters import SegmentQuery, rendering_request, segment_query, timeout_s
 from service.http_api.segment.rendering import Plan, Rendering, Task, plan
-from service.http_api.segment.routes import SegmentTarget, target_of
+from service.http_api.segment.routes import SegmentTarget
 
 
 @dataclass(frozen=True)
@@ -48,57 +46,64 @@ class SegmentOptions:
     default_timeout_s: float = 30.0
 
 
-class SegmentRoutes:
-    """Answers the requests of the segment routes, and passes all others on.
-
-    It stands before the framework, whose layers would add 0.13 ms to each picture.
+class RequestBudgets:
+    """Memory of bodies and answers that all protocols of the HTTP port share.
 
     Args:
-        app: answers all other requests.
+        options: how much there is.
+
+    Attributes:
+        bodies: of requests that arrive or wait.
+        unsent: of answers that clients have not taken yet.
+    """
+
+    def __init__(self, options: SegmentOptions) -> None:
+        self.bodies = BodyBudget(options.max_body_bytes_in_flight, options.body)
+        self.unsent = MemoryBudget(options.max_answer_bytes_in_flight)
+
+    async def keep(self, num_bytes: int, exchange: Exchange, *, deadline_s: float) -> None:
+        """Wait for the room of an answer, and hold it until the exchange is over.
+
+        Raises:
+            BusyError: there was none before the deadline.
+        """
+        place = await self.unsent.acquire(num_bytes, timeout_s=deadline_s - time.monotonic())
+        exchange.held.callback(self.unsent.release, place)
+
+
+class SegmentEndpoint:
+    """Answers the requests of the service's own routes.
+
+    Args:
         segmenter: segments pictures.
         models: the served models.
+        budgets: what bodies and answers may take.
         access: gives the identity of a client.
         options: limits of a request.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
         segmenter: Segmenter,
         models: ModelHost,
+        budgets: RequestBudgets,
         *,
         access: AccessPolicy,
         options: SegmentOptions,
     ) -> None:
-        self._app = app
         self._segmenter = segmenter
         self._models = models
+        self._budgets = budgets
         self._access = access
         self._options = options
-        self._bodies = BodyBudget(options.max_body_bytes_in_flight, options.body)
-        self._unsent = MemoryBudget(options.max_answer_bytes_in_flight)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
-        target = target_of(scope["path"]) if scope["type"] == "http" else None
-        if target is None:
-            await self._app(scope, receive, send)
-            return
-        exchange = Exchange.of(scope)
-        exchange.route = target.route
-        try:
-            response = await self._answer(Request(scope, receive), exchange, target)
-        except ServiceError as error:
-            response = problem(error, exchange)
-        except ClientDisconnect:
-            response = disconnected_response(exchange)
-        except Exception:
-            await problem(InternalError("unexpected"), exchange)(scope, receive, send)
-            raise
-        await response(scope, receive, send)
+    async def answer(self, request: Request, exchange: Exchange, target: SegmentTarget) -> Response:
+        """Check the head, then receive the body and answer; stop when the client leaves.
 
-    async def _answer(self, request: Request, exchange: Exchange, target: SegmentTarget) -> Response:
-        """Check the head, then receive the body and answer; stop when the client leaves."""
+        Raises:
+            ServiceError: the request is refused, or failed.
+            ClientDisconnect: the client left.
+        """
         if request.method != "POST":
             raise MethodNotAllowedError(request.method, "POST")
         exchange.source = self._access.source(request.scope)
@@ -108,7 +113,7 @@ class SegmentRoutes:
             deadline_s = exchange.started_s + timeout_s(request, query, self._options.default_timeout_s)
             model.refuse_early(deadline_s=deadline_s, source=exchange.source)
             task_of = _plan(request, query, target, model.manifest.palette)
-            async with self._bodies.holding(request, deadline_s=deadline_s) as hold:
+            async with self._budgets.bodies.holding(request, deadline_s=deadline_s) as hold:
                 data = await read_picture(request, self._options.body, hold)
                 exchange.received_s = time.monotonic() - exchange.started_s
                 task = task_of(data)
@@ -131,9 +136,7 @@ class SegmentRoutes:
             source=exchange.source,
         ) as rendering:
             if len(rendering.body) > PIECE_BYTES:  # reserve its memory before that of the picture is released
-                timeout_s = deadline_s - time.monotonic()
-                place = await self._unsent.acquire(len(rendering.body), timeout_s=timeout_s)
-                exchange.held.callback(self._unsent.release, place)
+                await self._budgets.keep(len(rendering.body), exchange, deadline_s=deadline_s)
             return rendering
 
 

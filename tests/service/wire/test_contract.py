@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 CONTRACT = "proto/segmentation/v1/segmentation.proto"
+CONTRACTS = (CONTRACT, "proto/inference/open_inference.proto")
 WIRE = ROOT / "service" / "wire"
 TOOLS = Path(sys.executable).parent
 
@@ -29,7 +30,7 @@ def test_the_committed_code_is_what_make_proto_writes(tmp_path: Path) -> None:
     done = run([sys.executable, ".ci/generate_wire.py", tmp_path], tmp_path)
     assert done.returncode == 0, done.stderr
     written = sorted((tmp_path / "service" / "wire").iterdir())
-    assert [path.name for path in written] == sorted(path.name for path in WIRE.glob("segmentation_*.py*"))
+    assert [path.name for path in written] == sorted(path.name for path in WIRE.glob("*_pb2*.py*"))
     for path in written:
         assert path.read_text() == (WIRE / path.name).read_text(), f"{path.name}: run make proto"
 
@@ -55,14 +56,15 @@ def breaks(now: Path, before: Path, home: Path) -> str:
 
 
 @needs_buf
-def test_no_promise_of_an_earlier_commit_is_broken(tmp_path: Path) -> None:
-    log = run(["git", "log", "--format=%H", "--", CONTRACT], tmp_path)
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_no_promise_of_an_earlier_commit_is_broken(tmp_path: Path, contract: str) -> None:
+    log = run(["git", "log", "--format=%H", "--", contract], tmp_path)
     if log.returncode or not log.stdout:
         pytest.skip("there is no history of the contract here")
     for commit in log.stdout.split():
         before = tmp_path / commit
-        (before / CONTRACT).parent.mkdir(parents=True)
-        (before / CONTRACT).write_text(run(["git", "show", f"{commit}:{CONTRACT}"], tmp_path).stdout)
+        (before / contract).parent.mkdir(parents=True)
+        (before / contract).write_text(run(["git", "show", f"{commit}:{contract}"], tmp_path).stdout)
         shutil.copy(ROOT / "proto" / "buf.yaml", before / "proto")
         assert not breaks(ROOT / "proto", before / "proto", tmp_path), commit
 

@@ -20,6 +20,7 @@ from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.drain import drain_router
 from service.http_api.admin.metrics import metrics_router
 from service.http_api.admin.versions import versions_router
+from service.http_api.open_inference.repository import repository_admin_router
 
 ADMIN, SCRAPE = "the-token-of-the-admin", "the-token-of-the-scraper"
 ALIAS = "/admin/v1/models/pool/aliases/production"
@@ -33,7 +34,12 @@ class AdminSite:
         self.site = site
         self.registry = registry
         versions = LiveVersions(registry, site.host, [ModelReference("pool")])
-        routers = [metrics_router(site.metrics), drain_router(site.lifecycle), versions_router(versions)]
+        routers = [
+            metrics_router(site.metrics),
+            drain_router(site.lifecycle),
+            versions_router(versions),
+            repository_admin_router(versions),
+        ]
         self.app = create_admin_app(
             routers,
             policy=AdminPolicy(admin_keys(ADMIN, SCRAPE), LOOPBACK_HOSTS),
@@ -117,12 +123,16 @@ async def test_the_audit_log_tells_what_was_served_before_and_after(admin: Admin
         await admin.ask("PUT", ALIAS.replace("production", "fresh"), json={"version": 1})
         await admin.ask("POST", f"{VERSION_2}:load")
         await admin.ask("POST", f"{VERSION_2}:unload")
+        for action in ("load", "unload"):
+            await admin.ask("POST", f"/v2/repository/models/pool@2/{action}")
         await admin.ask("PUT", ALIAS, json={"version": 9})
     done = [entry for entry in log if entry["event"] == "audit" and entry["phase"] == "done"]
     assert [(entry.get("before"), entry.get("after")) for entry in done] == [
         ({"version": 1}, {"version": 2}),
         ({"version": 2}, {"version": 1}),
         (None, {"version": 1}),
+        ({"loaded": [1]}, {"loaded": [1, 2]}),
+        ({"loaded": [1, 2]}, {"loaded": [1]}),
         ({"loaded": [1]}, {"loaded": [1, 2]}),
         ({"loaded": [1, 2]}, {"loaded": [1]}),
         (None, None),
@@ -192,6 +202,37 @@ async def test_what_is_wrong_is_said(
     admin: AdminSite, method: str, path: str, expected: tuple[int, str]
 ) -> None:
     assert code_of(await admin.ask(method, path, json={"version": 2})) == expected
+
+
+async def test_a_version_comes_and_goes_through_the_open_inference_protocol(admin: AdminSite) -> None:
+    models = "/v2/repository/models"
+    loaded = await admin.ask("POST", f"{models}/pool@2/load", json={"parameters": {}})
+    assert (loaded.status_code, loaded.content) == (200, b"")
+    assert [str(one.version) for one in admin.site.host.models] == ["pool@1", "pool@2"]
+    assert (await admin.ask("POST", f"{models}/pool@2/unload")).status_code == 200
+    assert (await admin.ask("POST", f"{models}/pool/load")).status_code == 200  # its alias means version 1
+    assert [str(one.version) for one in admin.site.host.models] == ["pool@1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("pool/unload", 409, "conflict"),
+        ("pool@9/load", 404, "version_not_found"),
+        ("pool@9/unload", 404, "version_not_found"),
+        ("nobody/load", 404, "model_not_found"),
+        ("nobody/unload", 404, "model_not_found"),
+        ("pool:production/load", 400, "invalid_argument"),
+        ("a b/load", 400, "invalid_argument"),
+    ],
+)
+async def test_what_the_protocol_cannot_load_or_unload_is_a_plain_error(
+    admin: AdminSite, path: str, status: int, code: str
+) -> None:
+    response = await admin.ask("POST", f"/v2/repository/models/{path}")
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]
 
 
 async def test_draining_turns_readiness_and_ends_connections_but_not_answers(admin: AdminSite) -> None:

@@ -163,7 +163,9 @@ async def test_no_trick_opens_any_admin_route_on_either_port(service: Service) -
     for app in (service.admin_app, service.app):
         opened = [head for head in matrix if await answer(app, head) not in REFUSED]
         assert not opened
-    assert len(routes(service.admin_app)) >= 6
+    assert len(routes(service.admin_app)) >= 8
+    for action in ("load", "unload"):
+        assert ("POST", f"/v2/repository/models/1/{action}") in routes(service.admin_app)
 
 
 BAD_KEYS = [

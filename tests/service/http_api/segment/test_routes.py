@@ -21,7 +21,7 @@ from service.core.errors import VersionNotFoundError
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.exchange import Exchange
-from service.http_api.segment.routes import ROUTES, SegmentTarget, target_of
+from service.http_api.segment.routes import INFER_ROUTES, ROUTES, SegmentTarget, target_of
 
 PICTURE = encoded(picture_of(np.zeros((16, 24), np.uint8)))
 
@@ -109,7 +109,7 @@ def test_who_asks_is_a_key_or_where_there_are_none_an_address() -> None:
 
 async def test_what_has_no_place_is_refused_on_every_route_before_its_picture_is_received() -> None:
     async with a_full_site() as (site, received):
-        for route in ROUTES:
+        for route in (*ROUTES, *INFER_ROUTES):
             target = route.format(model="fake", version=3)
             response = await refusal(site, received, target)
             assert (response.status_code, response.json()["code"]) == (429, "queue_full")
