@@ -221,10 +221,8 @@ async def test_pictures_of_two_sizes_have_masks_but_no_tensor_of_labels(site: Si
 async def test_the_pictures_of_a_request_take_places_in_the_queue_one_by_one() -> None:
     engine = FakeEngine(held=True)
     async with open_site(engine, options=HttpOptions(pictures_at_once=8), max_waiting=4) as site:
-        asking = asyncio.create_task(infer(site, *[PICTURE] * 8))
-        await asyncio.to_thread(engine.wait_until_busy)
+        status, code, text = refusal_of(await infer(site, *[PICTURE] * 8))
         engine.go_on(20)
-        status, code, text = refusal_of(await asking)
         assert (status, code) == (429, "queue_full")
         assert text.startswith("image[")
     async with open_site(options=HttpOptions(pictures_at_once=2), max_waiting=4) as site:
