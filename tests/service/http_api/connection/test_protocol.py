@@ -368,7 +368,7 @@ async def test_a_head_that_comes_byte_by_byte_is_understood(wire: Wire) -> None:
 # --- clients that take their time -------------------------------------------------------------------------
 
 HASTY = ConnectionLimits(
-    head_timeout_s=0.4, idle_timeout_s=0.4, rest_timeout_s=0.4, stall_timeout_s=0.2, write_timeout_s=1.0
+    head_timeout_s=1.0, idle_timeout_s=1.0, rest_timeout_s=0.4, stall_timeout_s=0.2, write_timeout_s=1.0
 )
 
 
