@@ -113,12 +113,6 @@ SERVICE = [
         "reqps",
     ),
     Panel("Batch size", _quantiles("bisenet_batch_size")),
-    Panel(
-        "Wasted device time",
-        [_rate("bisenet_wasted_device_seconds_total", "reason")],
-        "percentunit",
-        meaning="Seconds of the device in each second for which there was no answer.",
-    ),
     Panel("Memory", [("process_resident_memory_bytesPICK}", "{{instance}}")], "bytes"),
     Panel("Worker restarts", [("increase(bisenet_worker_restarts_totalPICK}[15m])", "{{instance}}")]),
 ]

@@ -36,7 +36,7 @@ class _Jobs:
     """Looks jobs up for ``finished`` and ``when``."""
 
     def __init__(self, site: JobSite) -> None:
-        self.get = site.get
+        self.get_job = site.get
 
 
 def ended(site: JobSite, job_id: str) -> EvaluationJob:
