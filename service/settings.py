@@ -13,7 +13,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -143,7 +143,7 @@ class ServerSettings(_Section):
         host: name or address; an address beyond loopback needs ``auth.keys`` or ``auth.allow_anonymous``.
         http_port: 0 = any free port.
         grpc_port: 0 = any free port.
-        admin_host: address of the admin frontend; every request there needs a token.
+        admin_host: address of the admin frontend; all requests there need a token, except the page's files.
         admin_port: 0 = any free port.
         allowed_hosts: accepted values of ``Host`` besides the service's own names; beyond loopback none means
             any. An admin frontend beyond loopback accepts any: it always asks for a token, and scrapers call
@@ -180,7 +180,7 @@ class ServerSettings(_Section):
     @field_validator("root_path")
     @classmethod
     def _is_no_path_of_ours(cls, root_path: str) -> str:
-        for prefix in ("/v1", "/v2"):
+        for prefix in ("/v1", "/v2", "/hf", "/models", "/page"):
             if root_path == prefix or root_path.startswith(f"{prefix}/"):
                 raise ValueError(f"{prefix} begins the paths of the service itself")
         return root_path
@@ -478,14 +478,18 @@ def _environment_layer(environment: Mapping[str, str]) -> Layer:
 @cache
 def _slips() -> Mapping[str, str]:
     """Return the name of each key with one underscore -> its right name."""
-    sections = ((name, field.annotation) for name, field in Settings.model_fields.items())
-    keys = [
-        (f"{_PREFIX}{name}".upper(), key.upper())
-        for name, kind in sections
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-        for key in kind.model_fields
-    ]
-    return {f"{section}_{key}": f"{section}{_DELIMITER}{key}" for section, key in keys}
+    paths = [path for path in _key_paths(Settings) if len(path) > 1]
+    return {
+        f"{_PREFIX}{'_'.join(path)}".upper(): f"{_PREFIX}{_DELIMITER.join(path)}".upper() for path in paths
+    }
+
+
+def _key_paths(kind: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """Yield the path of each key, and of each table, of a model and its tables."""
+    for name, field in kind.model_fields.items():
+        yield (name,)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from ((name, *path) for path in _key_paths(field.annotation))
 
 
 def _merged(*layers: Layer) -> dict[str, dict[str, Any]]:

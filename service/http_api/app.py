@@ -148,7 +148,7 @@ Send a picture (JPEG, PNG or WebP), get its segmentation mask.
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/v1/segment?output=overlay' -o overlay.png
     curl -F file=@photo.jpg -H 'Accept: application/json' 'http://127.0.0.1:8000/v1/segment?mask=none'
 
-Every error is application/problem+json with the request's id and one of these codes: """
+Every error, but for `/v2`, is application/problem+json with the request's id and one of these codes: """
 
 
 def _description() -> str:

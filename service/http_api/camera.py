@@ -136,7 +136,11 @@ class CameraRoute:
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins:
             return
-        if urlsplit(origin).netloc != headers.get("host", "").lower():
+        try:
+            host = urlsplit(origin).netloc
+        except ValueError:
+            raise InvalidArgumentError("Origin is malformed") from None
+        if host != headers.get("host", "").lower():
             raise ForbiddenError("a page of another origin may not open a stream (server.cors_origins)")
 
 

@@ -131,6 +131,7 @@ def test_what_no_origin_and_no_prefix_looks_like_is_refused(key: str, value: str
         ("BISENET_AUTH_KEYS", "BISENET_AUTH__KEYS"),
         ("BISENET_REGISTRY_URL", "BISENET_REGISTRY__URL"),
         ("BISENET_LIMITS_MAX_BODY_BYTES", "BISENET_LIMITS__MAX_BODY_BYTES"),
+        ("BISENET_SERVER_TLS_CERT", "BISENET_SERVER__TLS__CERT"),
     ],
 )
 def test_an_underscore_too_few_is_no_setting_that_is_silently_ignored(slip: str, meant: str) -> None:

@@ -206,6 +206,7 @@ async def test_a_key_comes_as_a_subprotocol_or_as_a_header() -> None:
         (("bearer.a",), {}, 400),
         ((as_subprotocol("a key"),), {"origin": "http://elsewhere.example"}, 403),
         ((as_subprotocol("a key"),), {"origin": "null"}, 403),
+        ((as_subprotocol("a key"),), {"origin": "http://["}, 400),
     ],
 )
 async def test_a_handshake_without_a_key_or_of_another_origin_is_refused(
