@@ -139,7 +139,7 @@ class Referee(Scheduler[int, int]):
         more, share = 0, SOURCE_PLACES
         if item.lane is Lane.INTERACTIVE:
             more = capacity // LATECOMERS
-            share = max(share, 1 / len(self._lanes[item.lane].sources))
+            share = max(share, 1 / len(self._lanes[item.lane].num_items_of))
         assert len(self._open()) <= len(self) <= capacity + more
         assert len(behind) <= math.ceil(PLACES[item.lane] * capacity) + more, "a lane fills others' places"
         if item.source is not None:
