@@ -114,6 +114,7 @@ def serving_environment(registry: Path, cache_folder: Path, home: Path, model: s
         "BISENET_REGISTRY": str(registry),
         "BISENET_MODELS__CACHE_FOLDER": str(cache_folder),
         "BISENET_MODELS__SERVE": model,
+        "BISENET_MODELS__PRECISION": "f32",  # "auto" compiles and times several engines first
         "BISENET_JOBS__MODE": "off",  # several services of one home would need a folder each
         "BISENET_SERVER__ADMIN_PORT": "0",
         "BISENET_SERVER__GRPC_PORT": "0",

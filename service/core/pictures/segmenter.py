@@ -138,9 +138,6 @@ class _Request:
     labelled_s: float = 0.0
     step: Future[Any] | None = None
 
-    def is_wanted(self) -> bool:
-        return not self.is_left
-
     def withdraw(self) -> None:
         """Cancel the picture unless the device has begun it."""
         if self.reservation is not None:
@@ -299,11 +296,11 @@ class Segmenter:
         return None if request.memory is None else self._read_and_submit(request)
 
     def _read_and_submit(self, request: _Request) -> Future[Answer] | None:
-        if not request.is_wanted():
+        if request.is_left:
             return None
         with self._metrics.working("decode"):
             request.read = self._read(request)
-        if not request.is_wanted():
+        if request.is_left:
             return None
         assert request.reservation is not None
         request.stage = "queue"

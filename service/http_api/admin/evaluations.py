@@ -92,8 +92,8 @@ class ChoicesDocument(BaseModel):
 class _EvaluationHandlers:
     """Calls the blocking functions of the jobs in threads."""
 
-    def __init__(self, desk: EvaluationSubmission, pool: Executor) -> None:
-        self.desk = desk
+    def __init__(self, submission: EvaluationSubmission, pool: Executor) -> None:
+        self.submission = submission
         self._pool = pool
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -101,19 +101,19 @@ class _EvaluationHandlers:
             return await asyncio.wrap_future(self._pool.submit(function))
 
     async def get(self, job_id: str) -> EvaluationJob:
-        return await self.call(lambda: self.desk.jobs.get_job(job_id))
+        return await self.call(lambda: self.submission.jobs.get_job(job_id))
 
 
-def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Readiness) -> APIRouter:
+def evaluations_router(submission: EvaluationSubmission, pool: Executor, lifecycle: Readiness) -> APIRouter:
     """Return the routes of the evaluation jobs.
 
     Args:
-        desk: submits and shows jobs; its functions block.
+        submission: submits and shows jobs; its functions block.
         pool: threads for these; the caller closes it.
         lifecycle: of the process; event streams end when it ends.
     """
     router = APIRouter(prefix=PREFIX, tags=["evaluations"])
-    clerk = _EvaluationHandlers(desk, pool)
+    handlers = _EvaluationHandlers(submission, pool)
 
     @router.post(
         "",
@@ -133,7 +133,7 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         """
         wanted = await read_document(request, SubmissionDocument)
         key = _idempotency_key(request)
-        job = await clerk.call(lambda: desk.submit_evaluation(**wanted.model_dump(), key=key))
+        job = await handlers.call(lambda: submission.submit_evaluation(**wanted.model_dump(), key=key))
         note_change(request, before=None, after={"id": job.id, "state": job.state})
         response.headers["Location"] = f"{PREFIX}/{job.id}"
         return evaluation_document(job)
@@ -141,25 +141,25 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
     @router.get(":choices")
     async def choices() -> ChoicesDocument:
         """List what a job can name: data sets and protocols."""
-        return ChoicesDocument(datasets=list(desk.datasets), protocols=list(PROTOCOLS))
+        return ChoicesDocument(datasets=list(submission.datasets), protocols=list(PROTOCOLS))
 
     @router.get("")
     async def list_evaluations() -> EvaluationListDocument:
         """List all jobs, the newest first."""
-        jobs = await clerk.call(desk.jobs.list_jobs)
+        jobs = await handlers.call(submission.jobs.list_jobs)
         return EvaluationListDocument(evaluations=[evaluation_document(job) for job in jobs])
 
     @router.get("/{job_id}")
     async def show(job_id: str) -> EvaluationDocument:
         """Show a job."""
-        return evaluation_document(await clerk.get(job_id))
+        return evaluation_document(await handlers.get(job_id))
 
     @router.get("/{job_id}/events", response_class=StreamingResponse)
     async def events(job_id: str) -> StreamingResponse:
         """Stream the changes of a job as server-sent events `evaluation`, until it ends."""
-        first = await clerk.get(job_id)
+        first = await handlers.get(job_id)
         return StreamingResponse(
-            _events(clerk, first, lifecycle),
+            _events(handlers, first, lifecycle),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store"},
         )
@@ -167,20 +167,20 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
     @router.get("/{job_id}/report", response_class=Response)
     async def report(job_id: str) -> Response:
         """Return the report as one HTML page."""
-        page = await clerk.call(lambda: desk.report_page(job_id))
+        page = await handlers.call(lambda: submission.report_page(job_id))
         return Response(page, media_type="text/html", headers=_REPORT_HEADERS)
 
     @router.get("/{job_id}/scores", response_class=Response)
     async def scores(job_id: str) -> Response:
         """Return the report as JSON: classes with intervals, confusion matrix, score of each picture."""
-        document = await clerk.call(lambda: desk.report_document(job_id))
+        document = await handlers.call(lambda: submission.report_document(job_id))
         return Response(document, media_type="application/json")
 
     @router.delete("/{job_id}", status_code=202)
     async def cancel(request: Request, job_id: str) -> EvaluationDocument:
         """Cancel a job before its next step; a job that has ended does not change."""
-        before = await clerk.get(job_id)
-        after = await clerk.call(lambda: desk.jobs.cancel_job(job_id))
+        before = await handlers.get(job_id)
+        after = await handlers.call(lambda: submission.jobs.cancel_job(job_id))
         note_change(request, before={"state": before.state}, after={"state": after.state})
         return evaluation_document(after)
 
@@ -215,12 +215,14 @@ def _idempotency_key(request: Request) -> str | None:
     return keys[0] if keys else None
 
 
-async def _events(clerk: _EvaluationHandlers, job: EvaluationJob, lifecycle: Readiness) -> AsyncIterator[str]:
+async def _events(
+    handlers: _EvaluationHandlers, job: EvaluationJob, lifecycle: Readiness
+) -> AsyncIterator[str]:
     yield _event(job)
     told_s = time.monotonic()
     while not (job.state.is_final or lifecycle.draining):
         await asyncio.sleep(_LOOK_S)
-        seen = await _look_again(clerk, job)
+        seen = await _look_again(handlers, job)
         if seen != job:
             yield _event(seen)
             job, told_s = seen, time.monotonic()
@@ -229,9 +231,9 @@ async def _events(clerk: _EvaluationHandlers, job: EvaluationJob, lifecycle: Rea
             told_s = time.monotonic()
 
 
-async def _look_again(clerk: _EvaluationHandlers, job: EvaluationJob) -> EvaluationJob:
+async def _look_again(handlers: _EvaluationHandlers, job: EvaluationJob) -> EvaluationJob:
     try:
-        return await clerk.get(job.id)
+        return await handlers.get(job.id)
     except BusyError:
         return job
 
