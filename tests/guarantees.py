@@ -110,10 +110,15 @@ def joined(outcomes: Mapping[str, list[str]], date: str) -> dict[str, LastResult
 
 
 class Recorder:
-    """Notes how the tests with the mark end."""
+    """Notes how the tests with the mark end, if all of their cases run."""
 
     def __init__(self) -> None:
         self._outcomes: dict[str, dict[str, str]] = defaultdict(dict)
+        self._incomplete: set[str] = set()
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """Note which tests run without some of their cases."""
+        self._incomplete |= {item.nodeid.partition("[")[0] for item in items}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a step of a test: a failure of any step counts."""
@@ -124,7 +129,10 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         """Store what was noted."""
-        outcomes = {test: list(cases.values()) for test, cases in self._outcomes.items() if cases}
+        whole = self._outcomes.keys() - self._incomplete
+        outcomes = {
+            test: list(cases.values()) for test, cases in self._outcomes.items() if cases and test in whole
+        }
         store_results(joined(outcomes, dt.datetime.now(dt.UTC).date().isoformat()))
 
 

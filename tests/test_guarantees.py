@@ -97,3 +97,7 @@ def test_a_run_of_some_leaves_the_results_of_the_others(checkout: Path) -> None:
     results = run(checkout, "-k", "cases")
     assert results["tests/test_some.py::test_alone"] == LastResult("failed", 1, "2001-01-01")
     assert results["tests/test_some.py::test_with_cases"].outcome == "failed"
+
+
+def test_a_run_of_some_cases_is_no_result(checkout: Path) -> None:
+    assert "tests/test_some.py::test_with_cases" not in run(checkout, "-k", "cases and 1")
