@@ -181,7 +181,9 @@ ATTACKS = (
     Attack("99 GB", _post(b"", length=99_000_000_000), frozenset({413})),
     Attack("two files", _two_files(), frozenset({400})),
     Attack("bytes of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", frozenset({0, 400})),
-    Attack("one millisecond", _post(PICTURE_BYTES, path="/v1/segment?timeout_ms=1"), frozenset({200, 504})),
+    Attack(
+        "one millisecond", _post(PICTURE_BYTES, path="/v1/segment?timeout_ms=1"), frozenset({200, 429, 504})
+    ),
     Attack("another model", _post(PICTURE_BYTES, path="/v1/models/none:segment"), frozenset({404})),
     Attack("half a body", _post(PICTURE_BYTES[:20], length=len(PICTURE_BYTES))),
     Attack("no patience", _post(PICTURE_BYTES)),
