@@ -125,6 +125,7 @@ def external(environment: Mapping[str, str], log: Path) -> Iterator[subprocess.P
             process.kill()
 
 
+@pytest.mark.guarantee("G9")
 @pytest.mark.soak
 @pytest.mark.parametrize("victim", ["service", "worker"])
 def test_twenty_deaths_at_random_points_change_nothing(tmp_path: Path, victim: str) -> None:

@@ -123,6 +123,7 @@ def test_an_alias_that_moves_under_load_is_followed_by_all_replicas_and_no_reque
     check(replicas, moves=2, requests=60)
 
 
+@pytest.mark.guarantee("G7")
 @pytest.mark.soak
 def test_of_ten_thousand_pictures_during_twenty_moves_none_fails(replicas: Replicas) -> None:
     check(replicas, moves=20, requests=10_000)

@@ -140,6 +140,7 @@ def test_an_underscore_too_few_is_no_setting_that_is_silently_ignored(slip: str,
     assert str(caught.value) == f"{slip}: did you mean {meant}?"
 
 
+@pytest.mark.guarantee("G24")
 @pytest.mark.parametrize(
     ("toml", "key"),
     [

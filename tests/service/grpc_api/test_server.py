@@ -148,6 +148,7 @@ async def test_a_stop_waits_for_a_picture_that_is_still_arriving() -> None:
         assert not site.server.cut_off
 
 
+@pytest.mark.guarantee("G6")
 async def test_a_stop_answers_what_was_accepted() -> None:
     async with open_grpc_site(FakeEngine(held=True)) as site:
         image = wire.Image(data=bytes(32 * 32 * 3), encoding=wire.RGB8, width=32, height=32)
