@@ -133,7 +133,9 @@ def _credentials(certificates: CertificateFollower) -> grpc.ServerCredentials:
         return None if used is before else _configuration(used)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(used), newest, require_client_authentication=used[2] is not None
+        _configuration(used),
+        newest,  # type: ignore[arg-type]  # grpc takes None for no change, its stubs do not say so
+        require_client_authentication=used[2] is not None,
     )
 
 
