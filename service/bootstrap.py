@@ -34,7 +34,7 @@ from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.readiness import Readiness
-from service.core.tls import TlsError
+from service.core.tls import CertificateFollower, TlsError
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
 from service.engines.choice import RACE_BUDGET_S
@@ -323,10 +323,14 @@ def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRout
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:
     lifecycle, server = service.lifecycle, service.settings.server
     grpc_server = _grpc_server(service)
-    grpc_address = grpc_server.bind(server.host, server.grpc_port, server.tls.files)
+    tls = None if server.tls.files is None else CertificateFollower(server.tls.files)
+    grpc_address = grpc_server.bind(server.host, server.grpc_port, tls)
     frontends = Frontends(
-        [_http_server(service, service.app, listeners.http, _websocket_paths(service.settings)), grpc_server],
-        _http_server(service, service.admin_app, listeners.admin),
+        [
+            _http_server(service, service.app, listeners.http, tls, _websocket_paths(service.settings)),
+            grpc_server,
+        ],
+        _http_server(service, service.admin_app, listeners.admin, tls),
         lifecycle,
         lame_duck_s=server.lame_duck_s,
         grace_s=server.grace_s,
@@ -369,7 +373,11 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
 
 
 def _http_server(
-    service: Service, app: ASGIApp, listener: socket.socket, websocket_paths: frozenset[str] = frozenset()
+    service: Service,
+    app: ASGIApp,
+    listener: socket.socket,
+    tls: CertificateFollower | None,
+    websocket_paths: frozenset[str] = frozenset(),
 ) -> HttpServer:
     server, limits = service.settings.server, service.settings.limits
     return HttpServer(
@@ -382,7 +390,7 @@ def _http_server(
             idle_timeout_s=limits.idle_timeout_s,
         ),
         metrics=service.metrics,
-        tls=None if server.tls.files is None else server.tls.files.http_context(),
+        tls=None if tls is None else tls.http_context(),
         websocket_paths=websocket_paths,
         max_message_bytes=limits.max_body_bytes + _FRAME_HEAD_BYTES,
     )

@@ -16,8 +16,10 @@ from functools import partial
 import structlog
 
 from model.artifacts.registry import ModelRegistry
+from model.decoding.kernels import keep_kernels_in
 from model.errors import DatasetError
 from service.assembly import engine_options, open_core, worker_process
+from service.core.device.engine import private_folder
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.errors import ServiceError
 from service.core.jobs.evaluation_job import EvaluationJobs, JsonObject
@@ -150,7 +152,12 @@ def run_jobs_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> N
         database.prepare()
         chooser = EngineChooser(settings, registry)
         core = stack.enter_context(open_core(settings, worker_process(settings), chooser.tuning))
-        stack.enter_context(running_jobs(settings, database, lambda: nullcontext(core.host), registry))
+
+        def open_host() -> AbstractContextManager[ModelHost]:
+            _keep_kernels(settings)
+            return nullcontext(core.host)
+
+        stack.enter_context(running_jobs(settings, database, open_host, registry))
         on_ready(worker_id(settings))
         stopped.wait()
 
@@ -212,6 +219,7 @@ def _host_of_jobs(settings: Settings, chooser: EngineChooser, served: ModelHost)
     A batch cannot be interrupted, and on a CPU a batch of a job takes longer than most requests. A process
     with low priority is interrupted by the system instead.
     """
+    _keep_kernels(settings)
     if engine_options(settings).device != "cpu":
         yield served
         return
@@ -219,6 +227,11 @@ def _host_of_jobs(settings: Settings, chooser: EngineChooser, served: ModelHost)
     runner = worker_process(settings, niceness=_JOBS_NICENESS, timeouts=timeouts)
     with open_core(settings, runner, chooser.tuning) as core:
         yield core.host
+
+
+def _keep_kernels(settings: Settings) -> None:
+    """Keep the kernels that count pictures in the cache folder: an installation may be read-only."""
+    keep_kernels_in(private_folder(settings.models.cache_folder / "numba"))
 
 
 def jobs_database(settings: Settings) -> JobsDatabase:

@@ -7,7 +7,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -123,6 +123,17 @@ def external(environment: Mapping[str, str], log: Path) -> Iterator[subprocess.P
             yield process
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("mode", ["embedded", "external"])
+def test_jobs_keep_their_kernels_in_the_cache_folder(tmp_path: Path, mode: str) -> None:
+    dataset, elsewhere = write_dataset(tmp_path / "noise", 2), tmp_path / "elsewhere"
+    environment = job_environment(tmp_path, dataset, engine=SLOW, mode=mode)
+    environment |= {"NUMBA_CACHE_DIR": str(elsewhere)}  # where kernels go unless they are told another place
+    worker = external(environment, tmp_path / "worker-log") if mode == "external" else nullcontext()
+    with worker, started_site(environment, tmp_path / "log") as site:
+        assert ended(site, site.submit()).state is JobState.SUCCEEDED
+    assert not elsewhere.exists()
 
 
 @pytest.mark.guarantee("G9")
