@@ -59,7 +59,7 @@ from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
 from service.http_api.open_inference.repository import repository_admin_router
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
 from service.open_inference.inference import Inference

@@ -27,7 +27,7 @@ from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.open_inference.message import MAX_OBJECTS, parse_message
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 from service.open_inference.images import MAX_PICTURES
 
 PATH = "/v2/models/fake/infer"
