@@ -245,7 +245,7 @@ async def test_a_client_that_leaves_takes_its_pictures_out_of_the_queue() -> Non
         asking.cancel()
         await asyncio.wait([asking])
         engine.go_on(4)
-        await until(lambda: site.host._worker.num_waiting == 0)
+        await until(lambda: site.host._dispatcher.num_waiting == 0)
         assert len(engine.seen) == 1
 
 
