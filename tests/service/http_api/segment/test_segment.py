@@ -438,7 +438,7 @@ async def test_what_has_no_place_is_refused_before_its_picture_is_received() -> 
         begun = asyncio.create_task(post(site))
         await asyncio.to_thread(engine.wait_until_busy)
         waiting = asyncio.create_task(post(site))
-        while not site.host._worker.num_waiting:  # noqa: ASYNC110 - nothing tells when a request waits
+        while not site.host._dispatcher.num_waiting:  # noqa: ASYNC110 - nothing tells when a request waits
             await asyncio.sleep(0)
         response = await site.client.post("/v1/segment", content=picture())
         engine.go_on(2)
