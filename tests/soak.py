@@ -62,6 +62,7 @@ MASK = "/v1/segment?output=labels"
 PICTURE_BYTES = encoded(np.zeros((64, 96, 3), np.uint8))
 _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)\r\n", re.IGNORECASE)
 LEAK = "+leak"
+_LEAST_RATE = CAMERAS * CAMERA_FPS + 1
 _LOOKS = 5
 _RESTED_S = 60.0
 
@@ -343,7 +344,7 @@ def main() -> int:
     seconds = 60 * options.minutes / PERIODS
     with _site(options.engine + LEAK * options.leak) as (site, grpc_address):
         soak = Soak(site, grpc_address, _samples(site))
-        rests = asyncio.run(_run(soak, site.server.process.pid, load=options.load, seconds=seconds))
+        rests = asyncio.run(_run(soak, site.server.process.pid, options, seconds))
         assert site.server.stop() == 0
         errors = site.server.log.read_text().count('"level": "error"')
     found = [f"{count} x {what}" for what, count in soak.wrong.items()] + findings(rests)
@@ -360,6 +361,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--load", type=float, default=0.7, help="share of the rate that it can answer")
+    parser.add_argument("--rate", type=float, help="requests and frames a second, in the place of --load")
     parser.add_argument("--engine", default="fault_engine:slow:20", help="of the service")
     parser.add_argument("--leak", action="store_true", help="with a leak in the fault engine")
     options = parser.parse_args()
@@ -368,13 +370,14 @@ def _options() -> argparse.Namespace:
     return options
 
 
-async def _run(soak: Soak, pid: int, *, load: float, seconds: float) -> list[Rest]:
+async def _run(soak: Soak, pid: int, options: argparse.Namespace, seconds: float) -> list[Rest]:
     processes = len(processes_of(pid))
     capacity = await soak.capacity(min(10.0, seconds))
-    print(f"{capacity:.1f} pictures/s can be answered; {100 * load:.0f} % of that are asked for", flush=True)
+    rate = max(_LEAST_RATE, options.rate or options.load * capacity)
+    print(f"{capacity:.1f} pictures/s can be answered; {rate:.1f} are asked for", flush=True)
     rests = []
     for number in range(PERIODS):
-        await soak.period(number, rate=load * capacity, seconds=seconds)
+        await soak.period(number, rate=rate, seconds=seconds)
         rests.append(await asyncio.to_thread(at_rest, pid, processes))
         print(f"period {number + 1}: {rests[-1]}; wrong answers: {dict(soak.wrong)}", flush=True)
     return rests
