@@ -20,8 +20,10 @@ from model.errors import DatasetError
 from service.assembly import engine_options, open_core, worker_process
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.errors import ServiceError
-from service.core.jobs.evaluation_job import EvaluationJobs, JsonObject
+from service.core.jobs.evaluation_job import EVALUATIONS, EvaluationJobs
 from service.core.jobs.evaluation_steps import Datasets, EvaluationSteps
+from service.core.jobs.job import JsonObject
+from service.core.jobs.job_models import JobModels
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.memory import limit_heaps
 from service.core.models.model_host import ModelHost
@@ -117,7 +119,7 @@ def open_jobs(
         client = stack.enter_context(open_client(database))
         pool = stack.enter_context(ThreadPoolExecutor(_SUBMISSION_THREADS, thread_name_prefix="submission"))
         submission = EvaluationSubmission(
-            DurableJobs(client),
+            DurableJobs(client, EVALUATIONS),
             registry,
             settings.datasets.keys(),
             check_split=datasets.check_split,
@@ -178,13 +180,14 @@ def running_jobs(
         _COUNTING_THREADS, thread_name_prefix="counting", initializer=yield_to_others
     ) as pool:
         datasets = Datasets(settings.datasets)
-        steps = EvaluationSteps(open_host, registry, datasets, pool, environment=environment)
+        models = JobModels(open_host, registry, environment=environment)
+        steps = EvaluationSteps(models, registry, datasets, pool)
         options = WorkerOptions(worker_id(settings), environment, grace_s=_GRACE_S)
         try:
-            with run_jobs(database, steps, options):
+            with run_jobs(database, [steps], options):
                 yield
         finally:
-            steps.close()
+            models.close()
 
 
 def _usable_datasets(settings: Settings, *, may_be_elsewhere: bool) -> Datasets:

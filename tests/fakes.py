@@ -33,7 +33,8 @@ from model.labels import ClassPalette, UInt8Array
 from model.pictures.image import ImageLimits, decode_image
 from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
 from service.core.errors import ConflictError, NotFoundError, ServiceError
-from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobState
+from service.core.jobs.evaluation_job import EvaluationJob, EvaluationRequest
+from service.core.jobs.job import JobState
 from service.core.keys.access_key import AccessKey
 from service.core.keys.key_ring import KeyRing
 
@@ -262,7 +263,7 @@ class FakeJobs:
         self.failure: ServiceError | None = None
         self._keys: dict[str, str] = {}
 
-    def enqueue_job(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
+    def enqueue_job(self, request: EvaluationRequest, *, key: str | None = None) -> EvaluationJob:
         self._fail()
         job_id = self._keys.get(key or "") or f"{len(self.known):020x}"
         if key is not None:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
-from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState
+from service.core.jobs.evaluation_job import EvaluationJob, EvaluationRequest, EvaluationResult
+from service.core.jobs.job import JobState
 
 MODEL = "pool"
 EVALUATIONS = "/admin/v1/evaluations"
@@ -83,9 +84,11 @@ class JobSite:
         plain = self.admin.get(f"{EVALUATIONS}/{job_id}").raise_for_status().json()
         result = plain["result"]
         if result is not None:
-            result = JobResult.from_json({key: value for key, value in result.items() if key != "report"})
+            result = EvaluationResult.from_json(
+                {key: value for key, value in result.items() if key != "report"}
+            )
         version = ModelVersion.parse(plain["model"])
-        request = JobRequest(version, plain["dataset"], plain["split"], plain["protocol"])
+        request = EvaluationRequest(version, plain["dataset"], plain["split"], plain["protocol"])
         state = JobState(plain["state"])
         return EvaluationJob(job_id, request, state, plain["done"], plain["total"], plain["error"], result)
 

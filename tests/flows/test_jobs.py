@@ -16,7 +16,8 @@ from job_site import EVALUATIONS, MODEL, JobSite, job_environment, started_site,
 from job_worker import finished, when
 from live_service import BISENET, workers_of
 
-from service.core.jobs.evaluation_job import EvaluationJob, JobState
+from service.core.jobs.evaluation_job import EvaluationJob
+from service.core.jobs.job import JobState
 
 SLOW = "fault_engine:slow:1"
 

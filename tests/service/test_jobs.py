@@ -16,7 +16,8 @@ from job_site import write_dataset
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
 from service.core.errors import BusyError, InvalidArgumentError
-from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
+from service.core.jobs.evaluation_job import EvaluationJob, EvaluationRequest, EvaluationResult
+from service.core.jobs.job import JobState, JsonObject
 from service.core.models.scoreboard import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
@@ -32,7 +33,7 @@ from service.registry import open_registry
 from service.settings import Settings, SettingsError, load_settings
 from service.telemetry import Metrics
 
-RESULT = JobResult(0.25, {"a": 0.25}, 7, (), "d" * 64)
+RESULT = EvaluationResult(0.25, {"a": 0.25}, 7, (), "d" * 64)
 
 
 def configured(folder: Path, **jobs: Any) -> Settings:
@@ -157,10 +158,10 @@ def test_what_jobs_found_reaches_metrics_and_scoreboard_once(tmp_path: Path) -> 
     registry.publish(write_pooling_artifact(tmp_path / "artifact").folder, "pool")
     jobs, metrics, scoreboard = FakeJobs(), Metrics(), Scoreboard(registry)
     reporter = JobsReporter(jobs, scoreboard, metrics)
-    request = JobRequest(ModelVersion("pool", 1), "noise", "val", "ss")
+    request = EvaluationRequest(ModelVersion("pool", 1), "noise", "val", "ss")
     first, second, waiting = (jobs.enqueue_job(request).id for _ in range(3))
     jobs.move(first, state=JobState.SUCCEEDED, result=RESULT)
-    jobs.move(second, state=JobState.SUCCEEDED, result=JobResult(0.5, {"a": 0.5}, 7, (), "e" * 64))
+    jobs.move(second, state=JobState.SUCCEEDED, result=EvaluationResult(0.5, {"a": 0.5}, 7, (), "e" * 64))
     reporter.report_once()
     shown = metrics.exposition()[0].decode()
     assert 'bisenet_eval_jobs{state="succeeded"} 2.0' in shown

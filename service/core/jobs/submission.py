@@ -18,7 +18,8 @@ from service.core.errors import (
     NotFoundError,
     VersionNotFoundError,
 )
-from service.core.jobs.evaluation_job import EvaluationJob, EvaluationJobs, JobRequest, JobState
+from service.core.jobs.evaluation_job import EvaluationJob, EvaluationJobs, EvaluationRequest
+from service.core.jobs.job import JobState
 
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _MAX_KEY = 255
@@ -96,7 +97,7 @@ class EvaluationSubmission:
         except model_errors.DatasetError as error:
             raise InvalidArgumentError(str(error)) from error
         version, precision = self._resolve(model)
-        request = JobRequest(version, dataset, split, protocol, skip_broken, model, precision)
+        request = EvaluationRequest(version, dataset, split, protocol, skip_broken, model, precision)
         return self.jobs.enqueue_job(request, key=key)
 
     @property

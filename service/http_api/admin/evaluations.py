@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from model.evaluation.protocols import PROTOCOLS
 from service.core.deadline import within
 from service.core.errors import BusyError, InvalidArgumentError
-from service.core.jobs.evaluation_job import EvaluationJob, JobState
+from service.core.jobs.evaluation_job import EvaluationJob
+from service.core.jobs.job import JobState
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.readiness import Readiness
 from service.http_api.admin.audit import note_change

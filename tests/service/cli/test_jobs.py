@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from model.artifacts.registry import ModelRegistry
 from service.cli.jobs import app
-from service.core.jobs.evaluation_job import JobResult, JobState
+from service.core.jobs.evaluation_job import EvaluationResult
+from service.core.jobs.job import JobState
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.readiness import Readiness
 from service.http_api.admin.access import AdminPolicy
@@ -25,7 +26,7 @@ from service.http_api.admin.evaluations import evaluations_router
 from service.http_api.connection.server import listen, url_of
 from service.telemetry import Metrics
 
-RESULT = JobResult(0.5, {"dark": 0.5, "bright": None}, 7, ("3.png",), "d" * 64)
+RESULT = EvaluationResult(0.5, {"dark": 0.5, "bright": None}, 7, ("3.png",), "d" * 64)
 
 
 @dataclass(frozen=True)

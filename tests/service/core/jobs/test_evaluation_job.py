@@ -10,20 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from model.artifacts.manifest import ModelVersion
 from service.core.device.engine import Precision
-from service.core.jobs.evaluation_job import (
-    MAX_RESCUES,
-    SUCCESSORS,
-    JobError,
-    JobPlan,
-    JobProgress,
-    JobRequest,
-    JobResult,
-    JobState,
-)
+from service.core.jobs.evaluation_job import EvaluationRequest, EvaluationResult
+from service.core.jobs.job import MAX_RESCUES, SUCCESSORS, JobError, JobPlan, JobProgress, JobState
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
 requests = st.builds(
-    JobRequest,
+    EvaluationRequest,
     version=st.builds(ModelVersion, names, st.integers(1, 999)),
     dataset=names,
     split=names,
@@ -34,7 +26,7 @@ requests = st.builds(
 )
 fractions = st.none() | st.floats(0, 1)
 results = st.builds(
-    JobResult,
+    EvaluationResult,
     miou=fractions,
     per_class=st.dictionaries(names, fractions),
     images=st.integers(0, 10**6),
@@ -45,20 +37,20 @@ plans = st.builds(JobPlan, st.integers(0, 5000), st.integers(1, 100), st.just({"
 
 
 @given(requests)
-def test_a_request_survives_the_database(request: JobRequest) -> None:
-    assert JobRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+def test_a_request_survives_the_database(request: EvaluationRequest) -> None:
+    assert EvaluationRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
 
 
 def test_a_request_of_before_references_and_precisions_were_kept_can_still_be_read() -> None:
-    request = JobRequest(ModelVersion("city", 3), "streets", "val", "ss")
+    request = EvaluationRequest(ModelVersion("city", 3), "streets", "val", "ss")
     document = request.to_json()
     del document["reference"], document["precision"]
-    assert JobRequest.from_json(document) == request
+    assert EvaluationRequest.from_json(document) == request
 
 
 @given(results)
-def test_a_result_survives_the_database(result: JobResult) -> None:
-    assert JobResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+def test_a_result_survives_the_database(result: EvaluationResult) -> None:
+    assert EvaluationResult.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
 @given(plans)

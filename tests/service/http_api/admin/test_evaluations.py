@@ -17,7 +17,8 @@ from fakes import PATIENCE_S, FakeJobs, admin_keys, write_pooling_artifact
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
 from service.core.errors import BusyError, ConflictError, StorageFullError
-from service.core.jobs.evaluation_job import JobResult, JobState
+from service.core.jobs.evaluation_job import EvaluationResult
+from service.core.jobs.job import JobState
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.readiness import Readiness
 from service.http_api.admin.access import AdminPolicy
@@ -27,7 +28,7 @@ from service.telemetry import Metrics
 
 PATH = "/admin/v1/evaluations"
 BODY = {"model": "pool", "dataset": "noise", "split": "val", "protocol": "ss"}
-RESULT = JobResult(0.5, {"dark": 0.5, "bright": None}, 7, ("3.png",), "d" * 64)
+RESULT = EvaluationResult(0.5, {"dark": 0.5, "bright": None}, 7, ("3.png",), "d" * 64)
 
 
 @dataclass(frozen=True)
