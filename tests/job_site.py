@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import httpx2
 import numpy as np
 from fakes import PATIENCE_S, write_pooling_artifact
 from fault_engine import MARK_RGB
-from live_service import Server, serving_environment, started
+from live_service import BISENET, Server, serving_environment, started
 from PIL import Image
 
 from model.artifacts.manifest import ModelVersion
@@ -108,3 +109,20 @@ def started_site(environment: Mapping[str, str], log: Path) -> Iterator[JobSite]
         headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
         with httpx2.Client(base_url=said["admin_url"], headers=headers, timeout=PATIENCE_S) as admin:
             yield JobSite(server, admin, token_file)
+
+
+@contextmanager
+def external(environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start ``bisenet worker``."""
+    with (
+        log.open("a") as stderr,
+        subprocess.Popen(
+            [*BISENET, "worker"], stdout=subprocess.PIPE, stderr=stderr, text=True, env=dict(environment)
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("Ready: "), log.read_text()
+            yield process
+        finally:
+            process.kill()

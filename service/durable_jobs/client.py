@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Generic
 
 from dbos import DBOSClient
+from dbos import error as dbos_errors
 
 from service.core.errors import ConflictError, NotFoundError
 from service.core.jobs.job import Job, JobKind, RequestT, ResultT
@@ -18,6 +19,7 @@ from service.durable_jobs.records import JOBS_QUEUE, job_of
 
 _ID_BYTES = 10
 _ID = re.compile(r"[0-9a-f]{20}", re.ASCII)
+_KEY_IS_USED = "this Idempotency-Key was used for another request"
 
 
 class DurableJobs(Generic[RequestT, ResultT]):
@@ -35,15 +37,18 @@ class DurableJobs(Generic[RequestT, ResultT]):
     def enqueue_job(self, request: RequestT, *, key: str | None = None) -> Job[RequestT, ResultT]:
         """Queue a job, or return the job of this key."""
         job_id = secrets.token_hex(_ID_BYTES) if key is None else _id_of_key(key)
-        with database_errors():
-            self._client.enqueue(
-                {"workflow_name": self._kind.name, "queue_name": JOBS_QUEUE, "workflow_id": job_id},
-                request.to_json(),
-            )
-        # DBOS silently drops a second row of the same id, so the first request counts, of whichever kind.
-        job = self._find(job_id)
-        if job is None or job.request.client_fields != request.client_fields:
-            raise ConflictError("this Idempotency-Key was used for another request")
+        try:
+            with database_errors():
+                self._client.enqueue(
+                    {"workflow_name": self._kind.name, "queue_name": JOBS_QUEUE, "workflow_id": job_id},
+                    request.to_json(),
+                )
+        except dbos_errors.DBOSConflictingWorkflowError as error:  # the key belongs to a job of another kind
+            raise ConflictError(_KEY_IS_USED) from error
+        job = self.get_job(job_id)
+        # DBOS silently drops a second row of the same id and kind, so the first request counts.
+        if job.request.client_fields != request.client_fields:
+            raise ConflictError(_KEY_IS_USED)
         return job
 
     def find_by_key(self, key: str) -> Job[RequestT, ResultT] | None:

@@ -345,6 +345,8 @@ class JobExecutor:
         Raises:
             JobError: a shard failed or was cancelled.
         """
+        if not shards:  # an empty list of ids would mean every row
+            return
         pace: Pace | None = None
         while True:
             rows = self._client.list_workflows(workflow_ids=shards, load_input=False, load_output=False)
@@ -377,7 +379,7 @@ class JobExecutor:
     def _finish_job(
         self, steps: AnySteps, job_id: str, request: JobRequest, plan: JobPlan, shards: list[str]
     ) -> JsonObject:
-        rows = self._client.list_workflows(workflow_ids=shards, load_input=False)
+        rows = self._client.list_workflows(workflow_ids=shards, load_input=False) if shards else []
         outcomes = {row.workflow_id: row.output for row in rows}
         in_order = [document for workflow_id in shards for document in outcomes[workflow_id] or ()]
         confirm = functools.partial(self._check_is_ours, job_id)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
+from fakes import PATIENCE_S, FakeEvaluations, FakePredictions, write_pooling_artifact
 from job_site import write_dataset
 
 from model.artifacts.manifest import ModelVersion
@@ -156,8 +156,8 @@ def test_a_service_that_leaves_jobs_to_workers_does_not_keep_them_from_the_file(
 def test_what_jobs_found_reaches_metrics_and_scoreboard_once(tmp_path: Path) -> None:
     registry = ModelRegistry(tmp_path / "registry")
     registry.publish(write_pooling_artifact(tmp_path / "artifact").folder, "pool")
-    jobs, metrics, scoreboard = FakeJobs(), Metrics(), Scoreboard(registry)
-    reporter = JobsReporter(jobs, scoreboard, metrics)
+    jobs, metrics, scoreboard = FakeEvaluations(), Metrics(), Scoreboard(registry)
+    reporter = JobsReporter(jobs, FakePredictions(), scoreboard, metrics)
     request = EvaluationRequest(ModelVersion("pool", 1), "noise", "val", "ss")
     first, second, waiting = (jobs.enqueue_job(request).id for _ in range(3))
     jobs.move(first, state=JobState.SUCCEEDED, result=RESULT)
@@ -173,9 +173,9 @@ def test_what_jobs_found_reaches_metrics_and_scoreboard_once(tmp_path: Path) -> 
 
 
 def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> None:
-    jobs = FakeJobs()
+    jobs = FakeEvaluations()
     jobs.failure = BusyError("away")
-    reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
+    reporter = JobsReporter(jobs, FakePredictions(), Scoreboard(ModelRegistry(tmp_path)), Metrics())
     with pytest.raises(BusyError):
         reporter.report_once()
     reporter.start()
@@ -184,14 +184,14 @@ def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> Non
 
 def test_a_defect_does_not_end_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.jobs._REPORT_INTERVAL_S", 0.0)
-    jobs, looks = FakeJobs(), threading.Semaphore(0)
+    jobs, looks = FakeEvaluations(), threading.Semaphore(0)
 
     def fail() -> tuple[EvaluationJob, ...]:
         looks.release()
         raise KeyError("a row of another kind")
 
     monkeypatch.setattr(jobs, "list_jobs", fail)
-    reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
+    reporter = JobsReporter(jobs, FakePredictions(), Scoreboard(ModelRegistry(tmp_path)), Metrics())
     reporter.start()
     for _ in range(2):
         assert looks.acquire(timeout=PATIENCE_S)

@@ -37,11 +37,8 @@ from model.evaluation.resampling import PixelArray
 from model.pictures.preprocess import size_of
 from service.core.jobs.evaluation_job import EVALUATIONS, EvaluationRequest, EvaluationResult
 from service.core.jobs.job import JobError, JobPlan, JsonObject
-from service.core.jobs.job_models import JobModels, check_pins, job_errors
+from service.core.jobs.job_models import STEP_PIXELS, JobModels, check_pins, job_errors
 from service.core.models.loaded_model import LoadedModel
-
-_STEP_PIXELS = 16 << 20
-"""Pixels of the network's input in one step; 2 to 5 seconds on the processors tried."""
 
 _MAX_STEP_IMAGES = 8
 _MAX_SHOWN = 6
@@ -258,7 +255,7 @@ def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:
             plan = make_plan(protocol, size_of(pictures[index][0]))
             views = 2 if plan.flip else 1
             pixels = views * sum(chip.size.padded().pixels for one in plan.passes for chip in one.chips)
-            return min(max(1, _STEP_PIXELS // pixels), _MAX_STEP_IMAGES)
+            return min(max(1, STEP_PIXELS // pixels), _MAX_STEP_IMAGES)
     return _MAX_STEP_IMAGES
 
 

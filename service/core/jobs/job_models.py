@@ -23,6 +23,9 @@ from service.core.jobs.job import JobError, JobHeldUpError, JobInterruptedError,
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 
+STEP_PIXELS = 16 << 20
+"""Pixels of the network's input in one step; 2 to 5 seconds on the processors tried."""
+
 _log = structlog.get_logger()
 
 

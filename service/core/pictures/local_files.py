@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections.abc import Mapping
 from pathlib import PurePath
 
-from model.datasets.text import printable
 from model.errors import ImageError, TooManyPixelsError
 from model.pictures.image import ImageLimits
 from model.pictures.local_image import (
@@ -51,10 +51,10 @@ def other_kind(name: str, suffixes: frozenset[str]) -> str | None:
         return f"{suffix} ({HEIC_EXTRA})"
     if suffix in FILM_SUFFIXES:
         return f"{suffix} (name each film as an input of its own)"
-    return printable(suffix) or "without suffix"
+    return os.fsencode(suffix).decode(errors="replace") or "without suffix"
 
 
-def not_taken_line(not_taken: Counter[str]) -> str:
+def not_taken_line(not_taken: Mapping[str, int]) -> str:
     """Return the counts of files that are not read as one line, empty when there are none."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(not_taken.items()))
     return f"not taken: {kinds}" if kinds else ""

@@ -24,8 +24,9 @@ from model.artifacts.manifest import ModelVersion
 from service.core.errors import ConflictError, NotFoundError
 from service.core.jobs.evaluation_job import EvaluationJobs
 from service.core.jobs.job import JobError, JobHeldUpError, JobInterruptedError, JobState
+from service.core.jobs.prediction_job import PREDICTIONS, PredictionRequest
 from service.durable_jobs import executor
-from service.durable_jobs.client import open_client
+from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.executor import JobExecutor
 
@@ -62,6 +63,23 @@ def test_a_key_stands_for_what_was_said_and_not_for_what_it_means_by_now(
         assert jobs.enqueue_job(dataclasses.replace(said, version=newer), key="mine") == job
         with pytest.raises(ConflictError):
             jobs.enqueue_job(REQUEST, key="mine")
+
+
+def test_kinds_of_jobs_do_not_see_each_other_and_share_no_key(sqlite_database: JobsDatabase) -> None:
+    request = PredictionRequest(ModelVersion("fake", 3), "camera", "masks", "labels", "fake")
+    with open_jobs(sqlite_database) as jobs, open_client(sqlite_database) as client:
+        predictions = DurableJobs(client, PREDICTIONS)
+        evaluation = jobs.enqueue_job(REQUEST, key="the same")
+        assert predictions.find_by_key("the same") is None
+        with pytest.raises(ConflictError):
+            predictions.enqueue_job(request, key="the same")
+        prediction = predictions.enqueue_job(request)
+        assert predictions.get_job(prediction.id).request == request
+        assert [job.id for job in predictions.list_jobs()] == [prediction.id]
+        assert [job.id for job in jobs.list_jobs()] == [evaluation.id]
+        for look in (predictions.get_job, predictions.cancel_job):
+            with pytest.raises(NotFoundError):
+                look(evaluation.id)
 
 
 def test_every_job_is_listed_and_no_part_of_one(database: JobsDatabase, jobs: EvaluationJobs) -> None:
@@ -132,6 +150,14 @@ def test_a_job_that_has_ended_cannot_be_cancelled(database: JobsDatabase, jobs: 
     with running(database, FakeWork()):
         job = finished(jobs, jobs.enqueue_job(REQUEST))
     assert jobs.cancel_job(job.id) == job
+
+
+def test_a_job_without_pictures_succeeds(sqlite_database: JobsDatabase) -> None:
+    """Its shards are none, which must not be taken for all workflows of the database."""
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(images=0)):
+        done = finished(jobs, jobs.enqueue_job(REQUEST))
+        assert (done.state, done.done, done.total) == (JobState.SUCCEEDED, 0, 0)
+        assert finished(jobs, jobs.enqueue_job(REQUEST)).result == expected_result(0)
 
 
 def test_a_job_that_cannot_be_planned_fails_with_the_reason(
