@@ -22,6 +22,7 @@ from model.errors import ArtifactError, DatasetError
 from training.config import TrainingConfig, load_config
 from training.distributed import Ranks
 from training.errors import CheckpointError, ConfigError, ResumeError
+from training.optimisation.distillation import DistillConfig
 from training.run.checkpoint import CheckpointFolder
 from training.run.progress import LOG_FILE, RunLog
 from training.run.run import RunOptions, _Start, choose_device, train
@@ -146,6 +147,22 @@ def test_a_run_states_its_first_weights_after_every_resumption(
     folder.save("last", 4, {**last, "started_from": "other@3"})
     assert train(config, RunOptions(run, resume=True))
     assert read_artifact(run / "artifact").manifest.provenance["started_from"] == "other@3"
+
+
+def test_a_run_learns_from_a_teacher_and_is_not_resumed_with_another_one(
+    finished: Path, config: TrainingConfig, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(finished / "artifact", teacher)
+    taught = dataclasses.replace(config, distill=DistillConfig(str(teacher)))
+    assert train(taught, RunOptions(tmp_path / "run"))
+    artifact = read_artifact(tmp_path / "run" / "artifact")
+    assert artifact.manifest.provenance["config"]["distill"]["teacher"] == str(teacher)
+    assert artifact.manifest.files != read_artifact(finished / "artifact").manifest.files
+    shutil.rmtree(teacher)
+    shutil.copytree(artifact.folder, teacher)
+    with pytest.raises(ResumeError, match=r"weights of distill\.teacher: "):
+        train(taught, RunOptions(tmp_path / "run", resume=True))
 
 
 class Elsewhere(Ranks):
