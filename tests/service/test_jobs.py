@@ -116,6 +116,19 @@ def test_a_broken_data_set_file_is_refused_when_the_service_starts(
         pass
 
 
+@pytest.mark.parametrize("section", ["sources", "targets"])
+@pytest.mark.parametrize("mode", ["embedded", "external"])
+def test_a_source_or_target_that_is_no_store_is_refused_when_the_service_starts(
+    tmp_path: Path, mode: str, section: str
+) -> None:
+    settings = configured(tmp_path, mode=mode).model_copy(update={section: {"mine": "ftp://host/folder"}})
+    with (
+        pytest.raises(SettingsError, match=rf"{section}\.mine: not a folder or bucket: 'ftp:"),
+        opened(settings),
+    ):
+        pass
+
+
 def test_a_data_set_file_that_is_missing_may_be_on_the_machine_of_a_worker(tmp_path: Path) -> None:
     missing = {"datasets": {"mine": tmp_path / "mine.toml"}}
     with opened(configured(tmp_path, mode="external").model_copy(update=missing)) as jobs:
