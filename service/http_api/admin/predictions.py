@@ -96,7 +96,7 @@ def predictions_router(desk: PredictionSubmission, pool: Executor, lifecycle: Re
     )
 
     @router.post("", status_code=202, openapi_extra=body_of(PredictionSubmissionDocument))
-    async def submit(request: Request, response: Response) -> PredictionDocument:
+    async def submit_prediction(request: Request, response: Response) -> PredictionDocument:
         """Queue a job.
 
         With the header `Idempotency-Key` the request may be repeated: the same body returns the same job,
@@ -107,7 +107,7 @@ def predictions_router(desk: PredictionSubmission, pool: Executor, lifecycle: Re
         return await routes.submit(request, response, lambda key: submit(key=key))
 
     @router.get(":choices")
-    async def choices() -> PredictionChoicesDocument:
+    async def show_prediction_choices() -> PredictionChoicesDocument:
         """List what a job can name: sources and targets."""
         stores = desk.stores
         return PredictionChoicesDocument(sources=sorted(stores.sources), targets=sorted(stores.targets))
@@ -118,17 +118,17 @@ def predictions_router(desk: PredictionSubmission, pool: Executor, lifecycle: Re
         return PredictionListDocument(predictions=await routes.list_all())
 
     @router.get("/{job_id}")
-    async def show(job_id: str) -> PredictionDocument:
+    async def show_prediction(job_id: str) -> PredictionDocument:
         """Show a job."""
         return await routes.show(job_id)
 
     @router.get("/{job_id}/events", response_class=StreamingResponse)
-    async def events(job_id: str) -> StreamingResponse:
+    async def stream_prediction_events(job_id: str) -> StreamingResponse:
         """Stream the changes of a job as server-sent events `prediction`, until it ends."""
         return await routes.events(job_id)
 
     @router.delete("/{job_id}", status_code=202)
-    async def cancel(request: Request, job_id: str) -> PredictionDocument:
+    async def cancel_prediction(request: Request, job_id: str) -> PredictionDocument:
         """Cancel a job before its next step; masks that are written stay."""
         return await routes.cancel(request, job_id)
 
