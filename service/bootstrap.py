@@ -52,6 +52,7 @@ from service.http_api.admin.drain import drain_router
 from service.http_api.admin.evaluations import evaluations_router
 from service.http_api.admin.history import MetricsHistory, history_router
 from service.http_api.admin.metrics import metrics_router
+from service.http_api.admin.predictions import predictions_router
 from service.http_api.admin.tokens import TokenFileError, obtain_token
 from service.http_api.admin.versions import versions_router
 from service.http_api.app import HttpOptions, create_app
@@ -150,7 +151,7 @@ class Service:
                 return
 
     def start_jobs(self) -> None:
-        """Start evaluation jobs, after the models are loaded.
+        """Start jobs, after the models are loaded.
 
         Raises:
             JobsUnavailableError: the jobs database cannot be used, or another worker has this worker's name.
@@ -317,7 +318,12 @@ def _page_routers(page: Page | None, history: MetricsHistory) -> list[APIRouter]
 
 
 def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
-    return [] if jobs is None else [evaluations_router(jobs.submission, jobs.pool, lifecycle)]
+    if jobs is None:
+        return []
+    return [
+        evaluations_router(jobs.submission, jobs.pool, lifecycle),
+        predictions_router(jobs.predictions, jobs.pool, lifecycle),
+    ]
 
 
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:

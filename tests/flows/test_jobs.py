@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from fakes import PATIENCE_S
-from job_site import EVALUATIONS, MODEL, JobSite, job_environment, started_site, write_dataset
+from job_site import EVALUATIONS, MODEL, JobSite, external, job_environment, started_site, write_dataset
 from job_worker import finished, when
 from live_service import BISENET, workers_of
 
-from service.core.jobs.evaluation_job import EvaluationJob, JobState
+from service.core.jobs.evaluation_job import EvaluationJob
+from service.core.jobs.job import JobState
 
 SLOW = "fault_engine:slow:1"
 
@@ -106,23 +107,6 @@ def check_that_it_is_shown(site: JobSite, job_id: str, environment: Mapping[str,
             run(environment, "models", "promote", f"{MODEL}@1", "--require-miou", need).returncode
             == exit_code
         )
-
-
-@contextmanager
-def external(environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start ``bisenet worker``."""
-    with (
-        log.open("a") as stderr,
-        subprocess.Popen(
-            [*BISENET, "worker"], stdout=subprocess.PIPE, stderr=stderr, text=True, env=dict(environment)
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("Ready: "), log.read_text()
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.parametrize("mode", ["embedded", "external"])
