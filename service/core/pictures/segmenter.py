@@ -138,6 +138,9 @@ class _Request:
     labelled_s: float = 0.0
     step: Future[Any] | None = None
 
+    def is_wanted(self) -> bool:  # a function, because another thread changes the answer
+        return not self.is_left
+
     def withdraw(self) -> None:
         """Cancel the picture unless the device has begun it."""
         if self.reservation is not None:
@@ -296,11 +299,11 @@ class Segmenter:
         return None if request.memory is None else self._read_and_submit(request)
 
     def _read_and_submit(self, request: _Request) -> Future[Answer] | None:
-        if request.is_left:
+        if not request.is_wanted():
             return None
         with self._metrics.working("decode"):
             request.read = self._read(request)
-        if request.is_left:
+        if not request.is_wanted():
             return None
         assert request.reservation is not None
         request.stage = "queue"
