@@ -138,8 +138,8 @@ class _Request:
     labelled_s: float = 0.0
     step: Future[Any] | None = None
 
-    def is_wanted(self) -> bool:  # a function, because another thread changes the answer
-        return not self.is_left
+    def is_wanted(self) -> bool:
+        return not self.is_left  # a call, since another thread sets it between two of them
 
     def withdraw(self) -> None:
         """Cancel the picture unless the device has begun it."""

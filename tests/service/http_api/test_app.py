@@ -65,6 +65,7 @@ async def test_any_other_client_gets_an_id(site: Site, insane: str) -> None:
     assert ids[0] != ids[1]
 
 
+@pytest.mark.guarantee("G26")
 async def test_a_request_is_one_line_of_facts_without_what_the_user_sent(site: Site, log: LogCapture) -> None:
     await site.client.post(
         "/v1/models/secret-model:segment",

@@ -29,7 +29,7 @@ from service.core.pictures import codec
 from service.core.pictures.segmenter import SegmenterLimits
 from service.http_api.app import HttpOptions
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 
 PALETTE = FAKE_MANIFEST.palette
 IDS_HW = np.array([[0, 1, 2], [3, 3, 1]], np.uint8).repeat(16, axis=0).repeat(24, axis=1)
