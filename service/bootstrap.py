@@ -37,6 +37,7 @@ from service.core.readiness import Readiness
 from service.core.tls import CertificateFollower, TlsError
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
+from service.engines import tell_missing_gpu
 from service.engines.choice import RACE_BUDGET_S
 from service.frontends import Frontends
 from service.grpc_api.limits import PeerLimits
@@ -191,6 +192,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
     with ExitStack() as stack:
         stream = stack.enter_context(closing(UnblockedStream(sys.stderr.fileno())))
         configure_logging(LogOptions(settings.log.level, settings.log.format), stream)
+        tell_missing_gpu(settings.models.device)
         try:
             listeners = _listen(settings, stack)
             service = stack.enter_context(open_service(settings))
