@@ -20,6 +20,7 @@ from model.errors import DatasetError
 from service.assembly import engine_options, open_core, worker_process
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.errors import ServiceError
+from service.core.jobs.evaluated_pictures import EvaluatedPictures
 from service.core.jobs.evaluation_job import EvaluationJobs, JsonObject
 from service.core.jobs.evaluation_steps import Datasets, EvaluationSteps
 from service.core.jobs.submission import EvaluationSubmission
@@ -57,6 +58,8 @@ class JobsService:
         database: prepared, and owned by this process if it runs jobs.
         submission: queues jobs.
         pool: threads that call ``submission``.
+        datasets: on this machine.
+        picture_pool: one thread, which shows pictures of evaluations.
         stack: closes what ``start`` has started.
     """
 
@@ -65,14 +68,23 @@ class JobsService:
         settings: Settings,
         database: JobsDatabase,
         submission: EvaluationSubmission,
+        *,
         pool: Executor,
+        datasets: Datasets,
+        picture_pool: Executor,
         stack: ExitStack,
     ) -> None:
         self.submission = submission
         self.pool = pool
+        self.picture_pool = picture_pool
+        self._datasets = datasets
         self._settings = settings
         self._database = database
         self._stack = stack
+
+    def pictures(self, host: ModelHost) -> EvaluatedPictures:
+        """Return what shows the pictures of evaluations on the models of a host."""
+        return EvaluatedPictures(self.submission, self._datasets, host)
 
     def start(
         self,
@@ -116,6 +128,7 @@ def open_jobs(
         database.prepare()
         client = stack.enter_context(open_client(database))
         pool = stack.enter_context(ThreadPoolExecutor(_SUBMISSION_THREADS, thread_name_prefix="submission"))
+        picture_pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="evaluation-pictures"))
         submission = EvaluationSubmission(
             DurableJobs(client),
             registry,
@@ -123,7 +136,15 @@ def open_jobs(
             check_split=datasets.check_split,
             choose=chooser.known,
         )
-        yield JobsService(settings, database, submission, pool, stack)
+        yield JobsService(
+            settings,
+            database,
+            submission,
+            pool=pool,
+            datasets=datasets,
+            picture_pool=picture_pool,
+            stack=stack,
+        )
 
 
 def run_jobs_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
