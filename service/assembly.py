@@ -71,9 +71,14 @@ def open_core(
         host = ModelHost(worker, metrics, tuning_of=tuning_of)
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
-        images = ImageLimits(limits.max_pixels, limits.max_side)
-        per_picture = SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
-        yield Core(host, Segmenter(pool, per_picture, metrics))
+        yield Core(host, Segmenter(pool, segmenter_limits(settings), metrics))
+
+
+def segmenter_limits(settings: Settings) -> SegmenterLimits:
+    """Return the limits of pictures of the settings."""
+    limits = settings.limits
+    images = ImageLimits(limits.max_pixels, limits.max_side)
+    return SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
 
 
 def worker_process(

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Protocol
 
@@ -19,35 +19,15 @@ from model.artifacts.manifest import ModelManifest, ModelVersion
 from model.errors import ModelOutputError
 from model.evaluation import network_passes, protocols
 from model.labels import LabelMap, UInt8Array
-from model.pictures.preprocess import ImageSize, size_of
+from model.pictures.preprocess import size_of
 from model.quotas import usable_cores
 from service.assembly import engine_options
 from service.cli.local import choose_model, open_segmenter
 from service.core.device.engine import DeviceMemoryError, EngineInfo, InferenceEngine, private_folder
 from service.core.errors import InternalError, ModelOutputInvalidError
-from service.core.models.loaded_model import LoadedModel
-from service.core.pictures.picture import RawPicture
-from service.core.pictures.segmenter import Segmentation, Segmenter
+from service.core.pictures.whole_picture import LabelledPicture, WholePictureLabeler
 from service.engines import engine_builder
 from service.settings import Settings
-
-_TIMEOUT_S = 3600.0
-"""Longer than any picture takes: nothing but this command's own pictures waits for the engine."""
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledPicture:
-    """The labels of one picture.
-
-    Attributes:
-        label_map: class ids at the size of the picture.
-        inference_size: size of the network's input; smaller if the picture was reduced.
-        timings_ms: time of each stage in milliseconds.
-    """
-
-    label_map: LabelMap
-    inference_size: ImageSize
-    timings_ms: Mapping[str, float]
 
 
 class Labeler(Protocol):
@@ -112,45 +92,6 @@ def tile_protocol(tile: int, overlap: float | None) -> protocols.Protocol:
     """
     slide = protocols.find_protocol("slide").with_crop(tile)
     return slide if overlap is None else replace(slide, advance=1 - Fraction(str(overlap)))
-
-
-class WholePictureLabeler:
-    """Labels each picture at once, as the service does: a large picture is reduced before the network.
-
-    Args:
-        segmenter: labels the pictures.
-        model: the loaded model.
-    """
-
-    def __init__(self, segmenter: Segmenter, model: LoadedModel) -> None:
-        self.version = model.version
-        self.engine = model.engine
-        self._segmenter = segmenter
-        self._model = model
-
-    async def label(self, image_HW3: UInt8Array) -> LabelledPicture:
-        """Label one picture.
-
-        Args:
-            image_HW3: upright uint8 RGB of any size.
-
-        Raises:
-            ServiceError: the picture is larger than the limits, or the model failed.
-        """
-        picture = RawPicture(image_HW3.tobytes(), size_of(image_HW3))
-        deadline_s = time.monotonic() + _TIMEOUT_S
-        async with self._segmenter.segment(
-            self._model, picture, _labelled, deadline_s=deadline_s
-        ) as labelled:
-            return labelled
-
-
-def _labelled(segmentation: Segmentation) -> LabelledPicture:
-    timings_ms = {
-        name.removesuffix("_s"): round(1e3 * seconds, 3)
-        for name, seconds in asdict(segmentation.timings).items()
-    }
-    return LabelledPicture(segmentation.label_map, segmentation.inference_size, timings_ms)
 
 
 class TileLabeler:

@@ -18,8 +18,9 @@ from model.evaluation.report import ShownImage
 from model.evaluation.resampling import PixelArray
 from model.labels import ClassPalette
 from service.core.errors import ConflictError, ModelOutputInvalidError, NotFoundError
-from service.core.jobs.evaluation_job import EvaluationJob, JsonObject
+from service.core.jobs.evaluation_job import EvaluationRequest
 from service.core.jobs.evaluation_steps import Datasets, picture_name, without_root
+from service.core.jobs.job import JsonObject
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
@@ -76,13 +77,13 @@ class EvaluatedPictures:
             ModelOutputInvalidError: the network returns scores that are not finite.
         """
         entry = self._entry(job_id, index)
-        job = self._submission.jobs.get_job(job_id)
-        version = job.request.version
+        request = self._submission.jobs.get_job(job_id).request
+        version = request.version
         if not self._host.has(version):
             raise ConflictError(f"{version} is not loaded here: load it, then open its pictures")
         with self._host.hold_loaded(version) as served:
             try:
-                return self._answered(served, job, entry)
+                return self._answered(served, request, entry)
             except model_errors.ModelOutputError as error:
                 raise ModelOutputInvalidError(str(error)) from error
 
@@ -93,8 +94,10 @@ class EvaluatedPictures:
                 return dict(entry)
         raise NotFoundError(f"the evaluation has scored no picture {index}")
 
-    def _answered(self, served: LoadedModel, job: EvaluationJob, entry: JsonObject) -> EvaluatedPicture:
-        request, index = job.request, entry["index"]
+    def _answered(
+        self, served: LoadedModel, request: EvaluationRequest, entry: JsonObject
+    ) -> EvaluatedPicture:
+        index = entry["index"]
         pictures = self._opened(request.dataset, request.split)
         if not (index < len(pictures) and picture_name(pictures, index) == entry["name"]):
             raise ConflictError(f"the list of {request.dataset} {request.split} has changed: evaluate again")

@@ -15,9 +15,6 @@ from service.http_api.edge import HttpEdge
 from service.http_api.foundation import problem_app
 from service.telemetry import Metrics
 
-ADMIN_PREFIX = "/admin/v1"
-"""Prefix of every path here except that of the metrics."""
-
 
 def create_admin_app(
     routers: Iterable[APIRouter],
@@ -30,7 +27,7 @@ def create_admin_app(
     """Return the application.
 
     Args:
-        routers: their paths begin with ``ADMIN_PREFIX``.
+        routers: their paths begin with ``/admin/v1``, except that of the metrics.
         policy: conditions on each request.
         lifecycle: of the process.
         metrics: counts the answers.

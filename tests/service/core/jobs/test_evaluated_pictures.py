@@ -24,8 +24,10 @@ from service.core.device.engine import EngineOptions
 from service.core.device.in_process import InProcessRunner
 from service.core.errors import ConflictError, NotFoundError
 from service.core.jobs.evaluated_pictures import EvaluatedPictures
-from service.core.jobs.evaluation_job import JobState
+from service.core.jobs.evaluation_job import EvaluationRequest, EvaluationResult
 from service.core.jobs.evaluation_steps import Datasets, EvaluationSteps
+from service.core.jobs.job import JobState, JsonObject
+from service.core.jobs.job_models import JobModels
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
@@ -39,7 +41,7 @@ class Evaluated:
     """A job that has ended, its data set, and the host of its model."""
 
     pictures: EvaluatedPictures
-    jobs: FakeJobs
+    jobs: FakeJobs[EvaluationRequest, EvaluationResult]
     registry: ModelRegistry
     host: ModelHost
     folder: Path
@@ -67,14 +69,16 @@ def evaluated(tmp_path: Path) -> Iterator[Evaluated]:
     registry = ModelRegistry(tmp_path / "registry")
     registry.publish(write_pooling_artifact(tmp_path / "artifact", seed=1).folder, MODEL)
     file = write_dataset(tmp_path / "noise", IMAGES)
-    jobs, datasets = FakeJobs(), Datasets({"noise": file})
+    jobs: FakeJobs[EvaluationRequest, EvaluationResult] = FakeJobs()
+    datasets = Datasets({"noise": file})
     with open_host(registry, tmp_path / "cache") as host, ThreadPoolExecutor(2) as pool:
         submission = EvaluationSubmission(jobs, registry, {"noise"})
         job = submission.submit_evaluation(model=MODEL, dataset="noise", split="val", protocol="ss")
-        environment = {"processor": "made up", "versions": {}}
-        work = EvaluationSteps(lambda: nullcontext(host), registry, datasets, pool, environment=environment)
+        environment: JsonObject = {"processor": "made up", "versions": {}}
+        models = JobModels(lambda: nullcontext(host), registry, environment=environment)
+        work = EvaluationSteps(models, registry, datasets, pool)
         plan = work.plan_job(job.request)
-        counts = [work.count_images(job.request, plan, range(IMAGES))]
+        counts = [work.process_images(job.request, plan, range(IMAGES))]
         result = work.finish_job(job.id, job.request, plan, counts, confirm=lambda: None)
         jobs.move(job.id, state=JobState.SUCCEEDED, done=IMAGES, total=IMAGES, result=result)
         pictures = EvaluatedPictures(submission, datasets, host)
