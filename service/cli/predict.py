@@ -24,7 +24,7 @@ from model.pictures.image import ImageLimits
 from model.pictures.local_image import LocalImage, decode_local_image
 from model.pictures.preprocess import size_of
 from service.cli.extras import import_cameras
-from service.cli.labelers import Labeler, LabelledPicture, open_labeler, tile_protocol
+from service.cli.labelers import Labeler, LabelledPicture, open_labeler
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
 from service.cli.mask_rendering import Output, mask_png
 from service.cli.notes import FULL_BITS, LEAST_BITS, picture_notes
@@ -32,6 +32,7 @@ from service.cli.picture_files import PredictPlan, PredictTask, is_film, not_tak
 from service.client.errors import SourceError
 from service.core.errors import InvalidArgumentError, ServiceError
 from service.core.pictures import codec
+from service.core.pictures.passes import tile_protocol
 from service.core.pictures.picture import IMAGE_ERRORS
 
 Entry = dict[str, Any]
@@ -72,7 +73,8 @@ def predict(
         typer.Option(
             metavar="N",
             min=32,
-            help="Label large pictures at full detail, in tiles of NxN pixels. Default: they are reduced.",
+            help="Label pictures at full detail, in tiles of NxN pixels. Default: large ones are reduced. "
+            "With 1024 the masks are those of detail=full over HTTP.",
         ),
     ] = None,
     overlap: Annotated[

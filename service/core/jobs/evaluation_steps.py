@@ -334,7 +334,7 @@ class EvaluationSteps:
             if self._stopping.is_set():
                 raise JobInterruptedError
             deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
-            return served.infer(images_NHW3, deadline_s=deadline_s).result()
+            return served.infer(images_NHW3, deadline_s=deadline_s).result().raw_NKhw
 
         protocol = find_protocol(request.protocol)
         return PictureScorer(served.manifest, protocol, pictures.spec.palette, [infer])
