@@ -32,7 +32,7 @@ from model.artifacts.storage import Storage, StoredObject
 from model.labels import ClassPalette, UInt8Array
 from model.pictures.image import ImageLimits, decode_image
 from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
-from service.core.errors import ConflictError, NotFoundError, ServiceError
+from service.core.errors import BusyError, ConflictError, NotFoundError, ServiceError
 from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobState
 from service.core.keys.access_key import AccessKey
 from service.core.keys.key_ring import KeyRing
@@ -260,6 +260,7 @@ class FakeJobs:
     def __init__(self) -> None:
         self.known: dict[str, EvaluationJob] = {}
         self.failure: ServiceError | None = None
+        self.cancelling_fails = False
         self._keys: dict[str, str] = {}
 
     def enqueue_job(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
@@ -287,6 +288,8 @@ class FakeJobs:
         return tuple(reversed(self.known.values()))
 
     def cancel_job(self, job_id: str) -> EvaluationJob:
+        if self.cancelling_fails:
+            raise BusyError("the jobs database does not answer")
         if not self.get_job(job_id).state.is_final:
             self.move(job_id, state=JobState.CANCELLED)
         return self.get_job(job_id)

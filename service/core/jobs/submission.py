@@ -82,7 +82,7 @@ class EvaluationSubmission:
             BusyError: the jobs database does not answer.
             StorageFullError: there is no space for the job.
         """
-        if key is not None and (job := self._find_by_key(key)) is not None:
+        if (job := self.find_submitted(key)) is not None:
             if job.request.client_fields != (model, dataset, split, protocol, skip_broken):
                 raise ConflictError("this Idempotency-Key was used for another request")
             return job
@@ -98,6 +98,19 @@ class EvaluationSubmission:
         version, precision = self._resolve(model)
         request = JobRequest(version, dataset, split, protocol, skip_broken, model, precision)
         return self.jobs.enqueue_job(request, key=key)
+
+    def find_submitted(self, key: str | None) -> EvaluationJob | None:
+        """Return the job that was queued with a key of a client; None = there is none, or no key.
+
+        Raises:
+            InvalidArgumentError: the key is malformed.
+            BusyError: the jobs database does not answer.
+        """
+        if key is None:
+            return None
+        if not _is_key(key):
+            raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
+        return self.jobs.find_by_key(key)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -130,11 +143,6 @@ class EvaluationSubmission:
         if report is None:
             raise NotFoundError(f"there is no report: the job is {job.state}")
         return report
-
-    def _find_by_key(self, key: str) -> EvaluationJob | None:
-        if not _is_key(key):
-            raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
-        return self.jobs.find_by_key(key)
 
     def _resolve(self, reference: str) -> tuple[ModelVersion, Precision | None]:
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from model.evaluation.protocols import PROTOCOLS
 from service.core.deadline import within
 from service.core.errors import BusyError, InvalidArgumentError
-from service.core.jobs.evaluation_job import EvaluationJob, JobState
+from service.core.jobs.evaluation_job import EvaluationJob, JobState, JsonObject
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.readiness import Readiness
 from service.http_api.admin.audit import note_change
@@ -24,7 +25,7 @@ from service.http_api.segment.body import read_document
 
 PREFIX = "/admin/v1/evaluations"
 
-_PATIENCE_S = 10.0
+_DATABASE_TIMEOUT_S = 10.0
 """Longest wait for the jobs database, in seconds: another process can lock a file for half a minute."""
 
 _LOOK_S = 0.5
@@ -92,28 +93,28 @@ class ChoicesDocument(BaseModel):
 class _EvaluationHandlers:
     """Calls the blocking functions of the jobs in threads."""
 
-    def __init__(self, desk: EvaluationSubmission, pool: Executor) -> None:
-        self.desk = desk
+    def __init__(self, submission: EvaluationSubmission, pool: Executor) -> None:
+        self.submission = submission
         self._pool = pool
 
     async def call(self, function: Callable[[], T]) -> T:
-        async with within(_PATIENCE_S, lambda: BusyError("the jobs database does not answer")):
+        async with within(_DATABASE_TIMEOUT_S, lambda: BusyError("the jobs database does not answer")):
             return await asyncio.wrap_future(self._pool.submit(function))
 
     async def get(self, job_id: str) -> EvaluationJob:
-        return await self.call(lambda: self.desk.jobs.get_job(job_id))
+        return await self.call(lambda: self.submission.jobs.get_job(job_id))
 
 
-def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Readiness) -> APIRouter:
+def evaluations_router(submission: EvaluationSubmission, pool: Executor, lifecycle: Readiness) -> APIRouter:
     """Return the routes of the evaluation jobs.
 
     Args:
-        desk: submits and shows jobs; its functions block.
+        submission: submits and shows jobs; its functions block.
         pool: threads for these; the caller closes it.
         lifecycle: of the process; event streams end when it ends.
     """
     router = APIRouter(prefix=PREFIX, tags=["evaluations"])
-    clerk = _EvaluationHandlers(desk, pool)
+    handlers = _EvaluationHandlers(submission, pool)
 
     @router.post(
         "",
@@ -133,33 +134,35 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
         """
         wanted = await read_document(request, SubmissionDocument)
         key = _idempotency_key(request)
-        job = await clerk.call(lambda: desk.submit_evaluation(**wanted.model_dump(), key=key))
-        note_change(request, before=None, after={"id": job.id, "state": job.state})
+        with _noted_if_unknown(request, before=None):
+            earlier = await handlers.call(lambda: submission.find_submitted(key))
+            job = await handlers.call(lambda: submission.submit_evaluation(**wanted.model_dump(), key=key))
+        note_change(request, before=_noted(earlier), after=_noted(job))
         response.headers["Location"] = f"{PREFIX}/{job.id}"
         return evaluation_document(job)
 
     @router.get(":choices")
     async def choices() -> ChoicesDocument:
         """List what a job can name: data sets and protocols."""
-        return ChoicesDocument(datasets=list(desk.datasets), protocols=list(PROTOCOLS))
+        return ChoicesDocument(datasets=list(submission.datasets), protocols=list(PROTOCOLS))
 
     @router.get("")
     async def list_evaluations() -> EvaluationListDocument:
         """List all jobs, the newest first."""
-        jobs = await clerk.call(desk.jobs.list_jobs)
+        jobs = await handlers.call(submission.jobs.list_jobs)
         return EvaluationListDocument(evaluations=[evaluation_document(job) for job in jobs])
 
     @router.get("/{job_id}")
     async def show(job_id: str) -> EvaluationDocument:
         """Show a job."""
-        return evaluation_document(await clerk.get(job_id))
+        return evaluation_document(await handlers.get(job_id))
 
     @router.get("/{job_id}/events", response_class=StreamingResponse)
     async def events(job_id: str) -> StreamingResponse:
         """Stream the changes of a job as server-sent events `evaluation`, until it ends."""
-        first = await clerk.get(job_id)
+        first = await handlers.get(job_id)
         return StreamingResponse(
-            _events(clerk, first, lifecycle),
+            _events(handlers, first, lifecycle),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store"},
         )
@@ -167,24 +170,40 @@ def evaluations_router(desk: EvaluationSubmission, pool: Executor, lifecycle: Re
     @router.get("/{job_id}/report", response_class=Response)
     async def report(job_id: str) -> Response:
         """Return the report as one HTML page."""
-        page = await clerk.call(lambda: desk.report_page(job_id))
+        page = await handlers.call(lambda: submission.report_page(job_id))
         return Response(page, media_type="text/html", headers=_REPORT_HEADERS)
 
     @router.get("/{job_id}/scores", response_class=Response)
     async def scores(job_id: str) -> Response:
         """Return the report as JSON: classes with intervals, confusion matrix, score of each picture."""
-        document = await clerk.call(lambda: desk.report_document(job_id))
+        document = await handlers.call(lambda: submission.report_document(job_id))
         return Response(document, media_type="application/json")
 
     @router.delete("/{job_id}", status_code=202)
     async def cancel(request: Request, job_id: str) -> EvaluationDocument:
         """Cancel a job before its next step; a job that has ended does not change."""
-        before = await clerk.get(job_id)
-        after = await clerk.call(lambda: desk.jobs.cancel_job(job_id))
-        note_change(request, before={"state": before.state}, after={"state": after.state})
+        before = await handlers.get(job_id)
+        with _noted_if_unknown(request, before=_noted(before)):
+            after = await handlers.call(lambda: submission.jobs.cancel_job(job_id))
+        note_change(request, before=_noted(before), after=_noted(after))
         return evaluation_document(after)
 
     return router
+
+
+def _noted(job: EvaluationJob | None) -> JsonObject | None:
+    """Return what the audit log says of a job."""
+    return None if job is None else {"id": job.id, "state": job.state}
+
+
+@contextmanager
+def _noted_if_unknown(request: Request, *, before: JsonObject | None) -> Iterator[None]:
+    """Say in the audit log that a change may come about although the answer is 503."""
+    try:
+        yield
+    except BusyError:
+        note_change(request, before=before, after={"state": "unknown"})
+        raise
 
 
 def evaluation_document(job: EvaluationJob) -> EvaluationDocument:
@@ -215,12 +234,14 @@ def _idempotency_key(request: Request) -> str | None:
     return keys[0] if keys else None
 
 
-async def _events(clerk: _EvaluationHandlers, job: EvaluationJob, lifecycle: Readiness) -> AsyncIterator[str]:
+async def _events(
+    handlers: _EvaluationHandlers, job: EvaluationJob, lifecycle: Readiness
+) -> AsyncIterator[str]:
     yield _event(job)
     told_s = time.monotonic()
     while not (job.state.is_final or lifecycle.draining):
         await asyncio.sleep(_LOOK_S)
-        seen = await _look_again(clerk, job)
+        seen = await _look_again(handlers, job)
         if seen != job:
             yield _event(seen)
             job, told_s = seen, time.monotonic()
@@ -229,9 +250,9 @@ async def _events(clerk: _EvaluationHandlers, job: EvaluationJob, lifecycle: Rea
             told_s = time.monotonic()
 
 
-async def _look_again(clerk: _EvaluationHandlers, job: EvaluationJob) -> EvaluationJob:
+async def _look_again(handlers: _EvaluationHandlers, job: EvaluationJob) -> EvaluationJob:
     try:
-        return await clerk.get(job.id)
+        return await handlers.get(job.id)
     except BusyError:
         return job
 
