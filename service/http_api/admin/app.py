@@ -16,7 +16,8 @@ from service.http_api.foundation import problem_app
 from service.telemetry import Metrics
 
 ADMIN_PREFIX = "/admin/v1"
-"""Prefix of every path here except that of the metrics."""
+"""Prefix of the paths of administration. Others are ``/metrics``, the files of the page, and
+``/v2/repository`` of the Open Inference Protocol."""
 
 
 def create_admin_app(
@@ -30,7 +31,7 @@ def create_admin_app(
     """Return the application.
 
     Args:
-        routers: their paths begin with ``ADMIN_PREFIX``.
+        routers: of administration (``ADMIN_PREFIX``), metrics, model repository and page.
         policy: conditions on each request.
         lifecycle: of the process.
         metrics: counts the answers.
@@ -38,7 +39,7 @@ def create_admin_app(
     """
     app = problem_app(
         title="BiSeNet segmentation service: administration",
-        description="Every request needs `Authorization: Bearer TOKEN`.",
+        description="Every request needs `Authorization: Bearer TOKEN`, except those for files of the page.",
     )
     for router in routers:
         app.include_router(router)
