@@ -242,7 +242,7 @@ class EvaluationSteps:
         def infer(images_NHW3: PixelArray) -> Float32Array:
             self._models.check_not_stopping()
             deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
-            return served.infer(images_NHW3, deadline_s=deadline_s).result()
+            return served.infer(images_NHW3, deadline_s=deadline_s).result().raw_NKhw
 
         protocol = find_protocol(request.protocol)
         return PictureScorer(served.manifest, protocol, pictures.spec.palette, [infer])
