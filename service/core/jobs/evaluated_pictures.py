@@ -104,7 +104,8 @@ class EvaluatedPictures:
         palette = pictures.spec.palette
 
         def infer(images_NHW3: PixelArray) -> Float32Array:
-            return served.infer(images_NHW3, deadline_s=time.monotonic() + _BATCH_TIMEOUT_S).result()
+            deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
+            return served.infer(images_NHW3, deadline_s=deadline_s).result().raw_NKhw
 
         try:
             check_same_classes(str(served.version), served.manifest.palette, request.dataset, palette)
