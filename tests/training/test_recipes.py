@@ -108,6 +108,7 @@ def test_the_light_recipe_spares_its_backbone_and_looks_for_rare_things_as_other
     assert (config.optimizer.lr, config.optimizer.backbone_lr_factor) == (2e-3, 0.25)
     assert config.augment.rare.classes == ("pole", "sign", "fence", "pedestrian", "bicyclist")
     assert config.augment.photometric.share > 0
+    assert (config.loss.class_weight_base, config.loss.dice) == (0, 1.0)
 
 
 def served(artifact: Path, name: str, pictures: Path, folder: Path) -> tuple[int, int]:
