@@ -5,29 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from protocol_checks import MANY, MODEL, TOO_MANY, Checks, Site, described_site, is_jpeg
+from protocol_checks import MANY, MODEL, Checks, Site, described_site, is_jpeg
+from triton_checks import Tensors, check_awaiting, check_labels, check_refusals
 from tritonclient import http
 from tritonclient.http import aio
 from tritonclient.utils import InferenceServerException
 
-
-def files(picture: bytes, count: int) -> list[http.InferInput]:
-    """Return the input: the same file several times."""
-    tensor = http.InferInput("image", [count], "BYTES")
-    tensor.set_data_from_numpy(np.array([picture] * count, dtype=np.object_))
-    return [tensor]
-
-
-def pixels(images_NHW3: np.ndarray) -> list[http.InferInput]:
-    """Return the input: raw pixels."""
-    tensor = http.InferInput("image", list(images_NHW3.shape), "UINT8")
-    tensor.set_data_from_numpy(images_NHW3)
-    return [tensor]
-
-
-def labels(*names: str) -> list[http.InferRequestedOutput]:
-    """Return outputs that are asked for."""
-    return [http.InferRequestedOutput(name) for name in names or ("labels",)]
+TENSORS = Tensors(http)
 
 
 def blocking(site: Site, checks: Checks) -> None:
@@ -44,26 +28,21 @@ def blocking(site: Site, checks: Checks) -> None:
         checks.equal(client.get_model_config(MODEL)["name"], MODEL)
         index = client.get_model_repository_index()
         checks.equal([(one["name"], one["version"], one["state"]) for one in index], [(MODEL, "1", "READY")])
-        for count in (1, MANY):
-            result = client.infer(MODEL, files(site.picture, count), outputs=labels())
-            checks.equal(result.as_numpy("labels"), np.stack([site.labels_HW] * count))
+        check_labels(client, TENSORS, site, checks)
+        files, labels = TENSORS.files(site.picture, 1), TENSORS.outputs()
         for algorithm in ("gzip", "deflate"):
-            result = client.infer(
-                MODEL, files(site.picture, 1), outputs=labels(), request_compression_algorithm=algorithm
-            )
+            result = client.infer(MODEL, files, outputs=labels, request_compression_algorithm=algorithm)
             checks.equal(result.as_numpy("labels")[0], site.labels_HW)
-        result = client.infer(MODEL, pixels(site.pixels_HW3[np.newaxis]), outputs=labels(), request_id="r-7")
-        checks.equal(result.as_numpy("labels")[0], site.labels_HW)
-        checks.equal(result.get_response()["id"], "r-7")
-        result = client.infer(MODEL, files(site.picture, 2))  # all outputs
+        result = client.infer(MODEL, TENSORS.files(site.picture, 2))  # the default outputs
         checks.equal(result.as_numpy("class_pixels")[1].sum(), site.labels_HW.size)
         checks.true(is_jpeg(result.as_numpy("overlay_jpeg")[1]))
-        as_json = [http.InferRequestedOutput("labels", binary_data=False)]
-        result = client.infer(MODEL, files(site.picture, 1), outputs=as_json, priority=1, timeout=20_000_000)
+        as_json = TENSORS.outputs("labels", "confidence", binary_data=False)
+        result = client.infer(MODEL, files, outputs=as_json, priority=1, timeout=20_000_000)
         checks.equal(result.as_numpy("labels")[0], site.labels_HW)
-        body, json_length = client.generate_request_body(files(site.picture, 1), outputs=labels())
+        checks.true(0 < result.as_numpy("confidence").max() <= 1)
+        body, json_length = client.generate_request_body(files, outputs=labels)
         checks.true(json_length is not None and len(body) > len(site.picture))
-        pending = [client.async_infer(MODEL, files(site.picture, 1), outputs=labels()) for _ in range(8)]
+        pending = [client.async_infer(MODEL, files, outputs=labels) for _ in range(8)]
         checks.true(
             all(np.array_equal(one.get_result().as_numpy("labels")[0], site.labels_HW) for one in pending)
         )
@@ -76,23 +55,12 @@ def blocking(site: Site, checks: Checks) -> None:
 
 def refusals(client: http.InferenceServerClient, site: Site, checks: Checks) -> None:
     """See the client's own exception with the service's text."""
-    refused = InferenceServerException
-    checks.refused(
-        lambda: client.infer("nobody", files(site.picture, 1)), refused, "no model 'nobody' is served"
-    )
-    checks.refused(lambda: client.infer(MODEL, files(b"GIF89a", 1)), refused, "JPEG, PNG or WebP")
-    checks.refused(
-        lambda: client.infer(MODEL, pixels(np.zeros((1, 4, 4, 4), np.uint8))), refused, "[N, H, W, 3]"
-    )
-    checks.refused(lambda: client.infer(MODEL, files(site.picture, TOO_MANY)), refused, "64 pictures")
-    checks.refused(
-        lambda: client.infer(MODEL, files(site.picture, 1), outputs=labels("depth")),
-        refused,
-        "no output 'depth'",
-    )
-    checks.refused(lambda: client.infer(MODEL, files(site.picture, 1), timeout=1), refused, "deadline")
-    checks.refused(lambda: client.get_model_metadata("nobody"), refused, "no model 'nobody' is served")
-    checks.refused(lambda: client.load_model(MODEL), refused, "nothing at this path")
+    check_refusals(client, TENSORS, site, checks)
+    for call, words in (
+        (lambda: client.get_model_metadata("nobody"), "no model 'nobody' is served"),
+        (lambda: client.load_model(MODEL), "nothing at this path"),
+    ):
+        checks.refused(call, InferenceServerException, words)
 
 
 def repository(site: Site, checks: Checks) -> None:
@@ -109,15 +77,7 @@ def repository(site: Site, checks: Checks) -> None:
 
 async def awaiting(site: Site, checks: Checks) -> None:
     """Use the client for asyncio."""
-    async with aio.InferenceServerClient(site.http) as client:
-        checks.true(await client.is_server_ready())
-        for count in (1, MANY):
-            result = await client.infer(MODEL, files(site.picture, count), outputs=labels())
-            checks.equal(result.as_numpy("labels"), np.stack([site.labels_HW] * count))
-        try:
-            await client.infer(MODEL, files(b"", 1))
-        except InferenceServerException as error:
-            checks.said(error, "there are no bytes")
+    await check_awaiting(aio.InferenceServerClient(site.http), TENSORS, site, checks)
 
 
 if __name__ == "__main__":
