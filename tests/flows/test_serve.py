@@ -28,7 +28,8 @@ START_PATIENCE_S = 120.0  # the first start compiles; a successful test takes le
 def environment(
     tiny_registry: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    return serving_environment(tiny_registry, shared_cache, tmp_path_factory.mktemp("home"), "tiny")
+    environment = serving_environment(tiny_registry, shared_cache, tmp_path_factory.mktemp("home"), "tiny")
+    return environment | {"BISENET_MODELS__PRECISION": "auto"}  # as users start it
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +204,8 @@ def test_a_taken_port_is_named(environment: dict[str, str]) -> None:
 def test_a_model_that_is_not_there_is_named(environment: dict[str, str]) -> None:
     with listen("127.0.0.1", 0) as holder:  # it is told before any port is asked for
         port = str(holder.getsockname()[1])
-        done = run(environment, "serve", "--http-port", port, "--model", "nobody")
-    assert (done.returncode, done.stderr) == (2, "error: models.serve: no model 'nobody'\n")
+        done = run(environment, "serve", "--http-port", port, "--model", "missing")
+    assert (done.returncode, done.stderr) == (2, "error: models.serve: no model 'missing'\n")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,14 @@ from training.errors import ConfigError, ResumeError
 from training.optimisation.distillation import Teacher
 from training.run.checkpoint import CheckpointFolder
 from training.run.finetune import FinetuneSource, adopt, find_artifact, find_source
-from training.run.finish import draw_samples, finish, measure_costs
+from training.run.finish import (
+    draw_crops,
+    draw_samples,
+    finish,
+    measure_costs,
+    write_interim_report,
+)
+from training.run.hardware import hardware
 from training.run.progress import RunLog, open_tensorboard
 from training.run.publish import NO_OPENVINO, RunProvenance, code_version
 from training.run.stop_signals import StopRequest
@@ -175,8 +182,16 @@ class _Start:
             on_validation=lambda step, network: draw_samples(trainer, self.options.out, step, network),
         )
         code = code_version()
+        palette = data.spec.palette
         self.log.write(
-            "start", data.summary, command=self.options.command, code=code, config=plain(self.config)
+            "start",
+            data.summary,
+            command=self.options.command,
+            code=code,
+            config=plain(self.config),
+            hardware=hardware(device=data.device, processes=self.ranks.world),
+            pictures={"training": len(data.train.names), "validation": len(data.val.names)},
+            classes=dict(zip(palette.names, palette.colors, strict=True)),
         )
         if find_spec("openvino") is None:
             self.log.say(f"this run will end with its last checkpoint: {NO_OPENVINO}")
@@ -191,12 +206,15 @@ class _Start:
             self._adopt(trainer, source)
             trainer.started_from = self.options.finetune_from
             trainer.finetuned_from = source.origin
+        draw_crops(trainer, self.options.out)
         origin = RunProvenance(self.options.command, code, trainer.finetuned_from)
         if trainer.budget is not None:
             trainer.costs = measure_costs(trainer, origin)
         finished = trainer.run(stop)
         if finished:
             finish(trainer, origin, self.options.out)
+        elif self.ranks.is_first:
+            write_interim_report(trainer, self.options.out)
         return finished
 
     def _check_all_found_the_same(self, device: torch.device) -> None:

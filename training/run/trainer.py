@@ -291,6 +291,7 @@ class Trainer:
             step=position.step,
             miou=miou,
             pixel_accuracy=scores.matrix.pixel_accuracy,
+            loss=scores.loss,
             iou=dict(zip(palette.names, scores.matrix.iou, strict=True)),
         )
         self._judge(miou or 0.0)

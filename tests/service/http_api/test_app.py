@@ -183,7 +183,7 @@ async def test_probes_follow_the_life_of_the_process() -> None:
 
 
 async def test_a_worker_that_is_gone_is_no_model_that_is_being_loaded(site: Site) -> None:
-    site.host._worker.on_worker_lost([], [], retry_after_s=1.0)
+    site.host._dispatcher.on_worker_lost([], [], retry_after_s=1.0)
     response = await site.client.get("/readyz")
     assert (response.status_code, response.json()["code"]) == (503, "no_worker")
 

@@ -27,7 +27,7 @@ FULL_BATCH_S = 0.010 + 0.002 * 16
 PEAK = 16 / FULL_BATCH_S
 """Pictures a second when all batches are full."""
 
-SEEDS = 2_000
+SEEDS = 500
 MANY_SEEDS = 100_000
 BLOCK = 250
 

@@ -21,7 +21,7 @@ from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.protocol import GuardedConfig, GuardedProtocol
 from service.http_api.connection.server import HttpServer, listen
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 
 PICTURE = encoded(np.zeros((32, 32, 3), np.uint8))
 HOST = b"Host: localhost\r\n"
