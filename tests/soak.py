@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import httpx2
 import numpy as np
 from fakes import PATIENCE_S
 from http_site import encoded
@@ -324,7 +325,11 @@ class Soak:
 
     def _swap(self) -> None:
         self._version = 3 - self._version
-        status = promote(self._site, self._version)
+        try:
+            status = promote(self._site, self._version)
+        except httpx2.TransportError as error:
+            self._count(f"swap: {type(error).__name__}", is_right=False)
+            return
         self._count("swap" if status == 200 else f"swap: {status}", is_right=status == 200)
 
 
