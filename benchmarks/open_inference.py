@@ -18,7 +18,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,7 +25,7 @@ import grpc
 import numpy as np
 import uvloop
 
-from benchmarks.command_line import make_parser, parse_if_idle
+from benchmarks.command_line import add_model_and_pictures, make_parser, parse_if_idle
 from model.pictures.image import decode_image
 from service.cli.bench.http_target import HttpTarget
 from service.cli.bench.load import RefusedError, Send, closed_loop, figures_of
@@ -82,10 +81,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", default="camvid@2", help="name@version")
-    parser.add_argument("--precision", default="int8", help="of that version")
-    parser.add_argument("--size", default="512x1024", metavar="HxW", help="of the pictures")
-    parser.add_argument("--pictures", type=Path, help="a folder of pictures; else made-up ones")
+    add_model_and_pictures(parser)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each way in each round")
     parser.add_argument("--rounds", type=int, default=5)
     return parse_if_idle(parser)
