@@ -14,12 +14,11 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 
 import uvloop
 
-from benchmarks.command_line import make_parser, parse_if_idle
+from benchmarks.command_line import add_model_and_pictures, make_parser, parse_if_idle
 from service.cli.bench.http_target import HttpTarget
 from service.cli.bench.load_bench import make_load
 from service.cli.bench.own_service import own_service
@@ -59,10 +58,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", default="camvid@2", help="name@version")
-    parser.add_argument("--precision", default="int8", help="of that version")
-    parser.add_argument("--size", default="512x1024", metavar="HxW", help="of the pictures")
-    parser.add_argument("--pictures", type=Path, help="a folder of pictures; else made-up ones")
+    add_model_and_pictures(parser)
     parser.add_argument("--requests", type=int, default=60, help="of each way in each round")
     parser.add_argument("--rounds", type=int, default=5)
     return parse_if_idle(parser)

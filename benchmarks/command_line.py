@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import socket
+from pathlib import Path
 
 from service.machine import is_busy
 
@@ -15,6 +16,14 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="measure even though the machine is busy")
     return parser
+
+
+def add_model_and_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a served model, and the pictures that it is asked for."""
+    parser.add_argument("--model", default="camvid@2", help="name@version")
+    parser.add_argument("--precision", default="int8", help="of that version")
+    parser.add_argument("--size", default="512x1024", metavar="HxW", help="of the pictures")
+    parser.add_argument("--pictures", type=Path, help="a folder of pictures; else made-up ones")
 
 
 def parse_if_idle(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,48 +14,41 @@ from service.http_api.segment.routes import INFER_ROUTES
 
 _OPERATIONS = ("infer_by_model", "infer_by_version")
 _SUMMARIES = ("Infer with a model by name.", "Infer with one version of a model.")
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _list(items: Mapping[str, Any], **limits: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, **limits}
+
+
+def _object(*required: str, **properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
 _NAME = {"type": "string"}
 _PARAMETERS = {"type": "object", "additionalProperties": True}
-_SHAPE = {"type": "array", "items": {"type": "integer"}}
-_TENSOR = {
-    "type": "object",
-    "required": ["name", "shape", "datatype"],
-    "properties": {
-        "name": _NAME,
-        "shape": _SHAPE,
-        "datatype": _NAME,
-        "parameters": _PARAMETERS,
-        "data": {"type": "array", "items": {}},
-    },
-}
-_REQUEST = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "id": _NAME,
-        "parameters": _PARAMETERS,
-        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _TENSOR},
-        "outputs": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "properties": {"name": _NAME, "parameters": _PARAMETERS},
-            },
-        },
-    },
-}
-_RESPONSE = {
-    "type": "object",
-    "required": ["model_name", "model_version", "outputs"],
-    "properties": {
-        "model_name": _NAME,
-        "model_version": _NAME,
-        "id": _NAME,
-        "outputs": {"type": "array", "items": _TENSOR},
-    },
-}
-_FILE = {"schema": {"type": "string", "format": "binary"}}
+_TENSOR = _object(
+    *("name", "shape", "datatype"),
+    name=_NAME,
+    shape=_list({"type": "integer"}),
+    datatype=_NAME,
+    parameters=_PARAMETERS,
+    data=_list({}),
+)
+_REQUEST = _object(
+    "inputs",
+    id=_NAME,
+    parameters=_PARAMETERS,
+    inputs=_list(_TENSOR, minItems=1, maxItems=1),
+    outputs=_list(_object("name", name=_NAME, parameters=_PARAMETERS)),
+)
+_RESPONSE = _object(
+    *("model_name", "model_version", "outputs"),
+    model_name=_NAME,
+    model_version=_NAME,
+    id=_NAME,
+    outputs=_list(_TENSOR),
+)
 
 
 def describe_infer_routes(app: FastAPI) -> None:

@@ -148,34 +148,21 @@ async def _inflated(
     inflation.finish()
 
 
-async def read_document(request: Request, kind: type[DocumentT]) -> DocumentT:
+async def read_document(request: Request, kind: type[DocumentT], *, may_be_empty: bool = False) -> DocumentT:
     """Receive the small JSON document of a request.
 
     Args:
         request: its ``Content-Type`` is ignored.
         kind: type of the document; it should forbid extra fields.
+        may_be_empty: an empty body is the empty document.
 
     Raises:
         InvalidArgumentError: it is no JSON, or no such document; the message names the field.
         PayloadTooLargeError: it is larger than 64 KiB.
         RequestTooSlowError: it did not arrive in time.
     """
-    return _document(await _small_body(request), kind)
-
-
-async def read_optional_document(request: Request, kind: type[DocumentT]) -> DocumentT:
-    """Receive the small JSON document that a request may carry; an empty body is the empty document.
-
-    Args:
-        request: its ``Content-Type`` is ignored.
-        kind: what it must be; every field has a default.
-
-    Raises:
-        InvalidArgumentError: it is no JSON, or no such document; the message names the field.
-        PayloadTooLargeError: it is larger than 64 KiB.
-        RequestTooSlowError: it did not arrive in time.
-    """
-    return _document(await _small_body(request) or b"{}", kind)
+    data = await _small_body(request)
+    return _document(b"{}" if may_be_empty and not data else data, kind)
 
 
 async def _small_body(request: Request) -> bytes:
