@@ -4,12 +4,13 @@
 #   make test             install everything for development, run the tests (TESTS=tests/model to choose)
 #   make check            static: format, lint, types, layers
 #   make soak             the long and the destructive tests
+#   make guarantees       the tests of docs/reference/guarantees.md, with their results and the date written there
 #   make clients          clients of Triton, KServe, Hugging Face and OpenAPI, each with its own packages (ARGS=FOLDER)
 #   make browser          the page in a real browser (needs Debian's chromium)
 #   make fuzz             decode N mutated pictures (N=1000000)
 #   make bench            what this machine does with the shipped model
 #   make proto            write service/wire from proto/
-#   make reference        write docs/reference from the code: every setting, error code, metric and public name
+#   make reference        write docs/reference from the code: every setting, error code, metric, public name and guarantee
 #   make dashboards       write docker/grafana/dashboards from .ci/generate_dashboards.py
 #   make examples         run the programs and the notebook of examples
 #   make docs             build the documentation into build/site
@@ -34,7 +35,7 @@ BIN := $(VENV)/bin
 PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: serve test check format soak clients browser fuzz bench proto reference dashboards examples docs images sbom \
+.PHONY: serve test check format soak guarantees clients browser fuzz bench proto reference dashboards examples docs images sbom \
 	checkov compose-test train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
@@ -45,6 +46,10 @@ test: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(TESTS)
+
+guarantees: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m pytest -p guarantees -m guarantee $(TESTS) $(ARGS) || [ $$? = 1 ]
+	$(MAKE) reference
 
 # Their protobuf is older than the service's, and they want versions of it that differ.
 build/clients/triton/.installed: CLIENT = tritonclient[http,grpc]>=2.73,<3

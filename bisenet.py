@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": ("service.cli.predict", "predict", "Segment pictures without a server."),
     "evaluate": ("service.cli.evaluate", "evaluate", "Score a model on labelled pictures."),
     "train": ("training.cli", "train", "Train a model from a recipe or a configuration file."),
+    "report": ("training.cli", "report", "Watch a training run in a browser, and compare runs."),
     "dataset": ("training.cli", "dataset", "Look at a data set before anything is learned from it."),
     "worker": ("service.cli.worker", "worker", "Run evaluation jobs without frontends."),
     "jobs": ("service.cli.jobs", "app", "Submit, list, show and cancel evaluation jobs of a service."),

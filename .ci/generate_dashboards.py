@@ -186,8 +186,11 @@ MODELS = [
     ),
     Panel("Time to load a version", _quantiles("bisenet_model_load_seconds"), "s", width=12),
     Panel(
-        "Evaluation jobs",
-        [("max by (state) (bisenet_eval_jobsPICK})", "{{state}}")],
+        "Jobs",
+        [
+            ("max by (state) (bisenet_eval_jobsPICK})", "evaluations {{state}}"),
+            ("max by (state) (bisenet_predict_jobsPICK})", "bulk predictions {{state}}"),
+        ],
         width=12,
         meaning="Alerts: BisenetJobsStuck, BisenetJobFailed.",
     ),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write ``docs/reference``: every setting, error code, metric and public name, read from the code.
+"""Write ``docs/reference``: every setting, error code, metric, public name and guarantee, read from the code.
 
 .ci/generate_reference.py [ROOT]
 """
@@ -22,6 +22,9 @@ from service.http_api import problems
 from service.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+import guarantees  # noqa: E402 - the tests are no package
+
 PUBLIC_MODULES = {
     "Calling a service": (
         "service.client.http_client",
@@ -68,6 +71,7 @@ def pages() -> dict[str, str]:
         "errors.md": errors_page(),
         "metrics.md": metrics_page(),
         "python-api.md": python_api_page(),
+        "guarantees.md": guarantees.page(_NOTE),
     }
 
 

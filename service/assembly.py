@@ -73,15 +73,20 @@ def open_core(
         host = ModelHost(worker, metrics, tuning_of=tuning_of)
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
-        images = ImageLimits(limits.max_pixels, limits.max_side)
-        per_picture = SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
         load_kernels = partial(_load_kernels, settings.models.cache_folder)
-        yield Core(host, Segmenter(pool, per_picture, metrics, load_kernels))
+        yield Core(host, Segmenter(pool, segmenter_limits(settings), metrics, load_kernels))
 
 
 def _load_kernels(cache_folder: Path) -> None:
     """Load the kernels of tiles; a worker process compiled them when it loaded its first model."""
     network_passes.warm_up(private_folder(cache_folder / "numba"))
+
+
+def segmenter_limits(settings: Settings) -> SegmenterLimits:
+    """Return the limits of pictures of the settings."""
+    limits = settings.limits
+    images = ImageLimits(limits.max_pixels, limits.max_side)
+    return SegmenterLimits(images, limits.max_infer_pixels, limits.max_pixels_in_flight)
 
 
 def worker_process(

@@ -34,7 +34,7 @@ from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
 from service.core.readiness import Readiness
-from service.core.tls import TlsError
+from service.core.tls import CertificateFollower, TlsError
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
 from service.engines.choice import RACE_BUDGET_S
@@ -52,6 +52,7 @@ from service.http_api.admin.drain import drain_router
 from service.http_api.admin.evaluations import evaluations_router
 from service.http_api.admin.history import MetricsHistory, history_router
 from service.http_api.admin.metrics import metrics_router
+from service.http_api.admin.predictions import predictions_router
 from service.http_api.admin.tokens import TokenFileError, obtain_token
 from service.http_api.admin.versions import versions_router
 from service.http_api.app import HttpOptions, create_app
@@ -59,7 +60,7 @@ from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
 from service.http_api.open_inference.repository import repository_admin_router
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 from service.jobs import JobsService, open_jobs
 from service.log_stream import UnblockedStream
 from service.open_inference.inference import Inference
@@ -150,7 +151,7 @@ class Service:
                 return
 
     def start_jobs(self) -> None:
-        """Start evaluation jobs, after the models are loaded.
+        """Start jobs, after the models are loaded.
 
         Raises:
             JobsUnavailableError: the jobs database cannot be used, or another worker has this worker's name.
@@ -317,16 +318,25 @@ def _page_routers(page: Page | None, history: MetricsHistory) -> list[APIRouter]
 
 
 def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
-    return [] if jobs is None else [evaluations_router(jobs.submission, jobs.pool, lifecycle)]
+    if jobs is None:
+        return []
+    return [
+        evaluations_router(jobs.submission, jobs.pool, lifecycle),
+        predictions_router(jobs.predictions, jobs.pool, lifecycle),
+    ]
 
 
 async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Ready], None]) -> int:
     lifecycle, server = service.lifecycle, service.settings.server
     grpc_server = _grpc_server(service)
-    grpc_address = grpc_server.bind(server.host, server.grpc_port, server.tls.files)
+    tls = None if server.tls.files is None else CertificateFollower(server.tls.files)
+    grpc_address = grpc_server.bind(server.host, server.grpc_port, tls)
     frontends = Frontends(
-        [_http_server(service, service.app, listeners.http, _websocket_paths(service.settings)), grpc_server],
-        _http_server(service, service.admin_app, listeners.admin),
+        [
+            _http_server(service, service.app, listeners.http, tls, _websocket_paths(service.settings)),
+            grpc_server,
+        ],
+        _http_server(service, service.admin_app, listeners.admin, tls),
         lifecycle,
         lame_duck_s=server.lame_duck_s,
         grace_s=server.grace_s,
@@ -369,7 +379,11 @@ async def _serve(service: Service, listeners: Listeners, on_ready: Callable[[Rea
 
 
 def _http_server(
-    service: Service, app: ASGIApp, listener: socket.socket, websocket_paths: frozenset[str] = frozenset()
+    service: Service,
+    app: ASGIApp,
+    listener: socket.socket,
+    tls: CertificateFollower | None,
+    websocket_paths: frozenset[str] = frozenset(),
 ) -> HttpServer:
     server, limits = service.settings.server, service.settings.limits
     return HttpServer(
@@ -382,7 +396,7 @@ def _http_server(
             idle_timeout_s=limits.idle_timeout_s,
         ),
         metrics=service.metrics,
-        tls=None if server.tls.files is None else server.tls.files.http_context(),
+        tls=None if tls is None else tls.http_context(),
         websocket_paths=websocket_paths,
         max_message_bytes=limits.max_body_bytes + _FRAME_HEAD_BYTES,
     )

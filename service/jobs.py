@@ -1,4 +1,4 @@
-"""Assembles evaluation jobs from the settings: their database, what runs them, and what reports them."""
+"""Assembles jobs from the settings: their database, what runs them, and what reports them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from functools import partial
 import structlog
 
 from model.artifacts.registry import ModelRegistry
-from model.errors import DatasetError
-from service.assembly import engine_options, open_core, worker_process
+from model.decoding.kernels import keep_kernels_in
+from model.errors import DatasetError, RegistryUrlError
+from service.assembly import engine_options, open_core, segmenter_limits, worker_process
+from service.core.device.engine import private_folder
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.errors import ServiceError
-from service.core.jobs.evaluation_job import EvaluationJobs, JsonObject
+from service.core.jobs.evaluation_job import EVALUATIONS, EvaluationJobs
 from service.core.jobs.evaluation_steps import Datasets, EvaluationSteps
-from service.core.jobs.submission import EvaluationSubmission
+from service.core.jobs.job import JsonObject
+from service.core.jobs.job_models import JobModels
+from service.core.jobs.picture_stores import PictureStores
+from service.core.jobs.prediction_job import PREDICTIONS, PredictionJobs
+from service.core.jobs.prediction_steps import PredictionSteps
+from service.core.jobs.submission import EvaluationSubmission, PredictionSubmission
 from service.core.memory import limit_heaps
 from service.core.models.model_host import ModelHost
 from service.core.models.scoreboard import Scoreboard
@@ -55,8 +62,9 @@ class JobsService:
     Args:
         settings: of the service.
         database: prepared, and owned by this process if it runs jobs.
-        submission: queues jobs.
-        pool: threads that call ``submission``.
+        submission: queues evaluation jobs.
+        predictions: queues bulk predictions.
+        pool: threads that call these.
         stack: closes what ``start`` has started.
     """
 
@@ -65,10 +73,13 @@ class JobsService:
         settings: Settings,
         database: JobsDatabase,
         submission: EvaluationSubmission,
+        predictions: PredictionSubmission,
+        *,
         pool: Executor,
         stack: ExitStack,
     ) -> None:
         self.submission = submission
+        self.predictions = predictions
         self.pool = pool
         self._settings = settings
         self._database = database
@@ -90,7 +101,7 @@ class JobsService:
         if self._settings.jobs.mode == "embedded":
             open_host = partial(_host_of_jobs, self._settings, chooser, host)
             self._stack.enter_context(running_jobs(self._settings, self._database, open_host, registry))
-        reporter = JobsReporter(self.submission.jobs, scoreboard, metrics)
+        reporter = JobsReporter(self.submission.jobs, self.predictions.jobs, scoreboard, metrics)
         reporter.start()
         self._stack.callback(reporter.close)
 
@@ -102,13 +113,14 @@ def open_jobs(
     """Open the jobs database; yields None if jobs are off.
 
     Raises:
-        SettingsError: a configured data-set file is broken.
+        SettingsError: a configured data-set file is broken, or the URL of a source or target.
         JobsUnavailableError: the database cannot be used, or another process runs the jobs of its file.
     """
     if settings.jobs.mode == "off":
         yield None
         return
     datasets = _usable_datasets(settings, may_be_elsewhere=settings.jobs.mode == "external")
+    stores = _usable_stores(settings)
     database = jobs_database(settings)
     with ExitStack() as stack:
         if settings.jobs.mode == "embedded":
@@ -117,13 +129,14 @@ def open_jobs(
         client = stack.enter_context(open_client(database))
         pool = stack.enter_context(ThreadPoolExecutor(_SUBMISSION_THREADS, thread_name_prefix="submission"))
         submission = EvaluationSubmission(
-            DurableJobs(client),
+            DurableJobs(client, EVALUATIONS),
             registry,
             settings.datasets.keys(),
             check_split=datasets.check_split,
             choose=chooser.known,
         )
-        yield JobsService(settings, database, submission, pool, stack)
+        predictions = PredictionSubmission(DurableJobs(client, PREDICTIONS), stores, chooser.known)
+        yield JobsService(settings, database, submission, predictions, pool=pool, stack=stack)
 
 
 def run_jobs_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
@@ -134,13 +147,14 @@ def run_jobs_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> N
         on_ready: called with the name of this worker when it takes jobs.
 
     Raises:
-        SettingsError: a configured data-set file is broken.
+        SettingsError: a configured data-set file is broken, or the URL of a source or target.
         JobsUnavailableError: the jobs database cannot be used, or another process has it or this name.
         RegistryUrlError: the registry's URL names no store.
     """
     limit_heaps()
     configure_logging(LogOptions(settings.log.level, settings.log.format))
     _usable_datasets(settings, may_be_elsewhere=False)
+    _usable_stores(settings)
     stopped = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopped.set())
@@ -150,7 +164,12 @@ def run_jobs_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> N
         database.prepare()
         chooser = EngineChooser(settings, registry)
         core = stack.enter_context(open_core(settings, worker_process(settings), chooser.tuning))
-        stack.enter_context(running_jobs(settings, database, lambda: nullcontext(core.host), registry))
+
+        def open_host() -> AbstractContextManager[ModelHost]:
+            _keep_kernels(settings)
+            return nullcontext(core.host)
+
+        stack.enter_context(running_jobs(settings, database, open_host, registry))
         on_ready(worker_id(settings))
         stopped.wait()
 
@@ -165,7 +184,7 @@ def running_jobs(
     """Run jobs of a prepared database as long as the context lasts.
 
     Args:
-        settings: data sets, engine, and name of this worker.
+        settings: data sets, sources, targets, engine, and name of this worker.
         database: prepared, and owned by this process if it is a file.
         open_host: opens the models when there are jobs.
         registry: models and reports.
@@ -178,13 +197,15 @@ def running_jobs(
         _COUNTING_THREADS, thread_name_prefix="counting", initializer=yield_to_others
     ) as pool:
         datasets = Datasets(settings.datasets)
-        steps = EvaluationSteps(open_host, registry, datasets, pool, environment=environment)
+        models = JobModels(open_host, registry, environment=environment)
+        evaluations = EvaluationSteps(models, registry, datasets, pool)
+        predictions = PredictionSteps(models, _usable_stores(settings), pool, segmenter_limits(settings))
         options = WorkerOptions(worker_id(settings), environment, grace_s=_GRACE_S)
         try:
-            with run_jobs(database, steps, options):
+            with run_jobs(database, [evaluations, predictions], options):
                 yield
         finally:
-            steps.close()
+            models.close()
 
 
 def _usable_datasets(settings: Settings, *, may_be_elsewhere: bool) -> Datasets:
@@ -205,6 +226,20 @@ def _usable_datasets(settings: Settings, *, may_be_elsewhere: bool) -> Datasets:
     return datasets
 
 
+def _usable_stores(settings: Settings) -> PictureStores:
+    """Return the configured sources and targets.
+
+    Raises:
+        SettingsError: a URL names no folder or bucket.
+    """
+    stores = PictureStores(settings.sources, settings.targets)
+    try:
+        stores.check_urls()
+    except RegistryUrlError as error:
+        raise SettingsError(str(error)) from error
+    return stores
+
+
 @contextmanager
 def _host_of_jobs(settings: Settings, chooser: EngineChooser, served: ModelHost) -> Iterator[ModelHost]:
     """Open the models of embedded jobs: on a GPU the served ones, on a CPU those of a process for jobs.
@@ -212,6 +247,7 @@ def _host_of_jobs(settings: Settings, chooser: EngineChooser, served: ModelHost)
     A batch cannot be interrupted, and on a CPU a batch of a job takes longer than most requests. A process
     with low priority is interrupted by the system instead.
     """
+    _keep_kernels(settings)
     if engine_options(settings).device != "cpu":
         yield served
         return
@@ -219,6 +255,11 @@ def _host_of_jobs(settings: Settings, chooser: EngineChooser, served: ModelHost)
     runner = worker_process(settings, niceness=_JOBS_NICENESS, timeouts=timeouts)
     with open_core(settings, runner, chooser.tuning) as core:
         yield core.host
+
+
+def _keep_kernels(settings: Settings) -> None:
+    """Keep the kernels that count pictures in the cache folder: an installation may be read-only."""
+    keep_kernels_in(private_folder(settings.models.cache_folder / "numba"))
 
 
 def jobs_database(settings: Settings) -> JobsDatabase:
@@ -253,13 +294,17 @@ class JobsReporter:
     """Updates metrics and scoreboard with the states and results of all jobs, every few seconds, in a thread.
 
     Args:
-        jobs: of the service.
+        jobs: evaluations of the service.
+        predictions: bulk predictions of the service.
         scoreboard: refreshed for models with new results.
         metrics: gets states and scores.
     """
 
-    def __init__(self, jobs: EvaluationJobs, scoreboard: Scoreboard, metrics: Metrics) -> None:
+    def __init__(
+        self, jobs: EvaluationJobs, predictions: PredictionJobs, scoreboard: Scoreboard, metrics: Metrics
+    ) -> None:
         self._jobs = jobs
+        self._predictions = predictions
         self._scoreboard = scoreboard
         self._metrics = metrics
         self._reported: set[str] = set()
@@ -283,6 +328,7 @@ class JobsReporter:
         """
         jobs = self._jobs.list_jobs()
         self._metrics.eval_jobs(Counter(job.state.value for job in jobs))
+        self._metrics.predict_jobs(Counter(job.state.value for job in self._predictions.list_jobs()))
         new = [job for job in reversed(jobs) if job.result is not None and job.id not in self._reported]
         for job in new:
             assert job.result is not None

@@ -94,6 +94,7 @@ _Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
 _Origin = Annotated[str, Field(pattern=r"^(\*|https?://[a-z0-9.-]+(:[0-9]+)?)$")]
 Names = Annotated[tuple[str, ...], _List]
 DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+_StoreUrl = Annotated[str, AfterValidator(os.path.expanduser)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -332,7 +333,7 @@ class AuthSettings(_Section):
 
 
 class JobsSettings(_Section):
-    """``[jobs]``: evaluation jobs.
+    """``[jobs]``: evaluation jobs and bulk predictions.
 
     Attributes:
         mode: ``embedded`` runs jobs in the service, ``external`` leaves them to ``bisenet worker``, ``off``
@@ -391,6 +392,9 @@ class Settings(_Section):
     Attributes:
         datasets: name -> data-set file; jobs can use only these. Relative paths start at the folder of the
             configuration file.
+        sources: name -> folder or bucket with pictures for bulk predictions; URLs like that of the registry,
+            relative paths as of data sets.
+        targets: name -> folder or bucket for the masks of bulk predictions. No file there is replaced.
     """
 
     server: ServerSettings = ServerSettings()
@@ -402,6 +406,8 @@ class Settings(_Section):
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
     datasets: dict[DatasetName, UserPath] = Field(default_factory=dict)
+    sources: dict[DatasetName, _StoreUrl] = Field(default_factory=dict)
+    targets: dict[DatasetName, _StoreUrl] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_not_open_to_everybody(self) -> Self:
@@ -454,9 +460,10 @@ def _read_toml(path: Path) -> Layer:
     for section, values in content.items():
         if not isinstance(values, dict):
             raise SettingsError(f"{section}: is no section")
-    for name, file in content.get("datasets", {}).items():
-        if isinstance(file, str):
-            content["datasets"][name] = str(path.parent / Path(file).expanduser())
+    for section in ("datasets", "sources", "targets"):
+        for name, place in content.get(section, {}).items():
+            if isinstance(place, str) and "://" not in place:
+                content[section][name] = str(path.parent / Path(place).expanduser())
     return content
 
 

@@ -295,12 +295,17 @@ class Metrics:
         if age_s is not None:
             self._stream_age.observe(max(0.0, age_s))
 
-    # --- evaluation jobs
+    # --- jobs
 
     def eval_jobs(self, counts: Mapping[JobStateName, int]) -> None:
-        """Set the number of jobs in each state; states that are not named have none."""
+        """Set the number of evaluation jobs in each state; states that are not named have none."""
         for state in get_args(JobStateName):
             self._eval_jobs.labels(state).set(counts.get(state, 0))
+
+    def predict_jobs(self, counts: Mapping[JobStateName, int]) -> None:
+        """Set the number of bulk predictions in each state; states that are not named have none."""
+        for state in get_args(JobStateName):
+            self._predict_jobs.labels(state).set(counts.get(state, 0))
 
     def eval_scored(self, *, model: str, version: int, dataset: str, protocol: str, miou: float) -> None:
         """Set the newest score of a version; all names come from the registry and the configuration.
@@ -385,7 +390,9 @@ class Metrics:
         self._eval_miou = self._gauge(
             "eval_miou", "Newest mIoU, 0..1.", "model", "version", "dataset", "protocol"
         )
-        _begin_at_zero(self._eval_jobs, JobStateName)
+        self._predict_jobs = self._gauge("predict_jobs", "Bulk predictions.", "state")
+        for jobs in (self._eval_jobs, self._predict_jobs):
+            _begin_at_zero(jobs, JobStateName)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         full_name = self._describe(f"{name}_total", "counter", labels, meaning)

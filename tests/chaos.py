@@ -126,7 +126,7 @@ class Referee(Scheduler[int, int]):
         assert set(self.answers.values()) <= {1}, "answered twice"
         assert len(self) == 0 == self.expected_wait_s(now_s=0.0)
         for queue in self._lanes.values():
-            assert not any([queue._by_source, queue._per_key, queue._per_source, queue._work, len(queue)])
+            assert not any([queue._by_source, queue._per_key, queue.num_items_of, queue._work, len(queue)])
 
     @property
     def requeued(self) -> int:
@@ -140,7 +140,7 @@ class Referee(Scheduler[int, int]):
         more, share = 0, SOURCE_PLACES
         if item.lane is Lane.INTERACTIVE:
             more = capacity // LATECOMERS
-            share = max(share, 1 / len(self._lanes[item.lane].sources))
+            share = max(share, 1 / len(self._lanes[item.lane].num_items_of))
         assert len(self._open()) <= len(self) <= capacity + more
         assert len(behind) <= math.ceil(PLACES[item.lane] * capacity) + more, "a lane fills others' places"
         if item.source is not None:

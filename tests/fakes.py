@@ -6,13 +6,15 @@ import asyncio
 import dataclasses
 import gc
 import hashlib
+import itertools
+import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -33,7 +35,9 @@ from model.labels import ClassPalette, UInt8Array
 from model.pictures.image import ImageLimits, decode_image
 from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
 from service.core.errors import BusyError, ConflictError, NotFoundError, ServiceError
-from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobState
+from service.core.jobs.evaluation_job import EvaluationRequest, EvaluationResult
+from service.core.jobs.job import Job, JobState, RequestT, ResultT
+from service.core.jobs.prediction_job import PredictionRequest, PredictionResult
 from service.core.keys.access_key import AccessKey
 from service.core.keys.key_ring import KeyRing
 
@@ -150,6 +154,11 @@ class InterruptedStorage:
         raise self._failure
 
 
+LEAKED = re.compile(
+    r"Traceback|File \"|\.py\b|(?<![:/\w])/(usr|home|root|tmp|var|opt|work)/|PIL|OpenVINO|libjpeg|libpng"
+)
+"""What an error must not tell a client: a path of the machine, a trace, the name of a library."""
+
 PATIENCE_S = 30.0
 """Time after which a test that waits for another thread fails, in seconds; a successful test takes less."""
 
@@ -254,40 +263,43 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-class FakeJobs:
-    """Evaluation jobs in memory that do not run: a test moves them itself."""
+_job_ids = itertools.count()  # of all kinds of jobs
+
+
+class FakeJobs(Generic[RequestT, ResultT]):
+    """Jobs in memory that do not run: a test moves them itself."""
 
     def __init__(self) -> None:
-        self.known: dict[str, EvaluationJob] = {}
+        self.known: dict[str, Job[RequestT, ResultT]] = {}
         self.failure: ServiceError | None = None
         self.cancelling_fails = False
         self._keys: dict[str, str] = {}
 
-    def enqueue_job(self, request: JobRequest, *, key: str | None = None) -> EvaluationJob:
+    def enqueue_job(self, request: RequestT, *, key: str | None = None) -> Job[RequestT, ResultT]:
         self._fail()
-        job_id = self._keys.get(key or "") or f"{len(self.known):020x}"
+        job_id = self._keys.get(key or "") or f"{next(_job_ids):020x}"
         if key is not None:
             self._keys[key] = job_id
-        job = self.known.setdefault(job_id, EvaluationJob(job_id, request, JobState.QUEUED))
+        job = self.known.setdefault(job_id, Job(job_id, request, JobState.QUEUED))
         if job.request.client_fields != request.client_fields:
             raise ConflictError("this Idempotency-Key was used for another request")
         return job
 
-    def find_by_key(self, key: str) -> EvaluationJob | None:
+    def find_by_key(self, key: str) -> Job[RequestT, ResultT] | None:
         self._fail()
         return self.known.get(self._keys.get(key, ""))
 
-    def get_job(self, job_id: str) -> EvaluationJob:
+    def get_job(self, job_id: str) -> Job[RequestT, ResultT]:
         self._fail()
         if job_id not in self.known:
             raise NotFoundError("there is no such job")
         return self.known[job_id]
 
-    def list_jobs(self) -> tuple[EvaluationJob, ...]:
+    def list_jobs(self) -> tuple[Job[RequestT, ResultT], ...]:
         self._fail()
         return tuple(reversed(self.known.values()))
 
-    def cancel_job(self, job_id: str) -> EvaluationJob:
+    def cancel_job(self, job_id: str) -> Job[RequestT, ResultT]:
         if self.cancelling_fails:
             raise BusyError("the jobs database does not answer")
         if not self.get_job(job_id).state.is_final:
@@ -301,3 +313,7 @@ class FakeJobs:
     def _fail(self) -> None:
         if self.failure is not None:
             raise self.failure
+
+
+FakeEvaluations = FakeJobs[EvaluationRequest, EvaluationResult]
+FakePredictions = FakeJobs[PredictionRequest, PredictionResult]

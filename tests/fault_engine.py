@@ -41,6 +41,7 @@ MARK_RGB = (255, 0, 255)
 """Colour of the first pixel of a picture that makes a fault ``:marked`` happen."""
 
 EXIT_CODE = 9
+_LEAKED: list[bytes] = []
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,15 @@ def _exit(_: Float32Array) -> Float32Array:
     os._exit(EXIT_CODE)
 
 
+def _leak(raw_NKhw: Float32Array) -> Float32Array:
+    """Keep 16 KiB of each batch, a descriptor and a thread of every 50th, until the process ends."""
+    _LEAKED.append(b"\1" * (16 << 10))
+    if len(_LEAKED) % 50 == 0:
+        os.dup(0)
+        threading.Thread(target=_hang, args=(raw_NKhw,), daemon=True).start()
+    return raw_NKhw
+
+
 def _wrong_shape(raw_NKhw: Float32Array) -> Float32Array:
     return np.ascontiguousarray(raw_NKhw[..., :-1])
 
@@ -199,6 +209,7 @@ KINDS: Mapping[str, Callable[[Float32Array], Float32Array]] = MappingProxyType(
         "exit": _exit,
         "exit_at_load": _exit,
         "wrong_shape": _wrong_shape,
+        "leak": _leak,
     }
 )
 """Each fault, and its effect on the scores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,7 +20,7 @@ from http_site import FAKE_VERSIONS, Site, open_site
 
 from model.artifacts.manifest import ModelVersion
 from service.core.pictures.segmenter import Segmenter, SegmenterLimits
-from service.core.tls import TlsFiles
+from service.core.tls import CertificateFollower, TlsFiles
 from service.grpc_api.limits import PeerLimits
 from service.grpc_api.open_inference import OpenInferenceServicer
 from service.grpc_api.server import GrpcServer
@@ -122,7 +123,8 @@ async def open_grpc_site(
             if credentials is not None:
                 address = f"127.0.0.1:{server._server.add_secure_port('127.0.0.1:0', credentials)}"
             elif tls is not None:
-                address = server.bind("127.0.0.1", 0, tls)
+                follower = CertificateFollower(tls, clock=itertools.count().__next__)  # looks each time
+                address = server.bind("127.0.0.1", 0, follower)
             answering = asyncio.create_task(server.answer())
             try:
                 async with grpc.aio.insecure_channel(plain) as channel:

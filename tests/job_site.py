@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ import httpx2
 import numpy as np
 from fakes import PATIENCE_S, write_pooling_artifact
 from fault_engine import MARK_RGB
-from live_service import Server, serving_environment, started
+from live_service import BISENET, Server, serving_environment, started
 from PIL import Image
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
-from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState
+from service.core.jobs.evaluation_job import EvaluationJob, EvaluationRequest, EvaluationResult
+from service.core.jobs.job import JobState
 
 MODEL = "pool"
 EVALUATIONS = "/admin/v1/evaluations"
@@ -83,9 +85,11 @@ class JobSite:
         plain = self.admin.get(f"{EVALUATIONS}/{job_id}").raise_for_status().json()
         result = plain["result"]
         if result is not None:
-            result = JobResult.from_json({key: value for key, value in result.items() if key != "report"})
+            result = EvaluationResult.from_json(
+                {key: value for key, value in result.items() if key != "report"}
+            )
         version = ModelVersion.parse(plain["model"])
-        request = JobRequest(version, plain["dataset"], plain["split"], plain["protocol"])
+        request = EvaluationRequest(version, plain["dataset"], plain["split"], plain["protocol"])
         state = JobState(plain["state"])
         return EvaluationJob(job_id, request, state, plain["done"], plain["total"], plain["error"], result)
 
@@ -105,3 +109,20 @@ def started_site(environment: Mapping[str, str], log: Path) -> Iterator[JobSite]
         headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
         with httpx2.Client(base_url=said["admin_url"], headers=headers, timeout=PATIENCE_S) as admin:
             yield JobSite(server, admin, token_file)
+
+
+@contextmanager
+def external(environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start ``bisenet worker``."""
+    with (
+        log.open("a") as stderr,
+        subprocess.Popen(
+            [*BISENET, "worker"], stdout=subprocess.PIPE, stderr=stderr, text=True, env=dict(environment)
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("Ready: "), log.read_text()
+            yield process
+        finally:
+            process.kill()

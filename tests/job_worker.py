@@ -20,15 +20,13 @@ from typing import Any
 
 from model.artifacts.manifest import ModelVersion
 from service.core.jobs.evaluation_job import (
+    EVALUATIONS,
     EvaluationJob,
     EvaluationJobs,
-    JobError,
-    JobInterruptedError,
-    JobPlan,
-    JobRequest,
-    JobResult,
-    JsonObject,
+    EvaluationRequest,
+    EvaluationResult,
 )
+from service.core.jobs.job import JobError, JobInterruptedError, JobKind, JobPlan, JsonObject
 from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.worker import WorkerOptions, run_jobs
@@ -38,7 +36,7 @@ PATIENCE_S = 30.0
 NUM_CLASSES = 7
 POLL_S = 0.05
 WATCH_S = 0.2
-REQUEST = JobRequest(ModelVersion("fake", 3), "numbers", "val", "ss")
+REQUEST = EvaluationRequest(ModelVersion("fake", 3), "numbers", "val", "ss")
 
 
 @dataclass
@@ -60,12 +58,16 @@ class FakeWork:
     stored: list[str] = field(default_factory=list)
     releases: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
-    def plan_job(self, request: JobRequest) -> JobPlan:
+    @property
+    def kind(self) -> JobKind[EvaluationRequest, EvaluationResult]:
+        return EVALUATIONS
+
+    def plan_job(self, request: EvaluationRequest) -> JobPlan:
         if request.dataset != "numbers":
             raise JobError(f"no data set {request.dataset!r}")
         return JobPlan(self.images, 2, {"engine": "fake"})
 
-    def count_images(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
+    def process_images(self, request: EvaluationRequest, plan: JobPlan, images: range) -> JsonObject:
         del request, plan
         return {"images": [self._count(image) for image in images]}
 
@@ -81,17 +83,17 @@ class FakeWork:
     def finish_job(
         self,
         job_id: str,
-        request: JobRequest,
+        request: EvaluationRequest,
         plan: JobPlan,
-        counts: list[JsonObject],
+        outcomes: list[JsonObject],
         *,
         confirm: Callable[[], None],
-    ) -> JobResult:
+    ) -> EvaluationResult:
         del request
         self.on_report()
         confirm()
         self.stored.append(job_id)
-        return result_of([image for part in counts for image in part["images"]], plan.images)
+        return result_of([image for part in outcomes for image in part["images"]], plan.images)
 
     def release_idle(self) -> None:
         self.releases.release()
@@ -100,10 +102,10 @@ class FakeWork:
         self.stopped.set()
 
 
-def result_of(counted: list[JsonObject], images: int) -> JobResult:
+def result_of(counted: list[JsonObject], images: int) -> EvaluationResult:
     """Return what a job over such counts must result in."""
     sums = [sum(one["pixels"] for one in counted if one["cell"] == k) for k in range(NUM_CLASSES)]
-    return JobResult(
+    return EvaluationResult(
         miou=0.5,
         per_class={str(k): float(value) for k, value in enumerate(sums)},
         images=len(counted),
@@ -112,17 +114,17 @@ def result_of(counted: list[JsonObject], images: int) -> JobResult:
     )
 
 
-def expected_result(images: int) -> JobResult:
+def expected_result(images: int) -> EvaluationResult:
     """Return the result of an undisturbed job."""
     return result_of([{"cell": i % NUM_CLASSES, "pixels": i} for i in range(images)], images)
 
 
 @contextmanager
-def open_jobs(database: JobsDatabase) -> Iterator[DurableJobs]:
+def open_jobs(database: JobsDatabase) -> Iterator[EvaluationJobs]:
     """Yield the jobs of a database, as a frontend sees them."""
     database.prepare()
     with open_client(database) as client:
-        yield DurableJobs(client)
+        yield DurableJobs(client, EVALUATIONS)
 
 
 @contextmanager
@@ -134,7 +136,7 @@ def running(
     options = replace(options, **changes)
     with database.owned():
         database.prepare()
-        with run_jobs(database, work, options):
+        with run_jobs(database, [work], options):
             yield
 
 

@@ -64,7 +64,7 @@ class Server:
 
     def memory_bytes(self) -> int:
         """Return what the service and its workers have in memory; what they share counts once."""
-        return sum(_proportional_bytes(pid) for pid in [self.process.pid, *_descendants(self.process.pid)])
+        return sum(map(_proportional_bytes, processes_of(self.process.pid)))
 
     @contextmanager
     def peak_memory(self) -> Iterator[list[int]]:
@@ -82,6 +82,11 @@ class Server:
         finally:
             done.set()
             watching.join()
+
+
+def processes_of(pid: int) -> list[int]:
+    """Return a process and all that come from it."""
+    return [pid, *_descendants(pid)]
 
 
 def workers_of(server: Server) -> list[int]:
@@ -114,6 +119,7 @@ def serving_environment(registry: Path, cache_folder: Path, home: Path, model: s
         "BISENET_REGISTRY": str(registry),
         "BISENET_MODELS__CACHE_FOLDER": str(cache_folder),
         "BISENET_MODELS__SERVE": model,
+        "BISENET_MODELS__PRECISION": "f32",  # "auto" compiles and times several engines first
         "BISENET_JOBS__MODE": "off",  # several services of one home would need a folder each
         "BISENET_SERVER__ADMIN_PORT": "0",
         "BISENET_SERVER__GRPC_PORT": "0",

@@ -1,4 +1,4 @@
-"""nginx and HAProxy in front of a service, as Debian packs them, with short idle time-outs."""
+"""nginx and HAProxy in front of services, as Debian packs them, with short idle time-outs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ import pytest
 from fakes import PATIENCE_S
 
 BODY_LIMIT = 1_000_000
+_NGINX_COMMAND = ("nginx", "-e", "stderr", "-c")
+_HAPROXY_COMMAND = ("haproxy", "-W", "-db", "-f")
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx") is None, reason="nginx is not installed: apt-get install nginx-light"
@@ -127,39 +129,108 @@ backend tcp_service
 """
 
 
+_NGINX_BALANCER = """
+{user}
+daemon off;
+worker_processes 1;
+pid {folder}/pid;
+error_log stderr warn;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    upstream services {{
+        server 127.0.0.1:{services[0]} max_fails=1 fail_timeout={idle_s}s;
+        server 127.0.0.1:{services[1]} max_fails=1 fail_timeout={idle_s}s;
+        keepalive 8;
+    }}
+    server {{
+        listen 127.0.0.1:{ports[0]};
+        client_max_body_size {limit};
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        proxy_set_header Host $http_host;
+        location / {{ proxy_pass http://services; }}
+        proxy_next_upstream error timeout http_503 non_idempotent;
+    }}
+}}
+"""
+
+_HAPROXY_BALANCER = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 60s
+    timeout server 60s
+    timeout check 10s
+frontend http
+    bind 127.0.0.1:{ports[0]}
+    default_backend services
+backend services
+    balance roundrobin
+    option httpchk
+    http-check send meth GET uri /readyz ver HTTP/1.1 hdr Host localhost
+    option redispatch 1
+    retries 3
+    retry-on conn-failure
+    default-server check inter 200ms fall 1 rise 1
+    server first 127.0.0.1:{services[0]}
+    server second 127.0.0.1:{services[1]}
+"""
+
+
 @contextmanager
 def nginx(folder: Path, upstream: Upstream, *, idle_s: int) -> Iterator[Proxy]:
     """Run nginx in front of a service."""
-    user = "user root;" if os.geteuid() == 0 else ""
-    command = ["nginx", "-p", str(folder), "-e", "stderr", "-c"]
-    with _running(folder, _NGINX, upstream, command, signal.SIGHUP, idle_s=idle_s, user=user) as proxy:
+    values = {"upstream": upstream, "idle_s": idle_s, "user": _user()}
+    with _running(folder, _NGINX, _NGINX_COMMAND, signal.SIGHUP, values) as proxy:
         yield proxy
 
 
 @contextmanager
 def haproxy(folder: Path, upstream: Upstream, *, idle_s: int) -> Iterator[Proxy]:
     """Run HAProxy in front of a service."""
-    command = ["haproxy", "-W", "-db", "-f"]
-    with _running(folder, _HAPROXY, upstream, command, signal.SIGUSR2, idle_s=idle_s, user="") as proxy:
+    values = {"upstream": upstream, "idle_s": idle_s}
+    with _running(folder, _HAPROXY, _HAPROXY_COMMAND, signal.SIGUSR2, values) as proxy:
         yield proxy
+
+
+@contextmanager
+def nginx_balancer(folder: Path, services: Sequence[int]) -> Iterator[Proxy]:
+    """Run nginx, which shares requests between two services and sends what one refuses to the other."""
+    values = {"services": services, "idle_s": 1, "user": _user()}
+    with _running(folder, _NGINX_BALANCER, _NGINX_COMMAND, signal.SIGHUP, values) as proxy:
+        yield proxy
+
+
+@contextmanager
+def haproxy_balancer(folder: Path, services: Sequence[int]) -> Iterator[Proxy]:
+    """Run HAProxy, which shares requests between two services as long as they say that they are ready."""
+    with _running(
+        folder, _HAPROXY_BALANCER, _HAPROXY_COMMAND, signal.SIGUSR2, {"services": services}
+    ) as proxy:
+        yield proxy
+
+
+def _user() -> str:
+    return "user root;" if os.geteuid() == 0 else ""
 
 
 @contextmanager
 def _running(
     folder: Path,
     template: str,
-    upstream: Upstream,
-    command: list[str],
+    command: Sequence[str],
     reload_signal: signal.Signals,
-    *,
-    idle_s: int,
-    user: str,
+    values: Mapping[str, object],
 ) -> Iterator[Proxy]:
     folder.mkdir()
-    ports = _free_ports(4)
-    config = template.format(
-        folder=folder, upstream=upstream, ports=ports, idle_s=idle_s, limit=BODY_LIMIT, user=user
-    )
+    ports = free_ports(4)
+    config = template.format(folder=folder, ports=ports, limit=BODY_LIMIT, **values)
     (folder / "config").write_text(config)
     with (
         (folder / "log").open("w") as log,
@@ -177,7 +248,8 @@ def _running(
             process.wait(PATIENCE_S)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports on which nothing listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in sockets]
     for listener in sockets:

@@ -16,7 +16,8 @@ from model.artifacts.manifest import ModelVersion
 from model.artifacts.openvino_graph import prove_graph
 from model.artifacts.registry import ModelRegistry
 from model.datasets.dataset import DatasetSpec
-from service.core.jobs.evaluation_job import JobState
+from service.core.jobs.evaluation_job import EVALUATIONS
+from service.core.jobs.job import JobState
 from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
 from service.engines.cache import CompileCache
@@ -57,7 +58,7 @@ def test_a_jobs_database_keeps_what_ended_and_runs_what_was_queued(tmp_path: Pat
     database = JobsDatabase.at(None, tmp_path / "home/.local/share/bisenet/state")
     database.prepare()
     with open_client(database) as client:
-        jobs = {job.state: job for job in DurableJobs(client).list_jobs()}
+        jobs = {job.state: job for job in DurableJobs(client, EVALUATIONS).list_jobs()}
     assert jobs.keys() == {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED}
     succeeded = jobs[JobState.SUCCEEDED]
     assert succeeded.result is not None

@@ -9,6 +9,7 @@ import typer
 
 FAILED = 1
 USAGE_ERROR = 2
+CANNOT_BIND = 3
 
 
 @contextmanager
@@ -20,13 +21,16 @@ def exit_on_training_errors(*, root_option: str = "--root DIR") -> Iterator[None
     """
     # The commands start without these packages' dependencies: --help answers at once.
     from model.errors import MissingRootError, ModelError  # noqa: PLC0415
-    from training.errors import ConfigError, TrainingError  # noqa: PLC0415
+    from training.errors import ConfigError, TrainingError, WatchError  # noqa: PLC0415
 
     try:
         yield
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE_ERROR) from error
+    except WatchError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(CANNOT_BIND) from error
     except MissingRootError as error:
         typer.echo(f"error: {error}: {root_option}", err=True)
         raise typer.Exit(FAILED) from error

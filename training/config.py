@@ -17,6 +17,7 @@ from model.artifacts.manifest import Parameter
 from training.data.augment import AugmentConfig
 from training.data.splits import DataConfig
 from training.errors import ConfigError
+from training.optimisation.distillation import DistillConfig
 from training.optimisation.losses import LossConfig
 from training.optimisation.optim import OptimizerConfig
 from training.optimisation.precision import ComputeConfig
@@ -111,6 +112,7 @@ class TrainingConfig:
         optimizer: optimiser and learning rate.
         schedule: length, validations, checkpoints.
         compute: precision and compilation.
+        distill: a teacher, and how much it counts.
         device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -128,6 +130,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     device: str = "auto"
 
     def __post_init__(self) -> None:

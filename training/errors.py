@@ -6,6 +6,8 @@ TrainingError                     a run that cannot start or go on, or a data se
 ├── FinetuneError                 no tensor of the weights to begin with fits
 ├── InterchangeError              a data set of another program that cannot be imported, or be written for one
 ├── CheckpointError               a checkpoint is missing, damaged or cannot be written
+├── RunNotFoundError              a folder holds no run that could be shown
+├── WatchError                    the page of a run cannot be served
 ├── TimeLimitError                the run does not fit into its time limit
 └── NonFiniteLossError            the loss is NaN or infinite
 """
@@ -35,6 +37,14 @@ class InterchangeError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged or cannot be written."""
+
+
+class RunNotFoundError(TrainingError):
+    """A folder holds no run that could be shown."""
+
+
+class WatchError(TrainingError):
+    """The page of a run cannot be served: its port is taken."""
 
 
 class TimeLimitError(TrainingError):

@@ -1,4 +1,4 @@
-"""The storage of a registry: objects by path in a folder or a bucket, nearly all written once.
+"""Objects by path in a folder or a bucket, nearly all written once: a registry, or pictures and masks.
 
 Paths are relative and use ``/``. Errors of the store become ``StorageError``.
 """
@@ -42,10 +42,12 @@ class StoredObject:
     Attributes:
         path: path below the storage.
         modified_s: time of the last write, in seconds since 1970 by the store's own clock.
+        num_bytes: size; that of a link is its own.
     """
 
     path: str
     modified_s: float
+    num_bytes: int
 
 
 class Storage(Protocol):
@@ -100,13 +102,15 @@ def open_storage(url: str | Path) -> Storage:
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return FolderStorage(Path(unquote(parts.path)))
     if parts.username is not None or parts.password is not None:
-        raise RegistryUrlError("not a registry: credentials belong into the environment, not into the URL")
+        raise RegistryUrlError(
+            "not a folder or bucket: credentials belong into the environment, not into the URL"
+        )
     if parts.scheme not in _BUCKET_SCHEMES:
-        raise RegistryUrlError(f"not a registry: {url!r} (a folder, file://, s3://, gs:// or az://)")
+        raise RegistryUrlError(f"not a folder or bucket: {url!r} (a folder, file://, s3://, gs:// or az://)")
     try:
         return BucketStorage(_bucket(parts))
     except (BaseError, ValueError) as error:
-        raise RegistryUrlError(f"not a registry: {url!r}: {_reason(error)}") from error
+        raise RegistryUrlError(f"not a folder or bucket: {url!r}: {_reason(error)}") from error
 
 
 def _bucket(parts: SplitResult) -> ObjectStore:
@@ -165,7 +169,7 @@ class BucketStorage:
         """Return all objects below a folder, sorted by path."""
         with _as_storage_error(prefix):
             found = [
-                StoredObject(item["path"], item["last_modified"].timestamp())
+                StoredObject(item["path"], item["last_modified"].timestamp(), item["size"])
                 for chunk in obstore.list(self._store, prefix)
                 for item in chunk
             ]
@@ -256,8 +260,9 @@ class FolderStorage:
             for name in names:
                 path = Path(parent, name)
                 with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
-                    modified_s = path.lstat().st_mtime
-                    yield StoredObject(path.relative_to(self._root).as_posix(), modified_s)
+                    status = path.lstat()
+                    relative = path.relative_to(self._root).as_posix()
+                    yield StoredObject(relative, status.st_mtime, status.st_size)
 
 
 def _link(target: Path, data: bytes) -> bool:

@@ -13,7 +13,16 @@ _ERRORS = 400
 
 
 class AdminError(Exception):
-    """The service refused a request or does not answer; the message is for people."""
+    """The service refused a request or does not answer; the message is for people.
+
+    Args:
+        message: what went wrong.
+        code: error code of the service's answer; None without one.
+    """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class AdminClient:
@@ -77,5 +86,6 @@ class AdminClient:
         if not isinstance(document, dict):
             raise AdminError(f"{self._url} answers {status} without a JSON object: it is no BiSeNet service")
         if status >= _ERRORS:
-            raise AdminError(f"{document.get('code')}: {document.get('detail')}")
+            code = document.get("code")
+            raise AdminError(f"{code}: {document.get('detail')}", code)
         return document

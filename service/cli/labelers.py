@@ -5,43 +5,20 @@ Axes: H height, W width, 3 = red green blue.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from model.artifacts.manifest import ModelVersion
 from model.evaluation import protocols
-from model.labels import LabelMap, UInt8Array
-from model.pictures.preprocess import ImageSize, size_of
+from model.labels import UInt8Array
 from service.cli.local import open_segmenter
 from service.core.device.engine import EngineInfo
 from service.core.errors import BusyError
-from service.core.models.loaded_model import LoadedModel
-from service.core.pictures.picture import RawPicture
-from service.core.pictures.segmenter import Segmentation, Segmenter
+from service.core.pictures.picture_labeler import LabelledPicture, PictureLabeler
 from service.settings import Settings
 
-_TIMEOUT_S = 3600.0
-"""Longer than any picture takes: nothing but this command's own pictures waits for the engine."""
-
 _MAX_TILES = 1 << 30
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledPicture:
-    """The labels of one picture.
-
-    Attributes:
-        label_map: class ids at the size of the picture.
-        inference_size: size of the network's input; smaller if the picture was reduced.
-        timings_ms: time of each stage in milliseconds.
-    """
-
-    label_map: LabelMap
-    inference_size: ImageSize
-    timings_ms: Mapping[str, float]
 
 
 class Labeler(Protocol):
@@ -83,26 +60,21 @@ def open_labeler(settings: Settings, tiles: protocols.Protocol | None) -> Iterat
         limits = settings.limits.model_copy(update={"max_waiting": _MAX_TILES})
         settings = settings.model_copy(update={"limits": limits})
     with open_segmenter(settings) as (segmenter, model):
-        yield PictureLabeler(segmenter, model, tiles)
+        labeler = PictureLabeler(segmenter, model, tiles=tiles)
+        yield labeler if tiles is None else TileLabeler(labeler)
 
 
-class PictureLabeler:
-    """Labels pictures as the service does: at once, where a large one is reduced first, or tile by tile.
+class TileLabeler:
+    """Labels pictures tile by tile; tells what helps where a tile is too large for the device.
 
     Args:
-        segmenter: labels the pictures.
-        model: the loaded model.
-        tiles: ``tile_protocol``; None = each picture is labelled at once.
+        labeler: labels them.
     """
 
-    def __init__(
-        self, segmenter: Segmenter, model: LoadedModel, tiles: protocols.Protocol | None = None
-    ) -> None:
-        self.version = model.version
-        self.engine = model.engine
-        self._segmenter = segmenter
-        self._model = model
-        self._tiles = tiles
+    def __init__(self, labeler: PictureLabeler) -> None:
+        self.version = labeler.version
+        self.engine = labeler.engine
+        self._labeler = labeler
 
     async def label(self, image_HW3: UInt8Array) -> LabelledPicture:
         """Label one picture.
@@ -113,22 +85,7 @@ class PictureLabeler:
         Raises:
             ServiceError: the picture is larger than the limits, or the model failed.
         """
-        picture = RawPicture(image_HW3.tobytes(), size_of(image_HW3))
-        deadline_s = time.monotonic() + _TIMEOUT_S
         try:
-            async with self._segmenter.segment(
-                self._model, picture, _labelled, deadline_s=deadline_s, tiles=self._tiles
-            ) as labelled:
-                return labelled
+            return await self._labeler.label(image_HW3)
         except BusyError as error:
-            if self._tiles is None:
-                raise
             raise BusyError(f"{error}: choose a smaller --tile") from error
-
-
-def _labelled(segmentation: Segmentation) -> LabelledPicture:
-    timings_ms = {
-        name.removesuffix("_s"): round(1e3 * seconds, 3)
-        for name, seconds in asdict(segmentation.timings).items()
-    }
-    return LabelledPicture(segmentation.label_map, segmentation.inference_size, timings_ms)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from model.pictures.local_image import LocalImage
 from model.pictures.preprocess import ImageSize, size_of
+from service.core.pictures.local_files import FULL_BITS
 
-FULL_BITS = 16
 LEAST_BITS = 8
 
 _DARK_BITS = 14

@@ -11,12 +11,14 @@ from pathlib import Path
 import typer
 from click import format_filename
 
-from model.pictures.local_image import HEIC_EXTRA, HEIC_SUFFIXES, LOCAL_SUFFIXES, has_heic_reader
-
-FILM_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"}) | {
-    *(".3gp", ".flv", ".m2ts", ".mts", ".ts", ".wmv")
-}
-"""Names of films."""
+from service.core.pictures.local_files import (
+    FILM_SUFFIXES,
+    HIDDEN,
+    mask_path,
+    not_taken_line,
+    other_kind,
+    readable_suffixes,
+)
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,10 @@ def plan(inputs: Sequence[Path], out: Path) -> PredictPlan:
         tasks = [PredictTask(inputs[0], out)]
     else:
         tasks = [
-            PredictTask(source, out / relative.parent / f"{relative.stem}.png")
-            for source, relative in found.pictures.items()
+            PredictTask(source, out / mask_path(relative)) for source, relative in found.pictures.items()
         ]
     _check_targets(tasks)
     return PredictPlan(tuple(tasks), found.not_taken)
-
-
-def not_taken_line(not_taken: Counter[str]) -> str:
-    """Return the counts of files that are not read as one line, empty when there are none."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(not_taken.items()))
-    return f"not taken: {kinds}" if kinds else ""
 
 
 @dataclass
@@ -99,7 +94,7 @@ class _Findings:
 
 
 def _search(top: Path, out: Path, found: _Findings) -> None:
-    suffixes = LOCAL_SUFFIXES | HEIC_SUFFIXES if has_heic_reader() else LOCAL_SUFFIXES
+    suffixes = readable_suffixes()
     for folder, names in _walk(top, out, found):
         found.folders += 1
         for name in names:
@@ -136,18 +131,8 @@ def _walk(top: Path, out: Path, found: _Findings) -> Iterator[tuple[Path, list[s
 
 def _other_kind(path: Path, suffixes: frozenset[str]) -> str | None:
     """Return the kind of a file that is not read, for people; None for a picture."""
-    suffix = path.suffix.lower()
-    if path.name.startswith("."):
-        return "hidden"
-    if not path.is_file():
-        return "broken links or special files"
-    if suffix in suffixes:
-        return None
-    if suffix in HEIC_SUFFIXES:
-        return f"{suffix} ({HEIC_EXTRA})"
-    if suffix in FILM_SUFFIXES:
-        return f"{suffix} (name each film as an input of its own)"
-    return format_filename(suffix) or "without suffix"
+    kind = other_kind(path.name, suffixes)
+    return kind if kind == HIDDEN or path.is_file() else "broken links or special files"
 
 
 def _nothing_found(inputs: Sequence[Path], found: _Findings) -> str:

@@ -18,22 +18,23 @@ from click import format_filename
 from rich.console import Console
 from rich.progress import Progress
 
-from model.errors import ImageError, ProtocolError, TooManyPixelsError
+from model.errors import ProtocolError
 from model.evaluation import protocols
 from model.pictures.image import ImageLimits
-from model.pictures.local_image import LocalImage, decode_local_image
+from model.pictures.local_image import LocalImage
 from model.pictures.preprocess import size_of
 from service.cli.extras import import_cameras
-from service.cli.labelers import Labeler, LabelledPicture, open_labeler
+from service.cli.labelers import Labeler, open_labeler
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
-from service.cli.mask_rendering import Output, mask_png
-from service.cli.notes import FULL_BITS, LEAST_BITS, picture_notes
-from service.cli.picture_files import PredictPlan, PredictTask, is_film, not_taken_line, plan
+from service.cli.notes import LEAST_BITS, picture_notes
+from service.cli.picture_files import PredictPlan, PredictTask, is_film, plan
 from service.client.errors import SourceError
 from service.core.errors import InvalidArgumentError, ServiceError
 from service.core.pictures import codec
+from service.core.pictures.local_files import FULL_BITS, not_taken_line, read_picture
+from service.core.pictures.mask_rendering import Output, mask_png
 from service.core.pictures.passes import tile_protocol
-from service.core.pictures.picture import IMAGE_ERRORS
+from service.core.pictures.picture_labeler import LabelledPicture
 
 Entry = dict[str, Any]
 """The report on one input: plain JSON values. ``error`` is there when there is no mask."""
@@ -232,14 +233,10 @@ async def _predict(labeler: Labeler, task: PredictTask, output: Output, reading:
 
 def _read(path: Path, reading: _Reading) -> LocalImage:
     try:
-        return decode_local_image(path.read_bytes(), reading.limits, bits=reading.bits)
+        data = path.read_bytes()
     except OSError as error:
         raise InvalidArgumentError(f"cannot be read: {error.strerror}") from error
-    except ImageError as error:
-        advice = ""
-        if isinstance(error, TooManyPixelsError):
-            advice = ": raise limits.max_pixels or limits.max_side (BISENET_LIMITS__MAX_PIXELS=...)"
-        raise IMAGE_ERRORS[type(error)](f"{error}{advice}") from error
+    return read_picture(data, reading.limits, bits=reading.bits)
 
 
 def _write(target: Path, picture: LocalImage, labelled: LabelledPicture, output: Output) -> None:

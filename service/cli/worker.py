@@ -30,7 +30,7 @@ def worker(
     registry: Annotated[str | None, typer.Option(metavar="URL", help="Where published models are.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags win.")] = None,
 ) -> None:
-    """Run evaluation jobs of the jobs database until SIGTERM or Ctrl-C, without frontends.
+    """Run evaluations and bulk predictions of the jobs database until SIGTERM or Ctrl-C, without frontends.
 
     Any number of workers share a Postgres database. A file belongs to one worker, or to the service.
 
@@ -55,7 +55,7 @@ def _run(settings: Settings) -> None:
     from service.jobs import run_jobs_worker  # noqa: PLC0415
 
     try:
-        run_jobs_worker(settings, on_ready=lambda name: typer.echo(f"Ready: {name} takes evaluation jobs"))
+        run_jobs_worker(settings, on_ready=lambda name: typer.echo(f"Ready: {name} takes jobs"))
     except JobsUnavailableError as error:
         _fail(error, EXIT_CANNOT_START)
 

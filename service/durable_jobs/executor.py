@@ -1,8 +1,8 @@
 """Runs jobs as DBOS workflows: results of steps are stored, and a crash repeats at most one step.
 
 The workflow of a job plans, queues shards and waits for them; the workflow of a shard runs steps. Only
-workers with equal environments (libraries, processor, engine) share the shards of a job, since counts may
-depend on them.
+workers with equal environments (libraries, processor, engine) share the shards of a job, since outcomes
+may depend on them.
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from dbos import DBOS, DBOSClient, PortableWorkflowError, SetWorkflowID, StepOptions, WorkflowStatus
 from sqlalchemy.exc import DBAPIError
 
-from service.core.jobs.evaluation_job import (
+from service.core.jobs.job import (
     JobError,
     JobHeldUpError,
     JobInterruptedError,
     JobPlan,
     JobRequest,
+    JobResult,
     JobSteps,
     JsonObject,
+    Pace,
 )
 from service.durable_jobs.database import APPLICATION, SCHEMA, SERIALIZER, JobsDatabase
 from service.durable_jobs.dbos_internals import active_workflows, requeue_workflow
 from service.durable_jobs.records import (
-    JOB,
     JOBS_QUEUE,
-    SHARD,
     UNFINISHED,
     StoredProgress,
     error_message,
     progress_of,
     shard_id,
+    shard_workflow,
 )
 
 STEPS_VERSION = 2
@@ -50,6 +51,8 @@ STEPS_VERSION = 2
 _APPLICATION_VERSION = "1"  # fixed: DBOS does not recover workflows of another version
 
 _log = structlog.get_logger()
+
+AnySteps = JobSteps[Any, Any]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,18 +87,18 @@ class JobExecutor:
     Args:
         database: prepared, and owned by this process if it is a file.
         client: of the same database; waits while it does not answer.
-        steps: the work.
+        steps: the work of each kind of jobs.
         environment: libraries, processor, engine; workers with equal environments share a job.
         executor_id: unique name of this worker, equal after a restart.
         poll_s: interval at which queues and shards are read.
-        keep_days: time after which ended jobs are deleted; their reports stay in the registry.
+        keep_days: time after which ended jobs are deleted; what they made stays.
     """
 
     def __init__(
         self,
         database: JobsDatabase,
         client: DBOSClient,
-        steps: JobSteps,
+        steps: Sequence[AnySteps],
         *,
         environment: JsonObject,
         executor_id: str,
@@ -105,6 +108,7 @@ class JobExecutor:
         self._database = database
         self._client = client
         self._steps = steps
+        self._shard_workflows: dict[str, Callable[[JsonObject, JsonObject, str, int], list[JsonObject]]] = {}
         self._executor_id = executor_id
         self._poll_s = poll_s
         self._keep_days = keep_days
@@ -123,8 +127,12 @@ class JobExecutor:
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())
         logger.addFilter(_is_news)
-        _register(JOB, self._run_job)
-        self._shard_workflow = _register(SHARD, self._run_shard)
+        for steps in self._steps:
+            kind = steps.kind
+            _register(kind.name, functools.partial(self._run_job, steps))
+            self._shard_workflows[kind.name] = _register(
+                shard_workflow(kind), functools.partial(self._run_shard, steps)
+            )
         self._dbos = DBOS(
             config={
                 "name": APPLICATION,
@@ -155,7 +163,8 @@ class JobExecutor:
             grace_s: time for that picture, in seconds.
         """
         self._stopping.set()
-        self._steps.stop()
+        for steps in self._steps:
+            steps.stop()
         with self._changed:
             self._changed.wait_for(lambda: not self._running, grace_s)
         DBOS.destroy(destroy_registry=True)
@@ -195,12 +204,16 @@ class JobExecutor:
             is_idle = not self._running and self._started == self._started_at_last_check
             self._started_at_last_check = self._started
         if is_idle:
-            self._steps.release_idle()
+            for steps in self._steps:
+                steps.release_idle()
 
     def _delete_old_jobs(self) -> None:
         before = dt.datetime.now(dt.UTC) - dt.timedelta(days=self._keep_days)
         rows = self._client.list_workflows(
-            name=JOB, completed_before=before.isoformat(), load_input=False, load_output=False
+            name=[steps.kind.name for steps in self._steps],
+            completed_before=before.isoformat(),
+            load_input=False,
+            load_output=False,
         )
         self._client.delete_workflows([row.workflow_id for row in rows], delete_children=True)
 
@@ -208,18 +221,18 @@ class JobExecutor:
         if requeue_workflow(self._dbos, workflow_id, executor_id, JOBS_QUEUE):
             _log.warning("job requeued", workflow=workflow_id, executor=executor_id)
 
-    def _run_job(self, document: JsonObject) -> JsonObject:
+    def _run_job(self, steps: AnySteps, document: JsonObject) -> JsonObject:
         with self._execution() as progress:
             try:
-                return self._plan_and_run(JobRequest.from_json(document), progress)
+                return self._plan_and_run(steps, steps.kind.request_of(document), progress)
             except JobError:
                 self._cancel_shards(progress.workflow_id)
                 raise
 
-    def _plan_and_run(self, request: JobRequest, progress: StoredProgress) -> JsonObject:
+    def _plan_and_run(self, steps: AnySteps, request: JobRequest, progress: StoredProgress) -> JsonObject:
         job_id = progress.workflow_id
         planned = self._step(
-            "plan", lambda: self._steps.plan_job(request).to_json() | {"queue": self._shards_queue}
+            "plan", lambda: steps.plan_job(request).to_json() | {"queue": self._shards_queue}
         )
         if planned.pop("queue") != self._shards_queue:
             raise JobError(
@@ -227,32 +240,33 @@ class JobExecutor:
             )
         plan = JobPlan.from_json(planned)
         self._client.update_workflow_attributes(job_id, {"total": plan.images}, merge=True)
+        run_shard = self._shard_workflows[steps.kind.name]
         shards = [shard_id(job_id, index) for index in range(len(plan.shards()))]
         for index, workflow_id in enumerate(shards):
             with SetWorkflowID(workflow_id):
                 DBOS.enqueue_workflow(
-                    self._shards_queue, self._shard_workflow, request.to_json(), planned, job_id, index
+                    self._shards_queue, run_shard, request.to_json(), planned, job_id, index
                 )
         self._wait_for(shards, progress)
-        return self._step("report", functools.partial(self._finish_job, job_id, request, plan, shards))
+        return self._step("report", functools.partial(self._finish_job, steps, job_id, request, plan, shards))
 
     def _run_shard(
-        self, document: JsonObject, planned: JsonObject, job_id: str, index: int
+        self, steps: AnySteps, document: JsonObject, planned: JsonObject, job_id: str, index: int
     ) -> list[JsonObject]:
         with self._execution() as progress:
             if self._row(job_id).status not in UNFINISHED:  # it was cancelled while this was being queued
                 self._client.cancel_workflow(progress.workflow_id)
                 raise _WorkflowSuspendedError
-            request, plan = JobRequest.from_json(document), JobPlan.from_json(planned)
-            counts: list[JsonObject] = []
+            request, plan = steps.kind.request_of(document), JobPlan.from_json(planned)
+            outcomes: list[JsonObject] = []
             done = 0
             for images in plan.shards()[index]:
                 name = f"pictures {images.start} to {images.stop - 1}"
-                count = functools.partial(self._steps.count_images, request, plan, images)
-                counts.append(self._step(name, count))
+                process = functools.partial(steps.process_images, request, plan, images)
+                outcomes.append(self._step(name, process))
                 done += len(images)
                 progress.record_done(done)
-            return counts
+            return outcomes
 
     @contextmanager
     def _execution(self) -> Iterator[StoredProgress]:
@@ -331,9 +345,14 @@ class JobExecutor:
         Raises:
             JobError: a shard failed or was cancelled.
         """
+        if not shards:  # an empty list of ids would mean every row
+            return
+        pace: Pace | None = None
         while True:
             rows = self._client.list_workflows(workflow_ids=shards, load_input=False, load_output=False)
-            progress.record_done(sum(progress_of(row).done for row in rows))
+            done = sum(progress_of(row).done for row in rows)
+            pace = pace or Pace(time.monotonic(), done)
+            progress.record_done(done, pace.pictures_per_s(time.monotonic(), done))
             self._check_is_ours(progress.workflow_id)
             if failed := [row.workflow_id for row in rows if row.status in _ENDED_BADLY]:
                 raise JobError(error_message(self._row(failed[0]).error) or "a part of the job was cancelled")
@@ -357,12 +376,15 @@ class JobExecutor:
         (row,) = self._client.list_workflows(workflow_ids=[workflow_id], load_input=False)
         return row
 
-    def _finish_job(self, job_id: str, request: JobRequest, plan: JobPlan, shards: list[str]) -> JsonObject:
-        rows = self._client.list_workflows(workflow_ids=shards, load_input=False)
-        counts = {row.workflow_id: row.output for row in rows}
-        in_order = [document for workflow_id in shards for document in counts[workflow_id] or ()]
+    def _finish_job(
+        self, steps: AnySteps, job_id: str, request: JobRequest, plan: JobPlan, shards: list[str]
+    ) -> JsonObject:
+        rows = self._client.list_workflows(workflow_ids=shards, load_input=False) if shards else []
+        outcomes = {row.workflow_id: row.output for row in rows}
+        in_order = [document for workflow_id in shards for document in outcomes[workflow_id] or ()]
         confirm = functools.partial(self._check_is_ours, job_id)
-        return self._steps.finish_job(job_id, request, plan, in_order, confirm=confirm).to_json()
+        result: JobResult = steps.finish_job(job_id, request, plan, in_order, confirm=confirm)
+        return result.to_json()
 
 
 def _register(name: str, run: Callable[P, T]) -> Callable[P, T]:

@@ -8,15 +8,11 @@ from typing import Any
 
 from dbos import DBOSClient, PortableWorkflowError, WorkflowStatus
 
-from service.core.jobs.evaluation_job import EvaluationJob, JobProgress, JobRequest, JobResult, JobState
+from service.core.jobs.job import Job, JobKind, JobProgress, JobState, RequestT, ResultT
+
+AnyKind = JobKind[Any, Any]
 
 JOBS_QUEUE = "jobs"
-JOB = "evaluate"
-"""Workflow name of jobs."""
-
-SHARD = "evaluate_shard"
-"""Workflow name of shards."""
-
 UNFINISHED = ("ENQUEUED", "PENDING")
 """Statuses of workflows that are not done."""
 
@@ -31,26 +27,32 @@ _STATES: Mapping[str, JobState] = {
 }
 
 
+def shard_workflow(kind: AnyKind) -> str:
+    """Return the workflow name of the shards of a kind of jobs; that of the jobs is the kind's own name."""
+    return f"{kind.name}_shard"
+
+
 def shard_id(job_id: str, index: int) -> str:
     """Return the id of one shard of a job."""
     return f"{job_id}-s{index}"
 
 
-def job_of(row: WorkflowStatus) -> EvaluationJob | None:
+def job_of(row: WorkflowStatus, kind: JobKind[RequestT, ResultT]) -> Job[RequestT, ResultT] | None:
     """Return the job of a row; None if the row is not of this program."""
     if not isinstance(row.input, dict):  # DBOS returns unreadable input unchanged
         return None
     attributes = row.attributes or {}
     state = job_state(row.status, has_begun=bool(row.recovery_attempts) or "begun_at" in attributes)
-    result = JobResult.from_json(row.output) if row.output is not None else None
-    return EvaluationJob(
+    result = kind.result_of(row.output) if row.output is not None else None
+    return Job(
         id=row.workflow_id,
-        request=JobRequest.from_json(row.input["args"][0]),
+        request=kind.request_of(row.input["args"][0]),
         state=state,
         done=attributes.get("done", 0) if result is None else attributes["total"],
         total=attributes.get("total"),
         error=error_message(row.error),
         result=result,
+        pictures_per_s=attributes.get("pictures_per_s"),
     )
 
 
@@ -63,7 +65,12 @@ def job_state(status: str, *, has_begun: bool) -> JobState:
 def progress_of(row: WorkflowStatus) -> JobProgress:
     """Return the progress of a job or shard."""
     attributes: Mapping[str, Any] = row.attributes or {}
-    return JobProgress(attributes.get("done", 0), attributes.get("begun_at"), attributes.get("rescues", 0))
+    return JobProgress(
+        attributes.get("done", 0),
+        attributes.get("begun_at"),
+        attributes.get("rescues", 0),
+        attributes.get("pictures_per_s"),
+    )
 
 
 def error_message(error: Exception | None) -> str | None:
@@ -95,9 +102,9 @@ class StoredProgress:
         """
         self._write(self._progress.started())
 
-    def record_done(self, images: int) -> None:
-        """Record that ``images`` pictures are stored."""
-        self._write(self._progress.advanced(images))
+    def record_done(self, images: int, pictures_per_s: float | None = None) -> None:
+        """Record that ``images`` pictures are stored, and the pace."""
+        self._write(self._progress.advanced(images, pictures_per_s))
 
     def record_suspension(self) -> None:
         """Record a planned stop."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
 from service.core.errors import BusyError
-from service.core.jobs.evaluation_job import JobSteps, JsonObject
+from service.core.jobs.job import JobSteps, JsonObject
 from service.durable_jobs.client import open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.errors import JobsUnavailableError
@@ -39,12 +40,14 @@ class WorkerOptions:
 
 
 @contextmanager
-def run_jobs(database: JobsDatabase, steps: JobSteps, options: WorkerOptions) -> Iterator[None]:
+def run_jobs(
+    database: JobsDatabase, steps: Sequence[JobSteps[Any, Any]], options: WorkerOptions
+) -> Iterator[None]:
     """Run queued jobs as long as the context lasts; unfinished ones go on later.
 
     Args:
         database: prepared, and owned by this process if it is a file.
-        steps: the work.
+        steps: the work of each kind of jobs.
         options: of the worker.
 
     Raises:

@@ -224,8 +224,7 @@ def _confidence(
 ) -> wire.Confidence | None:
     if segmentation.confidence_HW is None:
         return None
-    counts = codec.confidence_histogram(label_map, segmentation.confidence_HW)
-    means = map(codec.mean_confidence, counts[: label_map.palette.num_classes])
+    means = codec.mean_confidences(label_map, segmentation.confidence_HW)
     shows_pixels = wanted.confidence == wire.CONFIDENCE_PNG
     return wire.Confidence(
         classes=[

@@ -13,7 +13,7 @@ from service.open_inference.images import MAX_AXES, ImageTensor
 from service.open_inference.inference import InferAnswer
 from service.open_inference.metadata import IMAGE, ModelMetadata, TensorMetadata
 from service.open_inference.outputs import (
-    OUTPUT_KINDS,
+    DEFAULT_OUTPUTS,
     WantedOutput,
     check_unique,
     output_kind,
@@ -78,12 +78,12 @@ def received_bytes(request: wire.ModelInferRequest) -> int:
 
 
 def outputs_of(request: wire.ModelInferRequest) -> list[WantedOutput]:
-    """Return the outputs that a request asks for, in their raw form; none named = all.
+    """Return the outputs that a request asks for, in their raw form; none named = the default ones.
 
     Raises:
         InvalidArgumentError: there is no such output, or one is named twice.
     """
-    names = [output.name for output in request.outputs] or list(OUTPUT_KINDS)
+    names = [output.name for output in request.outputs] or list(DEFAULT_OUTPUTS)
     check_unique(names)
     for output in request.outputs:
         refuse_extensions(parameters_of(output.parameters), f"output {output.name!r}")

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.core.tls import TlsFiles
+from service.core.tls import CertificateFollower, Pem
 from service.grpc_api.edge import SERVICE_NAME
 from service.grpc_api.health import HealthService
 from service.grpc_api.limits import PeerLimits
@@ -67,7 +67,7 @@ class GrpcServer:
         names = (*services, _HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
-    def bind(self, host: str, port: int, tls: TlsFiles | None = None) -> str:
+    def bind(self, host: str, port: int, tls: CertificateFollower | None = None) -> str:
         """Open the port; called before slow work, so that a port that is in use is reported at once.
 
         Args:
@@ -80,7 +80,6 @@ class GrpcServer:
 
         Raises:
             GrpcBindError: the port is in use or not allowed, or this machine does not have the address.
-            TlsError: a certificate cannot be used.
         """
         name = f"[{host}]" if ":" in host else host
         address = f"{name}:{port}"
@@ -124,6 +123,22 @@ class GrpcServer:
         self._cutting.set()
 
 
-def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    cert, key, client_ca = tls.pem()
-    return grpc.ssl_server_credentials([(key, cert)], client_ca, require_client_auth=client_ca is not None)
+def _credentials(certificates: CertificateFollower) -> grpc.ServerCredentials:
+    used = certificates.pem()
+
+    def newest() -> grpc.ServerCertificateConfiguration | None:
+        """Return what has changed; gRPC asks at each handshake."""
+        nonlocal used
+        before, used = used, certificates.pem()
+        return None if used is before else _configuration(used)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(used),
+        newest,  # type: ignore[arg-type]  # grpc takes None for no change, its stubs do not say so
+        require_client_authentication=used[2] is not None,
+    )
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    cert, key, client_ca = pem
+    return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca)

@@ -26,9 +26,10 @@ from service.http_api.open_inference.openapi import describe_infer_routes
 from service.http_api.open_inference.repository import repository_index_router
 from service.http_api.picture_routes import PictureEndpoint, PictureRoutes
 from service.http_api.root_path import RootPath
+from service.http_api.segment.intake import Intake, SegmentOptions
 from service.http_api.segment.openapi import describe_segment_routes
 from service.http_api.segment.routes import INFER_ROUTES, ROUTES
-from service.http_api.segment.segment import RequestBudgets, SegmentEndpoint, SegmentOptions
+from service.http_api.segment.segment import SegmentEndpoint
 from service.open_inference.inference import Inference
 from service.open_inference.statistics import InferenceStatistics
 from service.spans import NO_TRACING, Tracing
@@ -100,17 +101,10 @@ def create_app(
     access = options.access
     if options.page:
         access = _add_page(app, access)
-    budgets = RequestBudgets(options.segment)
-    segment = SegmentEndpoint(segmenter, host, budgets, access=access, options=options.segment)
-    infer = InferEndpoint(
-        Inference(segmenter, at_once=options.pictures_at_once),
-        host,
-        budgets,
-        access=access,
-        options=options.segment,
-        metrics=metrics,
-        statistics=statistics,
-    )
+    intake = Intake(host, access=access, options=options.segment)
+    segment = SegmentEndpoint(segmenter, intake)
+    inference = Inference(segmenter, at_once=options.pictures_at_once)
+    infer = InferEndpoint(inference, intake, metrics=metrics, statistics=statistics)
     endpoints: dict[str, PictureEndpoint] = {
         **dict.fromkeys(ROUTES, segment),
         **dict.fromkeys(INFER_ROUTES, infer),

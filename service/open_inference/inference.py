@@ -151,6 +151,7 @@ class Inference:
             lambda segmentation: _answer(segmentation, request.outputs, one_size),
             deadline_s=request.deadline_s,
             render_bytes=memory_of(request.outputs),
+            confidence=any(output.kind.needs_confidence for output in request.outputs),
             lane=request.lane,
             source=request.source,
         ) as answer:

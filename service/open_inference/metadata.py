@@ -12,7 +12,7 @@ from typing import Literal
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 
-Datatype = Literal["BYTES", "UINT8", "INT64"]
+Datatype = Literal["BYTES", "UINT8", "INT64", "FP16"]
 
 SERVER_NAME = "bisenet-service"
 EXTENSIONS = (
@@ -59,7 +59,7 @@ class ModelMetadata:
         versions: numbers of its served versions.
         platform: what runs it.
         inputs: forms of its input.
-        outputs: what a request may ask for.
+        outputs: what a request may ask for; ``confidence`` comes only where it is named.
     """
 
     name: str
@@ -81,6 +81,7 @@ def output_metadata(num_classes: int) -> tuple[TensorMetadata, ...]:
         TensorMetadata("mask_png", "BYTES", (VARIABLE,)),
         TensorMetadata("overlay_jpeg", "BYTES", (VARIABLE,)),
         TensorMetadata("class_pixels", "INT64", (VARIABLE, num_classes)),
+        TensorMetadata("confidence", "FP16", (VARIABLE, num_classes)),
     )
 
 

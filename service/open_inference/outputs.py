@@ -34,6 +34,8 @@ class OutputKind:
         axes: those after N, of a picture's size and the number of classes.
         render_bytes: memory that ``render`` takes beside the segmentation, in bytes a pixel.
         needs_one_size: all pictures of a request must have one size.
+        needs_confidence: ``render`` needs the confidence of each label, which costs time: the output is made
+            only for requests that name it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class OutputKind:
     axes: Callable[[ImageSize, int], tuple[int, ...]]
     render_bytes: int
     needs_one_size: bool = False
+    needs_confidence: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,16 @@ def _class_pixels(segmentation: Segmentation) -> bytes:
     return label_map.counts[: label_map.palette.num_classes].astype(np.dtype("<i8")).tobytes()
 
 
+def _confidence(segmentation: Segmentation) -> bytes:
+    assert segmentation.confidence_HW is not None
+    means = codec.mean_confidences(segmentation.label_map, segmentation.confidence_HW)
+    return np.array([mean or 0.0 for mean in means], np.dtype("<f2")).tobytes()
+
+
+def _class_axis(_size: ImageSize, num_classes: int) -> tuple[int, ...]:
+    return (num_classes,)
+
+
 def _no_axes(_size: ImageSize, _num_classes: int) -> tuple[int, ...]:
     return ()
 
@@ -152,10 +165,14 @@ OUTPUT_KINDS: Mapping[str, OutputKind] = {
         OutputKind("labels", "UINT8", _labels, lambda size, _: size.shape, 1, needs_one_size=True),
         OutputKind("mask_png", "BYTES", _mask_png, _no_axes, 1),
         OutputKind("overlay_jpeg", "BYTES", _overlay_jpeg, _no_axes, 5),
-        OutputKind("class_pixels", "INT64", _class_pixels, lambda _, num_classes: (num_classes,), 0),
+        OutputKind("class_pixels", "INT64", _class_pixels, _class_axis, 0),
+        OutputKind("confidence", "FP16", _confidence, _class_axis, 0, needs_confidence=True),
     )
 }
 """All outputs by name, in the order of the metadata."""
+
+DEFAULT_OUTPUTS = tuple(name for name, kind in OUTPUT_KINDS.items() if not kind.needs_confidence)
+"""What a request gets that names no outputs."""
 
 
 def memory_of(wanted: Sequence[WantedOutput]) -> int:

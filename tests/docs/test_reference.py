@@ -15,7 +15,7 @@ generate_reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(generate_reference)
 
 
-@pytest.mark.parametrize("name", ["settings.md", "errors.md", "metrics.md", "python-api.md"])
+@pytest.mark.parametrize("name", ["settings.md", "errors.md", "metrics.md", "python-api.md", "guarantees.md"])
 def test_a_reference_page_is_what_the_code_generates(name: str) -> None:
     written = (ROOT / "docs/reference" / name).read_text("utf-8")
     assert written == generate_reference.pages()[name], "run `make reference`"

@@ -10,6 +10,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PAGE_PICTURES = ROOT / "service/page/examples"
+STREETS = ("avenue", "crossing", "high-street")
 SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR = 0, 1, 3, 4, 5, 8
 
 
@@ -24,12 +25,25 @@ def test_a_scene_is_drawn_and_the_same_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "a.jpg").read_bytes() == (tmp_path / "b.jpg").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["avenue", "crossing", "high-street"])
-def test_the_shipped_model_knows_the_streets_of_the_page(tmp_path: Path, name: str) -> None:
-    program = [sys.executable, "-m", "bisenet", "predict", str(PAGE_PICTURES / f"{name}.jpg")]
-    options = ["--out", str(tmp_path / "mask.png"), "--output", "labels", "--engine", "openvino"]
-    subprocess.run([*program, *options, "--precision", "f32"], cwd=ROOT, check=True, capture_output=True)
-    label_HW = np.asarray(Image.open(tmp_path / "mask.png"))
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with the labels of each street of the page."""
+    folder = tmp_path_factory.mktemp("masks")
+    program = [
+        sys.executable,
+        "-m",
+        "bisenet",
+        "predict",
+        *(str(PAGE_PICTURES / f"{name}.jpg") for name in STREETS),
+    ]
+    options = ["--out", str(folder), "--output", "labels", "--engine", "openvino", "--precision", "f32"]
+    subprocess.run([*program, *options], cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", STREETS)
+def test_the_shipped_model_knows_the_streets_of_the_page(masks: Path, name: str) -> None:
+    label_HW = np.asarray(Image.open(masks / f"{name}.png"))
     height, width = label_HW.shape
     middle = slice(width * 9 // 20, width * 11 // 20)
     assert (label_HW[: height // 4, middle] == SKY).mean() > 0.9

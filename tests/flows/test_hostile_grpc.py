@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import os
 import socket
 import struct
@@ -14,8 +15,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from fakes import PATIENCE_S, until
-from grpc_site import GrpcSite, open_grpc_site
+from fakes import LEAKED, PATIENCE_S, until
+from grpc_site import GrpcSite, open_grpc_site, reason_of
 from http2_bytes import (
     CALL_HEADERS,
     END_HEADERS,
@@ -88,6 +89,43 @@ def read_to_the_end(peer: socket.socket) -> bytes:
     return answer
 
 
+EXPECTED = {
+    "ok": None,
+    "undecodable": "undecodable_image",
+    "unsupported_format": "unsupported_media",
+    "too_many_pixels": "too_many_pixels",
+}
+"""What the service says where the corpus of pictures says the key."""
+
+
+@pytest.mark.guarantee("G1", "G26")
+@needs_data
+@pytest.mark.data
+async def test_every_hostile_picture_gets_its_answer() -> None:
+    folder = Path(DATA or "") / "hostile_images"
+    with (folder / "manifest.tsv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    assert len(rows) == 1358
+    wrong = []
+    async with open_grpc_site(limits=SegmenterLimits()) as site:
+        for row in rows:
+            code, details = await refusal_of(site, (folder / row["file"]).read_bytes())
+            if code != EXPECTED[row["expected_code"]] or LEAKED.search(details):
+                wrong.append(f"{row['file']} ({row['whats_wrong']}): {code} {details}")
+        await assert_alive(site)
+    assert not wrong
+
+
+async def refusal_of(site: GrpcSite, picture: bytes) -> tuple[str | None, str]:
+    """Return the service's code and the message of a picture's status; None if it is answered."""
+    try:
+        await site.stub.Segment(wire.SegmentRequest(image=wire.Image(data=picture)), timeout=PATIENCE_S)
+    except grpc.aio.AioRpcError as error:
+        return reason_of(error), error.details() or ""
+    return None, ""
+
+
+@pytest.mark.guarantee("G4")
 @needs_data
 @pytest.mark.data
 async def test_garbage_instead_of_http2_closes_its_connection_only(site: GrpcSite) -> None:
@@ -97,6 +135,7 @@ async def test_garbage_instead_of_http2_closes_its_connection_only(site: GrpcSit
     await assert_alive(site)
 
 
+@pytest.mark.guarantee("G4")
 @needs_data
 @pytest.mark.data
 @pytest.mark.parametrize("method", METHODS)
@@ -130,6 +169,7 @@ async def test_garbage_in_the_middle_of_a_stream_ends_that_stream_only(site: Grp
     await good.done_writing()
 
 
+@pytest.mark.guarantee("G15")
 async def test_half_open_peers_are_closed_and_keep_no_client_out(site: GrpcSite) -> None:
     peers = [socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) for _ in range(50)]
     await assert_alive(site)
@@ -139,6 +179,7 @@ async def test_half_open_peers_are_closed_and_keep_no_client_out(site: GrpcSite)
     await assert_alive(site)
 
 
+@pytest.mark.guarantee("G15")
 async def test_a_flood_of_pings_ends_the_connection(site: GrpcSite) -> None:
     pings = frame(PING, 0, 0, bytes(8)) * 50
     answer = await asyncio.to_thread(
@@ -147,6 +188,7 @@ async def test_a_flood_of_pings_ends_the_connection(site: GrpcSite) -> None:
     assert b"too_many_pings" in answer
 
 
+@pytest.mark.guarantee("G15")
 @pytest.mark.soak
 async def test_five_thousand_rapid_resets_cost_next_to_nothing(site: GrpcSite) -> None:
     attack = PREFACE + frame(SETTINGS, 0, 0)
@@ -162,6 +204,7 @@ async def test_five_thousand_rapid_resets_cost_next_to_nothing(site: GrpcSite) -
     await assert_alive(site)
 
 
+@pytest.mark.guarantee("G15")
 @pytest.mark.soak
 async def test_a_client_that_never_reads_costs_a_few_megabytes() -> None:
     """Masks of 1 MiB each that the client does not take; the growth of the process is their cost."""

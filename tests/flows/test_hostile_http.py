@@ -11,15 +11,17 @@ import random
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import fuzz_image
 import httpx2
 import numpy as np
 import pytest
-from fakes import PATIENCE_S, write_pooling_artifact
+from fakes import LEAKED, PATIENCE_S, write_pooling_artifact
 from http_site import encoded
 from live_service import Server, serving_environment, started
 from PIL import Image
@@ -78,8 +80,10 @@ def assert_alive(server: Server) -> None:
 
 
 def code_of(response: httpx2.Response) -> tuple[int, str | None]:
-    code = None if response.status_code == 200 else response.json()["code"]
-    return response.status_code, code
+    if response.status_code == 200:
+        return 200, None
+    assert not LEAKED.search(response.text), response.text
+    return response.status_code, response.json()["code"]
 
 
 def mismatches(server: Server, rows: Sequence[Mapping[str, str]], *, as_form: bool) -> list[str]:
@@ -98,6 +102,7 @@ def mismatches(server: Server, rows: Sequence[Mapping[str, str]], *, as_form: bo
     ]
 
 
+@pytest.mark.guarantee("G1", "G26")
 @pytest.mark.data
 @needs_data
 def test_every_hostile_picture_gets_its_answer_raw_and_as_a_form_and_leaves_no_memory_behind(
@@ -112,6 +117,22 @@ def test_every_hostile_picture_gets_its_answer_raw_and_as_a_form_and_leaves_no_m
     assert_alive(server)
     assert server.memory_bytes() <= 1.03 * before
     assert not list(temporary_folder.iterdir())
+
+
+@pytest.mark.guarantee("G2")
+@pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=pytest.mark.soak)])
+def test_no_mutant_of_a_picture_is_a_defect(server: Server, count: int) -> None:
+    pictures = fuzz_image.seeds()
+
+    def post(number: int) -> tuple[int, str | None]:
+        return code_of(server.client.post("/v1/segment", content=fuzz_image.mutant(number, pictures)[1]))
+
+    with ThreadPoolExecutor(4) as clients:
+        answers = Counter(clients.map(post, range(count)))
+    # An empty mutant is a body of its own kind.
+    assert set(answers) <= {*CODES.values(), (400, "empty_body")}
+    assert answers[200, None] > count // 20  # not all of them are nonsense
+    assert_alive(server)
 
 
 def near_limit_pictures() -> list[bytes]:
@@ -143,6 +164,7 @@ def png_of_zeros(side: int, *, color_type: int) -> bytes:
     )
 
 
+@pytest.mark.guarantee("G14")
 def test_a_crowd_of_pictures_at_the_limit_stays_within_its_memory_and_lets_small_ones_through(
     server: Server,
 ) -> None:
@@ -255,6 +277,7 @@ def allowed(row: Mapping[str, str], answers: Sequence[int]) -> bool:
     return answers[0] in named and all(status < 500 for status in answers)
 
 
+@pytest.mark.guarantee("G4")
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize("kind", ["raw", "httpreq", "multipart"])
@@ -317,6 +340,7 @@ def mutant_of_a_request(rng: random.Random, requests: Sequence[bytes]) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.guarantee("G4")
 @pytest.mark.parametrize("count", [500, pytest.param(20_000, marks=pytest.mark.soak)])
 async def test_no_mutant_of_a_request_is_a_defect(server: Server, count: int) -> None:
     rng = random.Random(count)

@@ -48,6 +48,7 @@ def ask(server: Server, request: HostileRequest) -> httpx2.Response:
     return server.client.post(PATH, content=request.body, headers=request.headers)
 
 
+@pytest.mark.guarantee("G4")
 def test_every_hostile_request_is_refused_by_name_and_leaves_no_memory_behind(server: Server) -> None:
     table = hostile_requests(PICTURE)
     assert_alive(server)
@@ -115,6 +116,7 @@ def hostile_messages() -> Iterator[tuple[str, bytes]]:
         yield f"contents {value}", wire.ModelInferRequest(inputs=[pixel]).SerializeToString()
 
 
+@pytest.mark.guarantee("G4")
 async def test_every_hostile_message_is_an_invalid_argument_and_leaves_no_memory_behind(
     server: Server,
 ) -> None:

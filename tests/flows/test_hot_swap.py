@@ -93,6 +93,7 @@ def swapped_under_load(site: Site, *, swaps: int, requests: int) -> Counter[tupl
     return answers
 
 
+@pytest.mark.guarantee("G7")
 def test_no_request_fails_or_gets_the_labels_of_another_version(site: Site) -> None:
     site.promote(2)
     masks = {"2": site.mask_of(2)}
@@ -103,3 +104,14 @@ def test_no_request_fails_or_gets_the_labels_of_another_version(site: Site) -> N
     assert {status for status, _, _ in answers} == {200}
     assert {version: mask for _, version, mask in answers} == masks
     assert len(answers) == 2
+
+
+@pytest.mark.guarantee("G7")
+@pytest.mark.soak
+def test_a_hundred_swaps_leave_no_memory_behind(site: Site) -> None:
+    swapped_under_load(site, swaps=20, requests=400)  # caches and pools are full now
+    before = site.server.memory_bytes()
+    swapped_under_load(site, swaps=100, requests=2_000)
+    after = site.server.memory_bytes()
+    print(f"{before / 1e6:.1f} MB before 100 swaps, {after / 1e6:.1f} MB after")  # noqa: T201
+    assert after <= 1.02 * before

@@ -7,16 +7,17 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from fakes import PATIENCE_S
-from job_site import EVALUATIONS, MODEL, JobSite, job_environment, started_site, write_dataset
+from job_site import EVALUATIONS, MODEL, JobSite, external, job_environment, started_site, write_dataset
 from job_worker import finished, when
 from live_service import BISENET, workers_of
 
-from service.core.jobs.evaluation_job import EvaluationJob, JobState
+from service.core.jobs.evaluation_job import EvaluationJob
+from service.core.jobs.job import JobState
 
 SLOW = "fault_engine:slow:1"
 
@@ -108,23 +109,18 @@ def check_that_it_is_shown(site: JobSite, job_id: str, environment: Mapping[str,
         )
 
 
-@contextmanager
-def external(environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start ``bisenet worker``."""
-    with (
-        log.open("a") as stderr,
-        subprocess.Popen(
-            [*BISENET, "worker"], stdout=subprocess.PIPE, stderr=stderr, text=True, env=dict(environment)
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("Ready: "), log.read_text()
-            yield process
-        finally:
-            process.kill()
+@pytest.mark.parametrize("mode", ["embedded", "external"])
+def test_jobs_keep_their_kernels_in_the_cache_folder(tmp_path: Path, mode: str) -> None:
+    dataset, elsewhere = write_dataset(tmp_path / "noise", 2), tmp_path / "elsewhere"
+    environment = job_environment(tmp_path, dataset, engine=SLOW, mode=mode)
+    environment |= {"NUMBA_CACHE_DIR": str(elsewhere)}  # where kernels go unless they are told another place
+    worker = external(environment, tmp_path / "worker-log") if mode == "external" else nullcontext()
+    with worker, started_site(environment, tmp_path / "log") as site:
+        assert ended(site, site.submit()).state is JobState.SUCCEEDED
+    assert not elsewhere.exists()
 
 
+@pytest.mark.guarantee("G9")
 @pytest.mark.soak
 @pytest.mark.parametrize("victim", ["service", "worker"])
 def test_twenty_deaths_at_random_points_change_nothing(tmp_path: Path, victim: str) -> None:

@@ -21,6 +21,7 @@ def measured(*arguments: str) -> list[dict[str, Any]]:
     return results
 
 
+@pytest.mark.guarantee("G5")
 @pytest.mark.parametrize("times", ["2", "5", "10"])
 def test_an_overload_is_refused_by_name_and_leaves_no_memory_behind(times: str) -> None:
     (result,) = measured("flood", "--times", times, "--size", "128x256")
@@ -29,6 +30,7 @@ def test_an_overload_is_refused_by_name_and_leaves_no_memory_behind(times: str) 
     assert after_mb <= 1.1 * before_mb
 
 
+@pytest.mark.guarantee("G5")
 @pytest.mark.parametrize("what", ["waiting", "deadlines"])
 def test_every_request_gets_an_answer(what: str) -> None:
     for result in measured(what, "--size", "128x256"):

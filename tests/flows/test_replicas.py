@@ -1,12 +1,13 @@
-"""Services share one registry in a bucket: all of them follow an alias that is moved once, under load."""
+"""Services share one registry in a bucket: they follow its alias and are exchanged one by one, under load."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ from bucket_site import open_bucket
 from fakes import PATIENCE_S, write_pooling_artifact
 from http_site import encoded
 from live_service import Server, serving_environment, started
+from proxies import Proxy, free_ports, haproxy_balancer, needs_haproxy, needs_nginx, nginx_balancer
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
@@ -44,11 +46,19 @@ def answer(client: httpx2.Client, path: str = "/v1/segment") -> Answer:
     return response.status_code, response.headers.get("x-model-version"), digest
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A registry in a bucket with two versions, and the surroundings of services that follow it."""
+
+    registry: ModelRegistry
+    environment: dict[str, str]
+
+
 @pytest.fixture
-def replicas(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replicas]:
+def shared(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    with open_bucket() as bucket, ExitStack() as stack:
+    with open_bucket() as bucket:
         url = f"s3://bucket/registry?endpoint={bucket.url}&region=here"
         registry = ModelRegistry(url, cache_folder=tmp_path / "fetched")
         for seed in (0, 3):
@@ -56,9 +66,16 @@ def replicas(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
             registry.publish(artifact.folder, "pooling")
         registry.promote(ModelVersion("pooling", 1))
         environment = serving_environment(tmp_path, shared_cache, tmp_path, "pooling") | CREDENTIALS
-        environment |= {"BISENET_REGISTRY": url, "BISENET_REGISTRY__FOLLOW_S": "0.2"}
-        servers = tuple(stack.enter_context(started(environment, tmp_path / f"log-{n}")) for n in range(2))
-        yield Replicas(servers, registry)
+        yield Shared(registry, environment | {"BISENET_REGISTRY": url, "BISENET_REGISTRY__FOLLOW_S": "0.2"})
+
+
+@pytest.fixture
+def replicas(tmp_path: Path, shared: Shared) -> Iterator[Replicas]:
+    with ExitStack() as stack:
+        servers = tuple(
+            stack.enter_context(started(shared.environment, tmp_path / f"log-{n}")) for n in range(2)
+        )
+        yield Replicas(servers, shared.registry)
         assert [server.stop() for server in servers] == [0, 0]
 
 
@@ -123,6 +140,93 @@ def test_an_alias_that_moves_under_load_is_followed_by_all_replicas_and_no_reque
     check(replicas, moves=2, requests=60)
 
 
+@pytest.mark.guarantee("G7")
 @pytest.mark.soak
 def test_of_ten_thousand_pictures_during_twenty_moves_none_fails(replicas: Replicas) -> None:
     check(replicas, moves=20, requests=10_000)
+
+
+# --- a rolling update behind a proxy ----------------------------------------------------------------------
+
+both_balancers = pytest.mark.parametrize(
+    "balancer",
+    [
+        pytest.param(nginx_balancer, marks=needs_nginx, id="nginx"),
+        pytest.param(haproxy_balancer, marks=needs_haproxy, id="HAProxy"),
+    ],
+)
+
+
+class Clients:
+    """Ask a proxy from several threads, with connections that are kept, and count the answers."""
+
+    def __init__(self, url: str) -> None:
+        self.answers: Counter[Answer] = Counter()
+        self._url = url
+        self._changed = threading.Condition()
+        self._enough = threading.Event()
+
+    @contextmanager
+    def at_work(self, count: int = 4) -> Iterator[None]:
+        """Ask until the context is left."""
+        with ThreadPoolExecutor(count) as pool:
+            asking = [pool.submit(self._ask) for _ in range(count)]
+            try:
+                yield
+            finally:
+                self._enough.set()
+            for each in asking:
+                each.result()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Return when a condition on the answers holds."""
+        with self._changed:
+            assert self._changed.wait_for(condition, 30 * PATIENCE_S)
+
+    def wait_for_more(self, count: int) -> None:
+        """Return after so many more answers."""
+        wanted = self.answers.total() + count
+        self.wait_for(lambda: self.answers.total() >= wanted)
+
+    def _ask(self) -> None:
+        with httpx2.Client(base_url=self._url, timeout=PATIENCE_S) as client:
+            while not self._enough.is_set():
+                found = answer(client)
+                with self._changed:
+                    self.answers[found] += 1
+                    self._changed.notify_all()
+
+
+@pytest.mark.guarantee("G6", "G7")
+@pytest.mark.soak
+@both_balancers
+def test_of_ten_thousand_pictures_none_fails_while_both_replicas_are_exchanged_and_the_alias_moves(
+    shared: Shared, tmp_path: Path, balancer: Callable[..., AbstractContextManager[Proxy]]
+) -> None:
+    ports = free_ports(2)
+    environment = shared.environment | {"BISENET_SERVER__LAME_DUCK_S": "1"}
+    with ExitStack() as stack:
+
+        def start(number: int, port: int) -> Server:
+            log = tmp_path / f"log-{number}"
+            return stack.enter_context(started(environment, log, "--http-port", str(port)))
+
+        servers = [start(number, port) for number, port in enumerate(ports)]
+        proxy = stack.enter_context(balancer(tmp_path / "proxy", ports))
+        clients = Clients(proxy.http_url)
+        right = {answer(servers[0].client)}
+        with clients.at_work():
+            for number, port in enumerate(ports):
+                clients.wait_for_more(500)
+                assert servers[number].stop() == 0
+                servers[number] = start(number + 2, port)
+                servers[number].wait_until_logged('"event": "request"')  # the proxy trusts it again
+            shared.registry.promote(ModelVersion("pooling", 2))
+            clients.wait_for(lambda: any(version == "2" for _, version, _ in clients.answers))
+            clients.wait_for(lambda: clients.answers.total() >= 10_000)
+        right |= {answer(servers[0].client)}
+        assert {(status, version) for status, version, _ in right} == {(200, "1"), (200, "2")}
+        assert len({mask for _, _, mask in right}) == 2
+        assert clients.answers.keys() == right, (tmp_path / "proxy" / "log").read_text()
+        sys.stdout.write(f"{clients.answers.total()} answers\n")
+        assert [server.stop() for server in servers] == [0, 0]

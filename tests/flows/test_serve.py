@@ -28,7 +28,8 @@ START_PATIENCE_S = 120.0  # the first start compiles; a successful test takes le
 def environment(
     tiny_registry: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    return serving_environment(tiny_registry, shared_cache, tmp_path_factory.mktemp("home"), "tiny")
+    environment = serving_environment(tiny_registry, shared_cache, tmp_path_factory.mktemp("home"), "tiny")
+    return environment | {"BISENET_MODELS__PRECISION": "auto"}  # as users start it
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,7 @@ def test_nothing_is_lost_when_the_service_stops_under_load(
     assert set(outcomes) == {"200"}
 
 
+@pytest.mark.guarantee("G6")
 @pytest.mark.soak
 @pytest.mark.parametrize("keep_alive", [True, False], ids=["keep-alive", "close"])
 def test_nothing_is_lost_in_twenty_stops_under_load(
@@ -176,6 +177,7 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.guarantee("G24")
 @pytest.mark.parametrize("flag", ["--http-port", "--admin-port"])
 def test_a_port_that_is_taken_is_named(environment: dict[str, str], flag: str) -> None:
     with listen("127.0.0.1", 0) as holder:
@@ -191,6 +193,7 @@ def test_an_engine_asked_for_by_name_is_not_replaced(environment: dict[str, str]
     assert re.search(r"^error: tensorrt .*$", done.stderr, re.MULTILINE)
 
 
+@pytest.mark.guarantee("G24")
 @pytest.mark.parametrize(
     ("name", "value", "key"),
     [
@@ -245,6 +248,7 @@ SLOW = {
 }
 
 
+@pytest.mark.guarantee("G16")
 @pytest.mark.soak
 @pytest.mark.parametrize("slow", [list(SLOW), ["body"]], ids=["all kinds", "bodies of 10 MB"])
 def test_five_hundred_slow_clients_are_all_cut_off_while_a_normal_one_is_answered(

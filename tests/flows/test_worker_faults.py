@@ -137,6 +137,7 @@ def wait_until(condition: Callable[[], bool]) -> float:
     return time.monotonic() - begun_s
 
 
+@pytest.mark.guarantee("G8", "G22")
 def test_twenty_workers_are_killed_and_each_costs_one_picture_at_most(
     environment: dict[str, str], artifacts: list[Artifact], tmp_path: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_twenty_workers_are_killed_and_each_costs_one_picture_at_most(
     assert tally.total > 1000
 
 
+@pytest.mark.guarantee("G7")
 def test_twenty_versions_are_exchanged_in_ten_thousand_requests_without_an_error(
     environment: dict[str, str], artifacts: list[Artifact], tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_twenty_versions_are_exchanged_in_ten_thousand_requests_without_an_error
     assert min(tally.versions.values()) > 1000
 
 
+@pytest.mark.guarantee("G25")
 def test_ten_thousand_pictures_at_once_and_each_has_its_own_mask(
     environment: dict[str, str], artifacts: list[Artifact], tmp_path: Path
 ) -> None:

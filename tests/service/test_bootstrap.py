@@ -122,6 +122,7 @@ def test_an_engine_that_cannot_run_here_is_not_replaced_by_another(
         service.load_models()
 
 
+@pytest.mark.guarantee("G24")
 @pytest.mark.parametrize("key", ["http_port", "grpc_port", "admin_port"])
 def test_a_taken_port_stops_the_start(tiny_registry: Path, shared_cache: Path, key: str) -> None:
     try:

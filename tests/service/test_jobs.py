@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import PATIENCE_S, FakeJobs, write_pooling_artifact
+from fakes import PATIENCE_S, FakeEvaluations, FakePredictions, write_pooling_artifact
 from job_site import write_dataset
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
 from service.core.errors import BusyError, InvalidArgumentError
-from service.core.jobs.evaluation_job import EvaluationJob, JobRequest, JobResult, JobState, JsonObject
+from service.core.jobs.evaluation_job import EvaluationJob, EvaluationRequest, EvaluationResult
+from service.core.jobs.job import JobState, JsonObject
 from service.core.models.scoreboard import Scoreboard
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
@@ -32,7 +33,7 @@ from service.registry import open_registry
 from service.settings import Settings, SettingsError, load_settings
 from service.telemetry import Metrics
 
-RESULT = JobResult(0.25, {"a": 0.25}, 7, (), "d" * 64)
+RESULT = EvaluationResult(0.25, {"a": 0.25}, 7, (), "d" * 64)
 
 
 def configured(folder: Path, **jobs: Any) -> Settings:
@@ -115,6 +116,19 @@ def test_a_broken_data_set_file_is_refused_when_the_service_starts(
         pass
 
 
+@pytest.mark.parametrize("section", ["sources", "targets"])
+@pytest.mark.parametrize("mode", ["embedded", "external"])
+def test_a_source_or_target_that_is_no_store_is_refused_when_the_service_starts(
+    tmp_path: Path, mode: str, section: str
+) -> None:
+    settings = configured(tmp_path, mode=mode).model_copy(update={section: {"mine": "ftp://host/folder"}})
+    with (
+        pytest.raises(SettingsError, match=rf"{section}\.mine: not a folder or bucket: 'ftp:"),
+        opened(settings),
+    ):
+        pass
+
+
 def test_a_data_set_file_that_is_missing_may_be_on_the_machine_of_a_worker(tmp_path: Path) -> None:
     missing = {"datasets": {"mine": tmp_path / "mine.toml"}}
     with opened(configured(tmp_path, mode="external").model_copy(update=missing)) as jobs:
@@ -155,12 +169,12 @@ def test_a_service_that_leaves_jobs_to_workers_does_not_keep_them_from_the_file(
 def test_what_jobs_found_reaches_metrics_and_scoreboard_once(tmp_path: Path) -> None:
     registry = ModelRegistry(tmp_path / "registry")
     registry.publish(write_pooling_artifact(tmp_path / "artifact").folder, "pool")
-    jobs, metrics, scoreboard = FakeJobs(), Metrics(), Scoreboard(registry)
-    reporter = JobsReporter(jobs, scoreboard, metrics)
-    request = JobRequest(ModelVersion("pool", 1), "noise", "val", "ss")
+    jobs, metrics, scoreboard = FakeEvaluations(), Metrics(), Scoreboard(registry)
+    reporter = JobsReporter(jobs, FakePredictions(), scoreboard, metrics)
+    request = EvaluationRequest(ModelVersion("pool", 1), "noise", "val", "ss")
     first, second, waiting = (jobs.enqueue_job(request).id for _ in range(3))
     jobs.move(first, state=JobState.SUCCEEDED, result=RESULT)
-    jobs.move(second, state=JobState.SUCCEEDED, result=JobResult(0.5, {"a": 0.5}, 7, (), "e" * 64))
+    jobs.move(second, state=JobState.SUCCEEDED, result=EvaluationResult(0.5, {"a": 0.5}, 7, (), "e" * 64))
     reporter.report_once()
     shown = metrics.exposition()[0].decode()
     assert 'bisenet_eval_jobs{state="succeeded"} 2.0' in shown
@@ -172,9 +186,9 @@ def test_what_jobs_found_reaches_metrics_and_scoreboard_once(tmp_path: Path) -> 
 
 
 def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> None:
-    jobs = FakeJobs()
+    jobs = FakeEvaluations()
     jobs.failure = BusyError("away")
-    reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
+    reporter = JobsReporter(jobs, FakePredictions(), Scoreboard(ModelRegistry(tmp_path)), Metrics())
     with pytest.raises(BusyError):
         reporter.report_once()
     reporter.start()
@@ -183,14 +197,14 @@ def test_a_database_that_is_away_does_not_end_the_reports(tmp_path: Path) -> Non
 
 def test_a_defect_does_not_end_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.jobs._REPORT_INTERVAL_S", 0.0)
-    jobs, looks = FakeJobs(), threading.Semaphore(0)
+    jobs, looks = FakeEvaluations(), threading.Semaphore(0)
 
     def fail() -> tuple[EvaluationJob, ...]:
         looks.release()
         raise KeyError("a row of another kind")
 
     monkeypatch.setattr(jobs, "list_jobs", fail)
-    reporter = JobsReporter(jobs, Scoreboard(ModelRegistry(tmp_path)), Metrics())
+    reporter = JobsReporter(jobs, FakePredictions(), Scoreboard(ModelRegistry(tmp_path)), Metrics())
     reporter.start()
     for _ in range(2):
         assert looks.acquire(timeout=PATIENCE_S)

@@ -36,6 +36,7 @@ NAMES = {
     "worker_restarts": set(),
     "worker_busy_ratio": set(),
     "eval_jobs": {"state"},
+    "predict_jobs": {"state"},
     "eval_miou": {"model", "version", "dataset", "protocol"},
 }
 """The documented metrics: names without prefix and suffix, and their labels."""
@@ -146,6 +147,9 @@ def test_jobs_in_no_state_are_none() -> None:
         1,
         0,
     )
+    metrics.predict_jobs({"failed": 3})
+    assert value(metrics, "predict_jobs", state="failed") == 3
+    assert value(metrics, "eval_jobs", state="failed") == 0
 
 
 def test_two_services_in_one_process_do_not_count_for_each_other() -> None:

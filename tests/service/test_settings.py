@@ -140,6 +140,7 @@ def test_an_underscore_too_few_is_no_setting_that_is_silently_ignored(slip: str,
     assert str(caught.value) == f"{slip}: did you mean {meant}?"
 
 
+@pytest.mark.guarantee("G24")
 @pytest.mark.parametrize(
     ("toml", "key"),
     [
@@ -287,9 +288,22 @@ def test_data_sets_of_a_file_start_at_its_folder(tmp_path: Path) -> None:
     }
 
 
+def test_sources_and_targets_of_a_file_start_at_its_folder_unless_they_are_urls(tmp_path: Path) -> None:
+    config = tmp_path / "bisenet.toml"
+    config.write_text(
+        '[sources]\ncamera = "pictures"\nfilms = "s3://bucket/films?region=r"\n[targets]\nmasks = "/masks"\n'
+    )
+    environment = {"HOME": str(tmp_path), "BISENET_TARGETS__OTHER": "~/other"}
+    settings = load_settings(config, environment=environment)
+    assert settings.sources == {"camera": str(tmp_path / "pictures"), "films": "s3://bucket/films?region=r"}
+    assert settings.targets == {"masks": "/masks", "other": str(Path("~/other").expanduser())}
+
+
 @pytest.mark.parametrize(
     ("section", "values", "key"),
     [
+        ("sources", {"../camera": "/data"}, "sources.../camera"),
+        ("targets", {"masks": 3}, "targets.masks"),
         ("datasets", {"../camvid": "camvid.toml"}, "datasets.../camvid"),
         ("datasets", {"camvid": 3}, "datasets.camvid"),
         ("jobs", {"mode": "sometimes"}, "jobs.mode"),

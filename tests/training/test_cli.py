@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from run_folders import append, start, steps
 from typer.testing import CliRunner
 
 from training.cli import app
@@ -70,3 +72,37 @@ def test_a_data_set_is_looked_at_without_torch(dataset_file: Path) -> None:
     program = "import sys, training.cli; sys.modules['torch'] = None; training.cli.app()"
     command = [sys.executable, "-c", program, "dataset", "check", str(dataset_file)]
     assert subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_run_says_where_its_page_is_and_its_port_is_checked_before_it_begins(
+    config_file: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        arguments = ["train", str(config_file), "--out", str(tmp_path), "--watch", "--watch-port", port]
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3
+    assert f"error: port {port} cannot be opened" in result.stderr
+    result = CliRunner().invoke(app, ["train", "no-such-recipe", "--out", str(tmp_path), "--watch"])
+    assert "the page of the run: http://127.0.0.1:" in result.stderr
+
+
+def test_runs_are_compared_without_torch(tmp_path: Path) -> None:
+    for name in ("short", "long"):
+        append(tmp_path / name, start(), *steps(20, 200))
+    out = tmp_path / "compare.html"
+    result = CliRunner().invoke(
+        app, ["report", "compare", str(tmp_path / "short"), str(tmp_path / "long"), "--out", str(out)]
+    )
+    assert result.exit_code == 0
+    assert "<h1>short against long</h1>" in out.read_text()
+    imports = "import sys, training.run.run_comparison, training.run.watch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", imports], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["watch", "compare"])
+def test_a_folder_without_a_run_is_refused_in_words(tmp_path: Path, command: str) -> None:
+    folders = [str(tmp_path / name) for name in ("one", "two")[: 1 + (command == "compare")]]
+    result = CliRunner().invoke(app, ["report", command, *folders])
+    assert result.exit_code == 1
+    assert f"error: {tmp_path}/one holds no run" in result.stderr

@@ -9,11 +9,11 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 from PIL import Image
 
+from model.datasets import panoptic
 from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.labels import ClassPalette, UInt8Array
 from training.interchange.dataset_folder import FileNames, PairNames, new_folder, write_dataset, write_mask
@@ -97,46 +97,16 @@ def _write_masks(folder: Path, split: str, palette: ClassPalette, pairs: Iterabl
 
 
 def _write_segments(folder: Path, split: str, palette: ClassPalette, pairs: Iterable[_Pair]) -> None:
-    """Write ``panoptic_SPLIT.json``, and the segments of each picture in ``panoptic_SPLIT``.
-
-    Source:
-        The description of the panoptic format of COCO: a segment's number is red + 256 green + 65536 blue; 0
-        means none. Segments and categories have the number of their class plus 1.
-    """
+    """Write ``panoptic_SPLIT.json``, and the segments of each picture in ``panoptic_SPLIT``."""
     images, annotations = [], []
     for image_id, pair in enumerate(pairs, 1):
         height, width = pair.label_HW.shape
         images.append({"id": image_id, "file_name": pair.image, "height": height, "width": width})
         name = f"{pair.stem}.png"
-        segments = list(_segments(pair.label_HW, palette))
+        segments = panoptic.segments(pair.label_HW, palette)
         annotations.append({"image_id": image_id, "file_name": name, "segments_info": segments})
         path = folder / f"panoptic_{split}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _segment_picture(pair.label_HW, palette).save(path, "PNG")
-    classes = enumerate(zip(palette.names, palette.colors, strict=True), 1)
-    categories = [{"id": one, "name": name, "color": color, "isthing": 0} for one, (name, color) in classes]
-    record = {"images": images, "annotations": annotations, "categories": categories}
+        Image.fromarray(panoptic.segment_numbers(pair.label_HW, palette)).save(path, "PNG")
+    record = {"images": images, "annotations": annotations, "categories": panoptic.categories(palette)}
     (folder / f"panoptic_{split}.json").write_text(json.dumps(record), "utf-8")
-
-
-def _segment_picture(label_HW: UInt8Array, palette: ClassPalette) -> Image.Image:
-    segments_HW3 = np.zeros((*label_HW.shape, 3), np.uint8)
-    segments_HW3[..., 0] = np.where(label_HW == palette.ignore_id, 0, label_HW + 1)
-    return Image.fromarray(segments_HW3)
-
-
-def _segments(label_HW: UInt8Array, palette: ClassPalette) -> Iterator[dict[str, Any]]:
-    for class_id in range(palette.num_classes):
-        rows, columns = np.nonzero(label_HW == class_id)
-        if not rows.size:
-            continue
-        left, top, right, bottom = (
-            int(end) for end in (columns.min(), rows.min(), columns.max(), rows.max())
-        )
-        yield {
-            "id": class_id + 1,
-            "category_id": class_id + 1,
-            "area": int(rows.size),
-            "bbox": [left, top, right - left + 1, bottom - top + 1],
-            "iscrowd": 0,
-        }

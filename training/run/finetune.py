@@ -104,12 +104,29 @@ def find_source(reference: str, registry: ModelRegistry) -> FinetuneSource:
         model.errors.ModelError: there is no such model, or the file is refused.
     """
     path = Path(reference)
-    if (path / MANIFEST_FILE).is_file():
-        return _of_artifact(read_artifact(path), reference)
     if path.is_file():
         return _of_checkpoint(read_checkpoint(path), reference)
+    return _of_artifact(*find_artifact(reference, registry))
+
+
+def find_artifact(reference: str, registry: ModelRegistry) -> tuple[Artifact, str]:
+    """Open the model that a user names.
+
+    Args:
+        reference: folder of an artifact, or ``NAME``, ``NAME:ALIAS``, ``NAME@VERSION`` of the registry.
+        registry: where models are looked for.
+
+    Returns:
+        The model, and its path or ``NAME@VERSION``.
+
+    Raises:
+        model.errors.ModelError: there is no such model, or its manifest is refused.
+    """
+    path = Path(reference)
+    if (path / MANIFEST_FILE).is_file():
+        return read_artifact(path), reference
     version = registry.resolve(reference, int8=False)
-    return _of_artifact(registry.open(version), str(version))
+    return registry.open(version), str(version)
 
 
 def adopt(network: SegmentationNetwork, source: FinetuneSource) -> AdoptedWeights:

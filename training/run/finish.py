@@ -8,25 +8,35 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelManifest
 from model.evaluation.evaluation import EvaluationContext, EvaluationReport, Evaluator, ScoredImage
 from model.evaluation.metrics import ConfusionMatrix
-from model.labels import UInt8Array
+from model.evaluation.report import ShownImage
 from model.networks.segmentation_network import ARCHITECTURES, SegmentationNetwork
 from training.errors import CheckpointError
 from training.optimisation.bn_calibration import calibration_sample
-from training.run.progress import LOG_FILE
+from training.run.hardware import processor_name
 from training.run.publish import RunProvenance, build_manifest, publish, rehearse
-from training.run.report import Summary, read_events, versions
-from training.run.sample_grid import SAMPLE_COUNT, sample_grid, sample_indices, write_picture
+from training.run.record import SAMPLE_FOLDER, RunRecord
+from training.run.report import REPORT_FOLDER, FinishedRun, write_interim
+from training.run.sample_grid import (
+    SAMPLE_COUNT,
+    draw_grid,
+    label_samples,
+    sample_indices,
+    write_crops,
+    write_picture,
+    write_samples,
+)
 from training.run.time_budget import Costs
 from training.run.trainer import Trainer, Validated
 from training.run.validation import Scores
 
 ARTIFACT_FOLDER = "artifact"
-REPORT_FOLDER = "report"
-SAMPLE_FOLDER = "samples"
 
 
 def finish(trainer: Trainer, origin: RunProvenance, out: Path) -> None:
@@ -80,7 +90,7 @@ def measure_costs(trainer: Trainer, origin: RunProvenance) -> Costs:
         network = trainer.calibrated_on(sample)
         calibrated_s = time.monotonic()
         indices = sample_indices(len(val))
-        _grid(trainer, network, indices)
+        draw_grid(_labelled(trainer, network, indices), trainer.data.spec.palette)
         drawn_s = time.monotonic()
         matrix = ConfusionMatrix.zeros(trainer.data.spec.palette.num_classes)
         rehearse(network, build_manifest(trainer.config, trainer.data, origin=origin, steps=0, matrix=matrix))
@@ -94,25 +104,62 @@ def measure_costs(trainer: Trainer, origin: RunProvenance) -> Costs:
     )
 
 
-def draw_samples(trainer: Trainer, out: Path, step: int, network: SegmentationNetwork) -> None:
-    """Draw the labels of the fixed validation pictures, as a PNG and on the board.
+def draw_crops(trainer: Trainer, out: Path) -> None:
+    """Write the first crops of the first step, as the network sees them, once a run.
 
     Args:
         trainer: of the run.
         out: folder of the run.
-        step: finished steps, in the name of the file.
+    """
+    if not trainer.ranks.is_first or RunRecord.read(out).crops:
+        return
+    images_NHW3, labels_NHW, _ = trainer.crops.cut(0, trainer.crops.parts()[0])
+    names = trainer.crops.names(0)[: len(images_NHW3)]
+    try:
+        told = write_crops(out / SAMPLE_FOLDER, names, images_NHW3, labels_NHW, trainer.data.spec.palette)
+    except OSError as error:
+        trainer.log.say(f"cannot write the crops of the report: {error}")
+        return
+    trainer.log.record("crops", step=0, pictures=told)
+
+
+def draw_samples(trainer: Trainer, out: Path, step: int, network: SegmentationNetwork) -> None:
+    """Draw the labels of the fixed validation pictures, as files and on the board.
+
+    Args:
+        trainer: of the run.
+        out: folder of the run.
+        step: finished steps, in the names of the files.
         network: that labels the pictures.
     """
     if not trainer.ranks.is_first:
         return
-    grid_HW3 = _grid(trainer, network, sample_indices(len(trainer.data.val.names)))
+    palette = trainer.data.spec.palette
+    shown = _labelled(trainer, network, sample_indices(len(trainer.data.val.names)))
+    grid_HW3 = draw_grid(shown, palette)
     path = out / SAMPLE_FOLDER / f"step-{step:08d}.png"
     try:
         write_picture(path, grid_HW3)
+        trainer.log.record("samples", step=step, pictures=write_samples(path.parent, shown, palette, step))
     except OSError as error:
         trainer.log.say(f"cannot write {path}: {error}")
     if trainer.log.board is not None:
         trainer.log.board.add_picture("samples", grid_HW3, step)
+
+
+def write_interim_report(trainer: Trainer, out: Path) -> None:
+    """Write the report of a run that was stopped, with all that it knows so far.
+
+    Args:
+        trainer: of the run.
+        out: folder of the run.
+    """
+    try:
+        page = write_interim(out)
+    except OSError as error:
+        trainer.log.say(f"cannot write {out / REPORT_FOLDER}: {error}")
+        return
+    trainer.log.say(f"report: {page}")
 
 
 def _best(trainer: Trainer) -> Validated:
@@ -161,7 +208,7 @@ def _evaluated(
         engine="torch",
         device=str(data.device),
         precision=trainer.config.compute.precision,
-        processor=platform.processor() or platform.machine(),
+        processor=processor_name(),
         protocol="ss",
         dataset=data.spec.name,
         split=trainer.config.data.val_split,
@@ -181,18 +228,23 @@ def _summarise(
         "Best pictures": ranking[: -SAMPLE_COUNT - 1 : -1],
         "Samples": sample_indices(len(trainer.data.val.names)),
     }
-    page = Summary(
-        name=out.name,
+    page = FinishedRun(
         evaluation=report,
         provenance=artifact.manifest.provenance,
-        events=read_events(out / LOG_FILE),
-        grids={title: _grid(trainer, network, indices) for title, indices in chosen.items() if indices},
-    ).write(out / REPORT_FOLDER)
+        pictures={
+            title: _labelled(trainer, network, indices) for title, indices in chosen.items() if indices
+        },
+    ).write(RunRecord.read(out), out)
     trainer.log.say(f"report: {page}")
 
 
-def _grid(trainer: Trainer, network: SegmentationNetwork, indices: Sequence[int]) -> UInt8Array:
-    return sample_grid(
+def versions() -> dict[str, str]:
+    """Return the versions of Python, torch and NumPy."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+def _labelled(trainer: Trainer, network: SegmentationNetwork, indices: Sequence[int]) -> list[ShownImage]:
+    return label_samples(
         network,
         trainer.data.val,
         indices,

@@ -14,8 +14,8 @@ from torch import Tensor
 from model.labels import UInt8Array
 from model.progress import ProgressDisplay
 from training.errors import CheckpointError
+from training.run.record import LOG_FILE
 
-LOG_FILE = "log.jsonl"
 BOARD_FOLDER = "tensorboard"
 _NONE_YET = -1
 
@@ -184,11 +184,24 @@ class RunLog:
         self._is_new = True
 
     def write(self, event: str, line: str, **values: Any) -> None:
-        """Record an event.
+        """Record an event, and say it.
 
         Args:
             event: a fixed word, to filter ``log.jsonl`` by.
             line: the text for people.
+            values: plain JSON values.
+
+        Raises:
+            CheckpointError: the file system refused.
+        """
+        self.record(event, **values)
+        self.say(line)
+
+    def record(self, event: str, **values: Any) -> None:
+        """Record an event, and say nothing.
+
+        Args:
+            event: a fixed word, to filter ``log.jsonl`` by.
             values: plain JSON values.
 
         Raises:
@@ -206,7 +219,6 @@ class RunLog:
             raise CheckpointError(f"cannot write {self._path}: {error}") from error
         if self.board is not None:
             self.board.add(event, values)
-        self.say(line)
 
     def say(self, line: str) -> None:
         """Write a line for people that is no event."""

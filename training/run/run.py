@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -17,14 +17,25 @@ from training.config import TrainingConfig, plain
 from training.data.splits import TrainingData
 from training.distributed import Ranks, joined, ranks_here
 from training.errors import ConfigError, ResumeError
+from training.optimisation.distillation import Teacher
 from training.run.checkpoint import CheckpointFolder
-from training.run.finetune import FinetuneSource, adopt, find_source
-from training.run.finish import draw_samples, finish, measure_costs
+from training.run.finetune import FinetuneSource, adopt, find_artifact, find_source
+from training.run.finish import (
+    draw_crops,
+    draw_samples,
+    finish,
+    measure_costs,
+    write_interim_report,
+)
+from training.run.hardware import hardware
 from training.run.progress import RunLog, open_tensorboard
 from training.run.publish import NO_OPENVINO, RunProvenance, code_version
 from training.run.stop_signals import StopRequest
 from training.run.time_budget import TimeBudget
 from training.run.trainer import Trainer
+
+if TYPE_CHECKING:
+    from model.artifacts.registry import ModelRegistry
 
 CHECKPOINT_FOLDER = "checkpoints"
 
@@ -159,6 +170,7 @@ class _Start:
         source = self._source() if state is None else None
         if normalisation := _normalisation(state, source):
             data = data.with_normalisation(*normalisation)
+        teacher = self._teacher(data)
         trainer = Trainer(
             self.config,
             data,
@@ -166,11 +178,20 @@ class _Start:
             log=self.log,
             budget=budget,
             ranks=self.ranks,
+            teacher=teacher,
             on_validation=lambda step, network: draw_samples(trainer, self.options.out, step, network),
         )
         code = code_version()
+        palette = data.spec.palette
         self.log.write(
-            "start", data.summary, command=self.options.command, code=code, config=plain(self.config)
+            "start",
+            data.summary,
+            command=self.options.command,
+            code=code,
+            config=plain(self.config),
+            hardware=hardware(device=data.device, processes=self.ranks.world),
+            pictures={"training": len(data.train.names), "validation": len(data.val.names)},
+            classes=dict(zip(palette.names, palette.colors, strict=True)),
         )
         if find_spec("openvino") is None:
             self.log.say(f"this run will end with its last checkpoint: {NO_OPENVINO}")
@@ -185,12 +206,15 @@ class _Start:
             self._adopt(trainer, source)
             trainer.started_from = self.options.finetune_from
             trainer.finetuned_from = source.origin
+        draw_crops(trainer, self.options.out)
         origin = RunProvenance(self.options.command, code, trainer.finetuned_from)
         if trainer.budget is not None:
             trainer.costs = measure_costs(trainer, origin)
         finished = trainer.run(stop)
         if finished:
             finish(trainer, origin, self.options.out)
+        elif self.ranks.is_first:
+            write_interim_report(trainer, self.options.out)
         return finished
 
     def _check_all_found_the_same(self, device: torch.device) -> None:
@@ -205,18 +229,26 @@ class _Start:
             )
 
     def _source(self) -> FinetuneSource | None:
-        options = self.options
-        if not options.finetune_from:
+        reference = self.options.finetune_from
+        return find_source(reference, self._registry()) if reference else None
+
+    def _teacher(self, data: TrainingData) -> Teacher | None:
+        config = self.config.distill
+        if not config.teacher:
             return None
+        artifact, origin = find_artifact(config.teacher, self._registry())
+        self.log.say(f"the network also learns from {origin}")
+        return Teacher.of(artifact, config, data.spec.palette.names, data.device)
+
+    def _registry(self) -> ModelRegistry:
         from model.artifacts.registry import SHIPPED_MODELS, ModelRegistry  # noqa: PLC0415 - obstore is not for training
 
-        cache = options.cache_folder
-        registry = ModelRegistry(
+        options, cache = self.options, self.options.cache_folder
+        return ModelRegistry(
             options.registry or options.out / "registry",
             shipped=SHIPPED_MODELS,
             cache_folder=cache / "models" if cache else None,
         )
-        return find_source(options.finetune_from, registry)
 
     def _adopt(self, trainer: Trainer, source: FinetuneSource) -> None:
         adoption = adopt(trainer.learner.network, source)

@@ -21,6 +21,7 @@ from training.data.sampling import NETWORK_STREAM, WEIGHTS_STREAM, step_seed
 from training.data.splits import TrainingData
 from training.distributed import Ranks
 from training.errors import ConfigError
+from training.optimisation.distillation import Teacher
 from training.optimisation.losses import SegmentationLoss, class_weights
 from training.optimisation.optim import MovingAverage, build_optimizer, set_learning_rate
 from training.optimisation.precision import ComputeConfig
@@ -36,6 +37,7 @@ class TrainStep:
         config: configuration of the run.
         data: gives classes, class weights, normalisation and device.
         ranks: the processes that share a batch.
+        teacher: what the main head also learns from; None = the labels alone.
 
     Attributes:
         network: the network that is trained.
@@ -43,8 +45,11 @@ class TrainStep:
         is_compiled: torch compiles the network in the first step, which takes a minute.
     """
 
-    def __init__(self, config: TrainingConfig, data: TrainingData, ranks: Ranks) -> None:
+    def __init__(
+        self, config: TrainingConfig, data: TrainingData, ranks: Ranks, teacher: Teacher | None = None
+    ) -> None:
         self.config = config
+        self.teacher = teacher
         self.device = data.device
         self.ranks = ranks
         network = _initial_network(config, data)
@@ -122,7 +127,8 @@ class TrainStep:
         torch.manual_seed(step_seed(self.config.seed, step, NETWORK_STREAM, part))
         with self.config.compute.autocast(self.device):
             heads = self._heads(images_NHW3)
-        return self.loss.total(heads, labels_NHW)
+            taught = self.teacher.loss(heads[0], images_NHW3) if self.teacher else 0.0
+        return self.loss.total(heads, labels_NHW) + taught
 
     def _is_usable(self, loss: Tensor) -> bool:
         if self.device.type == "cpu":

@@ -18,6 +18,7 @@ from training.data.splits import TrainingData
 from training.distributed import ALONE, Ranks
 from training.errors import NonFiniteLossError, ResumeError
 from training.optimisation.bn_calibration import calibrated, calibration_sample
+from training.optimisation.distillation import Teacher
 from training.optimisation.optim import learning_rate
 from training.run.batches import StepBatches
 from training.run.checkpoint import CheckpointFolder, CheckpointKind
@@ -86,6 +87,7 @@ class Trainer:
         log: log of the run.
         budget: chooses the number of steps once the rate is measured; None = as configured.
         ranks: the processes of the run.
+        teacher: what the network also learns from; None = the labels alone.
         on_validation: is given the number of finished steps and the network that was validated; may be None.
         clock: returns seconds, as ``budget`` counts them.
 
@@ -108,6 +110,7 @@ class Trainer:
         log: RunLog,
         budget: TimeBudget | None = None,
         ranks: Ranks = ALONE,
+        teacher: Teacher | None = None,
         on_validation: Callable[[int, SegmentationNetwork], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -124,7 +127,7 @@ class Trainer:
         self.costs = Costs()
         self.last_validated: Validated | None = None
         self.best_validated: Validated | None = None
-        self.learner = TrainStep(config, data, ranks)
+        self.learner = TrainStep(config, data, ranks, teacher)
         self.crops = StepBatches(config, data, ranks)
         self._clock = clock
         self._stop = StopRequest()
@@ -146,6 +149,8 @@ class Trainer:
         changed = differences(state["config"], plain(self.config))
         if state["fingerprint"] != self.data.fingerprint:
             changed.append(f"data fingerprint: {state['fingerprint']} -> {self.data.fingerprint}")
+        if (before := state.get("teacher")) != self._teacher_digest:
+            changed.append(f"weights of distill.teacher: {before} -> {self._teacher_digest}")
         if changed:
             raise ResumeError("the checkpoint belongs to another run: " + "; ".join(changed))
         self.learner.load_state(state)
@@ -286,6 +291,7 @@ class Trainer:
             step=position.step,
             miou=miou,
             pixel_accuracy=scores.matrix.pixel_accuracy,
+            loss=scores.loss,
             iou=dict(zip(palette.names, scores.matrix.iou, strict=True)),
         )
         self._judge(miou or 0.0)
@@ -312,11 +318,17 @@ class Trainer:
                 "finetuned_from": self.finetuned_from,
                 "config": plain(self.config),
                 "fingerprint": self.data.fingerprint,
+                "teacher": self._teacher_digest,
                 "normalisation": [*self.data.mean, *self.data.std],
                 "position": asdict(self.position),
                 **self.learner.state(),
             }
             self.checkpoints.save(kind, self.position.step, state)
+
+    @property
+    def _teacher_digest(self) -> str | None:
+        teacher = self.learner.teacher
+        return teacher.digest if teacher else None
 
     def _train(self) -> bool:
         position = self.position

@@ -1,10 +1,11 @@
 """Scores of the network on the validation split: whole pictures at their own size.
 
-Axes: N images in a batch, K classes, H height, W width, h w = the raw scores' own height and width.
+Axes: K classes, H height, W width, h w = the raw scores' own height and width, n cells.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,10 +31,12 @@ class Scores:
     Attributes:
         matrix: counts of all pictures together.
         images: counts of each picture that this process scored.
+        loss: cross-entropy, mean over the labelled cells of all pictures (``cell_loss``); None without any.
     """
 
     matrix: ConfusionMatrix
     images: tuple[ScoredImage, ...]
+    loss: float | None
 
 
 @torch.no_grad()
@@ -60,9 +63,14 @@ def validate(
         ranks: the processes that share the work.
         before_each: called before each picture; its exceptions end the work.
     """
+    losses = []
 
     def scored(index: int, image_HW3: Tensor, label_HW: Tensor) -> ScoredImage:
-        guess_HW = segment(network, image_HW3, architecture=architecture, compute=compute)
+        raw_Khw = _raw_scores(network, image_HW3, compute)
+        losses.append(
+            cell_loss(raw_Khw, label_HW, upsample=architecture.upsample, ignore_id=palette.ignore_id)
+        )
+        guess_HW = _labels(raw_Khw, architecture, ImageSize(*image_HW3.shape[:2]))
         return ScoredImage.of(index, pictures.names[index], label_HW.cpu().numpy(), guess_HW, palette)
 
     share = ranks.share(len(pictures.names))
@@ -70,7 +78,8 @@ def validate(
     images = tuple(scored(index, *pair) for index, pair in pairs)
     parts = (image.matrix(palette.num_classes) for image in images)
     own = sum(parts, ConfusionMatrix.zeros(palette.num_classes))
-    return Scores(ranks.total(own, next(network.parameters()).device), images)
+    device = next(network.parameters()).device
+    return Scores(ranks.total(own, device), images, _mean_loss(losses, ranks, device))
 
 
 @torch.no_grad()
@@ -78,9 +87,54 @@ def segment(
     network: SegmentationNetwork, image_HW3: Tensor, *, architecture: Architecture, compute: ComputeConfig
 ) -> UInt8Array:
     """Return labels_HW, uint8, of one picture on the device of the network."""
-    with compute.autocast(image_HW3.device):
-        raw_Khw = network(image_HW3[None])[0].float()
+    raw_Khw = _raw_scores(network, image_HW3, compute)
     return _labels(raw_Khw, architecture, ImageSize(*image_HW3.shape[:2]))
+
+
+def cell_loss(raw_Khw: Tensor, label_HW: Tensor, *, upsample: Upsample, ignore_id: int) -> tuple[float, int]:
+    """Return the cross-entropy where the network has scores: at the centre of each cell of its output.
+
+    At a stride of 8 these are 1/64 of the values of full-size scores.
+
+    Args:
+        raw_Khw: raw output of a bilinear head for one picture, float32.
+        label_HW: uint8 class ids or the ignore id, at the size of the picture.
+        upsample: ``bilinear`` or ``bilinear_aligned``: where the centres lie.
+        ignore_id: id of pixels that do not count.
+
+    Returns:
+        Sum over the labelled cells, and their number.
+    """
+    size = ImageSize(*label_HW.shape)
+    padded = size.padded()
+    rows = _centres(raw_Khw.shape[1], padded.height, upsample)
+    columns = _centres(raw_Khw.shape[2], padded.width, upsample)
+    inside_rows, inside_columns = rows < size.height, columns < size.width
+    cells_n = label_HW[rows[inside_rows]][:, columns[inside_columns]].long().flatten()
+    scores_nK = raw_Khw[:, inside_rows][:, :, inside_columns].flatten(1).T
+    # One axis of cells: on a GPU torch has no deterministic loss over two.
+    total = functional.cross_entropy(scores_nK, cells_n, ignore_index=ignore_id, reduction="sum")
+    return float(total), int((cells_n != ignore_id).sum())
+
+
+def _centres(cells: int, pixels: int, upsample: Upsample) -> Tensor:
+    """Return the pixel nearest to the centre of each cell along an axis."""
+    if upsample == "bilinear_aligned":
+        return torch.linspace(0, pixels - 1, cells).round().long()
+    return ((torch.arange(cells) + 0.5) * pixels / cells).long()
+
+
+def _mean_loss(losses: list[tuple[float, int]], ranks: Ranks, device: torch.device) -> float | None:
+    own = json.dumps([sum(total for total, _ in losses), sum(count for _, count in losses)])
+    parts = [json.loads(text) for text in ranks.texts(own, device)]
+    count = sum(count for _, count in parts)
+    return sum(total for total, _ in parts) / count if count else None
+
+
+def _raw_scores(network: SegmentationNetwork, image_HW3: Tensor, compute: ComputeConfig) -> Tensor:
+    with compute.autocast(image_HW3.device):
+        raw_Khw: Tensor = network(image_HW3[None])[0].float()
+    return raw_Khw
 
 
 def _labels(raw_Khw: Tensor, architecture: Architecture, size: ImageSize) -> UInt8Array:

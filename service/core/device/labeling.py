@@ -203,19 +203,16 @@ class LabelingAttempts:
         return now_s, [i for i, outcome in enumerate(self.outcomes) if outcome is not Outcome.EXPIRED]
 
     def _try_start(self, part: Sequence[int]) -> _PendingFlaws:
+        if not part:
+            return list
+        pictures, labels = self.work.pictures, self.work.labels
         try:
-            return self._start_part(part)
+            return self.labeler.start([pictures[i] for i in part], [labels[i] for i in part], self.times)
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a library raises: reported by the result
             traceback.clear_frames(error.__traceback__)
             return partial(_fail, error)
-
-    def _start_part(self, part: Sequence[int]) -> _PendingFlaws:
-        if not part:
-            return list
-        pictures = [self.work.pictures[i] for i in part]
-        return self.labeler.start(pictures, [self.work.labels[i] for i in part], self.times)
 
     def _finish(self, begun_s: float, part: Sequence[int], flaws: _PendingFlaws) -> BatchReport:
         self._settle(part, flaws, may_retry=True)

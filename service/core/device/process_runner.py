@@ -25,7 +25,6 @@ import structlog
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
-from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import (
     BatchJob,
@@ -79,6 +78,9 @@ class ProcessRunner:
         policy: delays between restarts; None = the defaults.
         timeouts: when a worker counts as hanging; None = the defaults.
         clock: seconds, as ``time.monotonic``, which the worker uses for deadlines.
+
+    Attributes:
+        canvas: returns shared memory for a prepared picture (``SharedMemory.canvas``).
     """
 
     depth = 2
@@ -96,6 +98,7 @@ class ProcessRunner:
         self._clock = clock
         self._backoff = RestartBackoff(policy)
         self._memory = SharedMemory(clock)
+        self.canvas = self._memory.canvas
         self._numbers = itertools.count()
         self._changed = threading.Condition(threading.RLock())
         self._versions: dict[ModelVersion, _LoadedVersion] = {}
@@ -122,14 +125,6 @@ class ProcessRunner:
         """Start the first worker."""
         self._listener = listener
         self._thread.start()
-
-    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
-        """Return shared memory for a prepared picture, uint8 HW3, with memory for its labels behind it.
-
-        Raises:
-            BusyError: the system has no memory.
-        """
-        return self._memory.canvas(padded, original, confidence=confidence)
 
     def run_batch(self, token: int, batch: BatchJob) -> None:
         """Send a batch to the worker."""

@@ -6,15 +6,16 @@ W/stride.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 import structlog
 
@@ -55,15 +56,12 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(253 * 4)
 """Buffer for as many descriptors as the kernel allows in one packet (SCM_MAX_FD)."""
 
 
-_Task = Callable[[], object]
-
-
 class WorkerLoop:
     """Serves one connection until its other end is closed.
 
-    Batches run one after the other in the calling thread. A second thread receives, so that the next batch is
-    there when the device is free. A third one sends, because a thread that wakes the service may lose its
-    core to it. A fourth one loads models.
+    The calling thread receives messages and runs batches, one after the other; while it runs one, the next
+    one waits in the socket. A second thread sends, because a thread that wakes the service may lose its core
+    to it. A third one loads models.
 
     Args:
         connection: socket of packets, one message each.
@@ -77,10 +75,12 @@ class WorkerLoop:
         self._device = device
         self._slots = SlotMap()
         self._versions: dict[int, ModelVersion] = {}
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._messages = select.poll()
+        self._messages.register(connection, select.POLLIN)
         self._started: deque[tuple[int, Pending]] = deque()
         self._unsent: deque[bytes] = deque()
         self._sending = threading.Lock()
+        self._sending_error: OSError | None = None
         self._is_unsent: SimpleQueue[bool] = SimpleQueue()
         self._descriptors: deque[int] = deque()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -95,37 +95,41 @@ class WorkerLoop:
         """
         sender = threading.Thread(target=self._send_loop, name="send", daemon=True)
         sender.start()
-        threading.Thread(target=self._receive_loop, name="receive", daemon=True).start()
         self._send(HelloMessage())
         try:
-            while (task := self._next_task()) is not None:
-                task()
-                del task  # or its memory would be held until the next one comes
+            while self._take_turn():
+                pass
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:
             self._is_unsent.put(False)
             sender.join(_SENDING_TIMEOUT_S)
-            with suppress(OSError):  # closed already
-                self._connection.shutdown(socket.SHUT_RDWR)  # close() does not wake a thread that receives
+        if self._sending_error is not None:
+            raise self._sending_error
 
     def close(self) -> None:
         """Wait for models that are being loaded."""
         self._loader.shutdown()
 
-    def _next_task(self) -> _Task | None:
-        """Return the next event: a received message, else the end of the oldest batch; None = stop."""
-        try:
-            return self._tasks.get(block=not self._started)
-        except Empty:
-            return self._finish_batch
+    def _take_turn(self) -> bool:
+        """Handle the next message, or end the oldest batch if there is none; False = the service ended."""
+        if self._started and not self._has_message():
+            self._finish_batch()
+            return True
+        data = self._receive()
+        if data:
+            self._handle(decode_message(data))
+        return bool(data)
+
+    def _has_message(self) -> bool:
+        return bool(self._messages.poll(0))
 
     def _finish_batch(self) -> None:
         token, pending = self._started.popleft()
         reply = encode_message(DoneMessage(token, pending()))
         self._record.record_reply(token, reply)  # before the next batch starts, which may kill this process
         self._unsent.append(reply)
-        if self._started or not self._tasks.empty():
+        if self._started or self._has_message():
             self._is_unsent.put(True)
         else:  # no batch waits, and to wake the sending thread takes time
             self._send_all()
@@ -140,29 +144,6 @@ class WorkerLoop:
             while self._unsent:
                 self._connection.sendall(self._unsent.popleft())
 
-    # --- the sending thread
-
-    def _send_loop(self) -> None:
-        try:
-            while self._is_unsent.get():
-                self._send_all()
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the other end is closed; the receiving thread ends the loop
-        except OSError as error:
-            self._tasks.put(partial(_fail, error))
-
-    # --- the receiving thread
-
-    def _receive_loop(self) -> None:
-        try:
-            while data := self._receive():
-                self._handle(decode_message(data))
-        except ConnectionResetError:
-            pass
-        except Exception as error:  # noqa: BLE001 - the edge of the thread: ``serve`` raises the error
-            self._tasks.put(partial(_fail, error))
-        self._tasks.put(None)
-
     def _receive(self) -> bytes:
         """Return the bytes of the next message; empty at the end."""
         data, ancillary, _, _ = self._connection.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES)
@@ -174,14 +155,16 @@ class WorkerLoop:
     def _handle(self, message: IpcMessage) -> None:
         match message:
             case LabelMessage():
-                self._tasks.put(partial(self._start_labeling, message.token, self._labeling_work(message)))
+                on_start = partial(self._record.record_start, message.token)
+                pending = self._device.start_labeling(self._labeling_work(message), on_start=on_start)
+                self._started.append((message.token, pending))
             case ScoreMessage():
-                self._tasks.put(partial(self._start_scoring, message.token, self._scoring_work(message)))
+                self._started.append((message.token, self._scoring_work(message)))
             case LoadMessage():
-                # Through the tasks: an unloading before it may be of the version with this name.
-                self._tasks.put(partial(self._loader.submit, self._load, message))
+                self._loader.submit(self._load, message)
             case UnloadMessage():
-                self._tasks.put(partial(self._unload, message))
+                self._device.unload(self._versions.pop(message.version))
+                self._send(ReplyMessage(message.request))
             case ForgetMessage():
                 for slot in message.slots:
                     self._slots.forget(slot)
@@ -237,18 +220,18 @@ class WorkerLoop:
         except (TypeError, ValueError) as error:
             raise IpcError(f"{shape} does not fit into slot {slot}") from error
 
-    # --- the calling thread
+    # --- the sending thread
 
-    def _start_labeling(self, token: int, work: LabelingWork) -> None:
-        on_start = partial(self._record.record_start, token)
-        self._started.append((token, self._device.start_labeling(work, on_start=on_start)))
-
-    def _start_scoring(self, token: int, pending: Pending) -> None:
-        self._started.append((token, pending))
-
-    def _unload(self, message: UnloadMessage) -> None:
-        self._device.unload(self._versions.pop(message.version))
-        self._send(ReplyMessage(message.request))
+    def _send_loop(self) -> None:
+        try:
+            while self._is_unsent.get():
+                self._send_all()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the other end is closed, which the calling thread receives
+        except OSError as error:
+            self._sending_error = error
+            with suppress(OSError):  # closed already
+                self._connection.shutdown(socket.SHUT_RDWR)  # wakes the calling thread
 
     # --- the loading thread
 
@@ -266,7 +249,3 @@ class WorkerLoop:
             release_free_memory()  # 60 MB of the compiler
             self._versions[message.version] = version
             self._send(ReplyMessage(message.request, engine))
-
-
-def _fail(error: Exception) -> None:
-    raise error

@@ -8,25 +8,21 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from os.path import relpath
 from pathlib import Path
 
-import structlog
-
-from model.artifacts.manifest import WEIGHTS_FILE, ModelVersion
 from model.artifacts.registry import ModelRegistry
 from model.datasets.confined_paths import ConfinedReader
 from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.datasets.text import printable
 from model.decoding.score_grid import Float32Array
-from model.errors import DatasetError, ModelError, StorageError
+from model.errors import DatasetError
 from model.evaluation.evaluation import (
     EvaluationContext,
     EvaluationReport,
@@ -39,34 +35,14 @@ from model.evaluation.protocols import Protocol, find_protocol, make_plan
 from model.evaluation.report import render_html
 from model.evaluation.resampling import PixelArray
 from model.pictures.preprocess import size_of
-from service.core.device.engine import EngineUnavailableError, Precision
-from service.core.errors import (
-    DeadlineExceededError,
-    DrainingError,
-    ModelOutputInvalidError,
-    OverloadError,
-    StorageFullError,
-)
-from service.core.jobs.evaluation_job import (
-    JobError,
-    JobHeldUpError,
-    JobInterruptedError,
-    JobPlan,
-    JobRequest,
-    JobResult,
-    JsonObject,
-)
+from service.core.jobs.evaluation_job import EVALUATIONS, EvaluationRequest, EvaluationResult
+from service.core.jobs.job import JobError, JobPlan, JsonObject
+from service.core.jobs.job_models import STEP_PIXELS, JobModels, check_pins, job_errors
 from service.core.models.loaded_model import LoadedModel
-from service.core.models.model_host import ModelHost
-
-_STEP_PIXELS = 16 << 20
-"""Pixels of the network's input in one step; 2 to 5 seconds on the processors tried."""
 
 _MAX_STEP_IMAGES = 8
 _MAX_SHOWN = 6
 _BATCH_TIMEOUT_S = 120.0  # of one batch; the bulk lane waits behind the others
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -143,44 +119,29 @@ class _OpenSplit:
 
 
 class EvaluationSteps:
-    """``JobSteps`` on the models of a host.
-
-    The host is opened for the first job and closed when no job runs any more. A version that it does not
-    serve is borrowed until then, or until another one is needed. One call runs at a time.
+    """``JobSteps`` of evaluation jobs.
 
     Args:
-        open_host: opens the models.
-        registry: versions and reports.
+        models: score the pictures.
+        registry: stores the reports.
         datasets: data sets to evaluate on.
         pool: threads that read and score pictures.
-        environment: plain JSON with ``processor``, ``versions`` of libraries, and all else that counts depend
-            on.
     """
 
+    kind = EVALUATIONS
+
     def __init__(
-        self,
-        open_host: Callable[[], AbstractContextManager[ModelHost]],
-        registry: ModelRegistry,
-        datasets: Datasets,
-        pool: Executor,
-        *,
-        environment: JsonObject,
+        self, models: JobModels, registry: ModelRegistry, datasets: Datasets, pool: Executor
     ) -> None:
-        self._open_host = open_host
+        self._models = models
         self._registry = registry
         self._datasets = datasets
         self._pool = pool
-        self._environment = environment
-        self._stopping = threading.Event()
-        self._call_lock = threading.Lock()
-        self._opened = ExitStack()
-        self._host: ModelHost | None = None
-        self._borrowed: tuple[ModelVersion, Precision | None] | None = None
         self._data: _OpenSplit | None = None
 
-    def plan_job(self, request: JobRequest) -> JobPlan:
+    def plan_job(self, request: EvaluationRequest) -> JobPlan:
         """Divide a job into steps, and pin the data set and this machine."""
-        with _job_errors(), self._loaded(request.version, request.precision) as served:
+        with job_errors(), self._models.loaded(request.version, request.precision) as served:
             protocol = find_protocol(request.protocol)
             data = self._open(request)
             pictures = data.pictures
@@ -192,12 +153,12 @@ class EvaluationSteps:
                 pins=self._pins(served, data) | {"data": _fingerprint(pictures, request)},
             )
 
-    def count_images(self, request: JobRequest, plan: JobPlan, images: range) -> JsonObject:
+    def process_images(self, request: EvaluationRequest, plan: JobPlan, images: range) -> JsonObject:
         """Evaluate some pictures of a job."""
         counts: JsonObject = {"images": [], "skipped": []}
-        with _job_errors(), self._loaded(request.version, plan.pins["precision"]) as served:
+        with job_errors(), self._models.loaded(request.version, plan.pins["precision"]) as served:
             data = self._planned_data(request, plan)
-            self._check_pins(plan, served, data)
+            check_pins(plan, self._pins(served, data))
             pictures = data.pictures
             reason = partial(_relative, spec=pictures.spec)
             outcomes = self._scorer(request, pictures, served).score(
@@ -220,22 +181,22 @@ class EvaluationSteps:
     def finish_job(
         self,
         job_id: str,
-        request: JobRequest,
+        request: EvaluationRequest,
         plan: JobPlan,
-        counts: Sequence[JsonObject],
+        outcomes: Sequence[JsonObject],
         *,
         confirm: Callable[[], None],
-    ) -> JobResult:
+    ) -> EvaluationResult:
         """Add up the counts, and store the report beside the model."""
-        with _job_errors(), self._loaded(request.version, plan.pins["precision"]) as served:
+        with job_errors(), self._models.loaded(request.version, plan.pins["precision"]) as served:
             data = self._open(request)
-            self._check_pins(plan, served, data)
+            check_pins(plan, self._pins(served, data))
             pictures = data.pictures
             if _fingerprint(pictures, request) != plan.pins["data"]:
                 raise JobError(
                     f"files of {request.dataset} {request.split} were changed: submit the job again"
                 )
-            report = _report(request, plan, counts, served, pictures)
+            report = _report(request, plan, outcomes, served, pictures)
             scorer = self._scorer(request, pictures, served)
             worst = report.worst(min(_MAX_SHOWN, plan.images_per_step))
             shown = [scorer.show(pictures, one.index, one.name) for one in worst]
@@ -251,59 +212,19 @@ class EvaluationSteps:
         return result
 
     def release_idle(self) -> None:
-        """Give back the borrowed version and close the host."""
-        with self._call_lock:
-            self._close_host()
-
-    def close(self, *, timeout_s: float = 1.0) -> None:
-        """Close the host, unless a call runs for longer than ``timeout_s``; for the end of the process."""
-        if self._call_lock.acquire(timeout=timeout_s):
-            self._close_host()
-            self._call_lock.release()
+        """Free the models of jobs."""
+        self._models.release_idle()
 
     def stop(self) -> None:
         """Let the running call, and all later ones, end with ``JobInterruptedError``."""
-        self._stopping.set()
+        self._models.stop()
 
-    @contextmanager
-    def _loaded(self, version: ModelVersion, precision: Precision | None) -> Iterator[LoadedModel]:
-        """Yield a version, loaded in a precision; it stays loaded for the next call.
-
-        Raises:
-            JobError: the host serves the version in another precision.
-        """
-        with self._call_lock:
-            if self._host is None:
-                self._host = self._opened.enter_context(self._open_host())
-            if self._borrowed is not None and self._borrowed != (version, precision):
-                self._give_back()
-            if not self._host.has(version):
-                self._host.borrow(version, self._registry.open(version), precision=precision)
-                self._borrowed = version, precision
-            with self._host.hold_loaded(version) as served:
-                if precision not in (None, served.engine.precision):
-                    raise JobError(
-                        f"the job needs {version} in {precision}, and this worker serves it in "
-                        f"{served.engine.precision}: submit it again"
-                    )
-                yield served
-
-    def _give_back(self) -> None:
-        if self._borrowed is not None and self._host is not None:
-            self._host.give_back(self._borrowed[0])
-        self._borrowed = None
-
-    def _close_host(self) -> None:
-        self._give_back()
-        self._host = None
-        self._opened.close()
-
-    def _open(self, request: JobRequest) -> _OpenSplit:
+    def _open(self, request: EvaluationRequest) -> _OpenSplit:
         pictures = self._datasets.open(request.dataset, request.split)
         self._data = _OpenSplit(request.dataset, pictures, _data_pins(pictures))
         return self._data
 
-    def _planned_data(self, request: JobRequest, plan: JobPlan) -> _OpenSplit:
+    def _planned_data(self, request: EvaluationRequest, plan: JobPlan) -> _OpenSplit:
         """Return the split that was opened last, if it is the one of the plan; else open it."""
         data = self._data
         if data is None or (data.dataset, data.pictures.split) != (request.dataset, request.split):
@@ -313,46 +234,18 @@ class EvaluationSteps:
         return data
 
     def _pins(self, served: LoadedModel, data: _OpenSplit) -> JsonObject:
-        engine = served.engine
-        return {
-            "engine": engine.engine,
-            "device": engine.device.partition(":")[0],  # GPUs of one machine count as equal
-            "precision": engine.precision,
-            "weights": served.manifest.files[WEIGHTS_FILE],
-            "environment": self._environment,
-            **data.pins,
-        }
+        return self._models.pins(served) | data.pins
 
-    def _check_pins(self, plan: JobPlan, served: LoadedModel, data: _OpenSplit) -> None:
-        for key, value in self._pins(served, data).items():
-            if value != plan.pins.get(key):
-                _log.warning("worker does not match the job", pin=key, job=plan.pins.get(key), here=value)
-                raise JobError(f"the job began with another {key} than this worker has: submit it again")
-
-    def _scorer(self, request: JobRequest, pictures: LabeledImages, served: LoadedModel) -> PictureScorer:
+    def _scorer(
+        self, request: EvaluationRequest, pictures: LabeledImages, served: LoadedModel
+    ) -> PictureScorer:
         def infer(images_NHW3: PixelArray) -> Float32Array:
-            if self._stopping.is_set():
-                raise JobInterruptedError
+            self._models.check_not_stopping()
             deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
             return served.infer(images_NHW3, deadline_s=deadline_s).result().raw_NKhw
 
         protocol = find_protocol(request.protocol)
         return PictureScorer(served.manifest, protocol, pictures.spec.palette, [infer])
-
-
-@contextmanager
-def _job_errors() -> Iterator[None]:
-    """Turn errors into ``JobError``, or into ``JobHeldUpError`` if a later try may succeed."""
-    try:
-        yield
-    except DrainingError:
-        raise JobInterruptedError from None
-    except StorageError as error:
-        raise JobHeldUpError("the registry does not answer, or has no space") from error
-    except (OverloadError, DeadlineExceededError, StorageFullError) as error:
-        raise JobHeldUpError(str(error)) from error
-    except (ModelError, ModelOutputInvalidError, EngineUnavailableError) as error:
-        raise JobError(str(error)) from error
 
 
 def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:
@@ -362,11 +255,11 @@ def _images_per_step(pictures: LabeledImages, protocol: Protocol) -> int:
             plan = make_plan(protocol, size_of(pictures[index][0]))
             views = 2 if plan.flip else 1
             pixels = views * sum(chip.size.padded().pixels for one in plan.passes for chip in one.chips)
-            return min(max(1, _STEP_PIXELS // pixels), _MAX_STEP_IMAGES)
+            return min(max(1, STEP_PIXELS // pixels), _MAX_STEP_IMAGES)
     return _MAX_STEP_IMAGES
 
 
-def _fingerprint(pictures: LabeledImages, request: JobRequest) -> str | None:
+def _fingerprint(pictures: LabeledImages, request: EvaluationRequest) -> str | None:
     try:
         return fingerprint_of(pictures, skip_broken=request.skip_broken)
     except DatasetError as error:
@@ -388,7 +281,7 @@ def _list_digest(pictures: LabeledImages) -> str:
 
 
 def _report(
-    request: JobRequest,
+    request: EvaluationRequest,
     plan: JobPlan,
     counts: Sequence[JsonObject],
     served: LoadedModel,
@@ -403,7 +296,7 @@ def _report(
     return evaluator.report(_context(request, plan, served))
 
 
-def _context(request: JobRequest, plan: JobPlan, served: LoadedModel) -> EvaluationContext:
+def _context(request: EvaluationRequest, plan: JobPlan, served: LoadedModel) -> EvaluationContext:
     return EvaluationContext(
         model=str(served.version),
         weights=plan.pins["weights"],
@@ -420,9 +313,9 @@ def _context(request: JobRequest, plan: JobPlan, served: LoadedModel) -> Evaluat
     )
 
 
-def _result(report: EvaluationReport) -> JobResult:
+def _result(report: EvaluationReport) -> EvaluationResult:
     document: JsonObject = report.to_json()
-    return JobResult(
+    return EvaluationResult(
         miou=report.matrix.miou,
         per_class=dict(zip(report.palette.names, report.matrix.iou, strict=True)),
         images=len(report.images),

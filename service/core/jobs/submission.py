@@ -1,4 +1,4 @@
-"""Checks the request of a client and queues its evaluation job."""
+"""Checks the request of a client and queues its job."""
 
 from __future__ import annotations
 
@@ -18,10 +18,21 @@ from service.core.errors import (
     NotFoundError,
     VersionNotFoundError,
 )
-from service.core.jobs.evaluation_job import EvaluationJob, EvaluationJobs, JobRequest, JobState
+from service.core.jobs.evaluation_job import EvaluationJob, EvaluationJobs, EvaluationRequest
+from service.core.jobs.job import Job, Jobs, JobState, RequestT, ResultT
+from service.core.jobs.picture_stores import PictureStores
+from service.core.jobs.prediction_job import (
+    PredictionJob,
+    PredictionJobs,
+    PredictionOutput,
+    PredictionRequest,
+)
 
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _MAX_KEY = 255
+
+Choose = Callable[[str], tuple[ModelVersion, Precision | None]]
+"""Returns the version that a model reference means, and its precision."""
 
 
 class EvaluationSubmission:
@@ -43,7 +54,7 @@ class EvaluationSubmission:
         datasets: Collection[str],
         *,
         check_split: Callable[[str, str], None] = lambda dataset, split: None,  # noqa: ARG005 - refuses nothing
-        choose: Callable[[str], tuple[ModelVersion, Precision | None]] | None = None,
+        choose: Choose | None = None,
     ) -> None:
         self.jobs = jobs
         self._registry = registry
@@ -82,9 +93,8 @@ class EvaluationSubmission:
             BusyError: the jobs database does not answer.
             StorageFullError: there is no space for the job.
         """
-        if (job := self.find_submitted(key)) is not None:
-            if job.request.client_fields != (model, dataset, split, protocol, skip_broken):
-                raise ConflictError("this Idempotency-Key was used for another request")
+        job = _job_of_key(self.jobs, key, (model, dataset, split, protocol, skip_broken))
+        if job is not None:
             return job
         if dataset not in self._datasets:
             raise NotFoundError(f"no data set {dataset!r} is configured")
@@ -95,22 +105,9 @@ class EvaluationSubmission:
             self._check_split(dataset, split)
         except model_errors.DatasetError as error:
             raise InvalidArgumentError(str(error)) from error
-        version, precision = self._resolve(model)
-        request = JobRequest(version, dataset, split, protocol, skip_broken, model, precision)
+        version, precision = _resolve(self._choose, model)
+        request = EvaluationRequest(version, dataset, split, protocol, skip_broken, model, precision)
         return self.jobs.enqueue_job(request, key=key)
-
-    def find_submitted(self, key: str | None) -> EvaluationJob | None:
-        """Return the job that was queued with a key of a client; None = there is none, or no key.
-
-        Raises:
-            InvalidArgumentError: the key is malformed.
-            BusyError: the jobs database does not answer.
-        """
-        if key is None:
-            return None
-        if not _is_key(key):
-            raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
-        return self.jobs.find_by_key(key)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -144,17 +141,82 @@ class EvaluationSubmission:
             raise NotFoundError(f"there is no report: the job is {job.state}")
         return report
 
-    def _resolve(self, reference: str) -> tuple[ModelVersion, Precision | None]:
-        try:
-            return self._choose(reference)
-        except model_errors.InvalidReferenceError as error:
-            raise InvalidArgumentError(str(error)) from error
-        except model_errors.ModelNotFoundError as error:
-            raise ModelNotFoundError(str(error)) from error
-        except model_errors.VersionNotFoundError as error:
-            raise VersionNotFoundError(str(error)) from error
-        except model_errors.StorageError as error:
-            raise InternalError(str(error)) from error
+
+class PredictionSubmission:
+    """Queues bulk predictions. Calls block; any thread may call.
+
+    Args:
+        jobs: of the service.
+        stores: sources and targets.
+        choose: returns the version that a reference means here, and the precision in which it runs; raises
+            errors of the registry.
+    """
+
+    def __init__(self, jobs: PredictionJobs, stores: PictureStores, choose: Choose) -> None:
+        self.jobs = jobs
+        self._stores = stores
+        self._choose = choose
+
+    def submit_prediction(
+        self, *, model: str, source: str, target: str, output: PredictionOutput, key: str | None = None
+    ) -> PredictionJob:
+        """Queue a job for the version that a reference means now, in the precision in which it runs now.
+
+        Args:
+            model: ``NAME``, ``NAME:ALIAS`` or ``NAME@VERSION``.
+            source: a configured name.
+            target: a configured name.
+            output: content of the masks.
+            key: of the client; a second call with the same key returns the job of the first one.
+
+        Raises:
+            InvalidArgumentError: a name is malformed, or source and target lie in one another.
+            NotFoundError: there is no such source or target.
+            ModelNotFoundError: there is no such model.
+            VersionNotFoundError: there is no such version or alias.
+            ConflictError: the key was used for another request.
+            BusyError: the jobs database does not answer.
+            StorageFullError: there is no space for the job.
+        """
+        job = _job_of_key(self.jobs, key, (model, source, target, output))
+        if job is not None:
+            return job
+        self._stores.check(source, target)
+        version, precision = _resolve(self._choose, model)
+        request = PredictionRequest(version, source, target, output, model, precision)
+        return self.jobs.enqueue_job(request, key=key)
+
+    @property
+    def stores(self) -> PictureStores:
+        """The configured sources and targets."""
+        return self._stores
+
+
+def _job_of_key(
+    jobs: Jobs[RequestT, ResultT], key: str | None, client_fields: tuple[object, ...]
+) -> Job[RequestT, ResultT] | None:
+    """Return the job of an earlier call with the same key; None if there is no key or no such job."""
+    if key is None:
+        return None
+    if not _is_key(key):
+        raise InvalidArgumentError(f"an Idempotency-Key is printable ASCII, 1 to {_MAX_KEY} characters")
+    job = jobs.find_by_key(key)
+    if job is not None and job.request.client_fields != client_fields:
+        raise ConflictError("this Idempotency-Key was used for another request")
+    return job
+
+
+def _resolve(choose: Choose, reference: str) -> tuple[ModelVersion, Precision | None]:
+    try:
+        return choose(reference)
+    except model_errors.InvalidReferenceError as error:
+        raise InvalidArgumentError(str(error)) from error
+    except model_errors.ModelNotFoundError as error:
+        raise ModelNotFoundError(str(error)) from error
+    except model_errors.VersionNotFoundError as error:
+        raise VersionNotFoundError(str(error)) from error
+    except model_errors.StorageError as error:
+        raise InternalError(str(error)) from error
 
 
 def _check_protocol(name: str) -> None:

@@ -53,7 +53,7 @@ class KeyLimits:
 
 def _throttle(rate_per_s: float) -> Throttled:
     """Return a meter of arrivals (GCRA), which lets a burst of one second pass."""
-    # Imported here: 80 ms at the start, which only services with such a key spend.
+    # Imported here: 80 to 110 ms at the start, which only services with such a key spend.
     from throttled import MemoryStore, RateLimiterType, Throttled, per_duration  # noqa: PLC0415
 
     quota = per_duration(

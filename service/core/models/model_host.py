@@ -38,15 +38,15 @@ class ModelHost:
     step, and ``unload`` frees the old one after its last holder.
 
     Args:
-        worker: runs the versions; closed with the host.
+        dispatcher: queues pictures for the versions; closed with the host.
         metrics: counts the served versions.
         tuning_of: returns the tuning of a version's engine.
     """
 
     def __init__(
-        self, worker: Dispatcher, metrics: Metrics | None = None, *, tuning_of: TuningOf = _default_tuning
+        self, dispatcher: Dispatcher, metrics: Metrics | None = None, *, tuning_of: TuningOf = _default_tuning
     ) -> None:
-        self._worker = worker
+        self._dispatcher = dispatcher
         self._metrics = metrics or Metrics()
         self._tuning_of = tuning_of
         self._changed = threading.Condition(threading.RLock())
@@ -62,7 +62,7 @@ class ModelHost:
         """Whether there is a model, every expected one is loaded, and a worker runs them."""
         with self._changed:
             all_loaded = all(version in self._loaded for version in self._expected)
-            return bool(self._loaded) and all_loaded and self._worker.is_ready
+            return bool(self._loaded) and all_loaded and self._dispatcher.is_ready
 
     @property
     def models(self) -> tuple[LoadedModel, ...]:
@@ -176,7 +176,7 @@ class ModelHost:
             if self._loaded.pop(version, None) is None:
                 raise VersionNotFoundError(f"{version} is not loaded")  # another thread was faster
             self._borrowed.discard(version)
-        self._worker.unload(version)
+        self._dispatcher.unload(version)
         self._metrics.model_unloaded(_labels(served))
         _log.info("model unloaded", model=str(version))
 
@@ -243,7 +243,7 @@ class ModelHost:
 
     def close(self) -> None:
         """Answer the waiting pictures, then free the device."""
-        self._worker.close()
+        self._dispatcher.close()
 
     def _load(
         self,
@@ -262,9 +262,9 @@ class ModelHost:
         tuning = self._tuning_of(version, artifact.manifest)
         if precision not in (None, tuning.precision):
             tuning = EngineTuning(precision)
-        engine = self._worker.load(version, artifact, self._worker.recent_sizes, tuning)
+        engine = self._dispatcher.load(version, artifact, self._dispatcher.recent_sizes, tuning)
         seconds = time.monotonic() - started_s
-        served = LoadedModel(version, artifact.manifest, engine, self._worker, tuning.choice)
+        served = LoadedModel(version, artifact.manifest, engine, self._dispatcher, tuning.choice)
         with self._changed:
             self._loaded[version] = served
             if is_borrowed:

@@ -150,6 +150,17 @@ def mean_confidence(counts: npt.NDArray[np.int64]) -> float | None:
     return float(counts @ np.arange(256)) / (FULL_CONFIDENCE * total) if total else None
 
 
+def mean_confidences(label_map: LabelMap, confidence_HW: UInt8Array) -> list[float | None]:
+    """Return the mean confidence, 0..1, of each class of the palette, in id order; None = it does not occur.
+
+    Args:
+        label_map: the labels.
+        confidence_HW: probability of each label in 255ths.
+    """
+    counts = confidence_histogram(label_map, confidence_HW)
+    return [mean_confidence(row) for row in counts[: label_map.palette.num_classes]]
+
+
 def encode_palette_png(label_map: LabelMap) -> bytes:
     """Encode as an indexed 8-bit PNG: the pixel is the id, the palette holds the colours.
 

@@ -144,7 +144,7 @@ class _Request:
     step: Future[Any] | None = None
 
     def is_wanted(self) -> bool:
-        return not self.is_left
+        return not self.is_left  # a call, since another thread sets it between two of them
 
     def withdraw(self) -> None:
         """Cancel what the device has not begun."""

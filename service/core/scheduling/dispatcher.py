@@ -51,7 +51,7 @@ from service.core.errors import (
     UndecodableImageError,
     VersionNotFoundError,
 )
-from service.core.scheduling.quarantine import Quarantine
+from service.core.scheduling.quarantine import MAX_DEATHS, Quarantine
 from service.core.scheduling.scheduler import (
     DEFAULT_MAX_WAITING,
     Batch,
@@ -154,6 +154,9 @@ class Dispatcher:
         metrics: counts batches; None = no counts.
         tracing: notes the batches that have traced pictures.
         clock: seconds, as ``time.monotonic``.
+
+    Attributes:
+        canvas: returns memory for a prepared picture (``Runner.canvas``).
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
+        self.canvas = runner.canvas
         self._limits = limits or BatchLimits()
         self._metrics = metrics or Metrics()
         self._tracing = tracing
@@ -202,10 +206,6 @@ class Dispatcher:
         """Padded sizes of the last pictures, at most 8, the latest last; new versions run once at each."""
         with self._changed:
             return list(self._recent_sizes)
-
-    def canvas(self, padded: ImageSize, original: ImageSize, *, confidence: bool = False) -> UInt8Array:
-        """Return memory for a prepared picture, uint8 HW3; a picture prepared there is not copied again."""
-        return self._runner.canvas(padded, original, confidence=confidence)
 
     def load(
         self,
@@ -354,11 +354,11 @@ class Dispatcher:
         key = BatchKey(reservation.key.model, image.padded, self._limits)
         with self._changed:
             self._add_recent_size(key.size)
-            if self._quarantine.is_banned(version, image):
+            if deaths := self._quarantine.deaths_of(version, image):
+                key = key.alone()
+            if deaths >= MAX_DEATHS:
                 reservation.future.cancel()
                 raise UndecodableImageError("two workers died of this picture")
-            if self._quarantine.is_suspect(version, image):
-                key = key.alone()
             picture = _Picture(version, image)
             if reservation.key == key:
                 reservation.admitted_s = self._clock()
@@ -395,7 +395,7 @@ class Dispatcher:
         version = reservation.work.version
         with self._changed:
             self._add_recent_size(tile.padded)
-            if self._quarantine.is_banned(version, tile):
+            if self._quarantine.deaths_of(version, tile) >= MAX_DEATHS:
                 raise UndecodableImageError("two workers died of this picture")
             return self._use(reservation, _Scores(version, tile.pixels_HW3[np.newaxis], raw_shape, tile))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -126,33 +126,24 @@ _SourceItems = dict[BatchKey, deque[Item[WorkT, ResultT]]]
 
 
 class LaneQueue(Generic[WorkT, ResultT]):
-    """The items of one lane. Sources are served in turn; the items of one source in the order of arrival."""
+    """The items of one lane. Sources are served in turn; the items of one source in the order of arrival.
+
+    Attributes:
+        num_items: number of waiting and reserved items; to be read only.
+        num_items_of: the same by source; has no source without an item; to be read only.
+    """
 
     def __init__(self) -> None:
         self._by_source: dict[Hashable, _SourceItems[WorkT, ResultT]] = {}  # the next source first
-        self._per_source: Counter[Hashable] = Counter()
+        self.num_items_of: Counter[Hashable] = Counter()
         self._per_key: Counter[BatchKey] = Counter()
         self._work: defaultdict[Hashable, _Work] = defaultdict(_Work)  # by model
-        self._num_items = 0
+        self.num_items = 0
         self._length = 0
 
     def __len__(self) -> int:
         """Number of waiting items."""
         return self._length
-
-    @property
-    def num_items(self) -> int:
-        """Number of waiting and reserved items."""
-        return self._num_items
-
-    @property
-    def sources(self) -> Collection[Hashable]:
-        """Sources of waiting and reserved items."""
-        return self._per_source
-
-    def num_items_of(self, source: Hashable) -> int:
-        """Return the number of waiting and reserved items of a source."""
-        return self._per_source[source]
 
     def has_full_batch(self, key: BatchKey) -> bool:
         """Return whether the waiting items of a key make a full batch."""
@@ -229,8 +220,8 @@ class LaneQueue(Generic[WorkT, ResultT]):
         return self.work_s(latencies) * self._share_before(source)
 
     def _share_before(self, source: Hashable) -> float:
-        turns = self._per_source[source] + 1
-        return sum(min(count, turns) for count in self._per_source.values()) / max(1, self._num_items)
+        turns = self.num_items_of[source] + 1
+        return sum(min(count, turns) for count in self.num_items_of.values()) / max(1, self.num_items)
 
     def _items_like(self, item: Item[WorkT, ResultT]) -> deque[Item[WorkT, ResultT]]:
         return self._by_source.setdefault(item.source, {}).setdefault(item.key, deque())
@@ -240,16 +231,16 @@ class LaneQueue(Generic[WorkT, ResultT]):
         work = self._work[item.key.model]
         work.pixels += step * item.pixels
         work.batches += math.ceil((count + step) / limit) - math.ceil(count / limit)
-        self._num_items += step
+        self.num_items += step
         self._per_key[item.key] += step
-        self._per_source[item.source] += step
+        self.num_items_of[item.source] += step
         if step < 0:
             self._delete_zeros(item)
 
     def _delete_zeros(self, item: Item[WorkT, ResultT]) -> None:
         if not self._per_key[item.key]:
             del self._per_key[item.key]
-        if not self._per_source[item.source]:
-            del self._per_source[item.source]
+        if not self.num_items_of[item.source]:
+            del self.num_items_of[item.source]
         if not self._work[item.key.model].pixels:
             del self._work[item.key.model]

@@ -41,6 +41,9 @@ class LatencyModel:
 
     A size that was measured itself has its own estimate, the trimmed mean of its recent durations. Slow
     outliers are pauses and do not count. A fast one counts at once, for all sizes: see ``learn``.
+
+    Attributes:
+        spread: mean deviation of durations from their estimate, as a share of the estimate, 0..1.
     """
 
     def __init__(self) -> None:
@@ -50,7 +53,7 @@ class LatencyModel:
         self._measurements = 0
         self._per_pixel_s = 0.0
         self._per_batch_s = 0.0
-        self._deviation = 0.0
+        self.spread = 0.0
         self._deviations = 0
 
     def learn(self, *, pixels: int, duration_s: float) -> None:
@@ -95,17 +98,12 @@ class LatencyModel:
         """Return the time that the smallest measured batch adds to a larger one, in seconds; 0 = unknown."""
         return self._per_pixel_s * min(self._typical_s, default=0)
 
-    @property
-    def spread(self) -> float:
-        """Mean deviation of durations from their estimate, as a share of the estimate, 0..1."""
-        return self._deviation
-
     def _add_deviation(self, pixels: int, duration_s: float) -> None:
         if pixels in self._typical_s:
             self._deviations += 1
             newest = min(1.0, abs(duration_s / self._typical_s[pixels] - 1.0))
             weight = max(_MIN_SMOOTHING, 1 / self._deviations)
-            self._deviation += weight * (newest - self._deviation)
+            self.spread += weight * (newest - self.spread)
 
     def _forget_slow_durations(self, pixels: int, duration_s: float) -> None:
         """Forget a size, and cut the estimates of the others to what its duration allows.
@@ -115,7 +113,7 @@ class LatencyModel:
         """
         if pixels in self._durations_s:
             self._forget_size(pixels)
-            self._deviation, self._deviations = 0.0, 0
+            self.spread, self._deviations = 0.0, 0
         for other, typical_s in self._typical_s.items():
             limit_s = duration_s * max(1.0, other / pixels) / _OUTDATED
             if typical_s > limit_s:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from model.artifacts.manifest import ModelVersion
 from model.pictures.preprocess import ImageSize, PreparedImage
 
-_MAX_DEATHS = 2
+MAX_DEATHS = 2
+"""Workers that may die with a picture; then it is refused."""
+
 _MAX_SUSPECTS = 256
 
 
@@ -48,24 +50,19 @@ class Quarantine:
 
     def clear(self, version: ModelVersion, image: PreparedImage) -> None:
         """Record that a picture was answered."""
-        if self._has_kind(version, image):
-            self._deaths.pop((_kind(version, image), _digest(image)), None)
+        if self.deaths_of(version, image):
+            del self._deaths[_kind(version, image), _digest(image)]
 
-    def is_suspect(self, version: ModelVersion, image: PreparedImage) -> bool:
-        """Return whether a picture must run alone, because a worker died with it."""
-        return self._count(version, image) > 0
+    def deaths_of(self, version: ModelVersion, image: PreparedImage) -> int:
+        """Return how many workers died with a picture.
 
-    def is_banned(self, version: ModelVersion, image: PreparedImage) -> bool:
-        """Return whether a picture is refused, because two workers died with it."""
-        return self._count(version, image) >= _MAX_DEATHS
-
-    def _count(self, version: ModelVersion, image: PreparedImage) -> int:
-        if not self._has_kind(version, image):
+        After the first death the picture must run alone, after ``MAX_DEATHS`` it is refused.
+        """
+        if not self._deaths:
             return 0
-        return self._deaths.get((_kind(version, image), _digest(image)), 0)
-
-    def _has_kind(self, version: ModelVersion, image: PreparedImage) -> bool:
-        return bool(self._deaths) and any(kind == _kind(version, image) for kind, _ in self._deaths)
+        kind = _kind(version, image)
+        is_known = any(known == kind for known, _ in self._deaths)
+        return self._deaths.get((kind, _digest(image)), 0) if is_known else 0
 
 
 def _kind(version: ModelVersion, image: PreparedImage) -> _Kind:

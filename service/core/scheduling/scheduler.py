@@ -121,7 +121,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             QueueFullError: too many items wait, or they outlast the deadline.
             RateLimitedError: too many items of this source wait.
         """
-        latency = self._latencies.get(model, LatencyModel())
+        latency = self._latencies[model]
         wait_s = self._wait_s(lane, now_s) + self._lanes[lane].work_before_s(source, self._latencies)
         ready_s = now_s + _with_margin(wait_s, latency.least_s(), latency)
         self._check_capacity(lane, source, now_s)
@@ -272,7 +272,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         if len(self) >= self._max_items + extra or num_items >= lane_limit:
             message = f"the queue is full, {_are_waiting(len(self))}: try again later"
             raise QueueFullError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
-        of_source = 0 if source is None else self._lanes[lane].num_items_of(source)
+        of_source = 0 if source is None else self._lanes[lane].num_items_of[source]
         if of_source >= max(1.0, share * self._max_items):
             message = f"{_are_waiting(of_source)} from this client, and more may not: await an answer first"
             raise RateLimitedError(message, retry_after_s=self.expected_wait_s(now_s=now_s))
@@ -281,7 +281,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         """Return the share of the queue that a source may fill, and how many items are allowed beyond it."""
         if lane is not Lane.INTERACTIVE or source is None:
             return _SOURCE_SHARE, 0
-        sources = self._lanes[lane].sources
+        sources = self._lanes[lane].num_items_of
         if source in sources:
             return max(_SOURCE_SHARE, 1 / len(sources)), 0
         return max(_SOURCE_SHARE, 1 / (1 + len(sources))), self._max_items // _NEW_SOURCE_SHARE

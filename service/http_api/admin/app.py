@@ -15,10 +15,6 @@ from service.http_api.edge import HttpEdge
 from service.http_api.foundation import problem_app
 from service.telemetry import Metrics
 
-ADMIN_PREFIX = "/admin/v1"
-"""Prefix of the paths of administration. Others are ``/metrics``, the files of the page, and
-``/v2/repository`` of the Open Inference Protocol."""
-
 
 def create_admin_app(
     routers: Iterable[APIRouter],
@@ -31,7 +27,8 @@ def create_admin_app(
     """Return the application.
 
     Args:
-        routers: of administration (``ADMIN_PREFIX``), metrics, model repository and page.
+        routers: of administration (``/admin/v1``), metrics, the page, and the model repository of the Open
+            Inference Protocol (``/v2/repository``).
         policy: conditions on each request.
         lifecycle: of the process.
         metrics: counts the answers.

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TypeVar
+from functools import partial
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from model.evaluation.protocols import PROTOCOLS
-from service.core.deadline import within
-from service.core.errors import BusyError, InvalidArgumentError
-from service.core.jobs.evaluation_job import EvaluationJob, JobState, JsonObject
+from service.core.jobs.evaluation_job import EvaluationJob
+from service.core.jobs.job import JobState
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.readiness import Readiness
-from service.http_api.admin.audit import note_change
+from service.http_api.admin.job_routes import ETA, PACE, JobRoutes, body_of
 from service.http_api.segment.body import read_document
 
 PREFIX = "/admin/v1/evaluations"
 
-_DATABASE_TIMEOUT_S = 10.0
-"""Longest wait for the jobs database, in seconds: another process can lock a file for half a minute."""
-
-_LOOK_S = 0.5
-_KEEP_ALIVE_S = 15.0
 # The report may load only its own content.
 _REPORT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "X-Content-Type-Options": "nosniff",
 }
-
-T = TypeVar("T")
 
 
 class SubmissionDocument(BaseModel):
@@ -73,6 +62,8 @@ class EvaluationDocument(BaseModel):
     protocol: str
     done: int
     total: int | None
+    pictures_per_s: Annotated[float | None, Field(description=PACE)]
+    eta_s: Annotated[float | None, Field(description=ETA)]
     error: str | None
     result: EvaluationResultDocument | None
 
@@ -90,21 +81,6 @@ class ChoicesDocument(BaseModel):
     protocols: list[str]
 
 
-class _EvaluationHandlers:
-    """Calls the blocking functions of the jobs in threads."""
-
-    def __init__(self, submission: EvaluationSubmission, pool: Executor) -> None:
-        self.submission = submission
-        self._pool = pool
-
-    async def call(self, function: Callable[[], T]) -> T:
-        async with within(_DATABASE_TIMEOUT_S, lambda: BusyError("the jobs database does not answer")):
-            return await asyncio.wrap_future(self._pool.submit(function))
-
-    async def get(self, job_id: str) -> EvaluationJob:
-        return await self.call(lambda: self.submission.jobs.get_job(job_id))
-
-
 def evaluations_router(submission: EvaluationSubmission, pool: Executor, lifecycle: Readiness) -> APIRouter:
     """Return the routes of the evaluation jobs.
 
@@ -114,18 +90,11 @@ def evaluations_router(submission: EvaluationSubmission, pool: Executor, lifecyc
         lifecycle: of the process; event streams end when it ends.
     """
     router = APIRouter(prefix=PREFIX, tags=["evaluations"])
-    handlers = _EvaluationHandlers(submission, pool)
-
-    @router.post(
-        "",
-        status_code=202,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": SubmissionDocument.model_json_schema()}},
-            }
-        },
+    routes = JobRoutes(
+        PREFIX, "evaluation", submission.jobs, pool=pool, lifecycle=lifecycle, describe=evaluation_document
     )
+
+    @router.post("", status_code=202, openapi_extra=body_of(SubmissionDocument))
     async def submit(request: Request, response: Response) -> EvaluationDocument:
         """Queue a job.
 
@@ -133,13 +102,8 @@ def evaluations_router(submission: EvaluationSubmission, pool: Executor, lifecyc
         another body is a conflict.
         """
         wanted = await read_document(request, SubmissionDocument)
-        key = _idempotency_key(request)
-        with _noted_if_unknown(request, before=None):
-            earlier = await handlers.call(lambda: submission.find_submitted(key))
-            job = await handlers.call(lambda: submission.submit_evaluation(**wanted.model_dump(), key=key))
-        note_change(request, before=_noted(earlier), after=_noted(job))
-        response.headers["Location"] = f"{PREFIX}/{job.id}"
-        return evaluation_document(job)
+        submit = partial(submission.submit_evaluation, **wanted.model_dump())
+        return await routes.submit(request, response, lambda key: submit(key=key))
 
     @router.get(":choices")
     async def choices() -> ChoicesDocument:
@@ -149,61 +113,36 @@ def evaluations_router(submission: EvaluationSubmission, pool: Executor, lifecyc
     @router.get("")
     async def list_evaluations() -> EvaluationListDocument:
         """List all jobs, the newest first."""
-        jobs = await handlers.call(submission.jobs.list_jobs)
-        return EvaluationListDocument(evaluations=[evaluation_document(job) for job in jobs])
+        return EvaluationListDocument(evaluations=await routes.list_all())
 
     @router.get("/{job_id}")
     async def show(job_id: str) -> EvaluationDocument:
         """Show a job."""
-        return evaluation_document(await handlers.get(job_id))
+        return await routes.show(job_id)
 
     @router.get("/{job_id}/events", response_class=StreamingResponse)
     async def events(job_id: str) -> StreamingResponse:
         """Stream the changes of a job as server-sent events `evaluation`, until it ends."""
-        first = await handlers.get(job_id)
-        return StreamingResponse(
-            _events(handlers, first, lifecycle),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store"},
-        )
+        return await routes.events(job_id)
 
     @router.get("/{job_id}/report", response_class=Response)
     async def report(job_id: str) -> Response:
         """Return the report as one HTML page."""
-        page = await handlers.call(lambda: submission.report_page(job_id))
+        page = await routes.call(lambda: submission.report_page(job_id))
         return Response(page, media_type="text/html", headers=_REPORT_HEADERS)
 
     @router.get("/{job_id}/scores", response_class=Response)
     async def scores(job_id: str) -> Response:
         """Return the report as JSON: classes with intervals, confusion matrix, score of each picture."""
-        document = await handlers.call(lambda: submission.report_document(job_id))
+        document = await routes.call(lambda: submission.report_document(job_id))
         return Response(document, media_type="application/json")
 
     @router.delete("/{job_id}", status_code=202)
     async def cancel(request: Request, job_id: str) -> EvaluationDocument:
         """Cancel a job before its next step; a job that has ended does not change."""
-        before = await handlers.get(job_id)
-        with _noted_if_unknown(request, before=_noted(before)):
-            after = await handlers.call(lambda: submission.jobs.cancel_job(job_id))
-        note_change(request, before=_noted(before), after=_noted(after))
-        return evaluation_document(after)
+        return await routes.cancel(request, job_id)
 
     return router
-
-
-def _noted(job: EvaluationJob | None) -> JsonObject | None:
-    """Return what the audit log says of a job."""
-    return None if job is None else {"id": job.id, "state": job.state}
-
-
-@contextmanager
-def _noted_if_unknown(request: Request, *, before: JsonObject | None) -> Iterator[None]:
-    """Say in the audit log that a change may come about although the answer is 503."""
-    try:
-        yield
-    except BusyError:
-        note_change(request, before=before, after={"state": "unknown"})
-        raise
 
 
 def evaluation_document(job: EvaluationJob) -> EvaluationDocument:
@@ -222,40 +161,8 @@ def evaluation_document(job: EvaluationJob) -> EvaluationDocument:
         protocol=job.request.protocol,
         done=job.done,
         total=job.total,
+        pictures_per_s=job.pictures_per_s,
+        eta_s=job.eta_s,
         error=job.error,
         result=result,
     )
-
-
-def _idempotency_key(request: Request) -> str | None:
-    keys = request.headers.getlist("idempotency-key")
-    if len(keys) > 1:
-        raise InvalidArgumentError("there are two headers Idempotency-Key")
-    return keys[0] if keys else None
-
-
-async def _events(
-    handlers: _EvaluationHandlers, job: EvaluationJob, lifecycle: Readiness
-) -> AsyncIterator[str]:
-    yield _event(job)
-    told_s = time.monotonic()
-    while not (job.state.is_final or lifecycle.draining):
-        await asyncio.sleep(_LOOK_S)
-        seen = await _look_again(handlers, job)
-        if seen != job:
-            yield _event(seen)
-            job, told_s = seen, time.monotonic()
-        elif time.monotonic() - told_s > _KEEP_ALIVE_S:
-            yield ":\n\n"  # a comment: proxies close silent connections
-            told_s = time.monotonic()
-
-
-async def _look_again(handlers: _EvaluationHandlers, job: EvaluationJob) -> EvaluationJob:
-    try:
-        return await handlers.get(job.id)
-    except BusyError:
-        return job
-
-
-def _event(job: EvaluationJob) -> str:
-    return f"event: evaluation\ndata: {evaluation_document(job).model_dump_json()}\n\n"

@@ -36,7 +36,7 @@ class ConnectionLimits:
     min_bytes_per_s: int = 8192
     large_bytes_per_s: int = 256 * 1024
 
-    def patience_s(self, unsent: int) -> float:
+    def allowed_s(self, unsent: int) -> float:
         """Return the time in which a client must take this many bytes, in seconds."""
         return max(self.write_timeout_s, unsent / self.large_bytes_per_s)
 
@@ -71,7 +71,7 @@ class WriteWatch:
         unsent = self._count_unsent()
         if self._timer is None and unsent:
             self._unsent = unsent
-            self._checks_left = math.ceil(self._limits.patience_s(unsent) / self._limits.stall_timeout_s)
+            self._checks_left = math.ceil(self._limits.allowed_s(unsent) / self._limits.stall_timeout_s)
             self._timer = self._call_later(self._limits.stall_timeout_s, self._check)
 
     def look_again(self) -> None:

@@ -20,7 +20,7 @@ from service.core.errors import InvalidArgumentError
 from service.core.pictures.picture import EncodedPicture, Picture
 from service.open_inference.images import MAX_PICTURES, ImageTensor
 from service.open_inference.metadata import IMAGE
-from service.open_inference.outputs import OUTPUT_KINDS, check_unique, output_kind
+from service.open_inference.outputs import DEFAULT_OUTPUTS, check_unique, output_kind
 from service.open_inference.parameters import Parameters, flag, refuse_extensions
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -94,8 +94,8 @@ def header_length(text: str | None) -> int | None:
 
 
 def raw_message(body: bytes) -> InferMessage:
-    """Return the message of a body that is one file and nothing else; all outputs are wanted."""
-    return InferMessage([EncodedPicture(body)], [(name, True) for name in OUTPUT_KINDS])
+    """Return the message of a body that is one file and nothing else; it wants the default outputs."""
+    return InferMessage([EncodedPicture(body)], [(name, True) for name in DEFAULT_OUTPUTS])
 
 
 def parse_message(body: bytes, json_length: int | None) -> InferMessage:
@@ -129,7 +129,7 @@ def parse_message(body: bytes, json_length: int | None) -> InferMessage:
 def _outputs(document: _Document, parameters: Parameters) -> list[tuple[str, bool]]:
     default = flag(parameters, "binary_data_output", default=False)
     if not document.outputs:
-        return [(name, default) for name in OUTPUT_KINDS]
+        return [(name, default) for name in DEFAULT_OUTPUTS]
     check_unique([output.name for output in document.outputs])
     return [(output_kind(output.name).name, _is_binary(output, default)) for output in document.outputs]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -120,8 +121,9 @@ def _decimals(values: bytes) -> bytes:
     return b"".join(pieces)[:-1]
 
 
-def _long_decimals(values: bytes) -> bytes:
-    return b",".join(str(value).encode() for value in np.frombuffer(values, "<i8").tolist())
+def _numbers(dtype: str, values: bytes) -> bytes:
+    """Write values as numbers between commas."""
+    return msgspec.json.encode(np.frombuffer(values, dtype).tolist())[1:-1]
 
 
 def _base64_text(element: bytes) -> bytes:
@@ -130,6 +132,7 @@ def _base64_text(element: bytes) -> bytes:
 
 _JSON_ENCODINGS: dict[str, Encode] = {
     "UINT8": _decimals,
-    "INT64": _long_decimals,
+    "INT64": partial(_numbers, "<i8"),
+    "FP16": partial(_numbers, "<f2"),
     "BYTES": _base64_text,
 }

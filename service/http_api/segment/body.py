@@ -45,7 +45,7 @@ class BodyLimits:
     min_bytes_per_s: int = 8192
     setting: str = "limits.receive_timeout_s"
 
-    def patience_s(self, received: int, expected: int) -> float:
+    def allowed_s(self, received: int, expected: int) -> float:
         """Return the time after the first byte at which a body of this length is given up, in seconds.
 
         A constant pace of at least ``min_bytes_per_s`` that completes the body in time is never given up.
@@ -232,7 +232,7 @@ async def _chunks(request: Request, limits: BodyLimits, hold: Hold) -> AsyncIter
     expected = declared_bytes(request, limits) or 0
     started_s = time.monotonic()
     while more:
-        left_s = started_s + limits.patience_s(received, expected) - time.monotonic()
+        left_s = started_s + limits.allowed_s(received, expected) - time.monotonic()
         async with within(left_s, lambda: _too_slow(limits)):
             message = await request.receive()
         if message["type"] == "http.disconnect":

@@ -71,7 +71,7 @@ class BodyBudget:
                     with suppress(BusyError):
                         await take(self._steps, max(received, min(_MORE * received, most)) - held, 0.0)
                 if received > held:
-                    patience_s = min(deadline_s - time.monotonic(), self._limits.receive_timeout_s)
-                    await take(self._rests, max(received, most) - held, patience_s)
+                    wait_s = min(deadline_s - time.monotonic(), self._limits.receive_timeout_s)
+                    await take(self._rests, max(received, most) - held, wait_s)
 
             yield hold

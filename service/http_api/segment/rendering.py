@@ -201,9 +201,9 @@ def _document(
     shares = [ClassShareDocument(**share) for share in codec.class_statistics(label_map)]
     confidence = None
     if segmentation.confidence_HW is not None:
-        counts = codec.confidence_histogram(label_map, segmentation.confidence_HW)
-        for share in shares:
-            share.confidence = codec.mean_confidence(counts[share.id])
+        means = codec.mean_confidences(label_map, segmentation.confidence_HW)
+        for share, mean in zip(shares, means, strict=True):
+            share.confidence = mean
         if wanted.confidence == "png":
             data = base64.b64encode(codec.encode_grey_png(segmentation.confidence_HW)).decode()
             confidence = ConfidenceDocument(data=data)

@@ -126,6 +126,7 @@ def hostile_files() -> list[Path]:
     return sorted(Path(root, "hostile_models").glob("[!m]*")) if root else []
 
 
+@pytest.mark.guarantee("G20")
 @pytest.mark.skipif("BISENET_DATA_ROOT" not in os.environ, reason="needs BISENET_DATA_ROOT")
 def test_every_hostile_file_is_refused_as_weights(artifact: Artifact) -> None:
     names = {path.name for path in hostile_files() if path.name != "ok.safetensors"}

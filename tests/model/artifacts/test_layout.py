@@ -27,7 +27,7 @@ OLD_S, FRESH_S = NOW_S - ABANDONED_AFTER_S - 1, NOW_S - ABANDONED_AFTER_S + 1
 
 
 def item(path: str, modified_s: float = NOW_S) -> StoredObject:
-    return StoredObject(f"models/city/{path}", modified_s)
+    return StoredObject(f"models/city/{path}", modified_s, num_bytes=1)
 
 
 def test_everything_of_a_version_lies_in_its_folder() -> None:

@@ -284,6 +284,7 @@ def test_a_damaged_version_is_listed_but_not_opened(tmp_path: Path, artifact: Ar
         registry.open(CITY_1)
 
 
+@pytest.mark.guarantee("G12")
 def test_wherever_one_bit_is_flipped_the_version_is_refused(tmp_path: Path, artifact: Artifact) -> None:
     registry = ModelRegistry(tmp_path)
     folder = registry.open(registry.publish(artifact.folder, "city")).folder
@@ -295,6 +296,20 @@ def test_wherever_one_bit_is_flipped_the_version_is_refused(tmp_path: Path, arti
         (folder / name).write_bytes(flipped)
         with pytest.raises((DigestMismatchError, ManifestError)):
             registry.open(CITY_1)
+        (folder / name).write_bytes(intact)
+    registry.open(CITY_1)
+
+
+@pytest.mark.guarantee("G12")
+def test_wherever_a_file_is_cut_the_version_is_refused(tmp_path: Path, artifact: Artifact) -> None:
+    registry = ModelRegistry(tmp_path)
+    folder = registry.open(registry.publish(artifact.folder, "city")).folder
+    for name in [*ARTIFACT_FILES, MANIFEST_FILE]:
+        intact = (folder / name).read_bytes()
+        for percent in range(100):
+            (folder / name).write_bytes(intact[: len(intact) * percent // 100])
+            with pytest.raises((DigestMismatchError, ManifestError)):
+                registry.open(CITY_1)
         (folder / name).write_bytes(intact)
     registry.open(CITY_1)
 
@@ -367,6 +382,7 @@ def test_a_version_whose_manifest_was_written_stays_though_its_publisher_heard_o
     assert registry.open(registry.resolve("city@1")).manifest == artifact.manifest
 
 
+@pytest.mark.guarantee("G10")
 def test_a_publisher_that_is_killed_at_any_step_leaves_all_or_nothing(
     artifact: Artifact, tmp_path: Path
 ) -> None:
@@ -376,6 +392,7 @@ def test_a_publisher_that_is_killed_at_any_step_leaves_all_or_nothing(
     assert outcomes == {0, 1}
 
 
+@pytest.mark.guarantee("G10")
 @pytest.mark.soak
 def test_a_publisher_that_is_killed_at_any_time_leaves_all_or_nothing(
     artifact: Artifact, tmp_path: Path
@@ -441,6 +458,7 @@ def test_publishers_that_race_each_get_a_number_of_their_own(storage: Storage, a
     assert ModelRegistry(storage).versions("city") == sorted(published)
 
 
+@pytest.mark.guarantee("G11")
 @pytest.mark.parametrize(("publishers", "rounds"), [(4, 3), pytest.param(16, 50, marks=pytest.mark.soak)])
 def test_of_publishers_that_race_for_one_number_one_wins(
     tmp_path: Path, publishers: int, rounds: int

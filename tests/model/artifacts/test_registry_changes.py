@@ -312,6 +312,7 @@ def alias_of(storage: Storage) -> Alias | None:
     return ModelRegistry(storage).aliases("city").get("production")
 
 
+@pytest.mark.guarantee("G21")
 @often
 @given(orders)
 def test_no_order_of_steps_leaves_an_alias_at_a_version_that_two_deleted(order: list[int]) -> None:
@@ -335,6 +336,7 @@ def test_no_order_of_steps_rolls_back_to_a_version_that_is_deleted(order: list[i
     assert ModelVersion("city", alias.version) in ModelRegistry(storage).versions("city")
 
 
+@pytest.mark.guarantee("G21")
 @often
 @given(orders)
 def test_moves_in_any_order_end_as_if_one_had_followed_the_other(order: list[int]) -> None:

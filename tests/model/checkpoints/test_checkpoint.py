@@ -54,6 +54,7 @@ def write_old_format(hostile: Hostile, path: Path) -> None:
     torch.save({"a.weight": torch.ones(2), "b": hostile}, path, _use_new_zipfile_serialization=False)
 
 
+@pytest.mark.guarantee("G20")
 @pytest.mark.parametrize(
     ("write", "function", "argument"),
     [
@@ -78,6 +79,7 @@ def hostile_models() -> list[str]:
     return sorted(p.name for p in folder.glob("*") if p.name not in {"manifest.tsv", "ok.safetensors"})
 
 
+@pytest.mark.guarantee("G20")
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize("name", hostile_models())

@@ -123,6 +123,7 @@ def test_there_are_sixty_tricks() -> None:
     assert len(set(TRICKS)) >= 60
 
 
+@pytest.mark.guarantee("G19")
 @pytest.mark.parametrize("trick", TRICKS)
 def test_no_name_leads_out_of_the_folder(root: Path, opened: list[str], trick: str) -> None:
     read = ConfinedReader(root, max_file_bytes=1000)
@@ -153,6 +154,7 @@ def test_the_folder_itself_may_be_a_link(root: Path) -> None:
         ConfinedReader(link)(link / "../secret")
 
 
+@pytest.mark.guarantee("G19")
 def test_a_link_that_takes_the_place_of_a_file_after_the_check_is_not_followed(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +179,7 @@ def test_files_of_further_folders_are_read_as_well(root: Path) -> None:
         ConfinedReader(root, (elsewhere,))(root.parent / "secret")
 
 
+@pytest.mark.guarantee("G19")
 @pytest.mark.parametrize("trick", [trick for trick in TRICKS if trick.strip() and "\n" not in trick])
 @pytest.mark.parametrize("place", ["image", "label", "list"])
 def test_no_list_leads_out_of_its_data_set(root: Path, opened: list[str], trick: str, place: str) -> None:

@@ -93,6 +93,7 @@ def outcome(data: bytes) -> tuple[str, str, str]:
     return "ok", f"{image_HW3.shape[1]}x{image_HW3.shape[0]}", digest
 
 
+@pytest.mark.guarantee("G1")
 @pytest.mark.data
 @pytest.mark.skipif("BISENET_DATA_ROOT" not in os.environ, reason="BISENET_DATA_ROOT is not set")
 def test_every_hostile_file_has_its_outcome_size_and_pixels_in_any_thread_without_a_warning() -> None:
@@ -406,6 +407,7 @@ COSTS = [
 ]
 
 
+@pytest.mark.guarantee("G14")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize(("mode", "file_format", "options", "bytes_a_pixel"), COSTS)
 def test_decoding_takes_the_bytes_a_pixel_that_the_header_tells_and_64_mb(

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import fuzz_image
+import pytest
 
 SCRIPT = Path(fuzz_image.__file__)
-NUM_MUTANTS = 50_000
 
 
 def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -23,10 +23,12 @@ def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_no_mutant_of_a_picture_gets_anything_but_pixels_or_an_image_error() -> None:
-    done = run(SCRIPT, str(NUM_MUTANTS))
+@pytest.mark.guarantee("G2")
+@pytest.mark.parametrize("count", [50_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
+def test_no_mutant_of_a_picture_gets_anything_but_pixels_or_an_image_error(count: int) -> None:
+    done = run(SCRIPT, str(count))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{NUM_MUTANTS} mutants, nothing found" in done.stdout
+    assert f"{count} mutants, nothing found" in done.stdout
 
 
 def test_a_mutant_is_a_function_of_its_number_and_most_differ() -> None:

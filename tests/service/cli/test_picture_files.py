@@ -10,8 +10,9 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cli import picture_files
-from service.cli.picture_files import PredictTask, is_film, not_taken_line, plan
+from service.cli.picture_files import PredictTask, is_film, plan
+from service.core.pictures import local_files
+from service.core.pictures.local_files import not_taken_line
 
 
 def touch(*paths: Path) -> None:
@@ -54,7 +55,7 @@ class TestFolders:
     def test_heic_is_taken_where_its_reader_is_installed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_installed: bool
     ) -> None:
-        monkeypatch.setattr(picture_files, "has_heic_reader", lambda: is_installed)
+        monkeypatch.setattr(local_files, "has_heic_reader", lambda: is_installed)
         touch(tmp_path / "in" / "a.jpg", tmp_path / "in" / "b.HEIC")
         planned = plan([tmp_path / "in"], tmp_path / "out")
         assert len(planned.tasks) == 1 + is_installed

@@ -313,7 +313,7 @@ class TestFailures:
 def test_the_inbox_of_the_field_is_read_as_expected(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.cli.picture_files.has_heic_reader", lambda: False)
+    monkeypatch.setattr("service.core.pictures.local_files.has_heic_reader", lambda: False)
     result = run(Path(DATA or "") / "field" / "inbox", "--out", tmp_path)
     assert result.exit_code == 0
     assert result.stderr == "not taken: 1 .heic (pip install 'bisenet-service[heic]')\n"

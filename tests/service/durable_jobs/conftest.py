@@ -9,7 +9,7 @@ import pytest
 from job_worker import open_jobs
 from postgres_server import PostgresServer, find_postgres, postgres_server
 
-from service.durable_jobs.client import DurableJobs
+from service.core.jobs.evaluation_job import EvaluationJobs
 from service.durable_jobs.database import JobsDatabase
 
 
@@ -39,6 +39,6 @@ def database(request: pytest.FixtureRequest) -> JobsDatabase:
 
 
 @pytest.fixture
-def jobs(database: JobsDatabase) -> Iterator[DurableJobs]:
+def jobs(database: JobsDatabase) -> Iterator[EvaluationJobs]:
     with open_jobs(database) as opened:
         yield opened

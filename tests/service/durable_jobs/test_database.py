@@ -19,12 +19,12 @@ from job_worker import PATIENCE_S, REQUEST, FakeWork, expected_result, finished,
 from sqlalchemy.exc import DBAPIError
 
 from service.core.errors import BusyError, NotFoundError, StorageFullError
-from service.core.jobs.evaluation_job import JobState
-from service.durable_jobs.client import DurableJobs
+from service.core.jobs.evaluation_job import EVALUATIONS, EvaluationJobs
+from service.core.jobs.job import JobState
 from service.durable_jobs.database import SCHEMA, JobsDatabase, database_errors
 from service.durable_jobs.errors import JobsUnavailableError
 from service.durable_jobs.executor import JobExecutor
-from service.durable_jobs.records import JOB, SHARD
+from service.durable_jobs.records import shard_workflow
 
 
 class Marker:
@@ -75,7 +75,7 @@ def drop_guards(database: JobsDatabase) -> None:
 
 
 def test_the_database_refuses_a_row_that_claims_to_be_a_pickle(
-    database: JobsDatabase, jobs: DurableJobs, tmp_path: Path
+    database: JobsDatabase, jobs: EvaluationJobs, tmp_path: Path
 ) -> None:
     job = jobs.enqueue_job(REQUEST)
     with pytest.raises(DBAPIError, match=r"no_pickle|no pickles"):
@@ -83,7 +83,7 @@ def test_the_database_refuses_a_row_that_claims_to_be_a_pickle(
 
 
 def test_a_worker_refuses_a_database_that_holds_a_pickle(
-    database: JobsDatabase, jobs: DurableJobs, tmp_path: Path
+    database: JobsDatabase, jobs: EvaluationJobs, tmp_path: Path
 ) -> None:
     job = jobs.enqueue_job(REQUEST)
     drop_guards(database)
@@ -235,7 +235,7 @@ def test_a_worker_that_the_database_failed_takes_its_job_up_again_however_often(
     sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full for a step and later is not; no process died of that."""
-    monkeypatch.setattr("service.core.jobs.evaluation_job.MAX_RESCUES", 0)
+    monkeypatch.setattr("service.core.jobs.job.MAX_RESCUES", 0)
     disk, failures = Disk(sqlite_database), threading.Semaphore(0)
     filled: list[int] = []
 
@@ -254,11 +254,11 @@ def test_a_worker_that_the_database_failed_takes_its_job_up_again_however_often(
         assert finished(jobs, job).result == expected_result(20)
 
 
-@pytest.mark.parametrize("name", [JOB, SHARD])
+@pytest.mark.parametrize("name", [EVALUATIONS.name, shard_workflow(EVALUATIONS)])
 def test_an_outcome_that_could_not_be_noted_is_noted_later(
     sqlite_database: JobsDatabase, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("service.core.jobs.evaluation_job.MAX_RESCUES", 0)
+    monkeypatch.setattr("service.core.jobs.job.MAX_RESCUES", 0)
     disk, queued_again = Disk(sqlite_database), threading.Semaphore(0)
     queue_again = JobExecutor._requeue
 

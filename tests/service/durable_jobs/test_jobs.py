@@ -22,14 +22,16 @@ from job_worker import (
 
 from model.artifacts.manifest import ModelVersion
 from service.core.errors import ConflictError, NotFoundError
-from service.core.jobs.evaluation_job import JobError, JobHeldUpError, JobInterruptedError, JobState
+from service.core.jobs.evaluation_job import EvaluationJobs
+from service.core.jobs.job import JobError, JobHeldUpError, JobInterruptedError, JobState
+from service.core.jobs.prediction_job import PREDICTIONS, PredictionRequest
 from service.durable_jobs import executor
 from service.durable_jobs.client import DurableJobs, open_client
 from service.durable_jobs.database import JobsDatabase
 from service.durable_jobs.executor import JobExecutor
 
 
-def test_a_job_is_run_to_its_result(database: JobsDatabase, jobs: DurableJobs) -> None:
+def test_a_job_is_run_to_its_result(database: JobsDatabase, jobs: EvaluationJobs) -> None:
     job = jobs.enqueue_job(REQUEST)
     assert (job.state, job.request, job.done, job.total) == (JobState.QUEUED, REQUEST, 0, None)
     with running(database, FakeWork()):
@@ -38,7 +40,7 @@ def test_a_job_is_run_to_its_result(database: JobsDatabase, jobs: DurableJobs) -
     assert done.result == expected_result(20)
 
 
-def test_a_key_stands_for_one_job_and_one_request(database: JobsDatabase, jobs: DurableJobs) -> None:
+def test_a_key_stands_for_one_job_and_one_request(database: JobsDatabase, jobs: EvaluationJobs) -> None:
     del database
     with ThreadPoolExecutor(20) as pool:
         submitted = list(pool.map(lambda _: jobs.enqueue_job(REQUEST, key="the same"), range(20)))
@@ -63,7 +65,24 @@ def test_a_key_stands_for_what_was_said_and_not_for_what_it_means_by_now(
             jobs.enqueue_job(REQUEST, key="mine")
 
 
-def test_every_job_is_listed_and_no_part_of_one(database: JobsDatabase, jobs: DurableJobs) -> None:
+def test_kinds_of_jobs_do_not_see_each_other_and_share_no_key(sqlite_database: JobsDatabase) -> None:
+    request = PredictionRequest(ModelVersion("fake", 3), "camera", "masks", "labels", "fake")
+    with open_jobs(sqlite_database) as jobs, open_client(sqlite_database) as client:
+        predictions = DurableJobs(client, PREDICTIONS)
+        evaluation = jobs.enqueue_job(REQUEST, key="the same")
+        assert predictions.find_by_key("the same") is None
+        with pytest.raises(ConflictError):
+            predictions.enqueue_job(request, key="the same")
+        prediction = predictions.enqueue_job(request)
+        assert predictions.get_job(prediction.id).request == request
+        assert [job.id for job in predictions.list_jobs()] == [prediction.id]
+        assert [job.id for job in jobs.list_jobs()] == [evaluation.id]
+        for look in (predictions.get_job, predictions.cancel_job):
+            with pytest.raises(NotFoundError):
+                look(evaluation.id)
+
+
+def test_every_job_is_listed_and_no_part_of_one(database: JobsDatabase, jobs: EvaluationJobs) -> None:
     ids = {jobs.enqueue_job(REQUEST).id for _ in range(2)}
     with running(database, FakeWork()):
         for job in jobs.list_jobs():
@@ -79,7 +98,7 @@ def test_what_is_no_id_is_not_found(sqlite_database: JobsDatabase, job_id: str) 
                 look(job_id)
 
 
-def test_a_queued_job_is_cancelled_before_it_begins(database: JobsDatabase, jobs: DurableJobs) -> None:
+def test_a_queued_job_is_cancelled_before_it_begins(database: JobsDatabase, jobs: EvaluationJobs) -> None:
     job = jobs.enqueue_job(REQUEST)
     assert jobs.cancel_job(job.id).state is JobState.CANCELLED
     seen: list[int] = []
@@ -89,7 +108,7 @@ def test_a_queued_job_is_cancelled_before_it_begins(database: JobsDatabase, jobs
     assert jobs.get_job(job.id).state is JobState.CANCELLED
 
 
-def test_a_running_job_is_cancelled_within_one_step(database: JobsDatabase, jobs: DurableJobs) -> None:
+def test_a_running_job_is_cancelled_within_one_step(database: JobsDatabase, jobs: EvaluationJobs) -> None:
     reached, go_on = threading.Event(), threading.Event()
     seen: list[int] = []
 
@@ -127,14 +146,22 @@ def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
     assert work.stored == [other.id]
 
 
-def test_a_job_that_has_ended_cannot_be_cancelled(database: JobsDatabase, jobs: DurableJobs) -> None:
+def test_a_job_that_has_ended_cannot_be_cancelled(database: JobsDatabase, jobs: EvaluationJobs) -> None:
     with running(database, FakeWork()):
         job = finished(jobs, jobs.enqueue_job(REQUEST))
     assert jobs.cancel_job(job.id) == job
 
 
+def test_a_job_without_pictures_succeeds(sqlite_database: JobsDatabase) -> None:
+    """Its shards are none, which must not be taken for all workflows of the database."""
+    with open_jobs(sqlite_database) as jobs, running(sqlite_database, FakeWork(images=0)):
+        done = finished(jobs, jobs.enqueue_job(REQUEST))
+        assert (done.state, done.done, done.total) == (JobState.SUCCEEDED, 0, 0)
+        assert finished(jobs, jobs.enqueue_job(REQUEST)).result == expected_result(0)
+
+
 def test_a_job_that_cannot_be_planned_fails_with_the_reason(
-    database: JobsDatabase, jobs: DurableJobs
+    database: JobsDatabase, jobs: EvaluationJobs
 ) -> None:
     with running(database, FakeWork()):
         job = finished(jobs, jobs.enqueue_job(dataclasses.replace(REQUEST, dataset="letters")))
@@ -142,7 +169,7 @@ def test_a_job_that_cannot_be_planned_fails_with_the_reason(
 
 
 def test_a_worker_that_is_stopped_lays_its_job_down_and_takes_it_up_again(
-    database: JobsDatabase, jobs: DurableJobs, tmp_path: Path
+    database: JobsDatabase, jobs: EvaluationJobs, tmp_path: Path
 ) -> None:
     reached = threading.Event()
     work = FakeWork(
@@ -352,7 +379,7 @@ def test_a_worker_releases_all_when_nothing_has_run_since_the_last_check_whateve
     sqlite_database.prepare()
     work = FakeWork()
     with open_client(sqlite_database) as client:
-        worker = JobExecutor(sqlite_database, client, work, environment={}, executor_id="worker")
+        worker = JobExecutor(sqlite_database, client, [work], environment={}, executor_id="worker")
         with worker._counted():  # a shard of another one's job, for example
             worker.release_when_idle()
             assert not work.releases.acquire(blocking=False)

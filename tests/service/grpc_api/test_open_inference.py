@@ -100,13 +100,25 @@ async def test_contents_carry_files_and_pixels_too(site: GrpcSite) -> None:
     assert list(response.raw_output_contents) == [expected]
 
 
-async def test_without_outputs_all_come_in_the_order_of_the_metadata(site: GrpcSite) -> None:
+async def test_without_outputs_all_but_confidence_come_in_the_order_of_the_metadata(site: GrpcSite) -> None:
     response = await infer(site, request(PICTURE, outputs=()))
     metadata = await stub_of(site).ModelMetadata(wire.ModelMetadataRequest(name="fake"), timeout=PATIENCE_S)
-    assert [tensor.name for tensor in response.outputs] == [tensor.name for tensor in metadata.outputs]
+    described = [tensor.name for tensor in metadata.outputs if tensor.name != "confidence"]
+    assert [tensor.name for tensor in response.outputs] == described
     raw = dict(zip([tensor.name for tensor in response.outputs], response.raw_output_contents, strict=True))
     assert elements_of(raw["overlay_jpeg"])[0].startswith(b"\xff\xd8")
     assert np.frombuffer(raw["class_pixels"], "<i8").sum() == IMAGE_HW3[..., 0].size
+
+
+async def test_the_confidence_is_that_of_the_native_method(site: GrpcSite) -> None:
+    image = segmentation_pb2.Image(data=PICTURE)
+    message = segmentation_pb2.SegmentRequest(image=image, confidence=segmentation_pb2.CONFIDENCE_MEAN)
+    native = (await site.stub.Segment(message, timeout=PATIENCE_S)).confidence.classes
+    response = await infer(site, request(PICTURE, PICTURE, outputs=("confidence", "labels")))
+    tensor = response.outputs[0]
+    assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("confidence", "FP16", [2, 4])
+    confidence_NK = np.frombuffer(response.raw_output_contents[0], "<f2").reshape(2, 4)
+    assert confidence_NK[1].tolist() == pytest.approx([one.mean for one in native], rel=2**-11)
 
 
 async def test_the_server_and_its_models_describe_themselves(site: GrpcSite) -> None:

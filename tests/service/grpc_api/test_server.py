@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from certificates import make_certificate, needs_openssl
+from certificates import Certificate, make_certificate, needs_openssl
 from fakes import PATIENCE_S, FakeEngine, key_ring, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -148,6 +148,7 @@ async def test_a_stop_waits_for_a_picture_that_is_still_arriving() -> None:
         assert not site.server.cut_off
 
 
+@pytest.mark.guarantee("G6")
 async def test_a_stop_answers_what_was_accepted() -> None:
     async with open_grpc_site(FakeEngine(held=True)) as site:
         image = wire.Image(data=bytes(32 * 32 * 3), encoding=wire.RGB8, width=32, height=32)
@@ -217,6 +218,30 @@ async def test_calls_are_encrypted_and_clients_show_a_certificate_where_one_is_n
                 health_pb2.HealthCheckRequest(), timeout=PATIENCE_S
             )
             assert await call.code() is code
+
+
+@needs_openssl
+async def test_a_certificate_that_is_replaced_is_used_without_a_restart(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    old, new = await make_certificate(tmp_path), await make_certificate(tmp_path / "new")
+    trusted = {made: grpc.ssl_channel_credentials(made.file.read_bytes()) for made in (old, new)}
+    used = TlsFiles(tmp_path / "used.pem", tmp_path / "used-key.pem")
+
+    async def code_for(site: GrpcSite, server: Certificate) -> grpc.StatusCode:
+        async with grpc.aio.secure_channel(site.address, trusted[server]) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            return await stub.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S).code()
+
+    def move_in(made: Certificate) -> None:
+        used.key.write_bytes(made.key_file.read_bytes())
+        used.cert.write_bytes(made.file.read_bytes())
+
+    move_in(old)
+    async with open_grpc_site(tls=used) as site:
+        assert await code_for(site, old) is grpc.StatusCode.OK
+        move_in(new)
+        assert await code_for(site, new) is grpc.StatusCode.OK
+        assert await code_for(site, old) is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ async def test_any_other_client_gets_an_id(site: Site, insane: str) -> None:
     assert ids[0] != ids[1]
 
 
+@pytest.mark.guarantee("G26")
 async def test_a_request_is_one_line_of_facts_without_what_the_user_sent(site: Site, log: LogCapture) -> None:
     await site.client.post(
         "/v1/models/secret-model:segment",
@@ -182,7 +183,7 @@ async def test_probes_follow_the_life_of_the_process() -> None:
 
 
 async def test_a_worker_that_is_gone_is_no_model_that_is_being_loaded(site: Site) -> None:
-    site.host._worker.on_worker_lost([], [], retry_after_s=1.0)
+    site.host._dispatcher.on_worker_lost([], [], retry_after_s=1.0)
     response = await site.client.get("/readyz")
     assert (response.status_code, response.json()["code"]) == (503, "no_worker")
 

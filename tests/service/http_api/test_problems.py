@@ -81,6 +81,7 @@ def test_who_was_refused_with_others_comes_back_at_another_time(error_type: type
     assert advice == {5, 6, 7}
 
 
+@pytest.mark.guarantee("G26")
 def test_only_a_defect_keeps_its_message_to_itself() -> None:
     for error, is_shown in ((InvalidArgumentError("a detail"), True), (InternalError("a detail"), False)):
         document = json.loads(bytes(problem(error, exchange()).body))

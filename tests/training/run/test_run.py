@@ -22,8 +22,10 @@ from model.errors import ArtifactError, DatasetError
 from training.config import TrainingConfig, load_config
 from training.distributed import Ranks
 from training.errors import CheckpointError, ConfigError, ResumeError
+from training.optimisation.distillation import DistillConfig
 from training.run.checkpoint import CheckpointFolder
 from training.run.progress import LOG_FILE, RunLog
+from training.run.record import RunRecord
 from training.run.run import RunOptions, _Start, choose_device, train
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +62,8 @@ def test_a_finished_run_is_an_artifact_that_says_where_it_comes_from(finished: P
 
 def test_the_log_tells_the_whole_run(finished: Path) -> None:
     events = [json.loads(line)["event"] for line in (finished / LOG_FILE).read_text().splitlines()]
-    assert events[:5] == ["start", "validation", "step", "validation", "artifact"]
+    validation = ["validation", "samples"]
+    assert events[:8] == ["start", "crops", *validation, "step", *validation, "artifact"]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, config: TrainingConfig) -> None:
@@ -148,6 +151,22 @@ def test_a_run_states_its_first_weights_after_every_resumption(
     assert read_artifact(run / "artifact").manifest.provenance["started_from"] == "other@3"
 
 
+def test_a_run_learns_from_a_teacher_and_is_not_resumed_with_another_one(
+    finished: Path, config: TrainingConfig, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(finished / "artifact", teacher)
+    taught = dataclasses.replace(config, distill=DistillConfig(str(teacher)))
+    assert train(taught, RunOptions(tmp_path / "run"))
+    artifact = read_artifact(tmp_path / "run" / "artifact")
+    assert artifact.manifest.provenance["config"]["distill"]["teacher"] == str(teacher)
+    assert artifact.manifest.files != read_artifact(finished / "artifact").manifest.files
+    shutil.rmtree(teacher)
+    shutil.copytree(artifact.folder, teacher)
+    with pytest.raises(ResumeError, match=r"weights of distill\.teacher: "):
+        train(taught, RunOptions(tmp_path / "run", resume=True))
+
+
 class Elsewhere(Ranks):
     """The first of two processes; the other one found no checkpoint."""
 
@@ -214,15 +233,32 @@ def test_the_report_shows_curves_scores_and_pictures(finished: Path) -> None:
     assert report["provenance"] == read_artifact(finished / "artifact").manifest.provenance
     assert set(report["evaluation"]["versions"]) == {"python", "torch", "numpy"}
     index = (finished / "report/index.html").read_text()
-    for title in ("loss", "mIoU", "Worst pictures", "Best pictures", "Samples", "data_fingerprint"):
-        assert f"<h2>{title}</h2>" in index or f"<td>{title}</td>" in index
-    assert index.count("<img") == 3
+    for title in ("Worst pictures", "Best pictures", "Samples", "Augmented crops", "Configuration"):
+        assert f"<h2>{title}</h2>" in index
+    assert 'data-title="Validation loss"' in index
+    assert "data fingerprint" in index
+    assert index.count("<img") == 3 * 2 * 4 + 2 * 2  # three sections of both pictures, and two crops
     assert "<svg" in (finished / "report/evaluation.html").read_text()
 
 
-def test_samples_are_drawn_at_every_validation(finished: Path) -> None:
-    names = sorted(path.name for path in (finished / "samples").iterdir())
-    assert names == ["step-00000003.png", "step-00000004.png"]
+def test_the_log_says_on_what_and_from_what_a_run_learned(finished: Path) -> None:
+    record = RunRecord.read(finished)
+    assert record.picture_counts == {"training": 5, "validation": 2}
+    assert record.hardware.endswith(" cores")
+    assert list(record.classes) == ["red", "green", "blue"]
+    assert [step for step, _ in record.curves["validation loss"].points] == [3, 4]
+    step, samples = record.samples
+    assert (step, [one.name for one in samples]) == (4, ["val0.png", "val1.png"])
+    assert len(record.crops) == 2
+
+
+def test_samples_are_drawn_at_every_validation_and_crops_once(finished: Path) -> None:
+    names = {path.name for path in (finished / "samples").iterdir()}
+    assert {"step-00000003.png", "step-00000004.png"} < names
+    files = [
+        one.files.values() for one in (*RunRecord.read(finished).samples[1], *RunRecord.read(finished).crops)
+    ]
+    assert {name for group in files for name in group} < names
 
 
 def test_what_was_best_is_published_even_if_it_was_not_last(

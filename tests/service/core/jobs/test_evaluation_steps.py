@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,15 +40,10 @@ from service.core.errors import (
     ServiceError,
     VersionNotFoundError,
 )
-from service.core.jobs.evaluation_job import (
-    JobError,
-    JobHeldUpError,
-    JobInterruptedError,
-    JobPlan,
-    JobRequest,
-    JsonObject,
-)
+from service.core.jobs.evaluation_job import EvaluationRequest
 from service.core.jobs.evaluation_steps import Datasets, EvaluationSteps
+from service.core.jobs.job import JobError, JobHeldUpError, JobInterruptedError, JobPlan, JsonObject
+from service.core.jobs.job_models import JobModels
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
 from service.core.scheduling.dispatcher import Dispatcher
@@ -57,7 +52,7 @@ IMAGES = 12
 ENVIRONMENT: JsonObject = {"processor": "made up", "versions": {"numpy": "1"}}
 POOL_1, POOL_2 = ModelVersion(MODEL, 1), ModelVersion(MODEL, 2)
 OTHER = ModelVersion("other", 1)
-REQUEST = JobRequest(POOL_1, "noise", "val", "ss")
+REQUEST = EvaluationRequest(POOL_1, "noise", "val", "ss")
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +82,22 @@ def host(registry: ModelRegistry, tmp_path: Path) -> Iterator[ModelHost]:
 @pytest.fixture
 def open_work(host: ModelHost, registry: ModelRegistry) -> Iterator[Callable[[Path], EvaluationSteps]]:
     with ThreadPoolExecutor(2) as pool:
-        yield lambda file: EvaluationSteps(
-            lambda: nullcontext(host), registry, Datasets({"noise": file}), pool, environment=ENVIRONMENT
-        )
+        yield lambda file: steps_on(lambda: nullcontext(host), registry, Datasets({"noise": file}), pool)
 
 
 @pytest.fixture
 def work(open_work: Callable[[Path], EvaluationSteps], dataset: Path) -> EvaluationSteps:
     return open_work(dataset)
+
+
+def steps_on(
+    open_host: Callable[[], AbstractContextManager[ModelHost]],
+    registry: ModelRegistry,
+    datasets: Datasets,
+    pool: ThreadPoolExecutor,
+) -> EvaluationSteps:
+    models = JobModels(open_host, registry, environment=ENVIRONMENT)
+    return EvaluationSteps(models, registry, datasets, pool)
 
 
 def ours() -> None:
@@ -114,7 +117,7 @@ def test_a_job_counts_what_the_protocol_says(
 ) -> None:
     request = replace(REQUEST, protocol=protocol)
     plan = work.plan_job(request)
-    counted = matrix_of([work.count_images(request, plan, range(IMAGES))])
+    counted = matrix_of([work.process_images(request, plan, range(IMAGES))])
 
     artifact = registry.open(POOL_1)
     engine = build_faulty(artifact, EngineOptions("cpu", "f32", tmp_path, arguments="slow:0"))
@@ -130,14 +133,14 @@ def test_a_job_counts_what_the_protocol_says(
 
 def test_however_a_job_is_cut_its_result_is_the_same(work: EvaluationSteps) -> None:
     plan = work.plan_job(REQUEST)
-    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
+    counts = [work.process_images(REQUEST, plan, range(IMAGES))]
     whole = work.finish_job("whole", REQUEST, plan, counts, confirm=ours)
 
     @settings(max_examples=5)
     @given(st.sets(st.integers(1, IMAGES - 1)))
     def check(cuts: set[int]) -> None:
         edges = [0, *sorted(cuts), IMAGES]
-        parts = [work.count_images(REQUEST, plan, range(a, b)) for a, b in pairwise(edges)]
+        parts = [work.process_images(REQUEST, plan, range(a, b)) for a, b in pairwise(edges)]
         through_the_database = json.loads(json.dumps(parts))
         assert work.finish_job("parts", REQUEST, plan, through_the_database, confirm=ours) == whole
 
@@ -148,7 +151,7 @@ def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
     work: EvaluationSteps, registry: ModelRegistry
 ) -> None:
     plan = work.plan_job(REQUEST)
-    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
+    counts = [work.process_images(REQUEST, plan, range(IMAGES))]
     result = work.finish_job("beside", REQUEST, plan, counts, confirm=ours)
     (stored,) = [one for one in registry.evaluations.of_model(MODEL) if one.job == "beside"]
     assert (stored.version, stored.dataset, stored.split, stored.protocol) == (POOL_1, "noise", "val", "ss")
@@ -171,7 +174,7 @@ def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
         raise CancelledError
 
     plan = work.plan_job(REQUEST)
-    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
+    counts = [work.process_images(REQUEST, plan, range(IMAGES))]
     with pytest.raises(CancelledError):
         work.finish_job("cancelled", REQUEST, plan, counts, confirm=cancelled)
     assert registry.evaluations.page(MODEL, "cancelled") is None
@@ -179,7 +182,7 @@ def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
 
 def test_a_picture_that_is_missing_or_counted_twice_is_noticed(work: EvaluationSteps) -> None:
     plan = work.plan_job(REQUEST)
-    counts = [work.count_images(REQUEST, plan, range(IMAGES - 1))]
+    counts = [work.process_images(REQUEST, plan, range(IMAGES - 1))]
     with pytest.raises(JobError, match="are missing"):
         work.finish_job("less", REQUEST, plan, counts, confirm=ours)
     with pytest.raises(JobError, match="twice"):
@@ -187,7 +190,7 @@ def test_a_picture_that_is_missing_or_counted_twice_is_noticed(work: EvaluationS
             "more",
             REQUEST,
             plan,
-            [*counts, work.count_images(REQUEST, plan, range(IMAGES - 2, IMAGES))],
+            [*counts, work.process_images(REQUEST, plan, range(IMAGES - 2, IMAGES))],
             confirm=ours,
         )
 
@@ -223,7 +226,7 @@ def test_a_worker_that_is_another_one_does_not_go_on_with_a_job(work: Evaluation
     plan = work.plan_job(REQUEST)
     other = replace(plan, pins=plan.pins | {pin: "other"})
     with pytest.raises(JobError, match=f"the job began with another {pin} than this worker has"):
-        work.count_images(REQUEST, other, range(1))
+        work.process_images(REQUEST, other, range(1))
 
 
 def test_labels_that_come_to_mean_something_else_are_not_mixed(
@@ -235,7 +238,7 @@ def test_labels_that_come_to_mean_something_else_are_not_mixed(
         other = file.with_name("other.toml")
         other.write_text(change + file.read_text())
         with pytest.raises(JobError, match="the job began with another labelling"):
-            open_work(other).count_images(REQUEST, plan, range(1))
+            open_work(other).process_images(REQUEST, plan, range(1))
 
 
 def test_a_worker_that_had_opened_an_older_list_opens_it_again(
@@ -247,7 +250,7 @@ def test_a_worker_that_had_opened_an_older_list_opens_it_again(
     lines = (file.parent / "val.csv").read_text().splitlines(keepends=True)
     (file.parent / "val.csv").write_text("".join(lines[:3]))
     plan = open_work(file).plan_job(REQUEST)
-    assert len(old.count_images(REQUEST, plan, range(3))["images"]) == 3
+    assert len(old.process_images(REQUEST, plan, range(3))["images"]) == 3
 
 
 def test_files_that_are_changed_while_a_job_runs_fail_it(
@@ -256,7 +259,7 @@ def test_files_that_are_changed_while_a_job_runs_fail_it(
     file = write_dataset(tmp_path / "data", IMAGES)
     work = open_work(file)
     plan = work.plan_job(REQUEST)
-    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
+    counts = [work.process_images(REQUEST, plan, range(IMAGES))]
     (file.parent / "3-ids.png").write_bytes((file.parent / "4-ids.png").read_bytes())
     with pytest.raises(JobError, match="files of noise val were changed: submit the job again"):
         work.finish_job("changed", REQUEST, plan, counts, confirm=ours)
@@ -268,7 +271,7 @@ def test_where_a_worker_has_the_data_set_is_no_other_list(
 ) -> None:
     elsewhere = write_dataset(tmp_path / "elsewhere", IMAGES)
     plan = work.plan_job(REQUEST)
-    assert open_work(elsewhere).count_images(REQUEST, plan, range(1)) == work.count_images(
+    assert open_work(elsewhere).process_images(REQUEST, plan, range(1)) == work.process_images(
         REQUEST, plan, range(1)
     )
 
@@ -280,16 +283,14 @@ def test_which_of_several_gpus_a_worker_has_is_no_other_device(
         options = EngineOptions(device, "f32", tmp_path / device, arguments="slow:0")
         host = ModelHost(Dispatcher(InProcessRunner(Device(build_faulty, options))))
         stack.callback(host.close)
-        return EvaluationSteps(
-            lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
-        )
+        return steps_on(lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool)
 
     with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
         first, second, cpu = (work_on(device, pool, stack) for device in ("cuda:0", "cuda:1", "cpu"))
         plan = first.plan_job(REQUEST)
-        assert second.count_images(REQUEST, plan, range(1)) == first.count_images(REQUEST, plan, range(1))
+        assert second.process_images(REQUEST, plan, range(1)) == first.process_images(REQUEST, plan, range(1))
         with pytest.raises(JobError, match="another device"):
-            cpu.count_images(REQUEST, plan, range(1))
+            cpu.process_images(REQUEST, plan, range(1))
 
 
 class PrecisionBuilder:
@@ -314,7 +315,7 @@ def other_precisions(
     host = ModelHost(Dispatcher(InProcessRunner(Device(build, options))))
     with ThreadPoolExecutor(2) as pool:
         datasets = Datasets({"noise": dataset})
-        work = EvaluationSteps(lambda: nullcontext(host), registry, datasets, pool, environment=ENVIRONMENT)
+        work = steps_on(lambda: nullcontext(host), registry, datasets, pool)
         yield work, host, build
     host.close()
 
@@ -325,7 +326,7 @@ def test_every_worker_computes_in_the_precision_of_the_request(
     work, _, build = other_precisions
     request = replace(REQUEST, precision="f16")
     plan = work.plan_job(request)
-    work.count_images(request, plan, range(1))
+    work.process_images(request, plan, range(1))
     assert (plan.pins["precision"], build.precisions) == ("f16", ["f16"])
 
 
@@ -335,7 +336,7 @@ def test_of_a_request_without_precision_all_workers_take_that_of_the_first(
     another_worker, _, build = other_precisions
     plan = work.plan_job(REQUEST)
     assert plan.pins["precision"] == "f32"
-    another_worker.count_images(REQUEST, plan, range(1))
+    another_worker.process_images(REQUEST, plan, range(1))
     assert build.precisions == ["f32"]
 
 
@@ -369,7 +370,7 @@ def test_a_version_that_is_not_served_is_borrowed_for_the_job(work: EvaluationSt
     assert [served.version for served in host.models] == [POOL_1]  # the served models do not change
     with pytest.raises(VersionNotFoundError):
         host.find(MODEL, 2)
-    counts = [work.count_images(request, plan, range(IMAGES))]
+    counts = [work.process_images(request, plan, range(IMAGES))]
     work.finish_job("borrowed", request, plan, counts, confirm=ours)
     work.release_idle()
     assert not host.has(POOL_2)
@@ -401,7 +402,7 @@ def test_a_version_that_somebody_unloads_between_two_steps_is_loaded_again(
     request = replace(REQUEST, version=POOL_2)
     plan = work.plan_job(request)
     host.unload(POOL_2)
-    assert work.count_images(request, plan, range(1))["images"]
+    assert work.process_images(request, plan, range(1))["images"]
 
 
 @contextmanager
@@ -417,7 +418,8 @@ def test_the_host_is_there_as_long_as_jobs_need_it(
     notes: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         datasets = Datasets({"noise": dataset})
-        work = EvaluationSteps(lambda: noted(host, notes), registry, datasets, pool, environment=ENVIRONMENT)
+        models = JobModels(lambda: noted(host, notes), registry, environment=ENVIRONMENT)
+        work = EvaluationSteps(models, registry, datasets, pool)
         assert not notes
         work.plan_job(REQUEST)
         work.plan_job(replace(REQUEST, version=POOL_2))
@@ -425,27 +427,29 @@ def test_the_host_is_there_as_long_as_jobs_need_it(
         work.release_idle()
         assert notes == ["opened", "closed"]
         work.plan_job(REQUEST)
-        work.close()
+        models.close()
         assert notes == ["opened", "closed"] * 2
 
 
-def test_a_call_that_does_not_end_holds_no_stop_up(work: EvaluationSteps) -> None:
-    work._call_lock.acquire()
-    work.close(timeout_s=0.01)
+def test_a_step_that_does_not_end_holds_no_stop_up(host: ModelHost, registry: ModelRegistry) -> None:
+    models = JobModels(lambda: nullcontext(host), registry, environment=ENVIRONMENT)
+    with models.loaded(POOL_1, None):
+        models.close(timeout_s=0.01)
+        assert host.has(POOL_1)
 
 
 def test_a_job_that_is_stopped_is_given_up_before_the_next_picture(work: EvaluationSteps) -> None:
     plan = work.plan_job(REQUEST)
     work.stop()
     with pytest.raises(JobInterruptedError):
-        work.count_images(REQUEST, plan, range(IMAGES))
+        work.process_images(REQUEST, plan, range(IMAGES))
 
 
 def test_a_host_that_closes_interrupts_the_job(work: EvaluationSteps, host: ModelHost) -> None:
     plan = work.plan_job(REQUEST)
     host.close()
     with pytest.raises(JobInterruptedError):
-        work.count_images(REQUEST, plan, range(IMAGES))
+        work.process_images(REQUEST, plan, range(IMAGES))
 
 
 # What can be wrong with the files of a pair: 12 ways.
@@ -504,18 +508,18 @@ def test_a_broken_pair_fails_the_job_by_name_or_is_left_out_and_counted(
     file = write_dataset(tmp_path / "data", IMAGES)
     whole = open_work(file)
     plan = whole.plan_job(REQUEST)
-    counts = whole.count_images(REQUEST, plan, range(IMAGES))
+    counts = whole.process_images(REQUEST, plan, range(IMAGES))
     spoil(file.parent)
 
     work = open_work(file)
     with pytest.raises(JobError) as failure:
-        work.count_images(REQUEST, work.plan_job(REQUEST), range(IMAGES))
+        work.process_images(REQUEST, work.plan_job(REQUEST), range(IMAGES))
     assert culprit in str(failure.value)
     assert str(tmp_path) not in str(failure.value)
 
     request = replace(REQUEST, skip_broken=True)
     plan = work.plan_job(request)
-    some = work.count_images(request, plan, range(IMAGES))
+    some = work.process_images(request, plan, range(IMAGES))
     assert [image["index"] for image in some["skipped"]] == [3]
     assert str(tmp_path) not in some["skipped"][0]["reason"]
     assert some["images"] == [image for image in counts["images"] if image["index"] != 3]
@@ -581,7 +585,7 @@ def test_what_passes_by_itself_holds_the_job_up(
 
     monkeypatch.setattr(LoadedModel, "infer", refuse)
     with pytest.raises(JobHeldUpError, match=str(failure)):
-        work.count_images(REQUEST, plan, range(1))
+        work.process_images(REQUEST, plan, range(1))
 
 
 def test_a_registry_that_fails_holds_the_job_up_and_is_not_shown(
@@ -591,7 +595,7 @@ def test_a_registry_that_fails_holds_the_job_up_and_is_not_shown(
         raise StorageError("/secret/folder/x: No space left on device")
 
     plan = work.plan_job(REQUEST)
-    counts = [work.count_images(REQUEST, plan, range(IMAGES))]
+    counts = [work.process_images(REQUEST, plan, range(IMAGES))]
     monkeypatch.setattr(EvaluationStore, "add", refuse)
     with pytest.raises(JobHeldUpError) as failure:
         work.finish_job("held-up", REQUEST, plan, counts, confirm=ours)
@@ -607,10 +611,8 @@ def test_a_model_that_produces_no_scores_fails_the_job(
     host = ModelHost(Dispatcher(InProcessRunner(Device(build, EngineOptions("cpu", "f32", tmp_path)))))
     host.load(POOL_1, registry.open(POOL_1))
     with ThreadPoolExecutor(2) as pool:
-        work = EvaluationSteps(
-            lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool, environment=ENVIRONMENT
-        )
+        work = steps_on(lambda: nullcontext(host), registry, Datasets({"noise": dataset}), pool)
         plan: JobPlan = work.plan_job(REQUEST)
         with pytest.raises(JobError, match="finite"):
-            work.count_images(REQUEST, plan, range(IMAGES))
+            work.process_images(REQUEST, plan, range(IMAGES))
     host.close()

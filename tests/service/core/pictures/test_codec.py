@@ -146,6 +146,8 @@ def test_the_mean_confidence_of_a_class_is_that_of_its_pixels(label_map: LabelMa
         inside = confidence_HW[label_map.ids_HW == class_id]
         expected = pytest.approx(inside.mean() / 255) if inside.size else None
         assert codec.mean_confidence(counts[class_id]) == expected
+    means = codec.mean_confidences(label_map, confidence_HW)
+    assert means == [codec.mean_confidence(row) for row in counts[: label_map.palette.num_classes]]
 
 
 @few

@@ -77,7 +77,7 @@ class Site:
     def __init__(self, host: ModelHost, segmenter: Segmenter) -> None:
         self.model = host.find()
         self.segmenter = segmenter
-        self.queue = host._worker._scheduler
+        self.queue = host._dispatcher._scheduler
 
     def segment(
         self, picture: bytes | Picture, render: Callable[[Segmentation], T], **options: Any

@@ -118,4 +118,4 @@ def test_a_queue_that_was_emptied_has_forgotten_everything(kinds: list[tuple[Bat
     for item in items:
         queue.remove(item)
     assert len(queue) == 0 == queue.work_s(LATENCIES)
-    assert not any([queue._by_source, queue._per_source, queue._per_key, queue._work])
+    assert not any([queue._by_source, queue.num_items_of, queue._per_key, queue._work])

@@ -13,13 +13,14 @@ from typing import Any
 
 import httpx2
 import pytest
-from fakes import PATIENCE_S, FakeJobs, admin_keys, write_pooling_artifact
+from fakes import PATIENCE_S, FakeEvaluations, admin_keys, write_pooling_artifact
 from structlog.testing import capture_logs
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
 from service.core.errors import BusyError, ConflictError, StorageFullError
-from service.core.jobs.evaluation_job import JobResult, JobState
+from service.core.jobs.evaluation_job import EvaluationResult
+from service.core.jobs.job import JobState
 from service.core.jobs.submission import EvaluationSubmission
 from service.core.readiness import Readiness
 from service.http_api.admin.access import AdminPolicy
@@ -29,7 +30,7 @@ from service.telemetry import Metrics
 
 PATH = "/admin/v1/evaluations"
 BODY = {"model": "pool", "dataset": "noise", "split": "val", "protocol": "ss"}
-RESULT = JobResult(0.5, {"dark": 0.5, "bright": None}, 7, ("3.png",), "d" * 64)
+RESULT = EvaluationResult(0.5, {"dark": 0.5, "bright": None}, 7, ("3.png",), "d" * 64)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Office:
     """An admin frontend of evaluation jobs."""
 
     client: httpx2.AsyncClient
-    jobs: FakeJobs
+    jobs: FakeEvaluations
     registry: ModelRegistry
     lifecycle: Readiness
 
@@ -52,7 +53,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
 
 @pytest.fixture
 async def office(registry: ModelRegistry) -> AsyncIterator[Office]:
-    jobs, lifecycle = FakeJobs(), Readiness()
+    jobs, lifecycle = FakeEvaluations(), Readiness()
     with ThreadPoolExecutor(2) as pool:
         desk = EvaluationSubmission(jobs, registry, {"noise"})
         app = create_admin_app(
@@ -94,6 +95,8 @@ async def test_a_job_is_accepted_with_its_place(office: Office) -> None:
         "protocol": "ss",
         "done": 0,
         "total": None,
+        "pictures_per_s": None,
+        "eta_s": None,
         "error": None,
         "result": None,
     }
@@ -147,7 +150,7 @@ async def test_a_key_gives_its_job_whatever_has_become_of_what_it_names(tmp_path
     for seed in (1, 2):
         registry.publish(write_pooling_artifact(tmp_path / str(seed), seed=seed).folder, "pool")
     registry.promote(ModelVersion("pool", 1))
-    jobs, body = FakeJobs(), {"model": "pool", "dataset": "noise", "split": "val", "protocol": "ss"}
+    jobs, body = FakeEvaluations(), {"model": "pool", "dataset": "noise", "split": "val", "protocol": "ss"}
     first = EvaluationSubmission(jobs, registry, {"noise"}).submit_evaluation(**body, key="mine")
     assert first.request.version == ModelVersion("pool", 1)
     registry.promote(ModelVersion("pool", 2))
@@ -317,7 +320,7 @@ async def test_a_database_that_fails_is_told(
 async def test_a_database_that_hangs_does_not_hang_the_service(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.http_api.admin.evaluations._DATABASE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("service.http_api.admin.job_routes._DATABASE_TIMEOUT_S", 0.01)
     release = threading.Event()
     monkeypatch.setattr(office.jobs, "list_jobs", lambda: release.wait(PATIENCE_S) and ())
     response = await office.client.get(PATH)

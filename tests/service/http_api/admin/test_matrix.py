@@ -158,6 +158,7 @@ def routes(app: ASGIApp) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.guarantee("G18")
 async def test_no_trick_opens_any_admin_route_on_either_port(service: Service) -> None:
     matrix = [head for route in routes(service.admin_app) for head in tricks(*route)]
     for app in (service.admin_app, service.app):
@@ -196,6 +197,7 @@ def spelled(draw: st.DrawFn, path: str) -> str:
     return before + text + after
 
 
+@pytest.mark.guarantee("G18")
 @given(data=st.data())
 async def test_no_combination_of_tricks_opens_an_admin_route(service: Service, data: st.DataObject) -> None:
     method, path = data.draw(st.sampled_from(routes(service.admin_app)))
@@ -229,6 +231,7 @@ async def test_the_data_port_has_no_admin_route(service: Service) -> None:
         assert await ask(service.app, method, path, HOST, bearer(API_KEY)) == 404
 
 
+@pytest.mark.guarantee("G18")
 @pytest.mark.parametrize("target", ["http://localhost/metrics", "//metrics", "/%6Detrics", "/metrics"])
 async def test_no_form_of_a_target_opens_a_route_on_a_real_connection(service: Service, target: str) -> None:
     server = HttpServer(

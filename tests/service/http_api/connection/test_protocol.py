@@ -21,7 +21,7 @@ from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.protocol import GuardedConfig, GuardedProtocol
 from service.http_api.connection.server import HttpServer, listen
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 
 PICTURE = encoded(np.zeros((32, 32, 3), np.uint8))
 HOST = b"Host: localhost\r\n"
@@ -228,6 +228,7 @@ async def test_a_trailer_changes_nothing(wire: Wire) -> None:
     assert await wire.ask(request, body) == [200]
 
 
+@pytest.mark.guarantee("G17")
 async def test_a_body_in_absurdly_many_pieces_is_refused(wire: Wire) -> None:
     pieces = chunked(*[b"a"] * (protocol.MAX_BODY_PIECES + 1))
     assert await wire.ask(POST + b"Transfer-Encoding: chunked\r\n\r\n", pieces) == [400]

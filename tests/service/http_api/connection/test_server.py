@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
 import socket
 import ssl
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from certificates import make_certificate, needs_openssl
+from certificates import Certificate, make_certificate, needs_openssl
 from fakes import PATIENCE_S, FakeEngine
 from http_site import encoded, open_site
 
-from service.core.tls import TlsFiles
+from service.core.tls import CertificateFollower, TlsFiles
 from service.http_api.connection.connection_limits import ConnectionLimits
 from service.http_api.connection.server import BindError, HttpServer, affordable_connections, listen, url_of
 
@@ -120,7 +121,7 @@ async def encrypted(tls: TlsFiles, **limits: float) -> AsyncIterator[tuple[str, 
             grace_s=PATIENCE_S,
             limits=ConnectionLimits(**limits),  # type: ignore[arg-type]
             metrics=site.metrics,
-            tls=tls.http_context(),
+            tls=CertificateFollower(tls, clock=itertools.count().__next__).http_context(),
         )
         address = listener.getsockname()
         running = asyncio.create_task(server.answer())
@@ -174,6 +175,35 @@ async def test_with_a_client_ca_a_client_must_show_a_certificate_of_it(tmp_path:
             if shown is not None:
                 client.load_cert_chain(shown.file, shown.key_file)
             assert await first_line(address, client) == answer
+
+
+@needs_openssl
+async def test_certificates_that_are_replaced_are_used_without_a_restart(tmp_path: Path) -> None:
+    made = []
+    for name in ("old", "new", "old-client", "new-client"):
+        (tmp_path / name).mkdir()
+        made.append(await make_certificate(tmp_path / name))
+    used = TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem", client_ca=tmp_path / "clients.pem")
+    assert used.client_ca is not None
+
+    def move_in(server: Certificate, clients: Certificate) -> None:
+        used.key.write_bytes(server.key_file.read_bytes())
+        used.cert.write_bytes(server.file.read_bytes())
+        used.client_ca.write_bytes(clients.file.read_bytes())
+
+    def client(server: Certificate, own: Certificate) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(server.file))
+        context.load_cert_chain(own.file, own.key_file)
+        return context
+
+    old, new, old_client, new_client = made
+    move_in(old, old_client)
+    async with encrypted(used) as address:
+        assert await first_line(address, client(old, old_client)) == b"HTTP/1.1 200 OK\r\n"
+        move_in(new, new_client)
+        assert await first_line(address, client(new, new_client)) == b"HTTP/1.1 200 OK\r\n"
+        assert await first_line(address, client(old, new_client)) == b""
+        assert await first_line(address, client(new, old_client)) == b""
 
 
 @needs_openssl

@@ -27,7 +27,7 @@ from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.open_inference.message import MAX_OBJECTS, parse_message
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 from service.open_inference.images import MAX_PICTURES
 
 PATH = "/v2/models/fake/infer"
@@ -66,6 +66,11 @@ async def native_labels(site: Site) -> UInt8Array:
     )
     labels_HW: UInt8Array = np.load(BytesIO(response.content))
     return labels_HW
+
+
+async def native_confidence(site: Site, picture: bytes) -> list[float]:
+    response = await site.client.post("/v1/segment", content=picture, params={"confidence": "mean"})
+    return [share["confidence"] or 0.0 for share in response.json()["classes"]]
 
 
 async def test_files_and_pixels_give_the_labels_of_the_native_route(site: Site) -> None:
@@ -150,7 +155,23 @@ async def test_an_output_may_differ_from_the_default_of_its_request(site: Site) 
     assert sum(document["outputs"][1]["data"]) == IDS_HW.size
 
 
-async def test_a_raw_body_is_one_file_and_is_answered_with_all_outputs(site: Site) -> None:
+async def test_the_confidence_is_the_native_routes_and_0_for_a_class_without_pixels(site: Site) -> None:
+    expected_NK = [await native_confidence(site, picture) for picture in (PICTURE, OTHER)]
+    document, tensors = tensors_of(await infer(site, PICTURE, OTHER, outputs=("confidence",)))
+    assert document["outputs"][0]["datatype"] == "FP16"
+    assert document["outputs"][0]["shape"] == [2, 4]
+    confidence_NK = np.frombuffer(tensors["confidence"], "<f2").reshape(2, 4)
+    np.testing.assert_allclose(confidence_NK, expected_NK, rtol=2**-11)
+    assert confidence_NK[1, [1, 3]].tolist() == [0, 0]
+    body, headers = binary_body(elements(PICTURE), shape=[1], outputs=())
+    head = json.loads(body[: int(headers[HEADER_LENGTH])]) | {"outputs": [{"name": "confidence"}]}
+    json_head = json.dumps(head).encode()
+    headers = {HEADER_LENGTH: str(len(json_head))}
+    response = await site.client.post(PATH, content=json_head + elements(PICTURE), headers=headers)
+    assert response.json()["outputs"][0]["data"] == confidence_NK[0].tolist()
+
+
+async def test_a_raw_body_is_one_file_and_is_answered_with_the_outputs_but_confidence(site: Site) -> None:
     response = await site.client.post(PATH, content=PICTURE, headers={HEADER_LENGTH: "0"})
     _, tensors = tensors_of(response)
     assert set(tensors) == {"labels", "mask_png", "overlay_jpeg", "class_pixels"}
@@ -245,7 +266,7 @@ async def test_a_client_that_leaves_takes_its_pictures_out_of_the_queue() -> Non
         asking.cancel()
         await asyncio.wait([asking])
         engine.go_on(4)
-        await until(lambda: site.host._worker.num_waiting == 0)
+        await until(lambda: site.host._dispatcher.num_waiting == 0)
         assert len(engine.seen) == 1
 
 

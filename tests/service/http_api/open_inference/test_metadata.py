@@ -61,6 +61,7 @@ async def test_a_model_describes_its_tensors(site: Site, path: str) -> None:
         "mask_png": ("BYTES", [-1]),
         "overlay_jpeg": ("BYTES", [-1]),
         "class_pixels": ("INT64", [-1, 4]),
+        "confidence": ("FP16", [-1, 4]),
     }
     assert (await site.client.get(f"{path}/ready")).json() == {"name": "fake", "ready": True}
     config = (await site.client.get(f"{path}/config")).json()

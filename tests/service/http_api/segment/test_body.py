@@ -160,12 +160,12 @@ def test_who_sends_at_a_constant_pace_and_is_done_in_time_is_never_given_up(
 ) -> None:
     limits = BodyLimits(min_bytes_per_s=1)
     now_s = share * duration_s
-    assert limits.patience_s(math.floor(share * length), length) >= now_s - 1e-6 - duration_s / length
+    assert limits.allowed_s(math.floor(share * length), length) >= now_s - 1e-6 - duration_s / length
 
 
 def test_a_body_that_trickles_is_given_up_long_before_the_last_moment() -> None:
     limits = BodyLimits()
-    assert limits.patience_s(0, 20 << 20) == limits.grace_s
-    assert limits.patience_s(100_000, 20 << 20) < limits.grace_s + 1
-    assert limits.patience_s(8192, 0) == limits.grace_s + 1
-    assert limits.patience_s(20 << 20, 0) == limits.receive_timeout_s
+    assert limits.allowed_s(0, 20 << 20) == limits.grace_s
+    assert limits.allowed_s(100_000, 20 << 20) < limits.grace_s + 1
+    assert limits.allowed_s(8192, 0) == limits.grace_s + 1
+    assert limits.allowed_s(20 << 20, 0) == limits.receive_timeout_s

@@ -20,7 +20,7 @@ from model.labels import UInt8Array
 from service.http_api.access import AccessPolicy
 from service.http_api.app import HttpOptions
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 
 IDS_HW = np.array([[0, 1, 2], [0, 0, 1]], np.uint8).repeat(16, axis=0).repeat(24, axis=1)
 PICTURE = encoded(picture_of(IDS_HW))

@@ -35,7 +35,7 @@ async def a_full_site() -> AsyncIterator[tuple[Site, list[bytes]]]:
         tasks = [asyncio.create_task(site.client.post("/v1/segment", content=PICTURE))]
         await asyncio.to_thread(engine.wait_until_busy)
         tasks.append(asyncio.create_task(site.client.post("/v1/segment", content=PICTURE)))
-        while not site.host._worker.num_waiting:  # noqa: ASYNC110 - nothing tells when a request waits
+        while not site.host._dispatcher.num_waiting:  # noqa: ASYNC110 - nothing tells when a request waits
             await asyncio.sleep(0)
         try:
             yield site, received
@@ -62,7 +62,7 @@ async def test_another_client_finds_a_place_behind_a_flood_and_the_flood_has_its
             return await site.client.post("/v1/segment", content=PICTURE, headers=headers)
 
         async def wait_until(waiting: int) -> None:
-            while site.host._worker.num_waiting < waiting:  # noqa: ASYNC110 - nothing tells when it waits
+            while site.host._dispatcher.num_waiting < waiting:  # noqa: ASYNC110 - nothing tells when it waits
                 await asyncio.sleep(0)
 
         tasks = [asyncio.create_task(ask("one"))]
@@ -195,6 +195,6 @@ async def test_after_three_tiny_pictures_as_many_large_ones_are_all_answered() -
         tasks = [ask(large)]
         await until(lambda: engine.seen[-1][1] == 2048)
         tasks += [ask(large), ask(large)]
-        await until(lambda: any(task.done() for task in tasks) or site.host._worker.num_waiting == 2)
+        await until(lambda: any(task.done() for task in tasks) or site.host._dispatcher.num_waiting == 2)
         engine.go_on(3)
         assert [(await task).status_code for task in tasks] == [200, 200, 200]

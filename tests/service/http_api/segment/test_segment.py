@@ -31,7 +31,7 @@ from service.core.pictures import codec
 from service.core.pictures.segmenter import SegmenterLimits
 from service.http_api.app import HttpOptions
 from service.http_api.segment.body import BodyLimits
-from service.http_api.segment.segment import SegmentOptions
+from service.http_api.segment.intake import SegmentOptions
 
 PALETTE = FAKE_MANIFEST.palette
 IDS_HW = np.array([[0, 1, 2], [3, 3, 1]], np.uint8).repeat(16, axis=0).repeat(24, axis=1)
@@ -468,7 +468,7 @@ async def test_what_has_no_place_is_refused_before_its_picture_is_received() -> 
         begun = asyncio.create_task(post(site))
         await asyncio.to_thread(engine.wait_until_busy)
         waiting = asyncio.create_task(post(site))
-        while not site.host._worker.num_waiting:  # noqa: ASYNC110 - nothing tells when a request waits
+        while not site.host._dispatcher.num_waiting:  # noqa: ASYNC110 - nothing tells when a request waits
             await asyncio.sleep(0)
         response = await site.client.post("/v1/segment", content=picture())
         engine.go_on(2)

@@ -1,4 +1,4 @@
-"""The outputs of ``bisenet predict`` for a labelled picture: palette PNG, overlay PNG, pixels of a film.
+"""The outputs of a labelled picture for commands and jobs: palette PNG, overlay PNG, pixels of a film.
 
 Axes: H height, W width, 3 = red green blue.
 """
