@@ -1,9 +1,8 @@
-"""Pictures a second over other people's protocols, against the service's own routes in the same run.
+"""Pictures a second over the Open Inference Protocol, against the service's own routes in the same run.
 
     python benchmarks/open_inference.py --pictures CAMVID/val --precision int8
 
-    native          POST /v1/segment, one JPEG a request, palette PNG out: the baseline of the next three
-    hugging face    POST /hf/..., one JPEG a request, a score and a base64 PNG for each class out
+    native          POST /v1/segment, one JPEG a request, palette PNG out: the baseline of the next two
     oip 1           POST /v2/models/.../infer, one JPEG a request, binary mask_png out
     oip 16          the same with 16 JPEGs a request
     native grpc     Segment, raw RGB in, raw labels out: the baseline of the next one
@@ -15,9 +14,10 @@ The ways take turns; what is printed are medians over the rounds, and medians of
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +29,6 @@ import uvloop
 from benchmarks.command_line import make_parser, parse_if_idle
 from model.pictures.image import decode_image
 from service.cli.bench.http_target import HttpTarget
-from service.cli.bench.load import RefusedError, Send, closed_loop, figures_of
 from service.cli.bench.load_bench import make_load
 from service.cli.bench.own_service import own_service
 from service.http_api.open_inference.message import HEADER_LENGTH
@@ -44,23 +43,13 @@ MANY = 16
 JSON_BYTES = 512
 """Of every infer request, padded with spaces: so one header suits all of them."""
 
+IN_FLIGHT = 4
+MANY_IN_FLIGHT = 2
 WARM_UP_S = 1.0
-BASELINES = {"hugging face": "native", "oip 1": "native", "oip 16": "native", "oip grpc": "native grpc"}
+BASELINES = {"oip 1": "native", "oip 16": "native", "oip grpc": "native grpc"}
 
-
-@dataclass(frozen=True)
-class Way:
-    """One kind of request.
-
-    Attributes:
-        send: sends the request of a number and waits for its answer.
-        in_flight: requests under way.
-        pictures: in each request.
-    """
-
-    send: Send
-    in_flight: int = 4
-    pictures: int = 1
+Send = Callable[[int], Awaitable[int]]
+"""Sends the request of a number and returns how many pictures it had."""
 
 
 def main() -> None:
@@ -73,11 +62,11 @@ def main() -> None:
     print(f"{options.model} {options.precision}, {options.size}; {this_machine().summary}")
     for name, values in rates.items():
         print(
-            f"{name:<14} {median(values):7.2f} pictures/s ({', '.join(f'{value:.1f}' for value in values)})"
+            f"{name:<12} {median(values):7.2f} pictures/s ({', '.join(f'{value:.1f}' for value in values)})"
         )
     for name, baseline in BASELINES.items():
         ratios = [mine / other for mine, other in zip(rates[name], rates[baseline], strict=True)]
-        print(f"{name:<14} {median(ratios):7.3f} of {baseline}")
+        print(f"{name:<12} {median(ratios):7.3f} of {baseline}")
 
 
 def _options() -> argparse.Namespace:
@@ -103,44 +92,53 @@ async def _measured(
         HttpTarget(url, headers=infer_headers) as infer,
         grpc.aio.insecure_channel(address, options=no_limit) as channel,
     ):
-        ways = {
-            "native": Way(_http(target, "/v1/segment", pictures)),
-            "hugging face": Way(_http(target, f"/hf/{name}", pictures)),
-            "oip 1": Way(_http(infer, path, _bodies(pictures, 1))),
-            "oip 16": Way(_http(infer, path, _bodies(pictures, MANY)), in_flight=2, pictures=MANY),
-            "native grpc": Way(_native_grpc(channel, pictures)),
-            "oip grpc": Way(_infer_grpc(channel, pictures, name, version)),
+        ways: dict[str, tuple[Send, int]] = {
+            "native": (_native(target, pictures), IN_FLIGHT),
+            "oip 1": (_infer(infer, path, pictures, 1), IN_FLIGHT),
+            "oip 16": (_infer(infer, path, pictures, MANY), MANY_IN_FLIGHT),
+            "native grpc": (_native_grpc(channel, pictures), IN_FLIGHT),
+            "oip grpc": (_infer_grpc(channel, pictures, name, version), IN_FLIGHT),
         }
-        for way in ways.values():
-            await _rate(way, WARM_UP_S)
+        for send, in_flight in ways.values():
+            await _rate(send, in_flight, WARM_UP_S)
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):
-            for name, way in ways.items():
-                rates[name].append(await _rate(way, options.seconds))
+            for name, (send, in_flight) in ways.items():
+                rates[name].append(await _rate(send, in_flight, options.seconds))
     return rates
 
 
-async def _rate(way: Way, seconds: float) -> float:
-    """Return the pictures a second that are answered.
+async def _rate(send: Send, in_flight: int, seconds: float) -> float:
+    """Keep requests in flight, and return the pictures a second that were answered."""
+    began_s = time.monotonic()
+    answered, number = 0, 0
 
-    Raises:
-        RefusedError: a request is refused; the message is the code of the error.
-    """
-    figures = figures_of(await closed_loop(way.send, in_flight=way.in_flight, seconds=seconds))
-    if figures.refused:
-        raise RefusedError(str(figures.refused))
-    return way.pictures * figures.pictures_per_s
+    async def ask() -> None:
+        nonlocal answered, number
+        while time.monotonic() < began_s + seconds:
+            number += 1
+            answered += await send(number)
+
+    await asyncio.gather(*(ask() for _ in range(in_flight)))
+    return answered / (time.monotonic() - began_s)
 
 
-def _http(target: HttpTarget, path: str, bodies: Sequence[bytes]) -> Send:
-    async def send(number: int) -> None:
-        await target.segment(bodies[number % len(bodies)], path)
+def _native(target: HttpTarget, pictures: Sequence[bytes]) -> Send:
+    async def send(number: int) -> int:
+        await target.segment(pictures[number % len(pictures)])
+        return 1
 
     return send
 
 
-def _bodies(pictures: Sequence[bytes], count: int) -> list[bytes]:
-    return [_body(pictures, start, count) for start in range(min(len(pictures), MANY))]
+def _infer(target: HttpTarget, path: str, pictures: Sequence[bytes], count: int) -> Send:
+    bodies = [_body(pictures, start, count) for start in range(min(len(pictures), MANY))]
+
+    async def send(number: int) -> int:
+        await target.segment(bodies[number % len(bodies)], path)
+        return count
+
+    return send
 
 
 def _body(pictures: Sequence[bytes], start: int, count: int) -> bytes:
@@ -165,8 +163,9 @@ def _native_grpc(channel: grpc.aio.Channel, pictures: Sequence[bytes]) -> Send:
         for image in images
     ]
 
-    async def send(number: int) -> None:
+    async def send(number: int) -> int:
         await stub.Segment(requests[number % len(requests)])
+        return 1
 
     return send
 
@@ -186,8 +185,9 @@ def _infer_grpc(channel: grpc.aio.Channel, pictures: Sequence[bytes], name: str,
         for image in images
     ]
 
-    async def send(number: int) -> None:
+    async def send(number: int) -> int:
         await stub.ModelInfer(requests[number % len(requests)])
+        return 1
 
     return send
 

@@ -14,7 +14,7 @@ import grpc
 import structlog
 from google.rpc.status_pb2 import Status
 
-from service.core.errors import BusyError, InternalError, ServiceError
+from service.core.errors import BusyError, DrainingError, InternalError, ServiceError
 from service.core.keys.access_key import Scope
 from service.core.keys.key_ring import Admission, KeyRing
 from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, is_our_fault, status_of
@@ -86,6 +86,8 @@ class GrpcEdge:
         self._open_calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_cut = False
 
     @property
     def is_idle(self) -> bool:
@@ -95,6 +97,12 @@ class GrpcEdge:
     async def until_idle(self) -> None:
         """Wait until no call is open."""
         await self._idle.wait()
+
+    def cut(self) -> None:
+        """Refuse all open calls with ``draining``: the service waits for them no longer."""
+        self._is_cut = True
+        for task in self._tasks:
+            task.cancel()
 
     @asynccontextmanager
     async def call(self, context: Context, method: str, service: str = SERVICE_NAME) -> AsyncIterator[Call]:
@@ -114,6 +122,9 @@ class GrpcEdge:
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         status: Status | None = None
         call.span = self._tracing.begin(metadata, call.started_s)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         with (
             structlog.contextvars.bound_contextvars(request_id=call.request_id),
             working_on(call.span),
@@ -130,14 +141,17 @@ class GrpcEdge:
             except ServiceError as error:
                 status = _status(call, error)
             except asyncio.CancelledError:
-                call.code = CLIENT_CLOSED_REQUEST
-                raise
+                if not self._is_cut:
+                    call.code = CLIENT_CLOSED_REQUEST
+                    raise
+                status = _status(call, DrainingError("the service stopped before it could answer"))
             except grpc.aio.InternalError:  # a message could not be sent: the client is gone
                 call.code = CLIENT_CLOSED_REQUEST
             except Exception:  # noqa: BLE001 - the outermost edge of a call
                 _log.exception("request failed")
                 status = _status(call, InternalError("unexpected"))
             finally:
+                self._tasks.discard(task)
                 self._log(call, method, service)
         if status is not None:
             await _abort(context, call, status)

@@ -21,6 +21,9 @@ from service.grpc_api.servicer import Servicer
 _LINGER_S = 0.5
 """Time in which a call that was just accepted reaches the servicer."""
 
+_REFUSING_S = 1.0
+"""Time in which calls that are cut off are told so, at most; more than ``_LINGER_S``."""
+
 _HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -100,6 +103,9 @@ class GrpcServer:
         cutting = asyncio.create_task(self._cutting.wait())
         await asyncio.wait((answering, cutting), timeout=self._grace_s, return_when=asyncio.FIRST_COMPLETED)
         self.cut_off = not answering.done()
+        if self.cut_off:
+            self._servicer.cut()
+            await asyncio.wait((answering,), timeout=_REFUSING_S)
         await self._server.stop(None)
         answering.cancel()
         cutting.cancel()

@@ -126,6 +126,10 @@ class Servicer:
         """Wait until no call is open."""
         await self.calls.edge.until_idle()
 
+    def cut(self) -> None:
+        """Refuse the open calls with ``draining``."""
+        self.calls.edge.cut()
+
     def drain(self, stops_at_s: float) -> None:
         """Open no new streams, and end each open one when the frames that it sent are answered.
 

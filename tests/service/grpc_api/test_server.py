@@ -161,6 +161,20 @@ async def test_a_stop_answers_what_was_accepted() -> None:
         assert not site.server.cut_off
 
 
+async def test_a_cut_tells_the_open_calls_that_the_service_stops() -> None:
+    async with open_grpc_site(FakeEngine(held=True)) as site:
+        image = wire.Image(data=bytes(32 * 32 * 3), encoding=wire.RGB8, width=32, height=32)
+        call = site.stub.Segment(wire.SegmentRequest(image=image), timeout=PATIENCE_S)
+        await asyncio.to_thread(site.engine.wait_until_busy)
+        site.server.cut()
+        with pytest.raises(grpc.aio.AioRpcError, match="stopped before it could answer") as caught:
+            await call
+        assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "draining")
+        await site.answering
+        assert site.server.cut_off
+        site.engine.go_on(1)
+
+
 async def test_a_cut_waits_for_no_call() -> None:
     async with open_grpc_site(FakeEngine(held=True)) as site:
         call = await site.stream()
