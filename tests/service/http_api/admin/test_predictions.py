@@ -131,7 +131,7 @@ async def test_who_asked_for_a_job_and_who_cancelled_it_is_in_the_audit_log(offi
     done = [line for line in lines if line["phase"] == "done"]
     assert [(line["method"], line["after"]) for line in done] == [
         ("POST", {"id": job["id"], "state": "queued"}),
-        ("DELETE", {"state": "cancelled"}),
+        ("DELETE", {"id": job["id"], "state": "cancelled"}),
     ]
 
 
