@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Mapping
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import cast
@@ -41,6 +41,9 @@ NO_GPU = "needs an NVIDIA GPU, and this machine has none"
 _GPU_ENGINES = ("tensorrt", "torch")
 """The engines of ``auto`` on a GPU, the fastest first."""
 
+_GPU_CONTAINER = "NVIDIA_VISIBLE_DEVICES"
+"""Environment variable of NVIDIA's container runtime; the image for GPUs sets it."""
+
 _DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 
 
@@ -50,17 +53,17 @@ def has_gpu() -> bool:
 
 
 def tell_missing_gpu(choice: str) -> None:
-    """Write into the log that the CPU is used, where torch is installed and a GPU would have been taken.
+    """Write into the log that the CPU is used, in a container that was made for a GPU.
 
     Args:
         choice: ``cpu``, ``cuda:N`` or ``auto``.
     """
     import structlog  # noqa: PLC0415 - tests/gpu run on machines without it
 
-    if choice == "auto" and not has_gpu() and any(metadata.distributions(name="torch")):
+    if choice == "auto" and not has_gpu() and _GPU_CONTAINER in os.environ:
         structlog.get_logger().info(
             "GPU is not used",
-            reason="there is no driver of an NVIDIA GPU here; a container gets it by `docker run --gpus all`",
+            reason="there is no driver of an NVIDIA GPU; the container gets it by `docker run --gpus all`",
         )
 
 

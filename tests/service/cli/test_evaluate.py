@@ -174,7 +174,7 @@ def test_the_page_shows_the_worst_pictures(run: Run, dataset: Path, tmp_path: Pa
     result = run("evaluate", "--dataset", dataset, "--report", tmp_path / "page")
     assert result.exit_code == 0, result.output
     page = (tmp_path / "page" / "index.html").read_text()
-    assert page.count("<img") == 3 * 5
+    assert page.count("<img") == 4 * 5
     assert "pooling@1 on halves val" in page
 
 

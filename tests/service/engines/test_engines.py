@@ -271,10 +271,19 @@ def test_a_library_that_is_not_installed_is_named_by_the_error(
 @pytest.mark.parametrize(
     ("device", "has_gpu", "told"), [("auto", False, True), ("auto", True, False), ("cpu", False, False)]
 )
-def test_the_log_says_why_no_gpu_is_used_where_one_would_have_been(
+def test_a_container_for_gpus_says_why_it_uses_none(
     monkeypatch: pytest.MonkeyPatch, *, device: str, has_gpu: bool, told: bool
 ) -> None:
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "all")
     monkeypatch.setattr("service.engines.has_gpu", lambda: has_gpu)
     with structlog.testing.capture_logs() as lines:
         tell_missing_gpu(device)
     assert [line["event"] for line in lines] == ["GPU is not used"] * told
+
+
+def test_other_machines_are_not_told_of_gpus_that_they_never_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NVIDIA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("service.engines.has_gpu", lambda: False)
+    with structlog.testing.capture_logs() as lines:
+        tell_missing_gpu("auto")
+    assert not lines

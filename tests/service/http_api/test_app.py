@@ -345,6 +345,7 @@ async def test_the_openapi_document_names_the_forms_of_a_picture_and_of_a_mask(s
         "classes",
         "mask",
         "confidence",
+        "detail",
         "timeout_ms",
     }
     assert "application/problem+json" in operation["responses"]["default"]["content"]

@@ -161,7 +161,7 @@ def test_the_report_lies_beside_the_model_and_says_where_it_comes_from(
     assert list(result.per_class) == ["dark", "bright"]
     page = registry.evaluations.page(MODEL, "beside")
     assert page is not None
-    assert page.count(b"<img") == 3 * 6  # the worst six: picture, truth, prediction
+    assert page.count(b"<img") == 4 * 6  # the worst six: picture, truth, prediction, difference
 
 
 def test_a_job_that_is_cancelled_while_its_report_is_made_stores_none(
