@@ -17,7 +17,9 @@
 #   make images           build the container images
 #   make sbom             list what is in the image bisenet:cpu, as build/sbom.spdx.json
 #   make checkov          look for weak spots in the rendered manifests and the Dockerfile
-#   make compose-test     build them, bring docker-compose.yml up and see that it works, for real
+#   make image-targets    build the images for GPUs and training as well, and start each (TORCH_INDEX as for test)
+#   make compose-test     build the image, bring the service up, then the whole stack; kill its containers, fill its
+#                         disks, cut its network, and see that nothing is lost (root; images or stand-ins of them)
 #   make train-camvid     train a longer model than the shipped one, for a machine with a GPU, and put it in the
 #                         place of all shipped versions (CAMVID=/path/to/camvid WEIGHTS=efficientnet-lite0-57934424.pth)
 #   make quantize-camvid  make the int8 version of the shipped model again (CAMVID=/path/to/camvid)
@@ -36,13 +38,13 @@ PIP  = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 SETUP := pyproject.toml constraints.txt
 
 .PHONY: serve test check format soak guarantees clients browser fuzz bench proto reference dashboards examples docs images sbom \
-	checkov compose-test train-camvid quantize-camvid clean
+	checkov compose-test image-targets train-camvid quantize-camvid clean
 
 serve: $(VENV)/.installed-base
 	@$(BIN)/bisenet serve $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak and not browser and not clients" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
+	$(BIN)/python -m pytest -m "not soak and not browser and not clients and not compose" -n 2 --max-worker-restart 0 --dist loadfile -o faulthandler_timeout=240 $(TESTS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(TESTS)
@@ -114,8 +116,11 @@ checkov: | $(VENV)/bin/python
 		do kubectl kustomize k8s/$$folder >build/manifests/$$(basename $$folder).yaml || exit 1; done
 	build/checkov/bin/checkov --config-file .checkov.yaml -d build/manifests -d docker
 
-compose-test:
-	docker/check.sh compose
+compose-test: $(VENV)/.installed-dev
+	PROGRAMS=$(BIN) docker/check.sh compose
+
+image-targets:
+	docker/check.sh targets
 
 train-camvid: $(VENV)/.installed-dev
 	$(BIN)/python .ci/train_camvid.py "$(CAMVID)" "$(WEIGHTS)" $(ARGS)

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from model.evaluation import network_passes
 from service.bootstrap import open_service
 from service.core.device.engine import private_folder
-from service.settings import Layer, Settings, load_settings
+from service.settings import Layer, load_settings
 
 
 def without_secrets(folder: Path) -> Layer:
@@ -15,22 +15,16 @@ def without_secrets(folder: Path) -> Layer:
     return {"auth": tokens, "jobs": {"mode": "off"}}
 
 
-def load_models(settings: Settings) -> None:
-    """Load the models as a service does that starts with these settings."""
-    with open_service(settings) as service:
-        service.load_models()
-
-
-def keep_only_what_is_served(settings: Settings) -> None:
-    """Delete the graphs that lost the race of precisions, 39 MB; its winner and the kernels stay."""
-    for graph in (settings.models.cache_folder / "openvino").glob("*.blob"):
+def without_graphs(cache_folder: Path) -> None:
+    """Delete the compiled graphs: 43 MB, for some seconds of the first start."""
+    for graph in (cache_folder / "openvino").glob("*.blob"):
         graph.unlink()
-    load_models(settings)
 
 
 if __name__ == "__main__":
     with TemporaryDirectory() as folder:
         settings = load_settings(flags=without_secrets(Path(folder)))
         network_passes.warm_up(private_folder(settings.models.cache_folder / "numba"))
-        load_models(settings)
-        keep_only_what_is_served(settings)
+        with open_service(settings) as service:
+            service.load_models()
+        without_graphs(settings.models.cache_folder)

@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from model.evaluation import network_passes
 from model.pictures.image import ImageLimits
 from model.pictures.preprocess import ImageSize
 from model.quotas import passive_threads, usable_cores
 from service.core.device.batch_job import Runner
-from service.core.device.engine import EngineOptions
+from service.core.device.engine import EngineOptions, private_folder
 from service.core.device.process_runner import ProcessRunner
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.device.worker_connection import WorkerConnection
@@ -71,7 +73,13 @@ def open_core(
         host = ModelHost(worker, metrics, tuning_of=tuning_of)
         stack.callback(host.close)
         pool = stack.enter_context(ThreadPoolExecutor(usable_cores(), thread_name_prefix="pictures"))
-        yield Core(host, Segmenter(pool, segmenter_limits(settings), metrics))
+        load_kernels = partial(_load_kernels, settings.models.cache_folder)
+        yield Core(host, Segmenter(pool, segmenter_limits(settings), metrics, load_kernels))
+
+
+def _load_kernels(cache_folder: Path) -> None:
+    """Load the kernels of tiles; a worker process compiled them when it loaded its first model."""
+    network_passes.warm_up(private_folder(cache_folder / "numba"))
 
 
 def segmenter_limits(settings: Settings) -> SegmenterLimits:

@@ -37,6 +37,7 @@ from service.core.readiness import Readiness
 from service.core.tls import CertificateFollower, TlsError
 from service.durable_jobs.errors import JobsUnavailableError
 from service.engine_choice import EngineChooser
+from service.engines import tell_missing_gpu
 from service.engines.choice import RACE_BUDGET_S
 from service.frontends import Frontends
 from service.grpc_api.limits import PeerLimits
@@ -49,6 +50,7 @@ from service.http_api.admin.access import AdminPolicy
 from service.http_api.admin.app import create_admin_app
 from service.http_api.admin.audit import AuditLog
 from service.http_api.admin.drain import drain_router
+from service.http_api.admin.evaluation_pictures import evaluation_pictures_router
 from service.http_api.admin.evaluations import evaluations_router
 from service.http_api.admin.history import MetricsHistory, history_router
 from service.http_api.admin.metrics import metrics_router
@@ -191,6 +193,7 @@ def run_service(settings: Settings, *, on_ready: Callable[[Ready], None]) -> int
     with ExitStack() as stack:
         stream = stack.enter_context(closing(UnblockedStream(sys.stderr.fileno())))
         configure_logging(LogOptions(settings.log.level, settings.log.format), stream)
+        tell_missing_gpu(settings.models.device)
         try:
             listeners = _listen(settings, stack)
             service = stack.enter_context(open_service(settings))
@@ -254,7 +257,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 drain_router(lifecycle),
                 versions_router(versions),
                 repository_admin_router(versions),
-                *_job_routers(jobs, lifecycle),
+                *_job_routers(jobs, core.host, lifecycle),
                 *_page_routers(admin_page, history),
             ],
             policy=_admin_policy(settings, keys, frozenset() if admin_page is None else admin_page.paths),
@@ -317,11 +320,12 @@ def _page_routers(page: Page | None, history: MetricsHistory) -> list[APIRouter]
     return [] if page is None else [page.router(), history_router(history)]
 
 
-def _job_routers(jobs: JobsService | None, lifecycle: Readiness) -> list[APIRouter]:
+def _job_routers(jobs: JobsService | None, host: ModelHost, lifecycle: Readiness) -> list[APIRouter]:
     if jobs is None:
         return []
     return [
         evaluations_router(jobs.submission, jobs.pool, lifecycle),
+        evaluation_pictures_router(jobs.pictures(host), jobs.picture_pool),
         predictions_router(jobs.predictions, jobs.pool, lifecycle),
     ]
 

@@ -22,6 +22,7 @@ from service.assembly import engine_options, open_core, segmenter_limits, worker
 from service.core.device.engine import private_folder
 from service.core.device.restart_policy import WorkerTimeouts
 from service.core.errors import ServiceError
+from service.core.jobs.evaluated_pictures import EvaluatedPictures
 from service.core.jobs.evaluation_job import EVALUATIONS, EvaluationJobs
 from service.core.jobs.evaluation_steps import Datasets, EvaluationSteps
 from service.core.jobs.job import JsonObject
@@ -65,6 +66,8 @@ class JobsService:
         submission: queues evaluation jobs.
         predictions: queues bulk predictions.
         pool: threads that call these.
+        datasets: on this machine.
+        picture_pool: one thread, which shows pictures of evaluations.
         stack: closes what ``start`` has started.
     """
 
@@ -76,14 +79,22 @@ class JobsService:
         predictions: PredictionSubmission,
         *,
         pool: Executor,
+        datasets: Datasets,
+        picture_pool: Executor,
         stack: ExitStack,
     ) -> None:
         self.submission = submission
         self.predictions = predictions
         self.pool = pool
+        self.picture_pool = picture_pool
+        self._datasets = datasets
         self._settings = settings
         self._database = database
         self._stack = stack
+
+    def pictures(self, host: ModelHost) -> EvaluatedPictures:
+        """Return what shows the pictures of evaluations on the models of a host."""
+        return EvaluatedPictures(self.submission, self._datasets, host)
 
     def start(
         self,
@@ -128,6 +139,7 @@ def open_jobs(
         database.prepare()
         client = stack.enter_context(open_client(database))
         pool = stack.enter_context(ThreadPoolExecutor(_SUBMISSION_THREADS, thread_name_prefix="submission"))
+        picture_pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="evaluation-pictures"))
         submission = EvaluationSubmission(
             DurableJobs(client, EVALUATIONS),
             registry,
@@ -136,7 +148,16 @@ def open_jobs(
             choose=chooser.known,
         )
         predictions = PredictionSubmission(DurableJobs(client, PREDICTIONS), stores, chooser.known)
-        yield JobsService(settings, database, submission, predictions, pool=pool, stack=stack)
+        yield JobsService(
+            settings,
+            database,
+            submission,
+            predictions,
+            pool=pool,
+            datasets=datasets,
+            picture_pool=picture_pool,
+            stack=stack,
+        )
 
 
 def run_jobs_worker(settings: Settings, *, on_ready: Callable[[str], None]) -> None:

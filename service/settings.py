@@ -1,8 +1,8 @@
 """The configuration: TOML file < environment < flags. No other module of the service reads the environment.
 
-Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores (and
-``BISENET_SERVER__TLS__CERT`` the key ``cert`` of ``[server.tls]``):
+Every key of a section is also ``BISENET_<SECTION>__<KEY>`` in the environment, with two underscores:
 Kubernetes puts variables with one (``BISENET_SERVICE_HOST``) into every pod beside a service of that name.
+The key ``cert`` of the table ``[server.tls]`` is ``BISENET_SERVER__TLS__CERT``.
 A variable with one underscore that would be a key with two is refused.
 Values of lists are separated by commas. ``BISENET_REGISTRY`` is short for ``BISENET_REGISTRY__URL``.
 """
@@ -141,7 +141,8 @@ class ServerSettings(_Section):
     """``[server]``: addresses and times of the frontends.
 
     Attributes:
-        host: name or address; an address beyond loopback needs ``auth.keys`` or ``auth.allow_anonymous``.
+        host: name or address; an address beyond loopback needs ``auth.keys``, ``auth.keys_file`` or
+            ``auth.allow_anonymous``.
         http_port: 0 = any free port.
         grpc_port: 0 = any free port.
         admin_host: address of the admin frontend; all requests there need a token, except the page's files.
@@ -267,7 +268,8 @@ class LimitsSettings(_Section):
         max_connections: to each HTTP port; fewer if the process may not open so many files. At the limit, a
             new connection replaces one that has been idle for 10 s.
         max_streams: gRPC calls at the same time on one connection.
-        max_calls: gRPC calls at the same time on all connections, without those to health and reflection.
+        max_calls: gRPC calls at the same time on all connections, without those to health and reflection. As
+            many WebSockets of the page may be open beside them.
         max_pixels: largest declared size of a picture, in pixels.
         max_side: longest declared side of a picture, in pixels.
         max_infer_pixels: larger pictures are reduced before the network.

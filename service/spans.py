@@ -105,6 +105,34 @@ class _NoTracing:
 NO_TRACING: Tracing = _NoTracing()
 """Traces nothing."""
 
+
+def end_request(
+    span: RequestSpan,
+    name: str,
+    attributes: Mapping[str, Attribute],
+    *,
+    request_id: str,
+    code: str,
+    served: tuple[str, int] | None,
+    is_our_fault: bool,
+) -> None:
+    """End the span of a request, over any protocol.
+
+    Args:
+        span: of the request.
+        name: method and route.
+        attributes: those of the protocol.
+        request_id: as in the log line.
+        code: ``ok``, or the code of the error.
+        served: name and number of the version that answered; None = unknown.
+        is_our_fault: whether the service is to blame for the code.
+    """
+    told: dict[str, Attribute] = {**attributes, "bisenet.request_id": request_id, "bisenet.code": code}
+    if served is not None:
+        told["bisenet.model"], told["bisenet.version"] = served
+    span.end(name, told, code if is_our_fault else None)
+
+
 _current: ContextVar[RequestSpan | None] = ContextVar("request_span", default=None)
 
 

@@ -49,7 +49,7 @@ def main() -> NoReturn:
 
 
 def _serve(config: WorkerConfig, connection: socket.socket, record: ExecutionRecord) -> int:
-    device = Device(late_builder(config.engine), config.options)
+    device = Device(late_builder(config.engine), config.options, compiles_for_service=True)
     loop = WorkerLoop(connection, record, device)
     try:
         loop.serve()

@@ -51,15 +51,16 @@ class Referee(Scheduler[int, int]):
         self._passed_since_s = dict.fromkeys(Lane, 0.0)
         self._leaders_since: defaultdict[tuple[Lane, Hashable], set[Hashable]] = defaultdict(set)
 
-    def reserve_item(self, item: SimItem) -> None:
+    def reserve_items(self, items: Sequence[SimItem]) -> None:
         """Reserve; an idle device refuses no item."""
         is_idle = not len(self) and not self._running
         try:
-            super().reserve_item(item)
+            super().reserve_items(items)
         except (QueueFullError, RateLimitedError):
             assert not is_idle, "refused although the device is idle"
             raise
-        item.future.add_done_callback(lambda _: self.answers.update([item]))
+        for item in items:
+            item.future.add_done_callback(lambda _, item=item: self.answers.update([item]))
 
     def admit_item(self, item: SimItem) -> None:
         """Admit; an idle device refuses no item, reservations are kept, and no more wait than may."""
@@ -278,7 +279,10 @@ class Chaos:
         )
         is_ready = rng.random() < 0.5
         try:
-            (self.referee.admit_item if is_ready else self.referee.reserve_item)(item)
+            if is_ready:
+                self.referee.admit_item(item)
+            else:
+                self.referee.reserve_items([item])
         except (QueueFullError, RateLimitedError):
             return
         except DeadlineExceededError:

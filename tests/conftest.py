@@ -14,7 +14,7 @@ from PIL import Image
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
-from model.decoding import decode
+from model.evaluation import network_passes
 from model.labels import UInt8Array
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def tiny_registry(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return one cache folder for all tests: compiling kernels and graphs takes seconds."""
-    decode.warm_up()  # beside its source, where the next session finds it; numba looks in one place only
+    network_passes.warm_up()  # beside its source, for the next session: numba looks in one place only
     return tmp_path_factory.mktemp("cache")
 
 

@@ -34,7 +34,7 @@ from model.artifacts.storage import Storage, StoredObject
 from model.labels import ClassPalette, UInt8Array
 from model.pictures.image import ImageLimits, decode_image
 from service.core.device.engine import EngineInfo, Float32Array, ImageBatch
-from service.core.errors import ConflictError, NotFoundError, ServiceError
+from service.core.errors import BusyError, ConflictError, NotFoundError, ServiceError
 from service.core.jobs.evaluation_job import EvaluationRequest, EvaluationResult
 from service.core.jobs.job import Job, JobState, RequestT, ResultT
 from service.core.jobs.prediction_job import PredictionRequest, PredictionResult
@@ -272,6 +272,7 @@ class FakeJobs(Generic[RequestT, ResultT]):
     def __init__(self) -> None:
         self.known: dict[str, Job[RequestT, ResultT]] = {}
         self.failure: ServiceError | None = None
+        self.cancelling_fails = False
         self._keys: dict[str, str] = {}
 
     def enqueue_job(self, request: RequestT, *, key: str | None = None) -> Job[RequestT, ResultT]:
@@ -299,6 +300,8 @@ class FakeJobs(Generic[RequestT, ResultT]):
         return tuple(reversed(self.known.values()))
 
     def cancel_job(self, job_id: str) -> Job[RequestT, ResultT]:
+        if self.cancelling_fails:
+            raise BusyError("the jobs database does not answer")
         if not self.get_job(job_id).state.is_final:
             self.move(job_id, state=JobState.CANCELLED)
         return self.get_job(job_id)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
-from model.decoding import decode
+from model.evaluation import network_passes
 from model.labels import UInt8Array
 from service.core.device.device import Device
 from service.core.device.engine import EngineOptions
@@ -64,7 +64,7 @@ async def open_site(
     """Serve a fake model; closed, everything that was accepted has been answered."""
     engine = engine or FakeEngine()
     lifecycle = Readiness()
-    decode.warm_up()  # where the test's own folder would be empty each time, this finds compiled kernels
+    network_passes.warm_up()  # finds compiled kernels; the test's own folder would be empty each time
     with ExitStack() as stack:
         cache_folder = Path(stack.enter_context(TemporaryDirectory()))
         engine_options = EngineOptions(device="cpu", precision="f32", cache_folder=cache_folder)

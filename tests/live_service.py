@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -40,6 +41,12 @@ class Server:
     process: subprocess.Popen[str]
     client: httpx2.Client
     log: Path
+
+    @property
+    def grpc_address(self) -> str:
+        """Return ``HOST:PORT`` as the service has logged it."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return str(next(line["grpc_address"] for line in lines if line["event"] == "listening"))
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

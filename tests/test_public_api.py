@@ -19,7 +19,7 @@ PUBLIC = {
         "CameraFeed CameraFrame CameraOptions FilmWriter VideoSource camera_frames source_frames source_name"
     ),
     "service.client.answers": (
-        "ClassInfo DropReason Dropped Failed Frame FramePolicy GoingAway Interrupted Mask MaskForm "
+        "ClassInfo Detail DropReason Dropped Failed Frame FramePolicy GoingAway Interrupted Mask MaskForm "
         "Model ModelChanged Opened Result Segmentation StreamEvent"
     ),
     "service.client.errors": "ClientError ProtocolError RefusedError SourceError UnreachableError",

@@ -26,12 +26,15 @@ _registering = threading.Lock()
 
 @functools.cache
 def compiled(kernel: _Function) -> _Function:
-    """Return the kernel as machine code: loaded from disk, or compiled at its first call and kept there."""
+    """Return the kernel as machine code: from disk, or compiled at its first call and kept if possible."""
     import numba  # noqa: PLC0415 - takes a second
 
     _register_parts()
     # Not a decorator: njit(cache=True) looks for a writable folder at once, and an import must not fail.
-    return cast("_Function", numba.njit(nogil=True, cache=True)(kernel))
+    try:
+        return cast("_Function", numba.njit(nogil=True, cache=True)(kernel))
+    except RuntimeError:  # no such folder, in a read-only installation that was not told of one
+        return cast("_Function", numba.njit(nogil=True)(kernel))
 
 
 def part_of_kernel(function: _Function) -> _Function:

@@ -254,8 +254,7 @@ class EvaluationReport:
             "classes": [self._class(k) for k in range(self.palette.num_classes)],
             "matrix": matrix.counts_KK.tolist(),
             "per_image": [
-                {"index": one.index, "name": one.name, "miou": one.matrix(self.palette.num_classes).miou}
-                for one in self.images
+                one.to_json() | {"miou": one.matrix(self.palette.num_classes).miou} for one in self.images
             ],
         }
 

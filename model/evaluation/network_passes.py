@@ -34,7 +34,7 @@ _MAX_VALUE = 255
 
 @dataclass(frozen=True, eq=False)
 class PlanScores:
-    """The raw output of the network for one picture, 64 times smaller than scores of full size.
+    """The raw output of the network for one picture: stride² times fewer values than scores of full size.
 
     Attributes:
         plan: the plan of the picture.
@@ -132,6 +132,20 @@ def label(scores: PlanScores, manifest: ModelManifest, *, executor: Executor | N
     return accumulate(plan, scores.raw, upsample=upsample, stride=stride, executor=executor)
 
 
+def chip_view(canvas_HW3: PixelArray, chip: Chip, spec: PreprocessSpec) -> PixelArray:
+    """Return a chip as the network sees it: padded right and bottom to multiples of 32.
+
+    Args:
+        canvas_HW3: uint8 or float32 of the canvas's size.
+        chip: part of the canvas.
+        spec: says the colour of the padding.
+
+    Returns:
+        An array of the canvas's type; a view of it where nothing is padded.
+    """
+    return _padded(_cut(canvas_HW3, chip), chip.size.padded(), spec)
+
+
 def warm_up(cache_folder: Path | None = None) -> None:
     """Load or compile every kernel of an evaluation, those of decoding included.
 
@@ -167,10 +181,9 @@ def _canvas(
 
 def _views(canvas_HW3: PixelArray, one: Pass, spec: PreprocessSpec, *, flip: bool) -> Iterator[PixelArray]:
     for chip in one.chips:
-        view_HW3 = _cut(canvas_HW3, chip)
-        yield _padded(view_HW3, chip.size.padded(), spec)
+        yield chip_view(canvas_HW3, chip, spec)
         if flip:
-            yield _padded(view_HW3[:, ::-1], chip.size.padded(), spec)
+            yield _padded(_cut(canvas_HW3, chip)[:, ::-1], chip.size.padded(), spec)
 
 
 def _cut(canvas_HW3: PixelArray, chip: Chip) -> PixelArray:

@@ -1,8 +1,8 @@
 """Sums of softmax over views, chips and scales -> labels, without K planes of full size in memory.
 
-Raw scores are 64 times smaller than full-size ones, so all of a plan are kept. The rest is computed band by
-band of the picture's rows; bands are independent, so threads share them. One map of scores needs no sum, and
-arithmetic for few of its pixels only.
+Raw scores have stride² times fewer values than full-size ones, 64 times fewer at stride 8, so all of a plan
+are kept. The rest is computed band by band of the picture's rows; bands are independent, so threads share
+them. One map of scores needs no sum, and arithmetic for few of its pixels only.
 
 Axes: M views of a chip (as it is, mirrored), K classes, R C = the grid with one score per class and point,
 H W = the picture's own size, T taps, Y X = rows and columns that come out, P pixels of a strip.

@@ -24,7 +24,7 @@ from model.pictures.image import ImageLimits
 from model.pictures.local_image import LocalImage
 from model.pictures.preprocess import size_of
 from service.cli.extras import import_cameras
-from service.cli.labelers import Labeler, open_labeler, tile_protocol
+from service.cli.labelers import Labeler, open_labeler
 from service.cli.local import EXIT_FAILED, exit_on_errors, local_settings
 from service.cli.notes import LEAST_BITS, picture_notes
 from service.cli.picture_files import PredictPlan, PredictTask, is_film, plan
@@ -33,7 +33,8 @@ from service.core.errors import InvalidArgumentError, ServiceError
 from service.core.pictures import codec
 from service.core.pictures.local_files import FULL_BITS, not_taken_line, read_picture
 from service.core.pictures.mask_rendering import Output, mask_png
-from service.core.pictures.whole_picture import LabelledPicture
+from service.core.pictures.passes import tile_protocol
+from service.core.pictures.picture_labeler import LabelledPicture
 
 Entry = dict[str, Any]
 """The report on one input: plain JSON values. ``error`` is there when there is no mask."""
@@ -73,7 +74,8 @@ def predict(
         typer.Option(
             metavar="N",
             min=32,
-            help="Label large pictures at full detail, in tiles of NxN pixels. Default: they are reduced.",
+            help="Label pictures at full detail, in tiles of NxN pixels. Default: large ones are reduced. "
+            "With 1024 the masks are those of detail=full over HTTP.",
         ),
     ] = None,
     overlap: Annotated[

@@ -14,7 +14,7 @@ from service.cli.notes import damage_note
 from service.client.cameras import CameraFrame, FilmWriter, VideoSource
 from service.client.errors import SourceError
 from service.core.pictures.mask_rendering import Output, mask_pixels, mask_png
-from service.core.pictures.whole_picture import LabelledPicture
+from service.core.pictures.picture_labeler import LabelledPicture
 
 _IN_FLIGHT = 3
 """While one picture is in the engine, others are prepared and written."""

@@ -16,6 +16,7 @@ from PIL import Image
 
 __all__ = [
     "ClassInfo",
+    "Detail",
     "DropReason",
     "Dropped",
     "Failed",
@@ -35,6 +36,9 @@ __all__ = [
 
 MaskForm = Literal["png", "raw", "coco_rle", "overlay"]
 """Palette PNG, one byte a pixel, run lengths as JSON, or the picture with colours over it as JPEG."""
+
+Detail = Literal["reduced", "full"]
+"""``reduced``: a large picture is reduced for the network. ``full``: it is labelled tile by tile."""
 
 FramePolicy = Literal["latest", "block"]
 """``latest``: newer frames replace frames that wait. ``block``: every frame is answered."""

@@ -9,7 +9,7 @@ from typing import Self
 
 import grpc
 
-from service.client.answers import Frame, FramePolicy, MaskForm, Model, Segmentation, StreamEvent
+from service.client.answers import Detail, Frame, FramePolicy, MaskForm, Model, Segmentation, StreamEvent
 from service.client.errors import UnreachableError
 from service.client.grpc_write import StreamCall, WriteError, end_writing, write
 from service.client.messages import (
@@ -75,6 +75,7 @@ class GrpcClient:
         model: str = "",
         mask: MaskForm = "png",
         classes: Sequence[int] = (),
+        detail: Detail = "reduced",
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Segmentation:
         """Segment one picture.
@@ -84,6 +85,7 @@ class GrpcClient:
             model: NAME or NAME@VERSION; empty = the default model.
             mask: form of the answer.
             classes: ids to keep; empty = all.
+            detail: ``full`` = a large picture is not reduced for the network; takes longer.
             timeout_s: time after which the answer is no longer needed, in seconds.
 
         Raises:
@@ -91,7 +93,7 @@ class GrpcClient:
             UnreachableError: the service gave no answer.
             ProtocolError: the answer is not one of this service.
         """
-        return self._ask(segment_call(picture, model, mask, classes), timeout_s)
+        return self._ask(segment_call(picture, model, mask, classes, detail), timeout_s)
 
     def models(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[Model]:
         """List the models of the service, the default model first.
@@ -212,6 +214,7 @@ class AsyncGrpcClient:
         model: str = "",
         mask: MaskForm = "png",
         classes: Sequence[int] = (),
+        detail: Detail = "reduced",
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Segmentation:
         """Segment one picture.
@@ -221,6 +224,7 @@ class AsyncGrpcClient:
             model: NAME or NAME@VERSION; empty = the default model.
             mask: form of the answer.
             classes: ids to keep; empty = all.
+            detail: ``full`` = a large picture is not reduced for the network; takes longer.
             timeout_s: time after which the answer is no longer needed, in seconds.
 
         Raises:
@@ -228,7 +232,7 @@ class AsyncGrpcClient:
             UnreachableError: the service gave no answer.
             ProtocolError: the answer is not one of this service.
         """
-        return await self._ask(segment_call(picture, model, mask, classes), timeout_s)
+        return await self._ask(segment_call(picture, model, mask, classes, detail), timeout_s)
 
     async def models(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[Model]:
         """List the models of the service, the default model first.

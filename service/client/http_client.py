@@ -17,7 +17,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 import httpx2
 from PIL import Image
 
-from service.client.answers import ClassInfo, Mask, MaskForm, Model, Segmentation
+from service.client.answers import ClassInfo, Detail, Mask, MaskForm, Model, Segmentation
 from service.client.errors import ClientError, ProtocolError, RefusedError, UnreachableError
 
 __all__ = ["AsyncHttpClient", "HttpClient"]
@@ -61,6 +61,7 @@ class HttpClient:
         model: str = "",
         mask: MaskForm = "png",
         classes: Sequence[int] = (),
+        detail: Detail = "reduced",
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Segmentation:
         """Segment one picture.
@@ -70,6 +71,7 @@ class HttpClient:
             model: NAME or NAME@VERSION; empty = the default model.
             mask: form of the answer.
             classes: ids to keep; empty = all.
+            detail: ``full`` = a large picture is not reduced for the network; takes longer.
             timeout_s: time after which the answer is no longer needed, in seconds.
 
         Raises:
@@ -77,7 +79,7 @@ class HttpClient:
             UnreachableError: the service gave no answer.
             ProtocolError: the answer is not one of this service.
         """
-        return self._ask(_segment_call(picture, model, mask, classes, timeout_s))
+        return self._ask(_segment_call(picture, model, mask, classes, detail, timeout_s=timeout_s))
 
     def models(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[Model]:
         """List the models of the service, the default model first.
@@ -133,6 +135,7 @@ class AsyncHttpClient:
         model: str = "",
         mask: MaskForm = "png",
         classes: Sequence[int] = (),
+        detail: Detail = "reduced",
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Segmentation:
         """Segment one picture.
@@ -142,6 +145,7 @@ class AsyncHttpClient:
             model: NAME or NAME@VERSION; empty = the default model.
             mask: form of the answer.
             classes: ids to keep; empty = all.
+            detail: ``full`` = a large picture is not reduced for the network; takes longer.
             timeout_s: time after which the answer is no longer needed, in seconds.
 
         Raises:
@@ -149,7 +153,7 @@ class AsyncHttpClient:
             UnreachableError: the service gave no answer.
             ProtocolError: the answer is not one of this service.
         """
-        return await self._ask(_segment_call(picture, model, mask, classes, timeout_s))
+        return await self._ask(_segment_call(picture, model, mask, classes, detail, timeout_s=timeout_s))
 
     async def models(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[Model]:
         """List the models of the service, the default model first.
@@ -214,7 +218,7 @@ class _Call(Generic[AnswerT]):
 
 
 def _segment_call(
-    picture: bytes, model: str, mask: MaskForm, classes: Sequence[int], timeout_s: float
+    picture: bytes, model: str, mask: MaskForm, classes: Sequence[int], detail: Detail, *, timeout_s: float
 ) -> _Call[Segmentation]:
     params = {
         "output": "overlay" if mask == "overlay" else "labels",
@@ -222,6 +226,8 @@ def _segment_call(
     }
     if mask == "coco_rle":
         params["mask"] = mask
+    if detail != "reduced":  # older services do not know the parameter
+        params["detail"] = detail
     if classes:
         params["classes"] = ",".join(map(str, classes))
     name, _, number = model.partition("@")

@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status
 
 from service.client.answers import (
     ClassInfo,
+    Detail,
     Dropped,
     DropReason,
     Failed,
@@ -39,6 +40,10 @@ _FORMS: Mapping[MaskForm, wire.MaskEncoding.ValueType] = {
     "overlay": wire.OVERLAY_JPEG,
 }
 _FORM_OF: Mapping[int, MaskForm] = {encoding: form for form, encoding in _FORMS.items()}
+_DETAILS: Mapping[Detail, wire.Detail.ValueType] = {
+    "reduced": wire.DETAIL_UNSPECIFIED,
+    "full": wire.DETAIL_FULL,
+}
 _POLICIES: Mapping[FramePolicy, wire.FramePolicy.ValueType] = {
     "latest": wire.LATEST_WINS,
     "block": wire.BLOCK,
@@ -89,7 +94,7 @@ class UnaryCall(Generic[AnswerT]):
 
 
 def segment_call(
-    picture: bytes, model: str, mask: MaskForm, classes: Sequence[int]
+    picture: bytes, model: str, mask: MaskForm, classes: Sequence[int], detail: Detail = "reduced"
 ) -> UnaryCall[Segmentation]:
     """Return the call that segments one picture.
 
@@ -98,12 +103,14 @@ def segment_call(
         model: NAME or NAME@VERSION; empty = the default model.
         mask: form of the answer.
         classes: ids to keep; empty = all.
+        detail: how much of a large picture the network sees.
     """
     request = wire.SegmentRequest(
         image=wire.Image(data=picture, encoding=wire.ENCODED),
         model=model,
         mask=_FORMS[mask],
         classes=classes,
+        detail=_DETAILS[detail],
     )
     return UnaryCall("Segment", request, _segmentation)
 

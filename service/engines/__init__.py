@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import cast
@@ -46,6 +47,21 @@ _DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 def has_gpu() -> bool:
     """Return whether the driver of an NVIDIA GPU is installed; torch is not imported."""
     return any(Path(file).exists() for file in _DRIVER_FILES)
+
+
+def tell_missing_gpu(choice: str) -> None:
+    """Write into the log that the CPU is used, where torch is installed and a GPU would have been taken.
+
+    Args:
+        choice: ``cpu``, ``cuda:N`` or ``auto``.
+    """
+    import structlog  # noqa: PLC0415 - tests/gpu run on machines without it
+
+    if choice == "auto" and not has_gpu() and any(metadata.distributions(name="torch")):
+        structlog.get_logger().info(
+            "GPU is not used",
+            reason="there is no driver of an NVIDIA GPU here; a container gets it by `docker run --gpus all`",
+        )
 
 
 def resolve_device(choice: str, engine: str = "auto") -> str:

@@ -17,8 +17,8 @@ from google.rpc.status_pb2 import Status
 from service.core.errors import BusyError, DrainingError, InternalError, ServiceError
 from service.core.keys.access_key import Scope
 from service.core.keys.key_ring import Admission, KeyRing
-from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, status_of
-from service.spans import NO_TRACING, Attribute, RequestSpan, Tracing, working_on
+from service.grpc_api.status import DETAILS_KEY, STATUS_OF_CODE, is_our_fault, status_of
+from service.spans import NO_TRACING, RequestSpan, Tracing, end_request, working_on
 from service.telemetry import Metrics, sane_request_id
 from service.wire import segmentation_pb2 as wire
 
@@ -38,10 +38,6 @@ _SCOPES: Mapping[str, tuple[Scope, ...]] = MappingProxyType(
 )
 """Method -> scopes of which a key needs one; all other methods need ``infer``."""
 
-
-_OUR_FAULT = frozenset(
-    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-)
 
 CLIENT_CLOSED_REQUEST = "client_closed_request"
 """Code in log and metrics of a call whose client left, or whose deadline passed; it gets no answer."""
@@ -209,17 +205,15 @@ def _source(context: Context, admission: Admission | None) -> str:
 
 
 def _end_span(span: RequestSpan, call: Call, method: str, service: str) -> None:
-    attributes: dict[str, Attribute] = {
-        "rpc.system": "grpc",
-        "rpc.service": service,
-        "rpc.method": method,
-        "bisenet.request_id": call.request_id,
-        "bisenet.code": call.code,
-    }
-    if call.served is not None:
-        attributes["bisenet.model"], attributes["bisenet.version"] = call.served
-    status = STATUS_OF_CODE.get(call.code)
-    span.end(f"{service}/{method}", attributes, call.code if status in _OUR_FAULT else None)
+    end_request(
+        span,
+        f"{service}/{method}",
+        {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+        request_id=call.request_id,
+        code=call.code,
+        served=call.served,
+        is_our_fault=is_our_fault(call.code),
+    )
 
 
 def _ascii_metadata(context: Context) -> dict[str, str]:

@@ -11,11 +11,13 @@ from functools import partial
 
 from model.artifacts.manifest import ModelReference, ModelVersion
 from model.errors import InvalidReferenceError
+from model.evaluation.protocols import Protocol
 from model.labels import MAX_CLASSES, ClassPalette, LabelMap
 from model.pictures.preprocess import ImageSize, size_of
 from service.core.errors import EmptyBodyError, InvalidArgumentError, PayloadTooLargeError
 from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
+from service.core.pictures.passes import FULL_DETAIL
 from service.core.pictures.picture import EncodedPicture, Picture, RawPicture
 from service.core.pictures.segmenter import Segmentation, Segmenter
 from service.core.scheduling.dispatcher import Answer
@@ -98,6 +100,21 @@ class MaskRequest:
         return _RENDER_BYTES[self.encoding] + (self.keep is not None) + shows_confidence
 
 
+def tiles_of(request: wire.SegmentRequest) -> Protocol | None:
+    """Return how a picture is labelled tile by tile; None = at once.
+
+    Raises:
+        InvalidArgumentError: there is no such detail, or confidence is asked for as well.
+    """
+    if request.detail == wire.DETAIL_UNSPECIFIED:
+        return None
+    if request.detail != wire.DETAIL_FULL:
+        raise InvalidArgumentError(f"detail: there is no {request.detail}")
+    if request.confidence != wire.CONFIDENCE_DETAIL_UNSPECIFIED:
+        raise InvalidArgumentError("DETAIL_FULL gives no confidence: leave one of the two out")
+    return FULL_DETAIL
+
+
 def segment_image(
     segmenter: Segmenter,
     model: LoadedModel,
@@ -106,6 +123,7 @@ def segment_image(
     *,
     deadline_s: float,
     max_bytes: int,
+    tiles: Protocol | None = None,
     lane: Lane = Lane.INTERACTIVE,
     source: str | None = None,
     labelled: Callable[[Answer], None] | None = None,
@@ -119,6 +137,7 @@ def segment_image(
         wanted: the mask.
         deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds).
         max_bytes: size of the largest image.
+        tiles: how it is labelled tile by tile; None = at once.
         lane: how urgent the image is.
         source: client or stream that sends it; None = unknown.
         labelled: called in the event loop as soon as the device has answered.
@@ -136,6 +155,7 @@ def segment_image(
         deadline_s=deadline_s,
         render_bytes=wanted.render_bytes,
         confidence=wanted.confidence != wire.CONFIDENCE_DETAIL_UNSPECIFIED,
+        tiles=tiles,
         lane=lane,
         source=source,
         labelled=labelled,

@@ -18,7 +18,14 @@ from service.core.streams.frame_permits import FramePermits
 from service.grpc_api.calls import Calls
 from service.grpc_api.edge import Call, Context, GrpcEdge
 from service.grpc_api.limits import PeerLimits
-from service.grpc_api.messages import MaskRequest, Target, class_infos, model_info, segment_image
+from service.grpc_api.messages import (
+    MaskRequest,
+    Target,
+    class_infos,
+    model_info,
+    segment_image,
+    tiles_of,
+)
 from service.grpc_api.streams import (
     ByteChannel,
     FrameStream,
@@ -209,6 +216,7 @@ class Servicer:
                 wanted,
                 deadline_s=deadline_s,
                 max_bytes=self._options.max_image_bytes,
+                tiles=tiles_of(request),
                 source=call.source,
             ) as rendered:
                 self._metrics.stages_done(rendered.stages_s)

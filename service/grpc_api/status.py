@@ -47,7 +47,16 @@ STATUS_OF_CODE: Mapping[str, grpc.StatusCode] = MappingProxyType(
     }
 )
 
+_OUR_FAULT = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+)
+
 _MIN_RETRY_S = 0.001
+
+
+def is_our_fault(code: str) -> bool:
+    """Return whether the service is to blame for an outcome: ``ok``, or the code of an error."""
+    return STATUS_OF_CODE.get(code) in _OUR_FAULT
 
 
 def status_number(code: str) -> int:

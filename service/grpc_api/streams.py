@@ -42,7 +42,7 @@ from service.core.streams.stream_session import (
     StreamSession,
 )
 from service.grpc_api.messages import MaskRequest, Target, segment_image
-from service.grpc_api.status import status_number
+from service.grpc_api.status import is_our_fault, status_number
 from service.spans import NO_TRACING, Tracing, current_span, working_on
 from service.telemetry import FrameOutcome, Metrics
 from service.wire import segmentation_pb2 as wire
@@ -354,7 +354,7 @@ class FrameStream:
 
     async def _answer(self, started: StartedFrame[_ReceivedFrame], permit: _Permit) -> None:
         span = self._resources.tracing.begin({}, started.arrived_s, cause=current_span())
-        code = "ok"
+        code, error_code = "ok", None
         with working_on(span):
             try:
                 result, version = await self._result(started, permit)
@@ -368,14 +368,15 @@ class FrameStream:
                 self._session.drop_frame(started.seq, DropReason.DRAINING)
             except ServiceError as error:
                 code = error.code
+                error_code = code if is_our_fault(code) else None
                 self._session.fail_frame(started.seq, error)
             except Exception:  # noqa: BLE001 - the outermost edge of a frame: the stream must go on
-                code = InternalError.code
+                code = error_code = InternalError.code
                 _log.exception("frame failed")
                 self._session.fail_frame(started.seq, InternalError("unexpected"))
             finally:
                 if span is not None:
-                    span.end("frame", {"bisenet.code": code, "bisenet.seq": started.seq})
+                    span.end("frame", {"bisenet.code": code, "bisenet.seq": started.seq}, error_code)
                 self._continue()
 
     async def _result(

@@ -21,6 +21,9 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = PROBE_PATHS | {"/docs", "/openapi.json"}
 """Paths that need no key. All others do, unknown paths too."""
 
+_MODELS = re.compile(r"/v1/models(/[^/:]+)?")
+"""What is served; cameras ask for it, too."""
+
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]*)?", re.ASCII)
 """RFC 3986, 3.2.2, without the punctuation that no name has; frameworks build URLs from this header."""
 
@@ -35,7 +38,7 @@ class AccessPolicy:
             loaded from elsewhere can reach a loopback service under its own name (DNS rebinding), but it
             cannot forge this header.
         open_paths: paths that need no key.
-        scopes: the key must have one of them.
+        scopes: the key must have one of them; where ``infer`` is one, ``stream`` opens the list of models.
         needed: message of the error when the key is missing or wrong.
     """
 
@@ -67,7 +70,10 @@ class AccessPolicy:
             raise ForbiddenError("this service does not answer under this host name")
         if self.keys is None or path in self.open_paths:
             return None
-        return self.keys.admit(headers.get("authorization", ""), *self.scopes, needed=self.needed)
+        scopes = self.scopes
+        if "infer" in scopes and _MODELS.fullmatch(path):
+            scopes = (*scopes, "stream")
+        return self.keys.admit(headers.get("authorization", ""), *scopes, needed=self.needed)
 
     def source(self, scope: HttpScope) -> str | None:
         """Return the identity of an admitted client: its key, or its address where no key is needed.

@@ -49,7 +49,7 @@ class HttpOptions:
         cors_origins: origins whose pages may use the service from a browser; ``*`` = any.
         root_path: prefix under which a proxy offers the service; empty = none.
         page: serve the page for people at ``/``, and the WebSocket of its camera.
-        max_streams: WebSockets of the page at the same time.
+        max_streams: WebSockets of the page at the same time; the setting ``limits.max_calls``.
         pictures_at_once: of one request with several pictures, those that are queued at the same time.
     """
 

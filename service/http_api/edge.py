@@ -15,7 +15,7 @@ from service.core.errors import DrainingError, RequestTooSlowError
 from service.core.readiness import Readiness
 from service.http_api.exchange import Exchange
 from service.http_api.problems import CLIENT_CLOSED_CODE, problem
-from service.spans import NO_TRACING, Attribute, RequestSpan, Tracing, working_on
+from service.spans import NO_TRACING, RequestSpan, Tracing, end_request, working_on
 from service.telemetry import Metrics
 
 _log = structlog.get_logger()
@@ -137,17 +137,15 @@ class HttpEdge:
 def _end_span(span: RequestSpan, exchange: Exchange, method: str, route: str, status: int) -> None:
     if exchange.received_s:
         span.stage("receive", exchange.started_s, exchange.started_s + exchange.received_s)
-    attributes: dict[str, Attribute] = {
-        "http.request.method": method,
-        "http.route": route,
-        "http.response.status_code": status,
-        "bisenet.request_id": exchange.request_id,
-        "bisenet.code": exchange.code,
-    }
-    if exchange.served is not None:
-        attributes["bisenet.model"], attributes["bisenet.version"] = exchange.served
-    is_our_fault = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    span.end(f"{method} {route}", attributes, exchange.code if is_our_fault else None)
+    end_request(
+        span,
+        f"{method} {route}",
+        {"http.request.method": method, "http.route": route, "http.response.status_code": status},
+        request_id=exchange.request_id,
+        code=exchange.code,
+        served=exchange.served,
+        is_our_fault=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
 
 
 def _route(scope: Scope) -> str:

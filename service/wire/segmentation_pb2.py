@@ -25,25 +25,27 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fservice/wire/segmentation.proto\x12\x0fsegmentation.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"f\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x30\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1e.segmentation.v1.ImageEncoding\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\"d\n\x04Mask\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12/\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1d.segmentation.v1.MaskEncoding\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\"L\n\nConfidence\x12\x31\n\x07\x63lasses\x18\x01 \x03(\x0b\x32 .segmentation.v1.ClassConfidence\x12\x0b\n\x03png\x18\x02 \x01(\x0c\"+\n\x0f\x43lassConfidence\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04mean\x18\x02 \x01(\x02\"O\n\tClassInfo\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03red\x18\x03 \x01(\r\x12\r\n\x05green\x18\x04 \x01(\r\x12\x0c\n\x04\x62lue\x18\x05 \x01(\r\"\xb3\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12+\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x1a.segmentation.v1.ClassInfo\x12\x11\n\tignore_id\x18\x04 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x11\n\tprecision\x18\x08 \x01(\t\"\x13\n\x11ListModelsRequest\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.segmentation.v1.ModelInfo\"\xbb\x01\n\x0eSegmentRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.segmentation.v1.Image\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\x04mask\x18\x03 \x01(\x0e\x32\x1d.segmentation.v1.MaskEncoding\x12\x0f\n\x07\x63lasses\x18\x04 \x03(\r\x12\x35\n\nconfidence\x18\x05 \x01(\x0e\x32!.segmentation.v1.ConfidenceDetail\"\xb2\x01\n\x0fSegmentResponse\x12#\n\x04mask\x18\x01 \x01(\x0b\x32\x15.segmentation.v1.Mask\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12)\n\x07timings\x18\x04 \x01(\x0b\x32\x18.segmentation.v1.Timings\x12/\n\nconfidence\x18\x05 \x01(\x0b\x32\x1b.segmentation.v1.Confidence\"x\n\x07Timings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x10\n\x08infer_ms\x18\x03 \x01(\x02\x12\x0f\n\x07post_ms\x18\x04 \x01(\x02\x12\x11\n\tencode_ms\x18\x05 \x01(\x02\x12\x12\n\nbatch_size\x18\x06 \x01(\r\"m\n\rStreamRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.segmentation.v1.StreamOpenH\x00\x12\'\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x16.segmentation.v1.FrameH\x00\x42\x06\n\x04kind\"\xde\x01\n\nStreamOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x04mask\x18\x02 \x01(\x0e\x32\x1d.segmentation.v1.MaskEncoding\x12,\n\x06policy\x18\x03 \x01(\x0e\x32\x1c.segmentation.v1.FramePolicy\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x18\n\x10max_frame_age_ms\x18\x05 \x01(\r\x12\x35\n\nconfidence\x18\x06 \x01(\x0e\x32!.segmentation.v1.ConfidenceDetail\"m\n\x05\x46rame\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x30\n\x0c\x63\x61pture_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05image\x18\x03 \x01(\x0b\x32\x16.segmentation.v1.Image\"\x8b\x02\n\x0eStreamResponse\x12/\n\x06opened\x18\x01 \x01(\x0b\x32\x1d.segmentation.v1.StreamOpenedH\x00\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.segmentation.v1.FrameResultH\x00\x12\x31\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x1e.segmentation.v1.FramesDroppedH\x00\x12,\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1b.segmentation.v1.FrameErrorH\x00\x12/\n\x06notice\x18\x05 \x01(\x0b\x32\x1d.segmentation.v1.StreamNoticeH\x00\x42\x06\n\x04kind\"\x8c\x01\n\x0cStreamOpened\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x18\n\x10max_frame_age_ms\x18\x04 \x01(\r\x12+\n\x07\x63lasses\x18\x05 \x03(\x0b\x32\x1a.segmentation.v1.ClassInfo\"\xde\x01\n\x0b\x46rameResult\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x30\n\x0c\x63\x61pture_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x04mask\x18\x03 \x01(\x0b\x32\x15.segmentation.v1.Mask\x12\x0f\n\x07version\x18\x04 \x01(\r\x12)\n\x07timings\x18\x05 \x01(\x0b\x32\x18.segmentation.v1.Timings\x12/\n\nconfidence\x18\x06 \x01(\x0b\x32\x1b.segmentation.v1.Confidence\"p\n\rFramesDropped\x12\x11\n\tfirst_seq\x18\x01 \x01(\x04\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12+\n\x06reason\x18\x04 \x01(\x0e\x32\x1b.segmentation.v1.DropReason\":\n\nFrameError\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x11\n\tgrpc_code\x18\x02 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"_\n\x0cStreamNotice\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.segmentation.v1.NoticeKind\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r*P\n\rImageEncoding\x12\x1e\n\x1aIMAGE_ENCODING_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x45NCODED\x10\x01\x12\x08\n\x04RGB8\x10\x02\x12\x08\n\x04\x42GR8\x10\x03*_\n\x0cMaskEncoding\x12\x1d\n\x19MASK_ENCODING_UNSPECIFIED\x10\x00\x12\x07\n\x03PNG\x10\x01\x12\x07\n\x03RAW\x10\x02\x12\x0c\n\x08\x43OCO_RLE\x10\x03\x12\x10\n\x0cOVERLAY_JPEG\x10\x04*^\n\x10\x43onfidenceDetail\x12!\n\x1d\x43ONFIDENCE_DETAIL_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ONFIDENCE_MEAN\x10\x01\x12\x12\n\x0e\x43ONFIDENCE_PNG\x10\x02*G\n\x0b\x46ramePolicy\x12\x1c\n\x18\x46RAME_POLICY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLATEST_WINS\x10\x01\x12\t\n\x05\x42LOCK\x10\x02*T\n\nDropReason\x12\x1b\n\x17\x44ROP_REASON_UNSPECIFIED\x10\x00\x12\x0e\n\nSUPERSEDED\x10\x01\x12\x0b\n\x07TOO_OLD\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03*L\n\nNoticeKind\x12\x1b\n\x17NOTICE_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rMODEL_CHANGED\x10\x01\x12\x0e\n\nGOING_AWAY\x10\x02\x32\x89\x02\n\x0cSegmentation\x12U\n\nListModels\x12\".segmentation.v1.ListModelsRequest\x1a#.segmentation.v1.ListModelsResponse\x12L\n\x07Segment\x12\x1f.segmentation.v1.SegmentRequest\x1a .segmentation.v1.SegmentResponse\x12T\n\rSegmentStream\x12\x1e.segmentation.v1.StreamRequest\x1a\x1f.segmentation.v1.StreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fservice/wire/segmentation.proto\x12\x0fsegmentation.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"f\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x30\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1e.segmentation.v1.ImageEncoding\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\"d\n\x04Mask\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12/\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1d.segmentation.v1.MaskEncoding\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\"L\n\nConfidence\x12\x31\n\x07\x63lasses\x18\x01 \x03(\x0b\x32 .segmentation.v1.ClassConfidence\x12\x0b\n\x03png\x18\x02 \x01(\x0c\"+\n\x0f\x43lassConfidence\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04mean\x18\x02 \x01(\x02\"O\n\tClassInfo\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03red\x18\x03 \x01(\r\x12\r\n\x05green\x18\x04 \x01(\r\x12\x0c\n\x04\x62lue\x18\x05 \x01(\r\"\xb3\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12+\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x1a.segmentation.v1.ClassInfo\x12\x11\n\tignore_id\x18\x04 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x11\n\tprecision\x18\x08 \x01(\t\"\x13\n\x11ListModelsRequest\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.segmentation.v1.ModelInfo\"\xe4\x01\n\x0eSegmentRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.segmentation.v1.Image\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\x04mask\x18\x03 \x01(\x0e\x32\x1d.segmentation.v1.MaskEncoding\x12\x0f\n\x07\x63lasses\x18\x04 \x03(\r\x12\x35\n\nconfidence\x18\x05 \x01(\x0e\x32!.segmentation.v1.ConfidenceDetail\x12\'\n\x06\x64\x65tail\x18\x06 \x01(\x0e\x32\x17.segmentation.v1.Detail\"\xb2\x01\n\x0fSegmentResponse\x12#\n\x04mask\x18\x01 \x01(\x0b\x32\x15.segmentation.v1.Mask\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12)\n\x07timings\x18\x04 \x01(\x0b\x32\x18.segmentation.v1.Timings\x12/\n\nconfidence\x18\x05 \x01(\x0b\x32\x1b.segmentation.v1.Confidence\"x\n\x07Timings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x10\n\x08infer_ms\x18\x03 \x01(\x02\x12\x0f\n\x07post_ms\x18\x04 \x01(\x02\x12\x11\n\tencode_ms\x18\x05 \x01(\x02\x12\x12\n\nbatch_size\x18\x06 \x01(\r\"m\n\rStreamRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.segmentation.v1.StreamOpenH\x00\x12\'\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x16.segmentation.v1.FrameH\x00\x42\x06\n\x04kind\"\xde\x01\n\nStreamOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x04mask\x18\x02 \x01(\x0e\x32\x1d.segmentation.v1.MaskEncoding\x12,\n\x06policy\x18\x03 \x01(\x0e\x32\x1c.segmentation.v1.FramePolicy\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x18\n\x10max_frame_age_ms\x18\x05 \x01(\r\x12\x35\n\nconfidence\x18\x06 \x01(\x0e\x32!.segmentation.v1.ConfidenceDetail\"m\n\x05\x46rame\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x30\n\x0c\x63\x61pture_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05image\x18\x03 \x01(\x0b\x32\x16.segmentation.v1.Image\"\x8b\x02\n\x0eStreamResponse\x12/\n\x06opened\x18\x01 \x01(\x0b\x32\x1d.segmentation.v1.StreamOpenedH\x00\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.segmentation.v1.FrameResultH\x00\x12\x31\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x1e.segmentation.v1.FramesDroppedH\x00\x12,\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1b.segmentation.v1.FrameErrorH\x00\x12/\n\x06notice\x18\x05 \x01(\x0b\x32\x1d.segmentation.v1.StreamNoticeH\x00\x42\x06\n\x04kind\"\x8c\x01\n\x0cStreamOpened\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x18\n\x10max_frame_age_ms\x18\x04 \x01(\r\x12+\n\x07\x63lasses\x18\x05 \x03(\x0b\x32\x1a.segmentation.v1.ClassInfo\"\xde\x01\n\x0b\x46rameResult\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x30\n\x0c\x63\x61pture_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x04mask\x18\x03 \x01(\x0b\x32\x15.segmentation.v1.Mask\x12\x0f\n\x07version\x18\x04 \x01(\r\x12)\n\x07timings\x18\x05 \x01(\x0b\x32\x18.segmentation.v1.Timings\x12/\n\nconfidence\x18\x06 \x01(\x0b\x32\x1b.segmentation.v1.Confidence\"p\n\rFramesDropped\x12\x11\n\tfirst_seq\x18\x01 \x01(\x04\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12+\n\x06reason\x18\x04 \x01(\x0e\x32\x1b.segmentation.v1.DropReason\":\n\nFrameError\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x11\n\tgrpc_code\x18\x02 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"_\n\x0cStreamNotice\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.segmentation.v1.NoticeKind\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r*P\n\rImageEncoding\x12\x1e\n\x1aIMAGE_ENCODING_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x45NCODED\x10\x01\x12\x08\n\x04RGB8\x10\x02\x12\x08\n\x04\x42GR8\x10\x03*_\n\x0cMaskEncoding\x12\x1d\n\x19MASK_ENCODING_UNSPECIFIED\x10\x00\x12\x07\n\x03PNG\x10\x01\x12\x07\n\x03RAW\x10\x02\x12\x0c\n\x08\x43OCO_RLE\x10\x03\x12\x10\n\x0cOVERLAY_JPEG\x10\x04*^\n\x10\x43onfidenceDetail\x12!\n\x1d\x43ONFIDENCE_DETAIL_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ONFIDENCE_MEAN\x10\x01\x12\x12\n\x0e\x43ONFIDENCE_PNG\x10\x02*1\n\x06\x44\x65tail\x12\x16\n\x12\x44\x45TAIL_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x45TAIL_FULL\x10\x01*G\n\x0b\x46ramePolicy\x12\x1c\n\x18\x46RAME_POLICY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLATEST_WINS\x10\x01\x12\t\n\x05\x42LOCK\x10\x02*T\n\nDropReason\x12\x1b\n\x17\x44ROP_REASON_UNSPECIFIED\x10\x00\x12\x0e\n\nSUPERSEDED\x10\x01\x12\x0b\n\x07TOO_OLD\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03*L\n\nNoticeKind\x12\x1b\n\x17NOTICE_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rMODEL_CHANGED\x10\x01\x12\x0e\n\nGOING_AWAY\x10\x02\x32\x89\x02\n\x0cSegmentation\x12U\n\nListModels\x12\".segmentation.v1.ListModelsRequest\x1a#.segmentation.v1.ListModelsResponse\x12L\n\x07Segment\x12\x1f.segmentation.v1.SegmentRequest\x1a .segmentation.v1.SegmentResponse\x12T\n\rSegmentStream\x12\x1e.segmentation.v1.StreamRequest\x1a\x1f.segmentation.v1.StreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'service.wire.segmentation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEENCODING']._serialized_start=2613
-  _globals['_IMAGEENCODING']._serialized_end=2693
-  _globals['_MASKENCODING']._serialized_start=2695
-  _globals['_MASKENCODING']._serialized_end=2790
-  _globals['_CONFIDENCEDETAIL']._serialized_start=2792
-  _globals['_CONFIDENCEDETAIL']._serialized_end=2886
-  _globals['_FRAMEPOLICY']._serialized_start=2888
-  _globals['_FRAMEPOLICY']._serialized_end=2959
-  _globals['_DROPREASON']._serialized_start=2961
-  _globals['_DROPREASON']._serialized_end=3045
-  _globals['_NOTICEKIND']._serialized_start=3047
-  _globals['_NOTICEKIND']._serialized_end=3123
+  _globals['_IMAGEENCODING']._serialized_start=2654
+  _globals['_IMAGEENCODING']._serialized_end=2734
+  _globals['_MASKENCODING']._serialized_start=2736
+  _globals['_MASKENCODING']._serialized_end=2831
+  _globals['_CONFIDENCEDETAIL']._serialized_start=2833
+  _globals['_CONFIDENCEDETAIL']._serialized_end=2927
+  _globals['_DETAIL']._serialized_start=2929
+  _globals['_DETAIL']._serialized_end=2978
+  _globals['_FRAMEPOLICY']._serialized_start=2980
+  _globals['_FRAMEPOLICY']._serialized_end=3051
+  _globals['_DROPREASON']._serialized_start=3053
+  _globals['_DROPREASON']._serialized_end=3137
+  _globals['_NOTICEKIND']._serialized_start=3139
+  _globals['_NOTICEKIND']._serialized_end=3215
   _globals['_IMAGE']._serialized_start=85
   _globals['_IMAGE']._serialized_end=187
   _globals['_MASK']._serialized_start=189
@@ -61,29 +63,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_start=698
   _globals['_LISTMODELSRESPONSE']._serialized_end=762
   _globals['_SEGMENTREQUEST']._serialized_start=765
-  _globals['_SEGMENTREQUEST']._serialized_end=952
-  _globals['_SEGMENTRESPONSE']._serialized_start=955
-  _globals['_SEGMENTRESPONSE']._serialized_end=1133
-  _globals['_TIMINGS']._serialized_start=1135
-  _globals['_TIMINGS']._serialized_end=1255
-  _globals['_STREAMREQUEST']._serialized_start=1257
-  _globals['_STREAMREQUEST']._serialized_end=1366
-  _globals['_STREAMOPEN']._serialized_start=1369
-  _globals['_STREAMOPEN']._serialized_end=1591
-  _globals['_FRAME']._serialized_start=1593
-  _globals['_FRAME']._serialized_end=1702
-  _globals['_STREAMRESPONSE']._serialized_start=1705
-  _globals['_STREAMRESPONSE']._serialized_end=1972
-  _globals['_STREAMOPENED']._serialized_start=1975
-  _globals['_STREAMOPENED']._serialized_end=2115
-  _globals['_FRAMERESULT']._serialized_start=2118
-  _globals['_FRAMERESULT']._serialized_end=2340
-  _globals['_FRAMESDROPPED']._serialized_start=2342
-  _globals['_FRAMESDROPPED']._serialized_end=2454
-  _globals['_FRAMEERROR']._serialized_start=2456
-  _globals['_FRAMEERROR']._serialized_end=2514
-  _globals['_STREAMNOTICE']._serialized_start=2516
-  _globals['_STREAMNOTICE']._serialized_end=2611
-  _globals['_SEGMENTATION']._serialized_start=3126
-  _globals['_SEGMENTATION']._serialized_end=3391
+  _globals['_SEGMENTREQUEST']._serialized_end=993
+  _globals['_SEGMENTRESPONSE']._serialized_start=996
+  _globals['_SEGMENTRESPONSE']._serialized_end=1174
+  _globals['_TIMINGS']._serialized_start=1176
+  _globals['_TIMINGS']._serialized_end=1296
+  _globals['_STREAMREQUEST']._serialized_start=1298
+  _globals['_STREAMREQUEST']._serialized_end=1407
+  _globals['_STREAMOPEN']._serialized_start=1410
+  _globals['_STREAMOPEN']._serialized_end=1632
+  _globals['_FRAME']._serialized_start=1634
+  _globals['_FRAME']._serialized_end=1743
+  _globals['_STREAMRESPONSE']._serialized_start=1746
+  _globals['_STREAMRESPONSE']._serialized_end=2013
+  _globals['_STREAMOPENED']._serialized_start=2016
+  _globals['_STREAMOPENED']._serialized_end=2156
+  _globals['_FRAMERESULT']._serialized_start=2159
+  _globals['_FRAMERESULT']._serialized_end=2381
+  _globals['_FRAMESDROPPED']._serialized_start=2383
+  _globals['_FRAMESDROPPED']._serialized_end=2495
+  _globals['_FRAMEERROR']._serialized_start=2497
+  _globals['_FRAMEERROR']._serialized_end=2555
+  _globals['_STREAMNOTICE']._serialized_start=2557
+  _globals['_STREAMNOTICE']._serialized_end=2652
+  _globals['_SEGMENTATION']._serialized_start=3218
+  _globals['_SEGMENTATION']._serialized_end=3483
 # @@protoc_insertion_point(module_scope)

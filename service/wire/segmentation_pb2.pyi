@@ -115,6 +115,26 @@ CONFIDENCE_PNG: ConfidenceDetail.ValueType  # 2
 """The probability of each pixel's label, too."""
 Global___ConfidenceDetail: _TypeAlias = ConfidenceDetail  # noqa: Y015
 
+class _Detail:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Detail.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DETAIL_UNSPECIFIED: _Detail.ValueType  # 0
+    """A picture above a limit of the service is reduced for the network."""
+    DETAIL_FULL: _Detail.ValueType  # 1
+    """All of it, in tiles of 1024x1024 pixels that overlap by a third: slower, and without confidence."""
+
+class Detail(_Detail, metaclass=_DetailEnumTypeWrapper):
+    """How much of a large picture the network sees."""
+
+DETAIL_UNSPECIFIED: Detail.ValueType  # 0
+"""A picture above a limit of the service is reduced for the network."""
+DETAIL_FULL: Detail.ValueType  # 1
+"""All of it, in tiles of 1024x1024 pixels that overlap by a third: slower, and without confidence."""
+Global___Detail: _TypeAlias = Detail  # noqa: Y015
+
 class _FramePolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -455,12 +475,15 @@ class SegmentRequest(_message.Message):
     MASK_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """NAME or NAME@VERSION; empty = the default model."""
     mask: Global___MaskEncoding.ValueType
     """How the mask shall be stored."""
     confidence: Global___ConfidenceDetail.ValueType
     """What the answer tells of the probability of its labels."""
+    detail: Global___Detail.ValueType
+    """How much of a large picture the network sees; DETAIL_FULL and confidence exclude each other."""
     @_builtins.property
     def image(self) -> Global___Image:
         """The picture."""
@@ -477,10 +500,11 @@ class SegmentRequest(_message.Message):
         mask: Global___MaskEncoding.ValueType = ...,
         classes: _abc.Iterable[_builtins.int] | None = ...,
         confidence: Global___ConfidenceDetail.ValueType = ...,
+        detail: Global___Detail.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "confidence", b"confidence", "image", b"image", "mask", b"mask", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "confidence", b"confidence", "detail", b"detail", "image", b"image", "mask", b"mask", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

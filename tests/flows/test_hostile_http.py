@@ -223,20 +223,20 @@ def post_patiently(server: Server, picture: bytes, *, timeout_ms: int) -> tuple[
 # --- requests ---------------------------------------------------------------------------------------------
 
 
-async def ask(server: Server, request: bytes, *, patience_s: float = 5.0) -> list[int]:
+async def ask(server: Server, request: bytes, *, silence_s: float = 5.0) -> list[int]:
     """Send a request and nothing more; return the statuses of all answers.
 
     Args:
         server: is asked.
         request: or the beginning of one.
-        patience_s: without an answer for so long, it was only the beginning; say that nothing more comes.
+        silence_s: time without an answer after which the sending side is closed, in seconds.
     """
     url = server.client.base_url
     async with asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection(url.host, url.port)
         writer.write(request)
         try:
-            answers = await first_bytes(reader, patience_s)
+            answers = await first_bytes(reader, silence_s)
             with contextlib.suppress(ConnectionError):  # cut off, with the rest of it still on its way
                 writer.write_eof()
                 answers += await reader.read()
@@ -245,20 +245,20 @@ async def ask(server: Server, request: bytes, *, patience_s: float = 5.0) -> lis
     return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", answers)]
 
 
-async def first_bytes(reader: asyncio.StreamReader, patience_s: float) -> bytes:
+async def first_bytes(reader: asyncio.StreamReader, silence_s: float) -> bytes:
     try:
-        return await asyncio.wait_for(reader.read(1), patience_s)
+        return await asyncio.wait_for(reader.read(1), silence_s)
     except (TimeoutError, ConnectionError):
         return b""
 
 
-async def ask_all(server: Server, requests: Sequence[bytes], *, patience_s: float = 5.0) -> list[list[int]]:
+async def ask_all(server: Server, requests: Sequence[bytes], *, silence_s: float = 5.0) -> list[list[int]]:
     """Send many at once, and see to it that the service is alive all the while."""
     at_once = asyncio.Semaphore(64)
 
     async def ask_in_turn(request: bytes) -> list[int]:
         async with at_once:
-            return await ask(server, request, patience_s=patience_s)
+            return await ask(server, request, silence_s=silence_s)
 
     answering = asyncio.gather(*(ask_in_turn(request) for request in requests))
     while not answering.done():
@@ -345,7 +345,7 @@ def mutant_of_a_request(rng: random.Random, requests: Sequence[bytes]) -> bytes:
 async def test_no_mutant_of_a_request_is_a_defect(server: Server, count: int) -> None:
     rng = random.Random(count)
     requests = [mutant_of_a_request(rng, GOOD) for _ in range(count)]
-    answers = await ask_all(server, requests, patience_s=0.2)
+    answers = await ask_all(server, requests, silence_s=0.2)
     assert all(status < 500 for statuses in answers for status in statuses)
     assert sum(200 in statuses for statuses in answers) > count // 20  # not all of them are nonsense
     assert_alive(server)

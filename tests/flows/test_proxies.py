@@ -102,7 +102,7 @@ async def ask_over_http(
 
 @dataclass
 class PausingFeed:
-    """Frames with pauses that are longer than the proxy's patience."""
+    """Frames with pauses that are longer than the idle time-out of the proxy."""
 
     samples: list[Sample]
     count: int

@@ -204,8 +204,8 @@ def test_a_taken_port_is_named(environment: dict[str, str]) -> None:
 def test_a_model_that_is_not_there_is_named(environment: dict[str, str]) -> None:
     with listen("127.0.0.1", 0) as holder:  # it is told before any port is asked for
         port = str(holder.getsockname()[1])
-        done = run(environment, "serve", "--http-port", port, "--model", "nobody")
-    assert (done.returncode, done.stderr) == (2, "error: models.serve: no model 'nobody'\n")
+        done = run(environment, "serve", "--http-port", port, "--model", "missing")
+    assert (done.returncode, done.stderr) == (2, "error: models.serve: no model 'missing'\n")
 
 
 @pytest.mark.parametrize(

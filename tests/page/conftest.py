@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browser_visit import Visit
+from browser_visit import JOB_MS, Visit, give_token, visiting
 from fakes import write_pooling_artifact
 from job_site import JobSite, job_environment, started_site, write_dataset
 from live_service import Server, serving_environment, started
@@ -18,7 +19,7 @@ from live_service import Server, serving_environment, started
 from model.artifacts.registry import ModelRegistry
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = shutil.which("chromium")
 CAMERA = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
@@ -79,6 +80,17 @@ def admin_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobSite]:
 
 
 @pytest.fixture(scope="session")
+def evaluated(admin_site: JobSite) -> JobSite:
+    """Return the site with a finished evaluation of pool@1."""
+    job_id = admin_site.submit(model="pool@1")
+    until_s = time.monotonic() + JOB_MS / 1000
+    while not admin_site.get(job_id).state.is_final:
+        assert time.monotonic() < until_s, "the job does not end"
+        time.sleep(0.2)
+    return admin_site
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
@@ -89,8 +101,23 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser, server: Server) -> Iterator[Visit]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    visit = Visit(context.new_page(), str(server.client.base_url).rstrip("/"))
-    yield visit
-    context.close()
-    assert [url for url in visit.requests if not url.startswith((visit.url, "blob:"))] == []
+    with visiting(browser, str(server.client.base_url)) as visit:
+        yield visit
+
+
+@pytest.fixture
+def admin(browser: Browser, admin_site: JobSite) -> Iterator[Visit]:
+    with visiting(browser, str(admin_site.admin.base_url)) as visit:
+        yield visit
+
+
+@pytest.fixture
+def with_token(admin: Visit, admin_site: JobSite) -> Callable[[str], Page]:
+    """Return what opens a part of the admin page with the token."""
+
+    def opened(fragment: str) -> Page:
+        admin.open(fragment)
+        give_token(admin.page, admin_site)
+        return admin.page
+
+    return opened

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import pytest
-from browser_visit import ANSWER_MS, Visit
+from browser_visit import ANSWER_MS, Visit, give_token, visiting
 from job_site import JobSite
 from live_service import Server
 
@@ -39,19 +40,20 @@ def versions(page: Page) -> None:
 
 
 def evaluations(page: Page) -> None:
-    page.get_by_label("Model").select_option("pool@1")
-    page.get_by_role("button", name="Start").click()
-    page.get_by_text("succeeded.").wait_for(timeout=ANSWER_MS)
-    page.get_by_role("button", name="Show the report").first.click()
-    page.get_by_role("region", name="Confusion matrix").wait_for(timeout=ANSWER_MS)
+    page.get_by_role("button", name="Show the report of pool@1").click()
+    matrix = page.get_by_role("region", name="Confusion matrix")
+    matrix.get_by_role("button").first.click(timeout=ANSWER_MS)
+    page.get_by_role("img", name="difference of").first.wait_for(timeout=ANSWER_MS)
+
+
+Looks = Callable[[str], AbstractContextManager[Visit]]
 
 
 @pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=lambda one: f"{one[0]}-{one[1]}")
-def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+def looks(browser: Browser, request: pytest.FixtureRequest) -> Looks:
+    """Return what opens an address in a colour scheme and on a width."""
     scheme, width = request.param
-    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    yield context.new_page()
-    context.close()
+    return lambda url: visiting(browser, url, width=width, scheme=scheme)
 
 
 def check(page: Page) -> None:
@@ -62,20 +64,22 @@ def check(page: Page) -> None:
 
 @pytest.mark.parametrize("part", [try_it, camera, models])
 def test_a_part_of_the_data_port_is_accessible(
-    page: Page, server: Server, part: Callable[[Page], None]
+    looks: Looks, server: Server, part: Callable[[Page], None]
 ) -> None:
-    Visit(page, str(server.client.base_url).rstrip("/")).open(f"#{part.__name__.removesuffix('_it')}")
-    part(page)
-    check(page)
+    with looks(str(server.client.base_url)) as visit:
+        visit.open(f"#{part.__name__.removesuffix('_it')}")
+        part(visit.page)
+        check(visit.page)
 
 
 @pytest.mark.parametrize("part", [now, versions, evaluations])
 def test_a_part_of_the_admin_port_is_accessible(
-    page: Page, admin_site: JobSite, part: Callable[[Page], None]
+    looks: Looks, evaluated: JobSite, part: Callable[[Page], None]
 ) -> None:
-    Visit(page, str(admin_site.admin.base_url).rstrip("/")).open(f"#{part.__name__}")
-    check(page)
-    page.get_by_label("Admin token").fill(admin_site.token_file.read_text().strip())
-    page.get_by_role("button", name="Use the token").click()
-    part(page)
-    check(page)
+    evaluated.admin.post("/admin/v1/models/pool/versions/1:load").raise_for_status()
+    with looks(str(evaluated.admin.base_url)) as visit:
+        visit.open(f"#{part.__name__}")
+        check(visit.page)
+        give_token(visit.page, evaluated)
+        part(visit.page)
+        check(visit.page)

@@ -11,12 +11,14 @@ from contextlib import closing, contextmanager
 import grpc
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from grpc_site import open_grpc_site
 from http_site import encoded, open_site, picture_of
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otlp_receiver import OtlpReceiver, attributes_of, otlp_receiver
 
 from service.bootstrap import _open_tracing
+from service.core.device.engine import Float32Array, ImageBatch
 from service.settings import SettingsError, TracingSettings
 from service.spans import BatchRun
 from service.tracing import OpenTelemetry, TracingOptions
@@ -139,6 +141,26 @@ async def test_each_frame_of_a_stream_is_a_trace_of_its_own_linked_to_the_stream
         assert frame.trace_id != stream.trace_id
         assert [link.span_id for link in frame.links] == [stream.span_id]
         assert {"decode", "infer", "encode"} <= set(receiver.children(frame))
+
+
+async def test_a_frame_that_the_service_is_to_blame_for_is_an_error_and_a_bad_frame_is_not(
+    receiver: OtlpReceiver,
+) -> None:
+    def broken(_: ImageBatch) -> Float32Array:
+        raise RuntimeError("defect")
+
+    with tracing(receiver) as traced:
+        async with open_grpc_site(FakeEngine(answer=broken), tracing=traced) as site:
+            call = await site.stream(policy=wire.BLOCK)
+            for seq, data in ((1, b"GIF89a"), (2, DARK)):
+                frame = wire.Frame(seq=seq, image=wire.Image(data=data))
+                await call.write(wire.StreamRequest(frame=frame))
+            await call.done_writing()
+            while await call.read() is not grpc.aio.EOF:
+                pass
+    bad, failed = sorted(receiver.named("frame"), key=lambda frame: attributes_of(frame)["bisenet.seq"])
+    assert (bad.status.code, attributes_of(bad)["bisenet.code"]) == (0, "unsupported_media")
+    assert (failed.status.code, attributes_of(failed)["error.type"]) == (2, "internal")
 
 
 async def test_an_answer_that_the_service_is_to_blame_for_is_an_error_and_a_bad_picture_is_not(

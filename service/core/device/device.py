@@ -16,6 +16,7 @@ import structlog
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.decoding import decode
+from model.evaluation import network_passes
 from model.pictures.preprocess import ImageSize
 from model.quotas import usable_cores
 from service.core.device.batch_job import BatchReport, Outcome
@@ -51,14 +52,22 @@ class Device:
         build: builds and proves an engine.
         options: how engines are built.
         decode_threads: threads that decode one raw output; None = one for each usable core.
+        compiles_for_service: compile the kernels for pictures in tiles as well: they run in the process of
+            the service, which then finds them in the cache folder.
     """
 
     def __init__(
-        self, build: EngineBuilder, options: EngineOptions, *, decode_threads: int | None = None
+        self,
+        build: EngineBuilder,
+        options: EngineOptions,
+        *,
+        decode_threads: int | None = None,
+        compiles_for_service: bool = False,
     ) -> None:
         self._build = build
         self._options = options
         self._decoders = ThreadPoolExecutor(decode_threads or usable_cores(), thread_name_prefix="decode")
+        self._compiles_for_service = compiles_for_service
         self._warming = threading.Lock()
         self._is_warm = False
         self._engines: dict[ModelVersion, tuple[InferenceEngine, Labeler]] = {}
@@ -84,7 +93,7 @@ class Device:
         """
         engine = self._build(artifact, self._options.tuned(tuning))
         try:
-            if not makes_labels(engine):
+            if self._compiles_for_service or not makes_labels(engine):
                 self._warm_up()
             for size in sizes:
                 engine.infer(np.zeros((1, size.height, size.width, 3), np.uint8))
@@ -97,7 +106,8 @@ class Device:
     def _warm_up(self) -> None:
         with self._warming:  # numba keeps the folder of its first compilation
             if not self._is_warm:
-                decode.warm_up(private_folder(self._options.cache_folder / "numba"))
+                warm_up = network_passes.warm_up if self._compiles_for_service else decode.warm_up
+                warm_up(private_folder(self._options.cache_folder / "numba"))
                 self._is_warm = True
 
     def unload(self, version: ModelVersion) -> None:

@@ -22,7 +22,7 @@ from model.datasets.confined_paths import ConfinedReader
 from model.datasets.dataset import DatasetSpec, LabeledImages
 from model.datasets.text import printable
 from model.decoding.score_grid import Float32Array
-from model.errors import DatasetError
+from model.errors import DatasetError, ModelError
 from model.evaluation.evaluation import (
     EvaluationContext,
     EvaluationReport,
@@ -66,7 +66,7 @@ class Datasets:
         try:
             return LabeledImages(spec, split, read=ConfinedReader(spec.root, spec.folders_elsewhere))
         except DatasetError as error:
-            raise DatasetError(_relative(error, spec)) from error
+            raise DatasetError(without_root(error, spec)) from error
 
     def check_files(self, *, may_be_elsewhere: bool) -> None:
         """Refuse data-set files that no job could use.
@@ -160,12 +160,12 @@ class EvaluationSteps:
             data = self._planned_data(request, plan)
             check_pins(plan, self._pins(served, data))
             pictures = data.pictures
-            reason = partial(_relative, spec=pictures.spec)
+            reason = partial(without_root, spec=pictures.spec)
             outcomes = self._scorer(request, pictures, served).score(
                 pictures,
                 images,
                 executor=self._pool,
-                name=partial(_name, pictures),
+                name=partial(picture_name, pictures),
                 reason=reason if request.skip_broken else None,
             )
             try:
@@ -242,7 +242,7 @@ class EvaluationSteps:
         def infer(images_NHW3: PixelArray) -> Float32Array:
             self._models.check_not_stopping()
             deadline_s = time.monotonic() + _BATCH_TIMEOUT_S
-            return served.infer(images_NHW3, deadline_s=deadline_s).result()
+            return served.infer(images_NHW3, deadline_s=deadline_s).result().raw_NKhw
 
         protocol = find_protocol(request.protocol)
         return PictureScorer(served.manifest, protocol, pictures.spec.palette, [infer])
@@ -263,7 +263,7 @@ def _fingerprint(pictures: LabeledImages, request: EvaluationRequest) -> str | N
     try:
         return fingerprint_of(pictures, skip_broken=request.skip_broken)
     except DatasetError as error:
-        raise DatasetError(_relative(error, pictures.spec)) from error
+        raise DatasetError(without_root(error, pictures.spec)) from error
 
 
 def _data_pins(pictures: LabeledImages) -> JsonObject:
@@ -324,13 +324,13 @@ def _result(report: EvaluationReport) -> EvaluationResult:
     )
 
 
-def _name(pictures: LabeledImages, index: int) -> str:
+def picture_name(pictures: LabeledImages, index: int) -> str:
     """Return the name of a picture in reports: its path below the root of its data set."""
     image, root = pictures.pairs[index].image, pictures.spec.root
     return printable(image.relative_to(root) if image.is_relative_to(root) else image.name)
 
 
-def _relative(error: DatasetError, spec: DatasetSpec) -> str:
+def without_root(error: ModelError, spec: DatasetSpec) -> str:
     """Return the message of an error without the folder of the data set on this machine."""
     root = spec.root
     if not (root.is_absolute() and root.name):

@@ -46,8 +46,8 @@ from service.core.models.loaded_model import LoadedModel
 from service.core.pictures import codec
 from service.core.pictures.local_files import not_taken_line, read_picture
 from service.core.pictures.mask_rendering import mask_png
+from service.core.pictures.picture_labeler import PictureLabeler
 from service.core.pictures.segmenter import Segmenter, SegmenterLimits
-from service.core.pictures.whole_picture import WholePictureLabeler
 from service.core.scheduling.scheduler import Lane
 
 _MAX_STEP_IMAGES = 64
@@ -112,7 +112,7 @@ class PredictionSteps:
             check_pins(plan, self._pins(served))
             source, target = self._open(request)
             listed = self._listed(target, plan)
-            labeler = WholePictureLabeler(Segmenter(self._pool, self._limits), served, Lane.BULK)
+            labeler = PictureLabeler(Segmenter(self._pool, self._limits), served, Lane.BULK)
             limits = self._limits.image
             task = _PredictionTask(source, target, labeler, request.output, self._pool, limits)
             return {"pictures": asyncio.run(self._predict_all(task, listed.pictures, images))}
@@ -213,7 +213,7 @@ class _PredictionTask:
 
     source: PictureSource
     target: MaskTarget
-    labeler: WholePictureLabeler
+    labeler: PictureLabeler
     output: PredictionOutput
     pool: Executor
     limits: ImageLimits

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from model.artifacts.manifest import ModelManifest, ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
-from service.core.device.engine import EngineChoice, EngineInfo, Float32Array, ImageBatch
-from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
+from service.core.device.engine import EngineChoice, EngineInfo, ImageBatch
+from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation, Scores
 from service.core.scheduling.scheduler import Lane
 
 
@@ -79,6 +79,35 @@ class LoadedModel:
             self.version, padded, deadline_s=deadline_s, lane=lane, source=source
         )
 
+    def reserve_tiles(
+        self,
+        padded: ImageSize,
+        count: int,
+        *,
+        deadline_s: float,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
+    ) -> list[Reservation]:
+        """Reserve places in the queue for all tiles of a picture, before it is read, or for none of them.
+
+        Args:
+            padded: size of each prepared tile.
+            count: number of tiles.
+            deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds).
+            lane: how urgent the picture is.
+            source: the client or stream; sources of a lane take turns. None = unknown.
+
+        Returns:
+            The arguments of ``submit_tile``; cancel their futures if nothing is submitted.
+
+        Raises:
+            TooManyPixelsError: the queue never has so many places.
+            ServiceError: an error of ``reserve``.
+        """
+        return self.dispatcher.reserve_tiles(
+            self.version, padded, count, deadline_s=deadline_s, lane=lane, source=source
+        )
+
     def expected_wait_s(self) -> float:
         """Return the expected time until everything that runs and waits is done, in seconds."""
         return self.dispatcher.expected_wait_s()
@@ -111,9 +140,23 @@ class LoadedModel:
         """
         return self.dispatcher.submit_picture(reservation, image)
 
-    def infer(
-        self, images_NHW3: ImageBatch, *, deadline_s: float, lane: Lane = Lane.BULK
-    ) -> Future[Float32Array]:
+    def submit_tile(self, tile: PreparedImage, reservation: Reservation) -> Future[Scores]:
+        """Queue one tile of a picture.
+
+        Args:
+            tile: prepared as the manifest says, of the reserved size.
+            reservation: its place in the queue.
+
+        Returns:
+            Future of the raw scores. Cancelling it withdraws the tile unless the engine already has it.
+
+        Raises:
+            UndecodableImageError: two workers died of this tile.
+        """
+        shape = 1, *raw_shape(self.manifest, tile.padded)
+        return self.dispatcher.submit_tile(reservation, tile, shape)
+
+    def infer(self, images_NHW3: ImageBatch, *, deadline_s: float, lane: Lane = Lane.BULK) -> Future[Scores]:
         """Queue one batch and return its raw scores, for evaluation.
 
         Args:
@@ -122,18 +165,20 @@ class LoadedModel:
             lane: how urgent the batch is.
 
         Returns:
-            Future of raw_NKhw: float32, the head's raw output.
+            Future of the raw scores.
 
         Raises:
             ServiceError: an error of ``reserve``.
         """
-        shape = (len(images_NHW3), *_raw_shape(self.manifest, images_NHW3))
+        count, height, width = images_NHW3.shape[:3]
+        shape = count, *raw_shape(self.manifest, ImageSize(height, width))
         return self.dispatcher.submit_scoring(
             self.version, images_NHW3, shape, deadline_s=deadline_s, lane=lane
         )
 
 
-def _raw_shape(manifest: ModelManifest, images_NHW3: ImageBatch) -> tuple[int, int, int]:
+def raw_shape(manifest: ModelManifest, padded: ImageSize) -> tuple[int, int, int]:
+    """Return the shape of raw_Khw, the head's raw output for a prepared picture."""
     sub_pixels = manifest.stride**2 if manifest.upsample == "pixel_shuffle" else 1
-    height, width = images_NHW3.shape[1] // manifest.stride, images_NHW3.shape[2] // manifest.stride
+    height, width = padded.height // manifest.stride, padded.width // manifest.stride
     return manifest.palette.num_classes * sub_pixels, height, width

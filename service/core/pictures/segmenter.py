@@ -1,4 +1,4 @@
-"""Segments pictures: reserves memory and a place in the queue, reads, submits, awaits the labels, renders.
+"""Segments pictures: reserves memory and places in the queue, reads, submits, awaits the labels, renders.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -6,7 +6,6 @@ Axes: H height, W width, 3 = red green blue.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,18 +13,26 @@ from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from model.artifacts.manifest import ModelVersion
+from model.evaluation import protocols
 from model.labels import LabelMap, UInt8Array
 from model.pictures.image import DEFAULT_LIMITS, ImageHeader, ImageLimits
-from model.pictures.preprocess import DEFAULT_MAX_INFER_PIXELS, ImageSize, PreparedImage, size_of
+from model.pictures.preprocess import DEFAULT_MAX_INFER_PIXELS, ImageSize, size_of
 from service.core.deadline import within
-from service.core.errors import BusyError, DeadlineExceededError, DrainingError, ServiceError
+from service.core.errors import (
+    BusyError,
+    DeadlineExceededError,
+    DrainingError,
+    ServiceError,
+    TooManyPixelsError,
+)
 from service.core.models.loaded_model import LoadedModel
+from service.core.pictures.passes import DeviceResult, Passes, TilePasses, WholePass
 from service.core.pictures.picture import Picture
-from service.core.scheduling.dispatcher import Answer, Reservation
+from service.core.scheduling.dispatcher import Answer
 from service.core.scheduling.latency_model import LatencyModel
 from service.core.scheduling.memory_budget import (
     BYTES_PER_PIXEL_IN_FLIGHT,
@@ -45,7 +52,6 @@ DEFAULT_RENDER_BYTES = 5
 
 _ANSWER_BYTES = 5  # a pixel's: 4 for the picture, Pillow's padding included, and 1 for its label
 _CONFIDENCE_BYTES = 1
-_NETWORK_BYTES = 3
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,6 @@ class SegmenterLimits:
 @dataclass(frozen=True, eq=False)
 class _Read:
     image_HW3: UInt8Array
-    prepared: PreparedImage
     decode_s: float
     preprocess_s: float
 
@@ -126,15 +131,15 @@ class _Request:
     deadline_s: float
     render_bytes: int
     confidence: bool
+    tiles: protocols.Protocol | None
     lane: Lane
     source: str | None
     stage: Stage = "decode"
     is_left: bool = False
-    reservation: Reservation | None = None
+    passes: Passes | None = None
     num_bytes: int = 0
     memory: MemoryReservation | None = None
     read: _Read | None = None
-    labels: Future[Answer] | None = None
     labelled_s: float = 0.0
     step: Future[Any] | None = None
 
@@ -142,11 +147,9 @@ class _Request:
         return not self.is_left  # a call, since another thread sets it between two of them
 
     def withdraw(self) -> None:
-        """Cancel the picture unless the device has begun it."""
-        if self.reservation is not None:
-            self.reservation.future.cancel()
-        if self.labels is not None:
-            self.labels.cancel()
+        """Cancel what the device has not begun."""
+        if self.passes is not None:
+            self.passes.withdraw()
 
 
 class Segmenter:
@@ -158,16 +161,27 @@ class Segmenter:
         pool: threads that read and render pictures; the caller closes it.
         limits: of one picture and of all together.
         metrics: counts lost pictures and the processor time of the others; None = not counted.
+        load_kernels: loads what sums the scores of tiles; called in a thread, by the first pictures in tiles.
     """
 
     def __init__(
-        self, pool: Executor, limits: SegmenterLimits | None = None, metrics: Metrics | None = None
+        self,
+        pool: Executor,
+        limits: SegmenterLimits | None = None,
+        metrics: Metrics | None = None,
+        load_kernels: Callable[[], None] = lambda: None,
     ) -> None:
         self._pool = pool
         self._limits = limits or SegmenterLimits()
         self._metrics = metrics or Metrics()
-        self._budget = MemoryBudget(self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT)
+        self._load_kernels = cache(load_kernels)
+        self._budget = MemoryBudget(self._max_bytes)
         self._rendering = RenderingLatency()
+        self._summing_and_rendering = RenderingLatency()
+
+    @property
+    def _max_bytes(self) -> int:
+        return self._limits.max_pixels_in_flight * BYTES_PER_PIXEL_IN_FLIGHT
 
     @asynccontextmanager
     async def segment(
@@ -179,6 +193,7 @@ class Segmenter:
         deadline_s: float,
         render_bytes: int = DEFAULT_RENDER_BYTES,
         confidence: bool = False,
+        tiles: protocols.Protocol | None = None,
         lane: Lane = Lane.INTERACTIVE,
         source: str | None = None,
         labelled: Callable[[Answer], None] | None = None,
@@ -194,10 +209,12 @@ class Segmenter:
             deadline_s: time after which the labels are no longer needed (``time.monotonic``, seconds);
                 labels that are there by then are rendered, however long that takes.
             render_bytes: memory of ``render`` beside the segmentation, in bytes per pixel.
-            confidence: whether ``render`` needs the confidence of each label.
+            confidence: whether ``render`` needs the confidence of each label; not with ``tiles``.
+            tiles: ``passes.tile_protocol``: the picture is labelled at full resolution, tile by tile; None =
+                it is labelled at once, and reduced first if it is too large.
             lane: how urgent the picture is.
             source: the client or stream; sources of a lane take turns. None = unknown.
-            labelled: called in the event loop as soon as the device has answered.
+            labelled: called in the event loop as soon as the device has answered; not with ``tiles``.
 
         Yields:
             The result of ``render``.
@@ -206,7 +223,7 @@ class Segmenter:
             EmptyBodyError: there are no bytes.
             InvalidArgumentError: there are more or fewer bytes than the pixels need.
             UnsupportedMediaError: neither JPEG, PNG nor WebP.
-            TooManyPixelsError: the header declares more than the limits allow.
+            TooManyPixelsError: the header declares more than the limits allow, or the picture has more tiles.
             UndecodableImageError: the picture does not decode.
             BusyError: there was no memory for the picture before the deadline.
             QueueFullError: too many pictures wait.
@@ -218,24 +235,34 @@ class Segmenter:
             ModelOutputInvalidError: the model produced values that are no scores.
             InternalError: the engine failed.
         """
-        request = _Request(model, picture, deadline_s, render_bytes, confidence, lane, source)
+        assert tiles is None or not confidence
+        request = _Request(model, picture, deadline_s, render_bytes, confidence, tiles, lane, source)
         try:
             with self._losses_counted(request):
                 async with within(deadline_s - time.monotonic(), lambda: _too_late(request)):
-                    answer = await _labels(self._in_thread(request, self._reserve_and_submit))
-                    if answer is None:  # there was no memory for the pixels
-                        request.memory = await self._budget.acquire(request.num_bytes)
-                        answer = await _labels(self._in_thread(request, self._read_and_submit))
-                assert answer is not None
+                    last = await self._pass_through(request)
                 request.stage, request.labelled_s = "encode", time.monotonic()
-                if labelled is not None:
-                    labelled(answer)
-                rendered = await asyncio.wrap_future(self._in_thread(request, self._render, answer, render))
+                if labelled is not None and isinstance(last, Answer):
+                    labelled(last)
+                rendered = await asyncio.wrap_future(self._in_thread(request, self._render, last, render))
             yield rendered
         finally:
             self._give_back(request)
 
     # --- in the event loop
+
+    async def _pass_through(self, request: _Request) -> DeviceResult:
+        """Await all passes; return the result of the last one."""
+        result = await _result(self._in_thread(request, self._reserve_and_submit))
+        if result is None:  # there was no memory for the pixels
+            request.memory = await self._budget.acquire(request.num_bytes)
+            result = await _result(self._in_thread(request, self._read_and_submit))
+        assert result is not None
+        assert request.passes is not None
+        while not request.passes.is_complete:
+            result = await _result(self._in_thread(request, self._submit_next, result))
+            assert result is not None
+        return result
 
     def _in_thread(self, request: _Request, step: Callable[..., StepT], *arguments: object) -> Future[StepT]:
         try:
@@ -271,63 +298,82 @@ class Segmenter:
     def _free(self, request: _Request) -> None:
         request.withdraw()
         memory, request.memory = request.memory, None
-        request.reservation = request.read = request.labels = None
+        request.passes = request.read = None
         if memory is not None:
             self._budget.release(memory)
 
     # --- in a thread of the pool
 
-    def _reserve_and_submit(self, request: _Request) -> Future[Answer] | None:
-        """Reserve a place in the queue or refuse, before the picture is read.
+    def _reserve_and_submit(self, request: _Request) -> Future[DeviceResult] | None:
+        """Reserve places in the queue or refuse, before the picture is read.
 
         Returns:
-            Future of the labels; None = there is no memory for the pixels now.
+            Future of the first pass; None = there is no memory for the pixels now.
         """
         limits = self._limits
         with self._metrics.working("decode"):
             header = request.picture.header(limits.image)
-        kept_s = self._rendering.kept_s(header.size.pixels, request.deadline_s)
-        request.reservation = request.model.reserve(
-            header.size.reduced_to(limits.max_infer_pixels).padded(),
-            deadline_s=request.deadline_s - kept_s,
-            lane=request.lane,
-            source=request.source,
-        )
+        request.passes = self._passes(request, header.size)
         render_bytes = request.render_bytes + _CONFIDENCE_BYTES * request.confidence
-        request.num_bytes = bytes_needed(header, limits.max_infer_pixels, render_bytes)
-        request.memory = self._budget.take(request.num_bytes)
+        num_bytes = bytes_needed(header, request.passes.network_bytes, render_bytes)
+        if request.tiles is not None and num_bytes > self._max_bytes:
+            raise TooManyPixelsError(
+                f"{header.size} pixels in tiles need {num_bytes / 1e6:.0f} MB for their scores, and "
+                f"{self._max_bytes / 1e6:.0f} MB are allowed (limits.max_pixels_in_flight): send a smaller "
+                "picture, or ask for less detail"
+            )
+        kept_s = self._rendering_of(request).kept_s(header.size.pixels, request.deadline_s)
+        request.passes.reserve(
+            deadline_s=request.deadline_s - kept_s, lane=request.lane, source=request.source
+        )
+        request.num_bytes = num_bytes
+        request.memory = self._budget.take(num_bytes)
         return None if request.memory is None else self._read_and_submit(request)
 
-    def _read_and_submit(self, request: _Request) -> Future[Answer] | None:
+    def _passes(self, request: _Request, size: ImageSize) -> Passes:
+        if request.tiles is not None:
+            self._load_kernels()
+            return TilePasses(request.model, size, request.tiles)
+        max_pixels = self._limits.max_infer_pixels
+        return WholePass(request.model, size, max_infer_pixels=max_pixels, confidence=request.confidence)
+
+    def _rendering_of(self, request: _Request) -> RenderingLatency:
+        return self._rendering if request.tiles is None else self._summing_and_rendering
+
+    def _read_and_submit(self, request: _Request) -> Future[DeviceResult] | None:
         if not request.is_wanted():
             return None
         with self._metrics.working("decode"):
             request.read = self._read(request)
+        request.stage = "queue"
+        return self._submit_next(request)
+
+    @staticmethod
+    def _submit_next(request: _Request, last: DeviceResult | None = None) -> Future[DeviceResult] | None:
         if not request.is_wanted():
             return None
-        assert request.reservation is not None
-        request.stage = "queue"
-        request.labels = request.model.submit(request.read.prepared, request.reservation)
-        return request.labels
+        assert request.passes is not None
+        return request.passes.submit_next(last)
 
     def _read(self, request: _Request) -> _Read:
-        model = request.model
-        spec = dataclasses.replace(model.manifest.preprocess, max_infer_pixels=self._limits.max_infer_pixels)
+        assert request.passes is not None
         began_s = time.monotonic()
         image_HW3 = request.picture.read(self._limits.image)
         decoded_s = time.monotonic()
         stage_done("decode", began_s, decoded_s)
-        canvas = partial(model.canvas, confidence=request.confidence)
-        prepared = dataclasses.replace(spec.prepare(image_HW3, canvas=canvas), confidence=request.confidence)
+        request.passes.prepare(image_HW3)
         prepared_s = time.monotonic()
         stage_done("preprocess", decoded_s, prepared_s)
-        return _Read(image_HW3, prepared, decoded_s - began_s, prepared_s - decoded_s)
+        return _Read(image_HW3, decoded_s - began_s, prepared_s - decoded_s)
 
     def _render(
-        self, request: _Request, answer: Answer, render: Callable[[Segmentation], RenderedT]
+        self, request: _Request, last: DeviceResult, render: Callable[[Segmentation], RenderedT]
     ) -> RenderedT:
-        read, model = request.read, request.model
+        read, passes, model = request.read, request.passes, request.model
         assert read is not None
+        assert passes is not None
+        with self._metrics.working("encode"):
+            answer = passes.answer(last)
         segmentation = Segmentation(
             label_map=LabelMap(answer.labels_HW, model.manifest.palette),
             confidence_HW=answer.confidence_HW,
@@ -336,7 +382,7 @@ class Segmenter:
             timings=StageTimings(
                 read.decode_s, read.preprocess_s, answer.queue_s, answer.infer_s, answer.post_s
             ),
-            inference_size=read.prepared.content,
+            inference_size=passes.inference_size,
             batch_size=answer.batch_size,
         )
         began_s = time.monotonic()
@@ -345,7 +391,7 @@ class Segmenter:
         ended_s = time.monotonic()
         stage_done("encode", began_s, ended_s)
         pixels, duration_s = size_of(read.image_HW3).pixels, ended_s - request.labelled_s
-        self._rendering.learn(pixels=pixels, duration_s=duration_s)
+        self._rendering_of(request).learn(pixels=pixels, duration_s=duration_s)
         return rendered
 
 
@@ -375,17 +421,15 @@ class RenderingLatency:
             return min(self._latency.predict(pixels), (deadline_s - time.monotonic()) / 2)
 
 
-def bytes_needed(header: ImageHeader, max_infer_pixels: int, render_bytes: int) -> int:
+def bytes_needed(header: ImageHeader, network_bytes: int, render_bytes: int) -> int:
     """Return the most memory of a picture, while it is decoded or its answer is rendered, in bytes.
 
     Args:
         header: of the picture.
-        max_infer_pixels: largest input of the network.
+        network_bytes: of ``Passes``: it lies beside the labels until these are rendered.
         render_bytes: memory of rendering beside the segmentation, in bytes per pixel.
     """
     pixels = header.size.pixels
-    network_bytes = _NETWORK_BYTES * header.size.reduced_to(max_infer_pixels).padded().pixels
-    # The network's input lies beside the labels until these are rendered.
     return max(header.decode_bytes, _ANSWER_BYTES * pixels + network_bytes + render_bytes * pixels)
 
 
@@ -396,17 +440,17 @@ def _too_late(request: _Request) -> ServiceError:
     return DeadlineExceededError("the deadline passed before the answer was there")
 
 
-async def _labels(step: Future[Future[Answer] | None]) -> Answer | None:
-    """Await the labels that a step in a thread submits.
+async def _result(step: Future[Future[DeviceResult] | None]) -> DeviceResult | None:
+    """Await the result of the pass that a step in a thread submits.
 
-    The event loop is woken once, when the labels are there, and not also at the end of the step.
+    The event loop is woken once, when the result is there, and not also at the end of the step.
     """
-    labels: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
-    step.add_done_callback(partial(_pass_on, labels))
+    result: asyncio.Future[DeviceResult | None] = asyncio.get_running_loop().create_future()
+    step.add_done_callback(partial(_pass_on, result))
     try:
-        return await labels
+        return await result
     finally:
-        del step, labels  # an error in them would refer to itself through this frame
+        del step, result  # an error in them would refer to itself through this frame
 
 
 def _pass_on(target: asyncio.Future[Any], source: Future[Any]) -> None:

@@ -16,6 +16,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
@@ -45,6 +47,7 @@ from service.core.errors import (
     ModelOutputInvalidError,
     NoWorkerError,
     ServiceError,
+    TooManyPixelsError,
     UndecodableImageError,
     VersionNotFoundError,
 )
@@ -98,6 +101,19 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
+class Scores:
+    """Raw scores of one batch, and the time that they took.
+
+    Attributes:
+        raw_NKhw: float32, the head's raw output.
+        infer_s: time of the batch in the engine, in seconds.
+    """
+
+    raw_NKhw: Float32Array
+    infer_s: float
+
+
+@dataclass(frozen=True, eq=False)
 class _Picture:
     version: ModelVersion
     image: PreparedImage
@@ -108,11 +124,13 @@ class _Scores:
     version: ModelVersion
     images_NHW3: ImageBatch
     raw_shape: tuple[int, int, int, int]
+    image: PreparedImage | None = None  # of a client, which a worker may die of
 
 
 @dataclass(frozen=True, eq=False)
 class _Reserved:
     version: ModelVersion
+    image: None = None
 
 
 _Work = _Picture | _Scores | _Reserved
@@ -157,6 +175,7 @@ class Dispatcher:
         self._metrics = metrics or Metrics()
         self._tracing = tracing
         self._clock = clock
+        self._max_waiting = max_waiting
         self._scheduler: Scheduler[_Work, Any] = Scheduler(max_waiting)
         self._quarantine = Quarantine()
         self._running: dict[int, _Batch] = {}
@@ -271,8 +290,50 @@ class Dispatcher:
             reservation: Reservation = Item(
                 _Reserved(version), key, self._clock(), deadline_s, lane, source, span=current_span()
             )
-            self._enter(reservation, self._scheduler.reserve_item)
+            self._enter([reservation], self._scheduler.reserve_items)
             return reservation
+
+    def reserve_tiles(
+        self,
+        version: ModelVersion,
+        padded: ImageSize,
+        count: int,
+        *,
+        deadline_s: float,
+        lane: Lane = Lane.INTERACTIVE,
+        source: str | None = None,
+    ) -> list[Reservation]:
+        """Reserve places in the queue for all tiles of a picture, before it is read, or for none of them.
+
+        Args:
+            version: the model version.
+            padded: size of each prepared tile.
+            count: number of tiles.
+            deadline_s: time after which the labels are no longer needed, on the clock, in seconds.
+            lane: how urgent the picture is.
+            source: client or stream that sends it; sources of a lane are served in turn. None = unknown.
+
+        Returns:
+            The arguments of ``submit_tile``; cancel their futures if nothing is submitted.
+
+        Raises:
+            TooManyPixelsError: the queue never has so many places.
+            ServiceError: an error of ``reserve_picture``.
+        """
+        if count > self._max_waiting:
+            raise TooManyPixelsError(
+                f"the picture has {count} tiles, and the queue has {self._max_waiting} places "
+                "(limits.max_waiting): send a smaller picture, or ask for less detail"
+            )
+        key, span = _scores_key(version, np.dtype(np.uint8), padded), current_span()
+        with self._changed:
+            now_s = self._clock()
+            places: list[Reservation] = [
+                Item(_Reserved(version), key, now_s, deadline_s, lane, source, span=span)
+                for _ in range(count)
+            ]
+            self._enter(places, self._scheduler.reserve_items)
+            return places
 
     def submit_picture(self, reservation: Reservation, image: PreparedImage) -> Future[Answer]:
         """Queue one picture in its reserved place.
@@ -300,6 +361,7 @@ class Dispatcher:
                 raise UndecodableImageError("two workers died of this picture")
             picture = _Picture(version, image)
             if reservation.key == key:
+                reservation.admitted_s = self._clock()
                 return self._use(reservation, picture)
             reservation.future.cancel()
             return self._admit(
@@ -314,6 +376,29 @@ class Dispatcher:
                 )
             )
 
+    def submit_tile(
+        self, reservation: Reservation, tile: PreparedImage, raw_shape: tuple[int, int, int, int]
+    ) -> Future[Scores]:
+        """Queue one tile in its reserved place; its age is that of the reservation.
+
+        Args:
+            reservation: of ``reserve_tiles``.
+            tile: of the reserved size, without confidence.
+            raw_shape: shape of the scores, raw_NKhw.
+
+        Returns:
+            The scores; cancelling the future withdraws the tile unless the engine has it already.
+
+        Raises:
+            UndecodableImageError: two workers died of this tile.
+        """
+        version = reservation.work.version
+        with self._changed:
+            self._add_recent_size(tile.padded)
+            if self._quarantine.deaths_of(version, tile) >= MAX_DEATHS:
+                raise UndecodableImageError("two workers died of this picture")
+            return self._use(reservation, _Scores(version, tile.pixels_HW3[np.newaxis], raw_shape, tile))
+
     def submit_scoring(
         self,
         version: ModelVersion,
@@ -322,7 +407,7 @@ class Dispatcher:
         *,
         deadline_s: float,
         lane: Lane = Lane.BULK,
-    ) -> Future[Float32Array]:
+    ) -> Future[Scores]:
         """Queue one batch whose raw scores are wanted; no other picture joins it.
 
         Args:
@@ -340,7 +425,7 @@ class Dispatcher:
             DrainingError: the service is about to stop.
         """
         count, height, width = images_NHW3.shape[:3]
-        key = BatchKey((version, "scores", images_NHW3.dtype.name), ImageSize(height, width))
+        key = _scores_key(version, images_NHW3.dtype, ImageSize(height, width))
         work = _Scores(version, images_NHW3, raw_shape)
         with self._changed:
             return self._admit(Item(work, key, self._clock(), deadline_s, lane, pictures=count))
@@ -367,7 +452,7 @@ class Dispatcher:
             self._dispatch()  # first, because the device is free
             self._utilization.add_batch(report.infer_s + report.post_s, now_s=self._clock())
             for item, outcome in zip(batch.items, report.outcomes, strict=True):
-                if outcome is Outcome.ANSWERED and isinstance(item.work, _Picture):
+                if outcome is Outcome.ANSWERED and item.work.image is not None:
                     self._quarantine.clear(item.work.version, item.work.image)
         self._metrics.batch_done(size=len(batch.items), padding_ratio=_padding_ratio(batch))
         for item, outcome, output in zip(batch.items, report.outcomes, outputs, strict=True):
@@ -389,7 +474,7 @@ class Dispatcher:
             self._is_ready, self._outage_s = False, retry_after_s
             lost = [item for token in executing for item in self._end_batch(token).items]
             for item in lost:
-                if isinstance(item.work, _Picture):
+                if item.work.image is not None:
                     self._quarantine.record_death(item.work.version, item.work.image)
             for token in waiting:
                 self._scheduler.requeue_items(self._end_batch(token).items)
@@ -409,28 +494,29 @@ class Dispatcher:
         with self._changed:
             return self._utilization.ratio(now_s=self._clock())
 
-    def _use(self, reservation: Reservation, picture: _Picture) -> Future[Any]:
-        reservation.work = picture
-        reservation.admitted_s = self._clock()
+    def _use(self, reservation: Reservation, work: _Picture | _Scores) -> Future[Any]:
+        reservation.work = work
         self._scheduler.admit_item(reservation)
         self._dispatch()
         return reservation.future
 
     def _admit(self, item: _Item) -> Future[Any]:
-        self._enter(item, self._scheduler.admit_item)
+        self._enter([item], lambda items: self._scheduler.admit_item(items[0]))
         self._dispatch()
         return item.future
 
-    def _enter(self, item: _Item, enter: Callable[[_Item], None]) -> None:
+    def _enter(self, items: Sequence[_Item], enter: Callable[[Sequence[_Item]], None]) -> None:
+        """Hand new items of one version to the scheduler."""
         if self._closing:
             raise DrainingError("the service is about to stop")
         if self._outage_s:
             raise self._no_worker()
-        if (version := item.work.version) not in self._unanswered:
+        if (version := items[0].work.version) not in self._unanswered:
             raise VersionNotFoundError(f"{version} is not served")
-        enter(item)
-        self._unanswered[version] += 1
-        item.future.add_done_callback(partial(self._on_answered, version))
+        enter(items)
+        self._unanswered[version] += len(items)
+        for item in items:
+            item.future.add_done_callback(partial(self._on_answered, version))
 
     def _no_worker(self) -> NoWorkerError:
         return NoWorkerError("no worker could be started", retry_after_s=max(1.0, self._outage_s))
@@ -487,10 +573,14 @@ def _batch_job(batch: _Batch) -> BatchJob:
     return LabelBatchJob(work.version, images, deadlines_s, batch.expected_s)
 
 
-def _result(item: _Item, report: BatchReport, output: Any) -> Answer | Float32Array:
+def _scores_key(version: ModelVersion, dtype: np.dtype[Any], padded: ImageSize) -> BatchKey:
+    """Return the key of a batch whose raw scores are wanted: no other item joins it."""
+    return BatchKey((version, "scores", dtype.name), padded)
+
+
+def _result(item: _Item, report: BatchReport, output: Any) -> Answer | Scores:
     if isinstance(item.work, _Scores):
-        scores: Float32Array = output
-        return scores
+        return Scores(output, report.infer_s)
     queue_s = max(0.0, report.begun_s - item.admitted_s)
     labels_HW, confidence_HW = answer_planes(output)
     times_s = queue_s, report.infer_s, report.post_s

@@ -76,7 +76,7 @@ class Scheduler(Generic[WorkT, ResultT]):
     Each admitted item is answered exactly once: by the caller when it is in a batch, by the scheduler when it
     expires, or by cancelling its future.
 
-    Refusing early saves the most work. ``reserve_item`` decides like ``admit_item`` when only the size of a
+    Refusing early saves the most work. ``reserve_items`` decides like ``admit_item`` when only the size of a
     picture is known; a reserved item is not refused later.
 
     Not thread-safe: its owner holds a lock around every call.
@@ -106,7 +106,7 @@ class Scheduler(Generic[WorkT, ResultT]):
     def check_early(
         self, lane: Lane, model: Hashable, *, now_s: float, deadline_s: float, source: Hashable = None
     ) -> None:
-        """Refuse an item of unknown size if ``reserve_item`` would refuse the smallest recent size.
+        """Refuse an item of unknown size if ``reserve_items`` would refuse the smallest recent size.
 
         Under overload, receiving a picture already takes time from the admitted ones.
 
@@ -128,19 +128,31 @@ class Scheduler(Generic[WorkT, ResultT]):
         if not (self._is_idle or ready_s <= deadline_s):
             raise self._too_late(now_s)
 
-    def reserve_item(self, item: Item[WorkT, ResultT]) -> None:
-        """Reserve a place in the queue for an item that is not ready for the device yet.
+    def reserve_items(self, items: Sequence[Item[WorkT, ResultT]]) -> None:
+        """Reserve places in the queue for items that are not ready for the device yet, or for none of them.
 
-        ``admit_item`` or ``withdraw`` must follow; cancelling the future is not enough.
+        ``admit_item`` or ``withdraw`` must follow for each; cancelling the future is not enough.
+
+        Args:
+            items: one picture, or all tiles of one; of one key, lane and source.
 
         Raises:
             DeadlineExceededError: the deadline has passed.
             QueueFullError: too many items wait, or they outlast the deadline.
             RateLimitedError: too many items of this source wait.
         """
-        self._check(item)
-        self._lanes[item.lane].add_reserved(item)
-        self._reserved[item.future] = item
+        is_idle = self._is_idle
+        for number, item in enumerate(items):
+            try:
+                self._check(item, is_idle=is_idle)
+            except (QueueFullError, RateLimitedError) as error:
+                for reserved in items[:number]:
+                    self.withdraw(reserved.future)
+                if not number:
+                    raise
+                wait_s = self.expected_wait_s(now_s=item.admitted_s)
+                raise type(error)(_too_few_places(number, len(items)), retry_after_s=wait_s) from None
+            self._reserve(item)
 
     def admit_item(self, item: Item[WorkT, ResultT]) -> None:
         """Queue an item. A reserved one is not refused, one that was answered meanwhile is ignored.
@@ -154,7 +166,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         if self._reserved.pop(item.future, None):
             queue.remove_reserved(item)
         elif not item.future.done():
-            self._check(item)
+            self._check(item, is_idle=self._is_idle)
         if item.future.done():
             return
         if not queue:
@@ -226,12 +238,17 @@ class Scheduler(Generic[WorkT, ResultT]):
             if item.try_start():
                 item.future.set_exception(error())
 
-    def _check(self, item: Item[WorkT, ResultT]) -> None:
+    def _reserve(self, item: Item[WorkT, ResultT]) -> None:
+        self._lanes[item.lane].add_reserved(item)
+        self._reserved[item.future] = item
+
+    def _check(self, item: Item[WorkT, ResultT], *, is_idle: bool) -> None:
+        """Refuse an item; an idle device tries it: that delays no other one and corrects the estimate."""
         now_s = item.admitted_s
         if now_s >= item.deadline_s:
             raise DeadlineExceededError("the deadline passed before the request was queued")
         self._check_capacity(item.lane, item.source, now_s)
-        if not self._is_in_time(item):
+        if not (is_idle or self._is_in_time(item)):
             raise self._too_late(now_s)
 
     def _too_late(self, now_s: float) -> QueueFullError:
@@ -270,9 +287,6 @@ class Scheduler(Generic[WorkT, ResultT]):
         return max(_SOURCE_SHARE, 1 / (1 + len(sources))), self._max_items // _NEW_SOURCE_SHARE
 
     def _is_in_time(self, item: Item[WorkT, ResultT]) -> bool:
-        """Predict; but an idle device takes any item: that delays no other one and corrects the estimate."""
-        if self._is_idle:
-            return True
         latency = self._latencies[item.key.model]
         wait_s = self._wait_s(item.lane, item.admitted_s)
         wait_s += self._lanes[item.lane].work_until_s(item, self._latencies)
@@ -347,6 +361,13 @@ class Scheduler(Generic[WorkT, ResultT]):
 
 def _are_waiting(count: int) -> str:
     return "1 request is waiting" if count == 1 else f"{count} requests are waiting"
+
+
+def _too_few_places(number: int, needed: int) -> str:
+    return (
+        f"the picture has {needed} tiles, and only {number} of them find a place in the queue and enough "
+        "time: try again later, allow more time, or ask for less detail"
+    )
 
 
 def _choose(

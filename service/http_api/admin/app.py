@@ -27,7 +27,8 @@ def create_admin_app(
     """Return the application.
 
     Args:
-        routers: their paths begin with ``/admin/v1``, except that of the metrics.
+        routers: of administration (``/admin/v1``), metrics, the page, and the model repository of the Open
+            Inference Protocol (``/v2/repository``).
         policy: conditions on each request.
         lifecycle: of the process.
         metrics: counts the answers.
@@ -35,7 +36,7 @@ def create_admin_app(
     """
     app = problem_app(
         title="BiSeNet segmentation service: administration",
-        description="Every request needs `Authorization: Bearer TOKEN`.",
+        description="Every request needs `Authorization: Bearer TOKEN`, except those for files of the page.",
     )
     for router in routers:
         app.include_router(router)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request, Response
@@ -18,7 +19,7 @@ from service.core.jobs.job import Job, Jobs, RequestT, ResultT
 from service.core.readiness import Readiness
 from service.http_api.admin.audit import note_change
 
-_ALLOWED_S = 10.0
+_DATABASE_TIMEOUT_S = 10.0
 """Longest wait for the jobs database, in seconds: another process can lock a file for half a minute."""
 
 PACE = "Pictures a second since a worker last took the job up; null before the first one."
@@ -67,7 +68,7 @@ class JobRoutes(Generic[RequestT, ResultT, DocumentT]):
         Raises:
             BusyError: that takes too long.
         """
-        async with within(_ALLOWED_S, lambda: BusyError("the jobs database does not answer")):
+        async with within(_DATABASE_TIMEOUT_S, lambda: BusyError("the jobs database does not answer")):
             return await asyncio.wrap_future(self._pool.submit(function))
 
     async def submit(
@@ -81,8 +82,10 @@ class JobRoutes(Generic[RequestT, ResultT, DocumentT]):
             submit: queues the job under a key; blocks.
         """
         key = _idempotency_key(request)
-        job = await self.call(lambda: submit(key))
-        note_change(request, before=None, after={"id": job.id, "state": job.state})
+        with _noted_if_unknown(request, before=None):
+            earlier = None if key is None else await self.call(lambda: self._jobs.find_by_key(key))
+            job = await self.call(lambda: submit(key))
+        note_change(request, before=_noted(earlier), after=_noted(job))
         response.headers["Location"] = f"{self._prefix}/{job.id}"
         return self._describe(job)
 
@@ -104,8 +107,9 @@ class JobRoutes(Generic[RequestT, ResultT, DocumentT]):
     async def cancel(self, request: Request, job_id: str) -> DocumentT:
         """Cancel a job before its next step; a job that has ended does not change."""
         before = await self._get(job_id)
-        after = await self.call(lambda: self._jobs.cancel_job(job_id))
-        note_change(request, before={"state": before.state}, after={"state": after.state})
+        with _noted_if_unknown(request, before=_noted(before)):
+            after = await self.call(lambda: self._jobs.cancel_job(job_id))
+        note_change(request, before=_noted(before), after=_noted(after))
         return self._describe(after)
 
     async def _get(self, job_id: str) -> Job[RequestT, ResultT]:
@@ -132,6 +136,21 @@ class JobRoutes(Generic[RequestT, ResultT, DocumentT]):
 
     def _event_of(self, job: Job[RequestT, ResultT]) -> str:
         return f"event: {self._event}\ndata: {self._describe(job).model_dump_json()}\n\n"
+
+
+def _noted(job: Job[RequestT, ResultT] | None) -> dict[str, str] | None:
+    """Return what the audit log says of a job."""
+    return None if job is None else {"id": job.id, "state": job.state}
+
+
+@contextmanager
+def _noted_if_unknown(request: Request, *, before: dict[str, str] | None) -> Iterator[None]:
+    """Say in the audit log that a change may come about although the answer is 503."""
+    try:
+        yield
+    except BusyError:
+        note_change(request, before=before, after={"state": "unknown"})
+        raise
 
 
 def body_of(document: type[BaseModel]) -> dict[str, Any]:

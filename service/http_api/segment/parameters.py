@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
 from model.errors import PaletteError
+from model.evaluation.protocols import Protocol
 from model.labels import ClassPalette
 from service.core.errors import InvalidArgumentError
 from service.core.pictures.codec import DEFAULT_ALPHA
+from service.core.pictures.passes import FULL_DETAIL
 from service.http_api.documents import Confidence, MaskEncoding
 from service.http_api.segment.negotiation import Output, negotiate
 from service.http_api.segment.rendering import RenderingRequest
@@ -22,6 +24,8 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _SAID_IN_THE_PATH = (
     ": the path says it, /v1/models/{model}:segment or /v1/models/{model}/versions/{version}:segment"
 )
+Detail = Literal["reduced", "full"]
+
 _SIX_DIGITS = re.compile(r"[0-9]{1,6}")
 
 
@@ -49,6 +53,11 @@ class SegmentQuery(BaseModel):
         description="Probability of the labels in the answer, which is JSON then: none, mean (of each class) "
         "or png (of each pixel, and mean).",
     )
+    detail: Detail = Field(
+        "reduced",
+        description="How much of a large picture the network sees: reduced to `limits.max_infer_pixels`, or "
+        "full, tile by tile (slower, and without confidence): reduced or full.",
+    )
     timeout_ms: int | None = Field(
         None,
         ge=1,
@@ -56,6 +65,11 @@ class SegmentQuery(BaseModel):
         description=f"Milliseconds after which the answer is no longer needed: 1 to {MAX_TIMEOUT_MS}. "
         f"The header {TIMEOUT_HEADER} means the same.",
     )
+
+    @property
+    def tiles(self) -> Protocol | None:
+        """How the picture is labelled tile by tile; None = at once."""
+        return FULL_DETAIL if self.detail == "full" else None
 
 
 _NOTHING_ASKED = SegmentQuery.model_validate({})
@@ -65,7 +79,8 @@ def segment_query(request: Request) -> SegmentQuery:
     """Read the query of a request.
 
     Raises:
-        InvalidArgumentError: a parameter is unknown or not valid, or one other than ``classes`` is repeated.
+        InvalidArgumentError: a parameter is unknown or not valid, one other than ``classes`` is repeated, or
+            two contradict each other.
     """
     asked = request.query_params
     if not asked:
@@ -77,10 +92,13 @@ def segment_query(request: Request) -> SegmentQuery:
     if "classes" in asked:
         values["classes"] = asked.getlist("classes")
     try:
-        return SegmentQuery.model_validate(values)
+        query = SegmentQuery.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise _invalid_parameter(first) from None
+    if query.tiles is not None and query.confidence != "none":
+        raise InvalidArgumentError("detail=full gives no confidence: leave one of the two out")
+    return query
 
 
 def _invalid_parameter(error: Mapping[str, Any]) -> InvalidArgumentError:

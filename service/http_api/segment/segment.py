@@ -7,6 +7,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
+from model.evaluation.protocols import Protocol
 from model.labels import ClassPalette
 from service.core.models.loaded_model import LoadedModel
 from service.core.pictures.segmenter import Segmenter
@@ -49,14 +50,19 @@ class SegmentEndpoint:
                 data = await read_picture(request, options.body, hold)
                 exchange.received_s = time.monotonic() - exchange.started_s
                 task = task_of(data)
-                work = self._rendering(model, task, exchange, deadline_s)
+                work = self._rendering(model, task, exchange, deadline_s, query.tiles)
                 rendering = await while_connected(request.receive, work)
         exchange.stages_s = rendering.stages_s
         exchange.notes.update(rendering.notes, bytes_in=len(data), bytes_out=len(rendering.body))
         return PiecewiseResponse(rendering.body, headers=rendering.headers, media_type=task.media_type)
 
     async def _rendering(
-        self, model: LoadedModel, task: Task, exchange: Exchange, deadline_s: float
+        self,
+        model: LoadedModel,
+        task: Task,
+        exchange: Exchange,
+        deadline_s: float,
+        tiles: Protocol | None,
     ) -> Rendering:
         async with self._segmenter.segment(
             model,
@@ -65,6 +71,7 @@ class SegmentEndpoint:
             deadline_s=deadline_s,
             render_bytes=task.render_bytes,
             confidence=task.confidence,
+            tiles=tiles,
             source=exchange.source,
         ) as rendering:
             if len(rendering.body) > PIECE_BYTES:  # reserve its memory before that of the picture is released

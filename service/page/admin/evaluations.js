@@ -1,13 +1,12 @@
 // The part "Evaluations": start, watch, cancel; the report of one, or two side by side.
 
-import { ask } from "../api.js";
-import { byId, element, percent, say, swatch } from "../dom.js";
-import { confusionMatrix } from "./matrix.js";
+import { ask, inWords, ServiceError } from "../api.js";
+import { byId, element, say } from "../dom.js";
+import { comparison, points, Report } from "./report.js";
 import { table } from "./versions.js";
 
 const PATH = "admin/v1/evaluations";
-const WORST = 10;
-const POINTS = 100;
+const AGAIN_MS = 2000;
 
 export class EvaluationsPage {
   constructor() {
@@ -41,14 +40,13 @@ export class EvaluationsPage {
       await action();
     } catch (error) {
       if (error.name === "AbortError") return;
-      const missing = error.status === 404 ? "This service runs no evaluation jobs (jobs.mode)." : error.message;
-      say(this.status, missing, true);
+      say(this.status, error instanceof ServiceError ? inWords(error) : "The connection to the service broke.", true);
     }
   }
 
   async fillForm() {
     const form = byId("submit");
-    const { datasets, protocols } = await (await ask(`${PATH}:choices`)).json();
+    const { datasets, protocols } = await choices();
     const { models } = await (await ask("admin/v1/models")).json();
     const names = models.flatMap(({ name, versions }) => [...versions].reverse().map(({ version }) => `${name}@${version}`));
     for (const [field, values] of [["model", names], ["dataset", datasets], ["protocol", protocols]]) {
@@ -69,16 +67,21 @@ export class EvaluationsPage {
     this.watch(job.id);
   }
 
-  /** Follow a job by its events until it has ended. */
+  /** Follow a job by its events until it has ended; a stream that breaks is opened again. */
   async watch(id) {
-    await this.attempt(async () => {
-      const answer = await ask(`${PATH}/${id}/events`, { signal: this.watching.signal });
-      for await (const job of eventsOf(answer)) {
-        this.jobs.set(id, job);
-        this.list();
-        if (isFinal(job)) say(this.status, `The evaluation of ${job.model} on ${job.dataset} ${stateWords(job)}.`);
-      }
-    });
+    const { signal } = this.watching;
+    while (!signal.aborted && !isFinal(this.jobs.get(id))) {
+      await this.attempt(() => this.follow(id, signal));
+      await new Promise((done) => setTimeout(done, AGAIN_MS));
+    }
+  }
+
+  async follow(id, signal) {
+    for await (const job of eventsOf(await ask(`${PATH}/${id}/events`, { signal }))) {
+      this.jobs.set(id, job);
+      this.list();
+      if (isFinal(job)) say(this.status, `The evaluation of ${job.model} on ${job.dataset} ${stateWords(job)}.`);
+    }
   }
 
   list() {
@@ -116,27 +119,21 @@ export class EvaluationsPage {
   async open(jobs) {
     const reports = await Promise.all(jobs.map(async ({ id }) => (await ask(`${PATH}/${id}/scores`)).json()));
     const [first, other] = reports;
-    const parts = other ? comparison(first, other) : this.single(jobs[0], first);
-    byId("report").replaceChildren(...parts);
+    this.report?.close();
+    this.report = other ? null : new Report(first, `${PATH}/${jobs[0].id}`);
+    const download = element("button", { type: "button" }, "Download the report with pictures");
+    download.addEventListener("click", () => this.attempt(() => save(jobs[0])));
+    byId("report").replaceChildren(...(other ? comparison(first, other) : [download, ...this.report.parts()]));
     byId("report").scrollIntoView();
   }
+}
 
-  single(job, report) {
-    const { scores } = report;
-    const between = scores.miou_interval ? `, 95 % of resamples ${interval(scores.miou_interval)}` : "";
-    const download = element("button", { type: "button" }, "Download the report with pictures");
-    download.addEventListener("click", () => this.attempt(() => save(job)));
-    return [
-      element("h2", {}, `${report.model} on ${report.dataset} ${report.split}`),
-      element("p", {}, `mIoU ${points(scores.miou)}${between}; ${report.images} pictures, ${report.precision}, ${job.protocol}.`),
-      download,
-      element("h2", {}, "IoU of each class"),
-      wide("IoU of each class", table(["class", "IoU", "bar", "95 % of resamples", "share of pixels"], report.classes.map(classRow))),
-      element("h2", {}, "Confusion matrix"),
-      wide("Confusion matrix", confusionMatrix(report)),
-      element("h2", {}, "Worst pictures"),
-      wide("Worst pictures", table(["picture", "mIoU"], worst(report).map((one) => [one.name, points(one.miou)]))),
-    ];
+async function choices() {
+  try {
+    return await (await ask(`${PATH}:choices`)).json();
+  } catch (error) {
+    if (error.status === 404) throw new ServiceError("This service runs no evaluation jobs (jobs.mode).");
+    throw error;
   }
 }
 
@@ -165,46 +162,6 @@ async function save({ id }) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-function comparison(first, other) {
-  const iou = new Map(other.classes.map((one) => [one.name, one.iou]));
-  const rows = first.classes.map((one) => {
-    const second = iou.get(one.name) ?? null;
-    return [label(one), points(one.iou), points(second), difference(one.iou, second)];
-  });
-  const total = [element("strong", {}, "mIoU"), points(first.scores.miou), points(other.scores.miou)];
-  rows.unshift([...total, difference(first.scores.miou, other.scores.miou)]);
-  const title = (report) => `${report.model} ${report.precision}`;
-  return [
-    element("h2", {}, "Side by side"),
-    element("p", {}, `${first.dataset} ${first.split} and ${other.dataset} ${other.split}`),
-    wide("Side by side", table(["class", title(first), title(other), "difference"], rows)),
-  ];
-}
-
-function difference(a, b) {
-  if (a === null || b === null) return "none";
-  const delta = POINTS * (b - a);
-  return `${delta >= 0 ? "+" : "−"}${Math.abs(delta).toFixed(1)}`;
-}
-
-function classRow(one) {
-  const width = `${POINTS * (one.iou ?? 0)}%`;
-  const bar = element("span", { className: "bar meter" }, element("span", { className: "fill", style: { width } }));
-  return [label(one), points(one.iou), bar, one.iou_interval ? interval(one.iou_interval) : "none", percent(one.share ?? 0)];
-}
-
-function label({ name, color }) {
-  return element("span", { className: "label" }, swatch(color), name);
-}
-
-function worst({ per_image: pictures }) {
-  return pictures.filter(({ miou }) => miou !== null).sort((a, b) => a.miou - b.miou).slice(0, WORST);
-}
-
-function wide(name, content) {
-  return element("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: name }, content);
-}
-
 function isFinal({ state }) {
   return state !== "queued" && state !== "running";
 }
@@ -218,12 +175,4 @@ function progress({ done, total }) {
   const bar = element("progress", { max: total ?? 1, value: done, ariaLabel: "Pictures that are counted" });
   if (total === null) bar.removeAttribute("value");
   return bar;
-}
-
-function points(share) {
-  return share === null ? "none" : `${(POINTS * share).toFixed(1)} %`;
-}
-
-function interval([low, high]) {
-  return `${points(low)} to ${points(high)}`;
 }

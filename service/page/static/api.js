@@ -1,5 +1,7 @@
 // The service's HTTP interface, as these pages use it.
 
+import { readPng } from "./png.js";
+
 let apiKey = "";
 
 /** An answer of the service that is no success, in words for people. */
@@ -12,6 +14,10 @@ export class ServiceError extends Error {
 
 export function useKey(key) {
   apiKey = key;
+}
+
+export function hasKey() {
+  return apiKey !== "";
 }
 
 /** Ask the service; throw a ServiceError for anything but a success. */
@@ -41,6 +47,15 @@ async function errorOf(response) {
   });
 }
 
+/** Return the message of an error, with the id of its request where it has one. */
+export function inWords(error) {
+  return error.requestId ? `${error.message} (request ${error.requestId})` : error.message;
+}
+
+export function bytesOf(base64) {
+  return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+}
+
 /** Return the address of the WebSocket for frames. */
 export function streamAddress() {
   const address = new URL("page/camera", document.baseURI);
@@ -63,19 +78,21 @@ export function segmentPath(model) {
   return `v1/models/${encodeURIComponent(model.name)}/versions/${model.version}:segment`;
 }
 
-/** Return {labels, width, height, stages} of a picture: one class id per pixel, milliseconds per stage. */
+/** Return {labels, confidence, width, height, stages}: a class id and 255ths of a probability per pixel, ms per stage. */
 export async function labelsOf(picture, model, signal) {
-  const response = await ask(`${segmentPath(model)}?output=labels`, {
+  const response = await ask(`${segmentPath(model)}?mask=png&confidence=png`, {
     method: "POST",
     body: picture,
-    headers: { Accept: "application/octet-stream" },
+    headers: { Accept: "application/json" },
     signal,
   });
-  const labels = new Uint8Array(await response.arrayBuffer());
+  const { mask, confidence } = await response.json();
+  const [labels, sure] = await Promise.all([mask, confidence].map(({ data }) => readPng(bytesOf(data))));
   return {
-    labels,
-    width: Number(response.headers.get("x-image-width")),
-    height: Number(response.headers.get("x-image-height")),
+    labels: labels.values,
+    confidence: sure.values,
+    width: labels.width,
+    height: labels.height,
     stages: stagesOf(response.headers.get("server-timing") ?? ""),
   };
 }

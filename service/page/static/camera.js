@@ -1,8 +1,9 @@
 // The page "Camera": the browser's camera in, its masks over it, as fast as the service answers.
 
 import { streamAddress, streamProtocols } from "./api.js";
-import { byId, element, say, settings } from "./dom.js";
+import { byId, element, say, slider } from "./dom.js";
 import { title } from "./names.js";
+import { openCamera } from "./webcam.js";
 import { frameMessage, openMessage, readAnswer } from "./wire.js";
 
 const MAX_SIDE = 1280;
@@ -19,12 +20,7 @@ export class CameraPage {
     this.status = byId("camera-status");
     this.capture = element("canvas");
     byId("camera-start").addEventListener("click", () => (this.run ? this.run.stop() : this.start()));
-    const opacity = byId("camera-opacity");
-    opacity.value = settings.read("opacity", 60);
-    const apply = () => (byId("camera-mask").style.opacity = Number(opacity.value) / 100);
-    opacity.addEventListener("input", apply);
-    opacity.addEventListener("change", () => settings.write("opacity", Number(opacity.value)));
-    apply();
+    slider(byId("camera-opacity"), "opacity", 60, (value) => (byId("camera-mask").style.opacity = value / 100));
   }
 
   /** Fill the choice; models is what the service serves, the default first. */
@@ -40,14 +36,10 @@ export class CameraPage {
   }
 
   async start() {
-    if (!navigator.mediaDevices) {
-      return say(this.status, "The browser gives a page its camera only over HTTPS or on this machine.", true);
-    }
     const button = byId("camera-start");
     button.disabled = true;
     try {
-      const video = { facingMode: "environment", width: { ideal: MAX_SIDE }, height: { ideal: 720 } };
-      const stream = await navigator.mediaDevices.getUserMedia({ video });
+      const stream = await openCamera({ width: { ideal: MAX_SIDE }, height: { ideal: 720 } });
       this.run = new CameraRun(stream, this.models[Number(byId("camera-model").value)], this.capture);
       button.textContent = "Stop";
       button.disabled = false;
@@ -55,7 +47,7 @@ export class CameraPage {
       const end = await this.run.finished;
       say(this.status, end.message, end.isBad);
     } catch (error) {
-      say(this.status, cameraError(error), true);
+      say(this.status, error.message, true);
     } finally {
       this.run = null;
       button.disabled = false;
@@ -206,13 +198,4 @@ function closeWords(code, reason) {
     message: "The stream ended. The service cannot be reached, refuses this page, or has too many streams.",
     isBad: true,
   };
-}
-
-function cameraError(error) {
-  const words = {
-    NotAllowedError: "The browser may not use the camera. Allow it in the address bar and start again.",
-    NotFoundError: "This machine has no camera.",
-    NotReadableError: "Another program uses the camera.",
-  };
-  return words[error.name] ?? `The camera gives no picture: ${error.message || error.name}.`;
 }

@@ -43,3 +43,11 @@ export const settings = {
     }
   },
 };
+
+/** Let a slider be applied at once, and keep its value under a name for the next visit. */
+export function slider(input, name, fallback, apply) {
+  input.value = settings.read(name, fallback);
+  input.addEventListener("input", () => apply(Number(input.value)));
+  input.addEventListener("change", () => settings.write(name, Number(input.value)));
+  apply(Number(input.value));
+}

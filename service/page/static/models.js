@@ -27,18 +27,18 @@ function card(model) {
     { className: "card" },
     element("h2", {}, `${model.name}@${model.version}${model.default ? " (default)" : ""}`),
     element("table", {}, element("tbody", {}, ...facts.map(([name, value]) => row(name, value)))),
-    ...scores(model.evaluations),
+    ...scores(`${model.name}@${model.version}`, model.evaluations),
     element("ul", { className: "classes", ariaLabel: "Classes" }, ...model.classes.map(classItem)),
   );
 }
 
 function measured({ precision, streams, threads, latency_ms: latency }) {
-  return `${precision}: ${latency.toFixed(0)} ms (${streams} streams, ${threads} threads)`;
+  return `${precision}: ${latency.toFixed(0)} ms (${counted(streams, "stream")}, ${counted(threads, "thread")})`;
 }
 
-function scores(evaluations) {
+function scores(name, evaluations) {
   if (!evaluations.length) return [element("p", { className: "hint" }, "No evaluation of this version is known here.")];
-  const head = ["data set", "protocol", "precision", "mIoU", "pictures"].map((name) => element("th", { scope: "col" }, name));
+  const head = ["data set", "protocol", "precision", "mIoU", "pictures"].map((text) => element("th", { scope: "col" }, text));
   const rows = evaluations.map((one) =>
     element(
       "tr",
@@ -52,7 +52,8 @@ function scores(evaluations) {
       ].map((text) => element("td", {}, text)),
     ),
   );
-  return [element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows))];
+  const table = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+  return [element("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: `Scores of ${name}` }, table)];
 }
 
 function row(name, value) {
@@ -61,4 +62,8 @@ function row(name, value) {
 
 function classItem({ name, color }) {
   return element("li", {}, swatch(color), name);
+}
+
+function counted(number, thing) {
+  return `${number} ${thing}${number === 1 ? "" : "s"}`;
 }

@@ -1,23 +1,72 @@
 // The request of the page as lines that repeat it elsewhere.
 
+import { hasKey } from "./api.js";
 import { element, say } from "./dom.js";
 
 const INDENT = "    ";
+const GRPC_PORT = 8001;
+const KEY = "YOUR_KEY";
 
 export function showSnippets(target, model, origin, status) {
-  const url = new URL(`v1/models/${model.name}:segment`, origin).href;
+  const name = model.default ? model.name : `${model.name}@${model.version}`;
   const texts = {
-    curl: `curl --data-binary @photo.jpg ${url} -o mask.png`,
-    Python: [
-      "from service.client.http_client import HttpClient",
-      "",
-      `with HttpClient("${new URL(origin).origin}") as client:`,
-      `${INDENT}answer = client.segment(open("photo.jpg", "rb").read(), model="${model.name}")`,
-      "print(answer.mask.labels().shape)",
-    ].join("\n"),
-    "gRPC, for a film": `bisenet stream photo.mp4 --server ${new URL(origin).hostname}:8001 --model ${model.name} --out overlay.mp4`,
+    curl: curlLine(model, origin),
+    Python: clientLines("HttpClient", "http_client", [quoted(rootOf(origin)), ...keyArgument()], name),
+    [`gRPC in Python (port ${GRPC_PORT} unless set otherwise)`]: clientLines(
+      "GrpcClient",
+      "grpc_client",
+      [quoted(grpcAddress(origin)), ...keyArgument(), ...tlsArgument(origin)],
+      name,
+    ),
+    "gRPC, for a film": filmLine(name, origin),
   };
-  target.replaceChildren(...Object.entries(texts).flatMap(([name, text]) => snippet(name, text, status)));
+  target.replaceChildren(...Object.entries(texts).flatMap(([title, text]) => snippet(title, text, status)));
+}
+
+function curlLine({ name, version, default: isDefault }, origin) {
+  const versioned = isDefault ? name : `${name}/versions/${version}`;
+  const key = hasKey() ? ` -H "Authorization: Bearer ${KEY}"` : "";
+  return `curl --fail --data-binary @photo.jpg${key} ${new URL(`v1/models/${versioned}:segment`, origin).href} -o mask.png`;
+}
+
+function clientLines(client, module, args, model) {
+  return [
+    `from service.client.${module} import ${client}`,
+    "",
+    `with ${client}(${args.join(", ")}) as client:`,
+    `${INDENT}answer = client.segment(open("photo.jpg", "rb").read(), model="${model}")`,
+    "print(answer.mask.labels_HW().shape)",
+  ].join("\n");
+}
+
+function filmLine(model, origin) {
+  const tls = isTls(origin) ? " --tls" : "";
+  const key = hasKey() ? " --key-file KEY_FILE" : "";
+  return `bisenet stream film.mp4 --server ${grpcAddress(origin)} --model ${model} --out overlay.mp4${tls}${key}`;
+}
+
+function rootOf(origin) {
+  return new URL(".", origin).href.replace(/\/$/, "");
+}
+
+function grpcAddress(origin) {
+  return `${new URL(origin).hostname}:${GRPC_PORT}`;
+}
+
+function isTls(origin) {
+  return new URL(origin).protocol === "https:";
+}
+
+function keyArgument() {
+  return hasKey() ? [`key=${quoted(KEY)}`] : [];
+}
+
+function tlsArgument(origin) {
+  return isTls(origin) ? ["tls=True"] : [];
+}
+
+function quoted(text) {
+  return `"${text}"`;
 }
 
 function snippet(name, text, status) {

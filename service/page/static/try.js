@@ -1,12 +1,13 @@
 // The page "Try it": a picture in, its mask over it.
 
-import { ask, labelsOf, segmentPath, ServiceError } from "./api.js";
-import { byId, element, percent, say, settings } from "./dom.js";
+import { ask, inWords, labelsOf, segmentPath } from "./api.js";
+import { byId, element, percent, say, slider } from "./dom.js";
 import { Legend } from "./legend.js";
 import { title } from "./names.js";
 import { showSnippets } from "./snippets.js";
 import { showTiming } from "./timing.js";
 import { countsOf, Viewer } from "./viewer.js";
+import { openCamera } from "./webcam.js";
 
 const EXAMPLES = ["avenue", "crossing", "high-street"];
 const MAX_BYTES = 20 * 1024 * 1024;
@@ -104,19 +105,16 @@ export class TryPage {
   }
 
   async snapshot() {
-    if (!navigator.mediaDevices) {
-      return say(this.status, "The browser gives a page its camera only over HTTPS or on this machine.", true);
-    }
     let stream;
     try {
-      stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      stream = await openCamera();
       const video = element("video", { srcObject: stream, muted: true, playsInline: true });
       await video.play();
       const canvas = element("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);
       await this.open(await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92)));
     } catch (error) {
-      say(this.status, `The camera gives no picture: ${error.message || error.name}.`, true);
+      say(this.status, error.message, true);
     } finally {
       for (const track of stream?.getTracks() ?? []) track.stop();
     }
@@ -164,6 +162,7 @@ export class TryPage {
     const counts = countsOf(first.labels);
     this.viewer.setAnswers(first, other, colors);
     this.viewer.setOpacity(Number(byId("opacity").value) / 100);
+    this.showThreshold(Number(byId("threshold").value));
     this.legend.show(model.classes, (id) => counts[id] / first.labels.length);
     showTiming(first.stages);
     this.showDisagreement();
@@ -207,38 +206,68 @@ export class TryPage {
   }
 
   fail(error) {
-    const id = error instanceof ServiceError && error.requestId ? ` (request ${error.requestId})` : "";
-    say(this.status, `${error.message}${id}`, true);
+    say(this.status, inWords(error), true);
   }
 
   // --- how it is shown
 
   takeSettings() {
-    const opacity = byId("opacity");
-    const curtain = byId("curtain");
-    opacity.value = settings.read("opacity", 60);
-    const applyOpacity = () => {
-      byId("opacity-value").textContent = `${opacity.value} %`;
-      this.viewer.setOpacity(Number(opacity.value) / 100);
-    };
-    opacity.addEventListener("input", applyOpacity);
-    opacity.addEventListener("change", () => settings.write("opacity", Number(opacity.value)));
-    const applyCurtain = () => this.viewer.setCurtain(Number(curtain.value));
-    const explainCurtain = () => {
-      const right = this.compared ? "the mask of the other model" : "the picture alone";
-      byId("curtain-hint").textContent = `Left of the line is the mask, right of it ${right}.`;
-    };
-    curtain.addEventListener("input", applyCurtain);
+    slider(byId("opacity"), "opacity", 60, (value) => {
+      byId("opacity-value").textContent = `${value} %`;
+      this.viewer.setOpacity(value / 100);
+    });
+    slider(byId("curtain"), "curtain", 50, (value) => this.viewer.setCurtain(value));
+    slider(byId("threshold"), "threshold", 0, (value) => {
+      this.viewer.setThreshold(Math.round((value / 100) * 255));
+      this.showThreshold(value);
+    });
+    this.takeCurtainLine();
     byId("difference").addEventListener("change", ({ target }) => {
       this.viewer.differs = target.checked;
       this.viewer.draw();
-      applyOpacity();
+      this.viewer.setOpacity(Number(byId("opacity").value) / 100);
+      this.explainCurtain();
     });
     byId("model").addEventListener("change", () => this.modelChanged());
     byId("compare").addEventListener("change", () => {
-      explainCurtain();
+      this.explainCurtain();
       if (this.file) this.segment();
     });
+    this.explainCurtain();
+    this.takeHideKey();
+  }
+
+  showThreshold(value) {
+    const share = value ? this.viewer.shareBelow() : null;
+    byId("threshold-value").textContent = share === null ? `${value} %` : `${value} %, ${percent(share)} of the pixels are below`;
+  }
+
+  explainCurtain() {
+    const right = this.compared ? "the mask of the other model" : "the picture alone";
+    const isMap = this.compared !== null && byId("difference").checked;
+    byId("curtain").disabled = isMap;
+    byId("curtain-hint").textContent = isMap
+      ? "Magenta marks the pixels on which the two disagree."
+      : `Left of the line is the mask, right of it ${right}. The line can be dragged.`;
+  }
+
+  takeCurtainLine() {
+    const line = byId("curtain-line");
+    const curtain = byId("curtain");
+    line.addEventListener("pointerdown", (event) => {
+      event.preventDefault();
+      line.setPointerCapture(event.pointerId);
+    });
+    line.addEventListener("pointermove", ({ pointerId, clientX }) => {
+      if (!line.hasPointerCapture(pointerId)) return;
+      const { left, width } = byId("stage").getBoundingClientRect();
+      curtain.value = (100 * (clientX - left)) / width;
+      curtain.dispatchEvent(new Event("input"));
+    });
+    line.addEventListener("pointerup", () => curtain.dispatchEvent(new Event("change")));
+  }
+
+  takeHideKey() {
     for (const [name, isHidden] of [["keydown", true], ["keyup", false]]) {
       document.addEventListener(name, (event) => {
         const isTyping = event.target.matches?.("input[type=password], select, textarea");
@@ -246,9 +275,6 @@ export class TryPage {
       });
     }
     window.addEventListener("blur", () => this.viewer.hide(false));
-    applyOpacity();
-    applyCurtain();
-    explainCurtain();
   }
 
   takePointer() {
@@ -260,12 +286,13 @@ export class TryPage {
     byId("stage").addEventListener("pointerleave", () => (readout.textContent = "\u00a0"));
   }
 
-  described({ x, y, id, other }) {
-    const second = other === null || other === id ? "" : ` | ${className(this.compared, other)}`;
-    return `${x}, ${y}: ${className(this.model, id)}${second}`;
+  described({ x, y, first, other }) {
+    const second = other === null || other.id === first.id ? "" : ` | ${described(this.compared, other)}`;
+    return `${x}, ${y}: ${described(this.model, first)}${second}`;
   }
 }
 
-function className(model, id) {
-  return model.classes.find((one) => one.id === id)?.name ?? "no class";
+function described(model, { id, confidence }) {
+  const name = model.classes.find((one) => one.id === id)?.name ?? "no class";
+  return `${name}, ${(100 * confidence).toFixed(0)} % sure`;
 }

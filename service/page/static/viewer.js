@@ -4,6 +4,9 @@
 const MIN_SIDE = 640;
 const MAX_SIDE = 1600;
 const DISAGREE = [255, 0, 200];
+const UNPAINTED = 255; // no class has this id
+const STRIPE_PERIOD = 8; // of hatched pixels, a power of two
+const STRIPE_WIDTH = 2;
 
 export class Viewer {
   constructor({ stage, picture, mask, second, line }) {
@@ -12,6 +15,7 @@ export class Viewer {
     this.highlighted = null;
     this.curtain = 50;
     this.differs = false;
+    this.threshold = 0;
     this.clear();
   }
 
@@ -34,22 +38,59 @@ export class Viewer {
     this.picture.hidden = false;
   }
 
-  /** Set the answers: {labels, width, height} each; other is null where nothing is compared. */
+  /** Set the answers: {labels, confidence, width, height} each; other is null where nothing is compared. */
   setAnswers(first, other, colors) {
     this.colors = colors;
-    this.first = { ...first, seen: this.sampled(first) };
-    this.other = other && { ...other, seen: this.sampled(other) };
+    [this.first, this.other] = [first, other].map((answer) => answer && this.prepared(answer));
+    this.hatch();
     this.draw();
   }
 
-  sampled({ labels, width, height }) {
+  prepared(answer) {
+    const seen = this.sampled(answer.labels, answer);
+    return { ...answer, seen, sure: this.sampled(answer.confidence, answer), sureCounts: countsOf(answer.confidence) };
+  }
+
+  /** Hatch the pixels whose confidence in 255ths is below a level. */
+  setThreshold(level) {
+    this.threshold = level;
+    this.hatch();
+    this.draw();
+  }
+
+  /** Return the share of the first answer's pixels whose confidence is below the threshold, or null. */
+  shareBelow() {
+    if (!this.first) return null;
+    const below = this.first.sureCounts.subarray(0, this.threshold).reduce((sum, count) => sum + count, 0);
+    return below / this.first.labels.length;
+  }
+
+  hatch() {
+    for (const answer of [this.first, this.other]) if (answer) answer.shown = this.hatched(answer);
+  }
+
+  hatched({ seen, sure }) {
+    if (!this.threshold) return seen;
+    const shown = seen.slice();
+    const [width, height] = this.size;
+    for (let y = 0, i = 0; y < height; y++) {
+      for (let x = 0; x < width; x++, i++) {
+        const isBetweenStripes = ((x + y) & (STRIPE_PERIOD - 1)) >= STRIPE_WIDTH;
+        if (isBetweenStripes && sure[i] < this.threshold) shown[i] = UNPAINTED;
+      }
+    }
+    return shown;
+  }
+
+  /** Return values of an answer at the pixels that are seen. */
+  sampled(values, { width, height }) {
     const [w, h] = this.size;
-    if (w === width && h === height) return labels;
+    if (w === width && h === height) return values;
     const columns = Uint32Array.from({ length: w }, (_, x) => Math.floor(((x + 0.5) * width) / w));
     const seen = new Uint8Array(w * h);
     for (let y = 0, i = 0; y < h; y++) {
       const row = Math.floor(((y + 0.5) * height) / h) * width;
-      for (let x = 0; x < w; x++) seen[i++] = labels[row + columns[x]];
+      for (let x = 0; x < w; x++) seen[i++] = values[row + columns[x]];
     }
     return seen;
   }
@@ -58,10 +99,10 @@ export class Viewer {
   draw() {
     if (!this.first) return 0;
     const began = performance.now();
-    this.paint(this.mask, this.first.seen, this.palette());
+    this.paint(this.mask, this.first.shown, this.palette());
     if (this.other) {
       if (this.differs) this.paintDifference();
-      else this.paint(this.second, this.other.seen, this.palette());
+      else this.paint(this.second, this.other.shown, this.palette());
     }
     this.mask.hidden = false;
     this.second.hidden = !this.other;
@@ -131,17 +172,20 @@ export class Viewer {
     for (const canvas of [this.mask, this.second]) canvas.style.visibility = isHidden ? "hidden" : "";
   }
 
-  /** Return {x, y, id, other} at a position of the screen, or null. */
+  /** Return {x, y, first, other} at a position of the screen, each answer as {id, confidence 0..1}; null outside. */
   at(clientX, clientY) {
     if (!this.first) return null;
     const box = this.picture.getBoundingClientRect();
     const [u, v] = [(clientX - box.left) / box.width, (clientY - box.top) / box.height];
     if (u < 0 || v < 0 || u >= 1 || v >= 1) return null;
-    const pick = (answer) => answer.labels[Math.floor(v * answer.height) * answer.width + Math.floor(u * answer.width)];
+    const pick = (answer) => {
+      const i = Math.floor(v * answer.height) * answer.width + Math.floor(u * answer.width);
+      return { id: answer.labels[i], confidence: answer.confidence[i] / 255 };
+    };
     return {
       x: Math.floor(u * this.first.width),
       y: Math.floor(v * this.first.height),
-      id: pick(this.first),
+      first: pick(this.first),
       other: this.other ? pick(this.other) : null,
     };
   }

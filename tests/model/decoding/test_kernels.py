@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.decoding.kernels import in_bands
+from model.decoding.kernels import compiled, in_bands
 from model.pictures.preprocess import ImageSize
 
 
@@ -22,6 +23,12 @@ def test_bands_are_all_rows_once_in_order_and_not_much_larger_than_asked_for(
     with ThreadPoolExecutor(2) as executor:
         shared = in_bands(lambda first, last: (first, last), size, executor, band_pixels=band_pixels)
     assert shared == bands
+
+
+def test_a_kernel_that_cannot_be_kept_is_compiled_all_the_same() -> None:
+    names: dict[str, Callable[[int], int]] = {}
+    exec("def double(number): return 2 * number", names)  # of no file, so that there is no folder beside it
+    assert compiled(names["double"])(21) == 42
 
 
 def test_numba_is_imported_with_the_first_kernel_and_not_before() -> None:

@@ -10,7 +10,7 @@ import pytest
 import structlog
 from fakes import write_pooling_artifact
 
-from model.decoding import decode
+from model.evaluation import network_passes
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    decode.warm_up()  # with the kernels that other tests use, too
+    network_passes.warm_up()  # with the kernels that other tests use, too
     return tmp_path_factory.mktemp("cache")
 
 

@@ -92,6 +92,13 @@ async def test_classes_can_be_chosen(client: tuple[Call, Call]) -> None:
     assert set(np.unique(answer.mask.labels_HW())) == {2, 255}
 
 
+async def test_a_picture_can_be_labelled_at_full_detail(client: tuple[Call, Call]) -> None:
+    segment, _ = client
+    large = encoded(np.full((64, 1056, 3), 170, np.uint8))
+    masks = [(await segment(large, mask="raw", detail=detail)).mask for detail in ("reduced", "full")]
+    assert all((mask.labels_HW() == 2).all() for mask in masks)
+
+
 async def test_models_are_listed_with_their_classes(client: tuple[Call, Call]) -> None:
     default, other = await client[1]()
     assert (default.name, default.version, other.name) == ("fake", 3, "other")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 from fakes import seal
 
 from model.artifacts.artifact import GOLDEN_TOLERANCE, Artifact, pack_golden
@@ -17,7 +18,14 @@ from model.artifacts.manifest import GOLDEN_FILE, GRAPH_WEIGHTS_FILE, WEIGHTS_FI
 from model.errors import DigestMismatchError, GoldenMismatchError
 from model.labels import UInt8Array
 from service.core.device.engine import AUTO_DEVICE, EngineOptions, EngineUnavailableError, InferenceEngine
-from service.engines import ENGINES, NO_GPU, engine_builder, engine_precisions, resolve_device
+from service.engines import (
+    ENGINES,
+    NO_GPU,
+    engine_builder,
+    engine_precisions,
+    resolve_device,
+    tell_missing_gpu,
+)
 
 CPU_ENGINES = ("openvino", "torch")
 NATIVE = [(name, precision) for name in CPU_ENGINES for precision in engine_precisions(name, "cpu")]
@@ -258,3 +266,15 @@ def test_a_library_that_is_not_installed_is_named_by_the_error(
     monkeypatch.setitem(sys.modules, ENGINES[name], None)
     with pytest.raises(EngineUnavailableError, match=f"^{name} is not installed"):
         engine_builder(name, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "told"), [("auto", False, True), ("auto", True, False), ("cpu", False, False)]
+)
+def test_the_log_says_why_no_gpu_is_used_where_one_would_have_been(
+    monkeypatch: pytest.MonkeyPatch, *, device: str, has_gpu: bool, told: bool
+) -> None:
+    monkeypatch.setattr("service.engines.has_gpu", lambda: has_gpu)
+    with structlog.testing.capture_logs() as lines:
+        tell_missing_gpu(device)
+    assert [line["event"] for line in lines] == ["GPU is not used"] * told

@@ -91,6 +91,20 @@ async def test_confidence_is_not_told_unless_it_is_asked_for_and_not_in_unknown_
     assert error.details() == "confidence: there is no detail 9"
 
 
+async def test_full_detail_is_that_of_http_and_comes_without_confidence() -> None:
+    large = encoded(picture_of(np.repeat(np.repeat(IDS_hw, 270, 0), 200, 1)))
+    async with open_grpc_site(limits=SegmenterLimits(max_infer_pixels=1024)) as site:
+        over_http = await site.site.client.post("/v1/segment?output=labels&detail=full", content=large)
+        wanted = request(wire.PNG, image=wire.Image(data=large), detail=wire.DETAIL_FULL)
+        response = await site.stub.Segment(wanted, timeout=PATIENCE_S)
+        assert response.mask.data == over_http.content
+        assert set(site.engine.seen) == {(1, 1024, 1024, 3)}
+        wanted.confidence = wire.CONFIDENCE_MEAN
+        assert "DETAIL_FULL gives no confidence" in (await refusal(site, wanted)).details()
+        error = await refusal(site, request(detail=9))
+        assert error.details() == "detail: there is no 9"
+
+
 async def test_a_mask_that_is_not_specified_is_a_palette_png(site: GrpcSite) -> None:
     response = await site.stub.Segment(request(wire.MASK_ENCODING_UNSPECIFIED), timeout=PATIENCE_S)
     assert response.mask.encoding == wire.PNG

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from service.core.errors import ForbiddenError, InvalidArgumentError, UnauthenticatedError
+from service.core.keys.access_key import AccessKey
+from service.core.keys.key_ring import KeyRing
 from service.http_api.access import LOOPBACK_HOSTS, OPEN_PATHS, AccessPolicy
 
 KEYED = AccessPolicy(keys=key_ring("first-key", "second-key"))
@@ -34,6 +36,18 @@ def test_a_missing_key_is_missed_on_every_path_that_is_not_open() -> None:
     for path in ("/", "/v1/models", "/v1/segment", "/livez/", "/docs/x", "/unknown"):
         with pytest.raises(UnauthenticatedError):
             KEYED.admit(headers(), path)
+
+
+def test_a_key_for_streams_opens_the_list_of_models_and_no_picture() -> None:
+    keys = KeyRing([AccessKey.of_secret("camera", ("stream",), "camera")])
+    bearer = headers(("authorization", "Bearer camera"))
+    for path in ("/v1/models", "/v1/models/camvid"):
+        AccessPolicy(keys).admit(bearer, path)
+    for path in ("/v1/segment", "/v1/models/camvid:segment", "/v1/models/camvid/versions/1:segment"):
+        with pytest.raises(ForbiddenError):
+            AccessPolicy(keys).admit(bearer, path)
+    with pytest.raises(ForbiddenError):
+        AccessPolicy(keys, scopes=("admin",)).admit(bearer, "/v1/models")
 
 
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))

@@ -89,9 +89,31 @@ def test_the_examples_are_pictures_of_this_project_near_the_size_that_the_model_
         assert Image.open(BytesIO(example.read_bytes())).size == (640, 360)
 
 
-def test_without_the_page_its_module_is_not_imported() -> None:
-    program = "import sys, service.bootstrap; sys.exit('service.http_api.page' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+OPEN_SERVICE = """
+import sys
+from service.bootstrap import open_service
+from service.settings import load_settings
+
+folder, page = sys.argv[1:]
+flags = {
+    "registry": {"url": folder + "/registry"},
+    "jobs": {"mode": "off"},
+    "server": {"page": page},
+    "auth": {name + "_token_file": folder + "/" + name for name in ("admin", "scrape")},
+}
+with open_service(load_settings(flags=flags, environment={})):
+    pass
+print(*sorted(set(sys.modules) & {"service.page", "service.http_api.page", "service.http_api.camera"}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "imported"), [("off", ""), ("on", "service.http_api.camera service.http_api.page service.page")]
+)
+def test_a_service_imports_the_page_only_where_it_serves_it(tmp_path: Path, page: str, imported: str) -> None:
+    command = [sys.executable, "-c", OPEN_SERVICE, str(tmp_path), page]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == imported
 
 
 def test_the_page_is_on_by_default() -> None:

@@ -14,6 +14,7 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
 from model.decoding import decode
 from model.errors import GoldenMismatchError
+from model.evaluation import network_passes
 from model.pictures.preprocess import ImageSize
 from service.core.device.batch_job import Outcome
 from service.core.device.device import Device
@@ -55,6 +56,20 @@ def device(builder: Builder, shared_cache: Path) -> Iterator[Device]:
     device = Device(builder, EngineOptions("cpu", "auto", shared_cache), decode_threads=1)
     yield device
     device.close()
+
+
+@pytest.mark.parametrize("compiles_for_service", [True, False])
+def test_a_worker_compiles_the_kernels_of_the_service_and_a_command_only_its_own(
+    builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, compiles_for_service: bool
+) -> None:
+    compiled: list[tuple[str, Path]] = []
+    for name, module in (("all", network_passes), ("decoding", decode)):
+        monkeypatch.setattr(module, "warm_up", lambda folder, name=name: compiled.append((name, folder)))
+    options = EngineOptions("cpu", "auto", tmp_path)
+    device = Device(builder, options, compiles_for_service=compiles_for_service)
+    device.load(CITY, ARTIFACT)
+    device.close()
+    assert compiled == [("all" if compiles_for_service else "decoding", tmp_path / "numba")]
 
 
 def scored(device: Device, *, within_s: float = 60) -> tuple[Outcome, Float32Array]:

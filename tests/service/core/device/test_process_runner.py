@@ -129,9 +129,10 @@ def test_raw_scores_come_back_as_the_engine_returned_them(
 ) -> None:
     images_NHW3 = np.stack([site.picture(code).pixels_HW3 for code in (5, 0)]).astype(dtype)
     deadline_s = time.monotonic() + PATIENCE_S
-    raw_NKhw = site.host.find().infer(images_NHW3, deadline_s=deadline_s).result(PATIENCE_S)
-    assert raw_NKhw.shape == (2, 2, 8, 8)
-    labels_Nhw = raw_NKhw.argmax(axis=1)
+    scores = site.host.find().infer(images_NHW3, deadline_s=deadline_s).result(PATIENCE_S)
+    assert scores.raw_NKhw.shape == (2, 2, 8, 8)
+    assert scores.infer_s > 0
+    labels_Nhw = scores.raw_NKhw.argmax(axis=1)
     assert [spelled(np.kron(ids, np.ones((8, 8))), artifacts[0]) for ids in labels_Nhw] == [5, 0]
 
 

@@ -14,8 +14,8 @@ from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelReference, ModelVersion
 from model.artifacts.registry import ModelRegistry
 from model.artifacts.storage import open_storage
-from model.decoding import decode
 from model.errors import GoldenMismatchError, StorageError
+from model.evaluation import network_passes
 from service.core.device.device import Device
 from service.core.device.engine import EngineOptions
 from service.core.device.in_process import InProcessRunner
@@ -34,7 +34,7 @@ from service.core.scheduling.dispatcher import Dispatcher
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a registry with three versions of ``pool``, which does not change."""
-    decode.warm_up()
+    network_passes.warm_up()
     folder = tmp_path_factory.mktemp("published")
     for seed in range(3):
         artifact = write_pooling_artifact(folder / f"artifact-{seed}", seed=seed)

@@ -12,8 +12,8 @@ from fakes import FAKE_MANIFEST, PATIENCE_S, FakeEngine
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
-from model.decoding import decode
 from model.errors import GoldenMismatchError
+from model.evaluation import network_passes
 from model.pictures.preprocess import PreparedImage, size_of
 from service.core.device.device import Device
 from service.core.device.engine import EngineChoice, EngineOptions, EngineTuning, Precision
@@ -35,7 +35,7 @@ CITY_1, CITY_2, ROAD_1 = ModelVersion("city", 1), ModelVersion("city", 2), Model
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernels() -> None:
-    decode.warm_up()
+    network_passes.warm_up()
 
 
 class Builder:
@@ -266,6 +266,6 @@ def test_raw_scores_have_the_shape_that_the_manifest_says(host: ModelHost) -> No
     model = host.load(CITY_1, ARTIFACT)
     images_NHW3 = np.full((3, 32, 64, 3), 170, np.float32)
     future = model.infer(images_NHW3, deadline_s=time.monotonic() + PATIENCE_S)
-    raw_NKhw = future.result(PATIENCE_S)
+    raw_NKhw = future.result(PATIENCE_S).raw_NKhw
     assert raw_NKhw.shape == (3, 4, 4, 8)
     assert (raw_NKhw.argmax(1) == 2).all()

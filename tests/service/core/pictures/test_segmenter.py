@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ from PIL import Image
 
 from model.artifacts.artifact import Artifact
 from model.artifacts.manifest import ModelVersion
-from model.decoding import decode
 from model.errors import ImageError
+from model.evaluation import network_passes
 from model.labels import UInt8Array
 from model.pictures.image import ImageHeader, ImageLimits, decode_image
 from model.pictures.preprocess import ImageSize
@@ -40,6 +40,7 @@ from service.core.errors import (
 )
 from service.core.models.loaded_model import LoadedModel
 from service.core.models.model_host import ModelHost
+from service.core.pictures.passes import WholePass
 from service.core.pictures.picture import IMAGE_ERRORS, EncodedPicture, Picture, RawPicture
 from service.core.pictures.segmenter import Segmentation, Segmenter, SegmenterLimits, bytes_needed
 from service.core.scheduling.dispatcher import Answer, Dispatcher, Reservation
@@ -51,7 +52,7 @@ SHORT_S = 0.5  # long enough to read a small picture on a busy machine
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernels() -> None:
-    decode.warm_up()
+    network_passes.warm_up()
 
 
 @pytest.fixture
@@ -457,7 +458,9 @@ def test_a_picture_costs_what_its_dearest_moment_takes(
     decode_bytes: int, side: int, encode_bytes: int, expected: int
 ) -> None:
     header = ImageHeader(ImageSize(side, side), decode_bytes * side * side)
-    assert bytes_needed(header, 512 * 512, encode_bytes) == expected * side * side
+    model = cast("LoadedModel", None)  # it only answers pictures
+    whole = WholePass(model, header.size, max_infer_pixels=512 * 512, confidence=False)
+    assert bytes_needed(header, whole.network_bytes, encode_bytes) == expected * side * side
 
 
 async def test_pixels_of_an_abandoned_picture_count_until_its_thread_lets_go(

@@ -18,16 +18,18 @@ from model.artifacts.manifest import ModelVersion
 from model.labels import UInt8Array
 from model.pictures.preprocess import ImageSize, PreparedImage
 from service.core.device.device import Device
-from service.core.device.engine import EngineOptions, Float32Array, ImageBatch
+from service.core.device.engine import DeviceLostError, EngineOptions, Float32Array, ImageBatch
 from service.core.device.in_process import InProcessRunner
 from service.core.errors import (
     DeadlineExceededError,
     DrainingError,
     InternalError,
     ModelOutputInvalidError,
+    NoWorkerError,
     QueueFullError,
+    UndecodableImageError,
 )
-from service.core.scheduling.dispatcher import Answer, Dispatcher
+from service.core.scheduling.dispatcher import Answer, Dispatcher, Scores
 
 SIZE = ImageSize(32, 64)
 
@@ -116,6 +118,27 @@ def test_a_reserved_place_is_kept_until_its_picture_comes(crew: Crew) -> None:
     futures = [crew.dispatcher.submit_picture(reservation, gray()) for reservation in reservations]
     engine.go_on(3)
     assert all(future.result(PATIENCE_S) for future in (first, *futures))
+
+
+def test_a_tile_that_two_workers_died_of_is_refused(crew: Crew) -> None:
+    def deadly(_: ImageBatch) -> Float32Array:
+        raise DeviceLostError("the device is gone")
+
+    engine = FakeEngine(answer=deadly)
+    version = crew.load(engine)
+
+    def submit() -> Future[Scores]:
+        (place,) = crew.dispatcher.reserve_tiles(version, SIZE, 1, deadline_s=soon())
+        try:
+            return crew.dispatcher.submit_tile(place, gray(), (1, 4, 4, 8))
+        finally:
+            place.future.cancel()
+
+    for _ in range(2):
+        with pytest.raises(NoWorkerError):
+            submit().result(PATIENCE_S)
+    with pytest.raises(UndecodableImageError, match="two workers died"):
+        submit()
 
 
 def test_a_reservation_that_is_given_up_frees_its_place(crew: Crew) -> None:

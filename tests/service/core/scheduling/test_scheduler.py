@@ -149,7 +149,7 @@ def test_a_withdrawn_item_frees_its_place() -> None:
 def test_a_reserved_place_counts_but_nothing_is_taken_before_it_is_ready() -> None:
     scheduler = a_scheduler(max_items=1, batch_s=3.0)
     promised = an_item("a", deadline_s=4.0)
-    scheduler.reserve_item(promised)
+    scheduler.reserve_items([promised])
     with pytest.raises(QueueFullError) as refused:
         scheduler.admit_item(an_item())
     assert refused.value.retry_after_s == pytest.approx(3.0)
@@ -161,7 +161,7 @@ def test_a_reserved_place_counts_but_nothing_is_taken_before_it_is_ready() -> No
 def test_what_has_a_place_is_not_refused_when_the_queue_has_grown() -> None:
     scheduler = a_scheduler(an_item("a"), batch_s=3.0)
     promised = an_item("b", deadline_s=6.5)
-    scheduler.reserve_item(promised)
+    scheduler.reserve_items([promised])
     scheduler.requeue_items([an_item("c")])
     scheduler.admit_item(promised)
     assert len(scheduler) == 3
@@ -170,16 +170,63 @@ def test_what_has_a_place_is_not_refused_when_the_queue_has_grown() -> None:
 def test_what_can_not_be_in_time_gets_no_place() -> None:
     scheduler = a_scheduler(an_item(), batch_s=3.0)
     with pytest.raises(QueueFullError):
-        scheduler.reserve_item(an_item(deadline_s=5.9))
+        scheduler.reserve_items([an_item(deadline_s=5.9)])
     with pytest.raises(DeadlineExceededError):
-        scheduler.reserve_item(an_item(now_s=5.0, deadline_s=5.0))
+        scheduler.reserve_items([an_item(now_s=5.0, deadline_s=5.0)])
     assert len(scheduler) == 1
+
+
+def test_several_items_get_all_their_places_or_none() -> None:
+    scheduler = a_scheduler(an_item(), max_items=3)
+    tiles = [an_item(name) for name in "abc"]
+    with pytest.raises(QueueFullError, match="has 3 tiles, and only 2 of them find a place"):
+        scheduler.reserve_items(tiles)
+    assert len(scheduler) == 1
+    scheduler.reserve_items(tiles[:2])
+    assert len(scheduler) == 3
+
+
+def test_several_items_are_refused_when_they_outlast_their_deadline_together() -> None:
+    tiles = [an_item(name, deadline_s=10.0) for name in "abc"]
+    with pytest.raises(QueueFullError, match="allow more time") as refused:
+        a_scheduler(an_item(), batch_s=3.0).reserve_items(tiles)
+    assert refused.value.retry_after_s == pytest.approx(3.0)
+    a_scheduler(an_item(), batch_s=3.0).reserve_items(tiles[:2])
+
+
+def test_an_idle_device_tries_several_items_whatever_the_estimate_says() -> None:
+    scheduler = a_scheduler(batch_s=30.0)
+    scheduler.reserve_items([an_item(name, deadline_s=10.0) for name in "abc"])
+    assert len(scheduler) == 3
+
+
+def test_places_beyond_the_share_of_a_client_are_refused_as_its_limit() -> None:
+    others = (an_item(source=name) for name in "abc")
+    scheduler = a_scheduler(*others, max_items=16)
+    with pytest.raises(RateLimitedError, match="has 5 tiles, and only 4 of them"):
+        scheduler.reserve_items([an_item(source="d") for _ in range(5)])
+
+
+def test_the_tiles_of_a_picture_let_other_clients_in_between_and_later_pictures_of_their_own_behind() -> None:
+    scheduler = a_scheduler()
+    tiles = [an_item(name, source="large") for name in "abc"]
+    scheduler.reserve_items(tiles)
+    order = []
+    for tile in tiles:
+        scheduler.admit_item(tile)
+        if tile is tiles[0]:
+            scheduler.admit_item(an_item("x", key=WIDE, now_s=1.0, source="large"))
+        order += [next_up(scheduler, now_s=2.0)]
+        if tile is tiles[1]:
+            scheduler.admit_item(an_item("y", now_s=3.0, source="small"))
+    order += [next_up(scheduler, now_s=4.0) for _ in range(2)]
+    assert "".join(order) == "abcyx"
 
 
 def test_a_withdrawn_reservation_frees_its_place_and_can_not_be_used_any_more() -> None:
     scheduler = a_scheduler(max_items=1)
     item = an_item()
-    scheduler.reserve_item(item)
+    scheduler.reserve_items([item])
     item.future.cancel()
     scheduler.withdraw(item.future)
     scheduler.admit_item(item)
@@ -463,7 +510,7 @@ def test_a_requeued_item_expires_as_any_other() -> None:
 def test_abandoned_items_are_answered_each_with_an_error_of_its_own() -> None:
     items = [an_item(lane=lane) for lane in Lane]
     scheduler = a_scheduler(*items[:2])
-    scheduler.reserve_item(items[2])
+    scheduler.reserve_items([items[2]])
     items[0].future.cancel()
     scheduler.fail_all(lambda: DrainingError("no time is left"))
     assert len(scheduler) == 0

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from fakes import PATIENCE_S, FakeEvaluations, admin_keys, write_pooling_artifact
+from structlog.testing import capture_logs
 
 from model.artifacts.manifest import ModelVersion
 from model.artifacts.registry import ModelRegistry
@@ -104,6 +106,35 @@ async def test_a_job_is_accepted_with_its_place(office: Office) -> None:
 async def test_split_and_protocol_have_defaults(office: Office) -> None:
     response = await office.client.post(PATH, json={"model": "pool@1", "dataset": "noise"})
     assert (response.json()["split"], response.json()["protocol"]) == ("val", "ss")
+
+
+def changes_in(log: Sequence[MutableMapping[str, Any]]) -> list[tuple[object, object]]:
+    done = [line for line in log if line["event"] == "audit" and line["phase"] == "done"]
+    return [(line.get("before"), line.get("after")) for line in done]
+
+
+async def test_the_audit_log_tells_a_new_job_from_a_repeated_request(office: Office) -> None:
+    with capture_logs() as log:
+        for _ in range(2):
+            await office.client.post(PATH, json=BODY, headers={"Idempotency-Key": "mine"})
+        (job_id,) = office.jobs.known
+        await office.client.delete(f"{PATH}/{job_id}")
+    queued, cancelled = ({"id": job_id, "state": state} for state in ("queued", "cancelled"))
+    assert changes_in(log) == [(None, queued), (queued, queued), (queued, cancelled)]
+
+
+async def test_the_audit_log_says_that_a_change_is_unknown_when_the_database_does_not_answer(
+    office: Office,
+) -> None:
+    job_id = await submitted(office)
+    with capture_logs() as log:
+        office.jobs.failure = BusyError("the jobs database does not answer")
+        assert problem_of(await office.client.post(PATH, json=BODY)) == (503, "busy")
+        office.jobs.failure = None
+        office.jobs.cancelling_fails = True
+        assert problem_of(await office.client.delete(f"{PATH}/{job_id}")) == (503, "busy")
+    unknown = {"state": "unknown"}
+    assert changes_in(log) == [(None, unknown), ({"id": job_id, "state": "queued"}, unknown)]
 
 
 async def test_the_same_key_gives_the_same_job_or_a_conflict(office: Office) -> None:
@@ -289,7 +320,7 @@ async def test_a_database_that_fails_is_told(
 async def test_a_database_that_hangs_does_not_hang_the_service(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.http_api.admin.job_routes._PATIENCE_S", 0.01)
+    monkeypatch.setattr("service.http_api.admin.job_routes._DATABASE_TIMEOUT_S", 0.01)
     release = threading.Event()
     monkeypatch.setattr(office.jobs, "list_jobs", lambda: release.wait(PATIENCE_S) and ())
     response = await office.client.get(PATH)

@@ -21,6 +21,8 @@ from starlette.types import Message
 
 from model.artifacts.manifest import ModelVersion
 from model.decoding.confidence import confidence
+from model.evaluation import network_passes
+from model.evaluation.protocols import find_protocol
 from model.labels import LabelMap, UInt8Array
 from model.pictures.image import ImageLimits
 from model.pictures.preprocess import ImageSize
@@ -246,6 +248,33 @@ async def test_a_large_picture_is_reduced_before_the_network_and_answered_in_its
         assert site.engine.seen == [(1, 32, 64, 3)]
 
 
+async def test_full_detail_is_what_evaluations_by_slide_give_and_nothing_is_reduced() -> None:
+    ids_HW = np.random.default_rng(1).integers(0, 4, (150, 190), np.uint8).repeat(8, 0).repeat(8, 1)
+    image_HW3 = picture_of(ids_HW)
+    async with open_site(limits=SegmenterLimits(max_infer_pixels=1024)) as site:
+        response = await post(site, encoded(image_HW3), output="labels", detail="full")
+        assert "x-inference-size" not in response.headers
+        expected_HW = network_passes.segment(image_HW3, find_protocol("slide"), red_scores, FAKE_MANIFEST)
+        assert np.array_equal(served_labels(response.content), expected_HW)
+        assert site.engine.seen == [(1, 1024, 1024, 3)] * 4
+        stages = re.findall(r"(\w+);dur=[0-9.]+", response.headers["server-timing"])
+        assert stages == ["receive", "decode", "queue", "infer", "post", "encode"]
+
+
+async def test_full_detail_with_confidence_is_refused_before_the_picture_is_received(site: Site) -> None:
+    response = await post(site, b"", detail="full", confidence="mean")
+    assert code_of(response) == (400, "invalid_argument")
+    assert "detail=full gives no confidence" in response.json()["detail"]
+
+
+async def test_full_detail_of_a_picture_with_too_many_tiles_says_what_to_do() -> None:
+    async with open_site(max_waiting=3) as site:
+        response = await post(site, encoded(np.zeros((1100, 1100, 3), np.uint8)), detail="full")
+        assert code_of(response) == (413, "too_many_pixels")
+        assert "has 4 tiles, and the queue has 3 places" in response.json()["detail"]
+        assert not site.engine.seen
+
+
 @pytest.mark.parametrize(
     ("path", "name", "version"),
     [
@@ -290,6 +319,7 @@ async def test_a_model_that_is_not_served_is_not_found(site: Site, path: str, co
         ({"alpha": "nan"}, "alpha"),
         ({"alpha": "half"}, "alpha"),
         ({"mask": "rle"}, "mask"),
+        ({"detail": "high"}, "detail"),
         ({"classes": "road"}, "classes"),
         ({"classes": "4"}, "classes"),
         ({"classes": "255"}, "classes"),

@@ -1,4 +1,4 @@
-"""Labels decoded pictures at once, as the service does, for commands and jobs.
+"""Labels decoded pictures as the service does, for commands and jobs.
 
 Axes: H height, W width, 3 = red green blue.
 """
@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from model.evaluation import protocols
 from model.labels import LabelMap, UInt8Array
 from model.pictures.preprocess import ImageSize, size_of
 from service.core.models.loaded_model import LoadedModel
@@ -35,21 +36,29 @@ class LabelledPicture:
     timings_ms: Mapping[str, float]
 
 
-class WholePictureLabeler:
-    """Labels each picture at once, as the service does: a large picture is reduced before the network.
+class PictureLabeler:
+    """Labels each picture at once, where a large one is reduced before the network, or tile by tile.
 
     Args:
         segmenter: labels the pictures.
         model: the loaded model.
         lane: how urgent the pictures are.
+        tiles: ``passes.tile_protocol``; None = each picture is labelled at once.
     """
 
-    def __init__(self, segmenter: Segmenter, model: LoadedModel, lane: Lane = Lane.INTERACTIVE) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        model: LoadedModel,
+        lane: Lane = Lane.INTERACTIVE,
+        tiles: protocols.Protocol | None = None,
+    ) -> None:
         self.version = model.version
         self.engine = model.engine
         self._segmenter = segmenter
         self._model = model
         self._lane = lane
+        self._tiles = tiles
 
     async def label(self, image_HW3: UInt8Array) -> LabelledPicture:
         """Label one picture.
@@ -63,7 +72,7 @@ class WholePictureLabeler:
         picture = RawPicture(image_HW3.tobytes(), size_of(image_HW3))
         deadline_s = time.monotonic() + _TIMEOUT_S
         async with self._segmenter.segment(
-            self._model, picture, _labelled, deadline_s=deadline_s, lane=self._lane
+            self._model, picture, _labelled, deadline_s=deadline_s, tiles=self._tiles, lane=self._lane
         ) as labelled:
             return labelled
 
