@@ -10,7 +10,7 @@ functions      distinct functions of ``model`` and ``service``, and the files th
 straight line  those of them that stand on the stack when the picture goes to another thread or process, when
                a library works on its pixels, and when its answer is sent
 hand-offs      how often the picture goes from one thread to another; threads that share the rows of one
-               picture and the thread that writes the log are left out
+               picture, the thread that writes the log and work in the background are left out
 look-ups       how often a model is looked up by its name
 
 ``--show`` prints the way itself: each function where the picture passes it first, and each hand-off.
@@ -36,7 +36,7 @@ from model.pictures.preprocess import ImageSize
 from service.cli.bench.pictures import encoded_pictures
 
 WARM_UP = 20
-IDLE_S = 3.0
+IDLE_S = 12.0  # the slowest poller runs every 5 s
 SETTLE_S = 0.5
 START_S = 240.0
 SIZE = ImageSize(512, 1024)
@@ -47,6 +47,7 @@ SETTINGS = {
     "BISENET_JOBS__MODE": "off",
 }
 HELPERS = ("model/decoding/kernels.py:in_bands", "service/log_stream.py:")
+BACKGROUND = ("service/core/models/alias_follower.py:",)
 LOOK_UP = "service/core/models/model_host.py:ModelHost.find"
 
 
@@ -176,7 +177,11 @@ def _within(events: Sequence[Event], window: tuple[int, int]) -> list[Event]:
 
 def _way(events: Sequence[Event], at_rest: set[str]) -> Way:
     calls = [event.stack[0] for event in events if event.kind == "call"]
-    functions = frozenset(name for name in calls if name not in at_rest and not name.endswith(">"))
+    functions = frozenset(
+        name
+        for name in calls
+        if name not in at_rest and not name.endswith(">") and not name.startswith(BACKGROUND)
+    )
     marks = [event for event in events if event.kind != "call" and not _is_helper(event)]
     line = frozenset(name for event in marks for name in event.stack) & functions
     hand_offs = sum(event.kind == "handoff" for event in marks)
@@ -184,7 +189,7 @@ def _way(events: Sequence[Event], at_rest: set[str]) -> Way:
 
 
 def _is_helper(event: Event) -> bool:
-    return any(name.startswith(HELPERS) for name in event.stack)
+    return any(name.startswith(HELPERS + BACKGROUND) for name in event.stack)
 
 
 def _show(events: Sequence[Event], way: Way) -> None:
