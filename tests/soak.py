@@ -44,7 +44,8 @@ from service.cli.bench.http_target import HttpTarget
 from service.cli.bench.load import RefusedError, closed_loop, open_loop, poisson_arrivals
 from service.client.answers import Frame, Result
 from service.client.grpc_client import AsyncGrpcClient, FrameCall
-from service.core.jobs.evaluation_job import JobResult, JobState
+from service.core.jobs.evaluation_job import EvaluationResult
+from service.core.jobs.job import JobState
 
 PERIODS = 12
 WARM_UP = 4
@@ -237,7 +238,7 @@ class Soak:
         self._grpc_address = grpc_address
         self._samples = samples
         self._version = 1
-        self._scores: dict[str, JobResult | None] = {}
+        self._scores: dict[str, EvaluationResult | None] = {}
 
     async def capacity(self, seconds: float) -> float:
         """Return the number of pictures a second that the service answers while some always wait."""
