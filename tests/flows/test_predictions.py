@@ -62,8 +62,10 @@ class Job:
         self._given_up_s = time.monotonic() + patience_s
 
     def seen(self) -> dict[str, Any]:
-        """Return its document."""
-        document: dict[str, Any] = self._admin.get(self._path).raise_for_status().json()
+        """Return its document; on a busy machine the database may need more than the time of a request."""
+        while (answer := self._admin.get(self._path)).status_code == httpx2.codes.SERVICE_UNAVAILABLE:
+            assert time.monotonic() < self._given_up_s, answer.text
+        document: dict[str, Any] = answer.raise_for_status().json()
         return document
 
     def when(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
